@@ -1,0 +1,96 @@
+"""Samples: what one example is, in a form a person could read aloud.
+
+An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a picture in memory, or
+something that can draw itself), and `evle.data.images.open_image` turns that into a picture.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A picture that is made when asked for, such as a synthetic scene."""
+
+    def draw(self) -> Image.Image: ...
+
+
+ImageSource = str | os.PathLike | bytes | Image.Image | Drawing
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in the pixels of the original picture: `x`, `y` is its upper left corner.
+
+    `label` is the object's class ("dog"), `phrase` what a person says of it ("the brown dog on the left").
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str = ""
+    phrase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSample:
+    """A picture and what people say of it.
+
+    `captions` are true descriptions, the best first; `tags` are keywords, in no order. Samples with the same `match_id` (by default
+    the key) describe the same thing, so that neither is a wrong answer for the other in contrastive training.
+    """
+
+    key: str
+    image: ImageSource
+    captions: tuple[str, ...]
+    boxes: tuple[Box, ...] = ()
+    tags: tuple[str, ...] = ()
+    match_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VQASample:
+    """A picture, a question, and what annotators answered (one, or ten as in VQAv2; empty where the answers are not public)."""
+
+    key: str
+    image: ImageSource
+    question: str
+    answers: tuple[str, ...] = ()
+    answer_type: str = ""
+    question_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NLVR2Sample:
+    """Two pictures and a sentence that is true of the pair or not; `set_id` groups the pairs of one sentence (for consistency)."""
+
+    key: str
+    images: tuple[ImageSource, ImageSource]
+    sentence: str
+    label: bool | None = None
+    set_id: str = ""
+
+
+Tagged = tuple[str | tuple[int, ...], ...]
+"""Text with tagged objects: words, and tuples of indices into the sample's `objects`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VCRSample:
+    """A picture with tagged objects, a question, four answers, and four rationales for the right answer."""
+
+    key: str
+    image: ImageSource
+    objects: tuple[Box, ...]
+    question: Tagged
+    answer_choices: tuple[Tagged, ...]
+    rationale_choices: tuple[Tagged, ...]
+    answer_label: int | None = None
+    rationale_label: int | None = None
+
+
+Sample = CaptionSample | VQASample | NLVR2Sample | VCRSample

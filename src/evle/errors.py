@@ -1,0 +1,40 @@
+"""What a user can cause and cure: one exception family, one line each.
+
+A message names the value, where it stands (file, key, sample) and what to do next. The command line prints it without a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvleError(ValueError):
+    """Anything a user can cause and cure; `str(error)` is one clear line."""
+
+
+class ConfigError(EvleError):
+    """A recipe, an option or a model configuration that cannot work."""
+
+
+class DataError(EvleError):
+    """A data set that cannot be read: a missing file, a wrong form, an unknown split."""
+
+
+class SampleError(DataError):
+    """One sample that cannot be used. Long work skips it, counts it and reports it."""
+
+
+class CheckpointError(EvleError):
+    """Weights that are missing, damaged, or of another model."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown `name`: the nearest known name, else the list of what exists.
+
+    >>> nearest("imge", ["image", "text"])
+    "did you mean 'image'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "choose one of: " + ", ".join(names)
