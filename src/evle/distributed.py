@@ -1,0 +1,101 @@
+"""Talking between the processes of one run: who am I, gather tensors (with gradient) and objects, wait.
+
+In one process all of it is the identity. Only torch.distributed stands underneath; the engine starts the process group.
+Legend: W processes, B_r rows of process r.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's number, 0 to W - 1; 0 outside of a distributed run."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def world_size() -> int:
+    """The number of processes W; 1 outside of a distributed run."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks to the person."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes in the order of ranks: (B_r, ...) -> (sum of B_r, ...). B_r may differ, and may be 0.
+
+    The gradient is exact: a row receives the sum over processes of what their losses say of it. DistributedDataParallel
+    and FSDP then average parameter gradients, so what is minimised is the mean over processes of their losses:
+
+    - a loss that every process computes over all gathered rows keeps its value and its gradient, whatever W;
+    - a loss over a process's own rows against all gathered ones gives the whole batch's mean when the B_r are equal
+      (else a mean of means, in which the rows of a smaller part weigh more).
+
+    So nothing is to be multiplied by W. Every process must call this and use the result in its loss, else the others
+    wait for ever in the backward pass. Types without gradient (ids, masks) are gathered as they are.
+    """
+    assert tensor.dim() > 0, "all_gather joins rows: give it at least one dimension"
+    if world_size() == 1:
+        return tensor
+    if tensor.is_floating_point():
+        return _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
+    return torch.cat(_gather_parts(tensor))
+
+
+def gather_objects(objects: list[T]) -> list[T]:
+    """The lists of all processes, joined in the order of ranks, for every process. Objects must be picklable."""
+    if world_size() == 1:
+        return list(objects)
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, objects)
+    return [item for part in parts for item in part]
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _gather_parts(tensor: Tensor) -> list[Tensor]:
+    """Every process's rows. Backends gather equal shapes only: shorter parts travel padded and are cut on arrival."""
+    own = torch.tensor([tensor.shape[0]], device=tensor.device)
+    sizes_found = [torch.zeros_like(own) for _ in range(world_size())]
+    dist.all_gather(sizes_found, own)
+    sizes = torch.cat(sizes_found).tolist()
+
+    padded = tensor.detach().new_zeros((max(sizes), *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
+
+
+class _AllGather(torch.autograd.Function):
+    """Gather going forward; going back, sum over processes the gradients of the whole and take the own rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+        parts = _gather_parts(tensor)
+        before = sum(part.shape[0] for part in parts[: rank()])
+        ctx.own_rows = slice(before, before + tensor.shape[0])  # type: ignore[attr-defined]
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.own_rows]  # type: ignore[attr-defined]
