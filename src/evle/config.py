@@ -1,0 +1,181 @@
+"""Configuration: typed, immutable, read from YAML and `key=value` overrides, refused whole if any of it is wrong.
+
+The YAML read here is the 1.2 core: `1e-3` is a number, `no` and `off` are words, only `true` and `false` are booleans.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evle.errors import ConfigError, nearest
+
+Tree = dict[str, Any]
+
+
+class Config(BaseModel):
+    """The parent of every configuration class: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def build(cls, tree: Mapping[str, Any], where: str) -> Self:
+        """The configuration that `tree` describes; `where` names its origin (a file, a command line) in messages.
+
+        Raises:
+            ConfigError: naming every problem at once, unknown keys with the nearest known one.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            problems = [_problem(cls, detail) for detail in error.errors()]
+            raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+
+
+def load_yaml(path: str | os.PathLike[str]) -> Tree:
+    """The mapping that a YAML file holds; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds something else than a mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, not a {type(tree).__name__}")
+    return tree
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. Raises ConfigError naming `where` and the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "malformed"
+        raise ConfigError(f"{where}{line}: not valid YAML ({reason})") from None
+
+
+def dump_yaml(tree: Mapping[str, Any]) -> str:
+    """`tree` as YAML that `load_yaml` reads back to an equal mapping, fields in their own order."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """`base` with `over` laid on it: mappings are merged key by key, anything else is replaced. Neither is changed.
+
+    >>> merge({"optim": {"lr": 1, "clip": 2}}, {"optim": {"lr": 3}})
+    {'optim': {'lr': 3, 'clip': 2}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
+    """`tree` with `dotted.key=value` overrides applied in order; values are YAML, a number in a path indexes a list.
+
+    >>> apply_overrides({"optim": {"lr": 1}}, ["optim.lr=1e-3", "optim.clip=2"])
+    {'optim': {'lr': 0.001, 'clip': 2}}
+    """
+    result: Tree = dict(tree)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"override {override!r}: write it as key=value, such as optim.lr=1e-3")
+        result = _set(result, keys, parse_yaml(text, f"override {override!r}"), override)
+    return result
+
+
+def _set(node: Any, keys: list[str], value: Any, override: str) -> Any:
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ConfigError(f"override {override!r}: {key!r} is no position in a list of {len(node)}")
+        return [_set(item, rest, value, override) if i == int(key) else item for i, item in enumerate(node)]
+    if node is None:
+        node = {}
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"override {override!r}: {key!r} lies below a single value ({node!r})")
+    return {**node, key: _set(node.get(key), rest, value, override)}
+
+
+def _problem(cls: type[BaseModel], detail: Any) -> str:
+    """One validation problem in words: the place, the value, and the cure."""
+    place = ".".join(str(part) for part in detail["loc"]) or "the whole"
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields_beside(cls, detail["loc"])
+        return f"unknown key {place!r} ({nearest(str(detail['loc'][-1]), siblings)})"
+    if detail["type"] == "missing":
+        return f"{place} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{place}: {message}" if detail["loc"] else message
+    return f"{place}={detail['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_beside(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The fields known at the place of an unknown key, found by following the annotations down."""
+    known: type[BaseModel] = cls
+    for part in loc[:-1]:
+        field = known.model_fields.get(str(part))
+        if field is not None:
+            known = _model_in(field.annotation) or known
+    return list(known.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _model_in(inner)) is not None:
+            return found
+    return None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the words of YAML 1.2: PyYAML follows 1.1, where `1e-3` is a string and `no` is false."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes by the same rules as `_Loader` reads, and writes tuples as lists."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_RESOLVERS = [
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+]
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {}
+    for _tag, _pattern, _first in _RESOLVERS:
+        _kind.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value, 16 if "x" in node.value else 10))
+_Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_list(data))

@@ -1,0 +1,82 @@
+"""The configuration: YAML, merging, overrides and messages."""
+
+import pytest
+from pydantic import Field
+
+from evle.config import Config, apply_overrides, dump_yaml, load_yaml, merge
+from evle.errors import ConfigError
+
+
+class Optim(Config):
+    lr: float = Field(1.0, gt=0)
+    clip: float = 1.0
+
+
+class Whole(Config):
+    name: str
+    optim: Optim = Optim()
+
+
+def test_scientific_numbers_are_floats_and_no_is_a_word():
+    tree = apply_overrides({}, ["a=1e-3", "b=no", "c=true", "d=[1, 2]", "e=", "f=-2.5E4", "g=012", "h=0x10"])
+    assert tree == {"a": 1e-3, "b": "no", "c": True, "d": [1, 2], "e": None, "f": -25000.0, "g": 12, "h": 16}
+
+
+def test_overrides_reach_into_lists_and_leave_the_original_alone():
+    tree = {"train": [{"source": "a"}, {"source": "b"}]}
+    changed = apply_overrides(tree, ["train.1.source=c", "new.deep.key=1"])
+    assert changed == {"train": [{"source": "a"}, {"source": "c"}], "new": {"deep": {"key": 1}}}
+    assert tree == {"train": [{"source": "a"}, {"source": "b"}]}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr", "write it as key=value"),
+        ("=3", "write it as key=value"),
+        ("name.x=1", "below a single value"),
+        ("list.7=1", "no position in a list of 1"),
+        ("a={", "not valid YAML"),
+    ],
+)
+def test_an_override_that_cannot_work_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides({"name": "x", "list": [1]}, [override])
+
+
+def test_merge_is_deep_and_replaces_lists():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+    assert merge(base, {"a": {"c": [3]}, "e": 5}) == {"a": {"b": 1, "c": [3]}, "d": 4, "e": 5}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+
+
+def test_all_problems_are_reported_at_once_with_the_nearest_name():
+    with pytest.raises(ConfigError) as caught:
+        Whole.build({"optim": {"lr": -1, "clipp": 2}, "nam": "x"}, "recipe.yaml")
+    message = str(caught.value)
+    assert message.startswith("recipe.yaml: ")
+    assert "name is missing" in message
+    assert "optim.lr=-1: input should be greater than 0" in message
+    assert "unknown key 'optim.clipp' (did you mean 'clip'?)" in message
+    assert "unknown key 'nam' (did you mean 'name'?)" in message
+    assert "\n" not in message
+
+
+def test_what_is_dumped_is_read_back(tmp_path):
+    tree = {"precision": "no", "word": "1e-3", "lr": 1e-8, "truth": "true", "none": None, "pair": (1, 2), "empty": ""}
+    (tmp_path / "c.yaml").write_text(dump_yaml(tree))
+    assert load_yaml(tmp_path / "c.yaml") == {**tree, "pair": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- 1\n", "not a list"), ("a: [\n", "not valid YAML"), ("a: 1\n b: 2\n", "line 2")]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_yaml(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
+        load_yaml(tmp_path / "nothing.yaml")
