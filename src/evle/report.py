@@ -1,8 +1,8 @@
 """A report: scores, tables, curves and pictures, with where they come from, as one HTML page, JSON and Markdown.
 
-`report.html` is one file that needs no network, no script and no neighbour: pictures are embedded small, curves are inline
-SVG, and the page follows the reader's light or dark scheme. `report.json` holds every number, `report.md` the tables. The same
-report always gives the same bytes: nothing here reads a clock.
+`report.html` is one file that needs no network, no script and no neighbour: pictures are embedded small, curves are
+inline SVG, and the page follows the reader's light or dark scheme. `report.json` holds every number, `report.md` the
+tables. The same report always gives the same bytes: nothing here reads a clock.
 
 >>> page = Report("A run", summary=["Two numbers."], scores={"accuracy": 61.25}).html()
 >>> "61.25" in page
@@ -26,7 +26,8 @@ from PIL import Image
 
 PICTURE_SIDE = 224  # longest side of an embedded picture, in pixels
 DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the picture only
-NUM_SERIES_COLOURS = 6
+NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
+STYLE_SHEET = Path(__file__).with_name("report.css")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
 
 Mark = Literal["", "good", "bad"]
@@ -84,9 +85,9 @@ class Curve:
 class Report:
     """What a run or an evaluation found.
 
-    `scores` is {name: number}, or {row name: {name: number}} to compare several runs. `provenance` says how the numbers came
-    about (versions, seed, data hash, command); it may be nested. Numbers that are not finite are shown as such on the page and are
-    null in the JSON, which has no other word for them.
+    `scores` is {name: number}, or {row name: {name: number}} to compare several runs. `provenance` says how the numbers
+    came about (versions, seed, data hash, command); it may be nested. Numbers that are not finite are shown as such on
+    the page and are null in the JSON, which has no other word for them.
     """
 
     title: str
@@ -102,9 +103,10 @@ class Report:
         return ([_score_table(self.scores)] if self.scores else []) + self.tables
 
     def write(self, folder: str | Path) -> Path:
-        """Write report.html, report.json and report.md into `folder` (made when missing); returns the path of report.html.
+        """Write report.html, report.json and report.md into `folder` and return the path of report.html.
 
-        Each file is put in place whole, so a reader never meets half a report.
+        The folder is made when missing. Each file is put in place whole, so a reader never meets half a report.
+        Raises OSError, as on a full disk.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,12 +169,13 @@ class Report:
         contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(sections) > 2 else ""
         summary = "".join(f'<li dir="auto">{_esc(line)}</li>' for line in self.summary)
         body = "\n".join(
-            f'<section id="s{i}" aria-labelledby="h{i}">\n<h2 id="h{i}" dir="auto">{_esc(title)}</h2>\n{content}\n</section>'
+            f'<section id="s{i}" aria-labelledby="h{i}">\n'
+            f'<h2 id="h{i}" dir="auto">{_esc(title)}</h2>\n{content}\n</section>'
             for i, (title, content) in enumerate(sections)
         )
         return _PAGE.format(
             title=_esc(self.title),
-            style=_STYLE,
+            style=STYLE_SHEET.read_text(encoding="utf-8"),
             summary=f'<ul class="summary">{summary}</ul>' if summary else "",
             contents=contents,
             body=body,
@@ -190,7 +193,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON values: numbers of any library as int or float, what is not finite as None, anything unknown as text."""
+    """`value` as JSON values: numbers of any library as int or float, not finite ones as None, the unknown as text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
@@ -220,7 +223,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------------- numbers
 
 
 def is_number(value: Any) -> bool:
@@ -229,7 +232,7 @@ def is_number(value: Any) -> bool:
 
 
 def format_column(values: Sequence[Any]) -> list[str]:
-    """The cells of one column as text; its fractions share one number of decimals, so that right-aligned points line up.
+    """The cells of one column as text; where there are fractions all share a number of decimals, so that points align.
 
     >>> format_column([61.25, 7.0, None, float("nan")])
     ['61.25', '7.00', '–', 'nan']
@@ -241,17 +244,17 @@ def format_column(values: Sequence[Any]) -> list[str]:
         for v in values
         if is_number(v) and not isinstance(v, numbers.Integral) and math.isfinite(v) and v != 0
     ]
-    small = bool(sizes) and min(sizes) < 1e-3
+    is_small = bool(sizes) and min(sizes) < 1e-3
     decimals = 2 if not sizes or max(sizes) >= 10 else 3 if max(sizes) >= 1 else 4
 
     def cell(value: Any) -> str:
         if not is_number(value):
             return _text(value)
-        if isinstance(value, numbers.Integral):
+        if isinstance(value, numbers.Integral) and (not sizes or is_small):
             return f"{int(value):,}"
         if not math.isfinite(value):
             return _text(value)
-        return f"{float(value):.4g}" if small else f"{float(value):,.{decimals}f}"
+        return f"{float(value):.4g}" if is_small else f"{float(value):,.{decimals}f}"
 
     return [cell(value) for value in values]
 
@@ -308,7 +311,7 @@ def _columns(table: Table) -> tuple[list[list[str]], list[bool]]:
     return [list(row) for row in zip(*map(format_column, columns), strict=True)], is_numeric
 
 
-# --------------------------------------------------------------------------------------------------------------- Markdown
+# ------------------------------------------------------------------------------------------------------------- Markdown
 
 
 def _md(text: str) -> str:
@@ -322,7 +325,7 @@ def _markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# ------------------------------------------------------------------------------------------------------------------- HTML
+# ----------------------------------------------------------------------------------------------------------------- HTML
 
 
 def _esc(text: Any) -> str:
@@ -356,11 +359,12 @@ def _html_provenance(provenance: dict[str, Any]) -> str:
     lines = flatten(provenance)
     items = "\n".join(f'<dt>{_esc(name)}</dt><dd dir="auto">{_esc(value)}</dd>' for name, value in lines)
     is_open = " open" if len(lines) <= 16 else ""
-    return f"<details{is_open}><summary>How these numbers came about ({len(lines)} facts)</summary>\n<dl>\n{items}\n</dl></details>"
+    heading = f"<summary>How these numbers came about ({len(lines)} facts)</summary>"
+    return f"<details{is_open}>{heading}\n<dl>\n{items}\n</dl></details>"
 
 
 def picture_uri(image: Image.Image, side: int = PICTURE_SIDE) -> tuple[str, int, int]:
-    """`image` shrunk to at most `side` pixels as a WebP data URI, with its width and height. The image is not changed."""
+    """`image` shrunk to at most `side` pixels as a WebP data URI, with its width and height; `image` stays as it is."""
     if image.mode not in ("RGB", "RGBA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if max(image.size) > side:
@@ -406,11 +410,11 @@ def _html_gallery(gallery: Gallery) -> str:
     return "\n".join(parts) if gallery.rows else parts[0] + '<p class="empty">nothing to show</p>'
 
 
-# ----------------------------------------------------------------------------------------------------------------- curves
+# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def _drawn(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float], int]:
-    """At most DRAWN_POINTS points to draw, each the mean of `stride` neighbours; a mean over anything not finite is a gap."""
+    """At most DRAWN_POINTS points, each the mean of `stride` neighbours; a mean over anything not finite is a gap."""
     stride = max(1, math.ceil(len(points) / DRAWN_POINTS))
     xs, ys = [], []
     for start in range(0, len(points), stride):
@@ -430,18 +434,20 @@ def _html_curve(curve: Curve, prefix: str) -> str:
         words.append(f"{name} from {_text(ys[0])} to {_text(ys[-1])}" if ys else f"{name} has no points")
         line = (
             f'<svg width="26" height="8" aria-hidden="true"><line x1="1" y1="4" x2="25" y2="4" stroke-width="2.5" '
-            f'style="stroke: var(--series-{i % NUM_SERIES_COLOURS})" stroke-dasharray="{DASHES[i % len(DASHES)]}"/></svg>'
+            f'stroke-dasharray="{DASHES[i % len(DASHES)]}" '
+            f'style="stroke: var(--series-{i % NUM_SERIES_COLOURS})"/></svg>'
         )
         legend.append(f'<li dir="auto">{line} {_esc(name)}</li>')
+    caption = f'<figcaption dir="auto">{_esc(curve.title)}</figcaption>'
     if not curve.series:
-        return f'<figure class="chart"><figcaption>{_esc(curve.title)}</figcaption><p class="empty">nothing to show</p></figure>'
+        return f'<figure class="chart">{caption}<p class="empty">nothing to show</p></figure>'
     note = " ".join(
         ([f"Each drawn point is the mean of up to {max(strides)} neighbours."] if max(strides) > 1 else [])
         + ([curve.note] if curve.note else [])
     )
     label = f"{curve.title}: {curve.y_label} over {curve.x_label}; " + "; ".join(words)
     return (
-        f'<figure class="chart"><figcaption dir="auto">{_esc(curve.title)}</figcaption>'
+        f'<figure class="chart">{caption}'
         f'<ul class="legend">{"".join(legend)}</ul>'
         f'<div role="img" aria-label="{_esc(label)}">{_svg(curve, prefix)}</div>{_note(note)}</figure>'
     )
@@ -456,7 +462,7 @@ def _svg(curve: Curve, prefix: str) -> str:
     stand_ins = {"#fe0101": "var(--text)", "#fe0102": "var(--muted)", "#fe0103": "var(--border)"}
     series = {f"#fd01{i:02x}": f"var(--series-{i})" for i in range(NUM_SERIES_COLOURS)}
     text, muted, border = stand_ins
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "evle",
         "text.parse_math": False,
@@ -504,66 +510,7 @@ def _svg(curve: Curve, prefix: str) -> str:
     return drawing.strip()
 
 
-# ------------------------------------------------------------------------------------------------------------------- page
-
-_STYLE = """
-:root { color-scheme: light dark;
-  --page: #f7f7f5; --surface: #ffffff; --text: #1c2024; --muted: #5a636d; --border: #dcdfe3; --accent: #1f5fbf;
-  --good: #187236; --good-bg: #e5f4e9; --bad: #b3261e; --bad-bg: #fcebea;
-  --series-0: #1f6fd0; --series-1: #c4530a; --series-2: #178048; --series-3: #9a3fb5; --series-4: #b3263c; --series-5: #6b6f1a; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #131619; --surface: #1c2024; --text: #e7eaed; --muted: #a0a9b3; --border: #363d45; --accent: #7fb2ff;
-  --good: #63d286; --good-bg: #16301f; --bad: #ff8f87; --bad-bg: #3a1b1a;
-  --series-0: #6cb0ff; --series-1: #ff9d57; --series-2: #55cc86; --series-3: #d58bef; --series-4: #ff8195; --series-5: #cfd35c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Noto Sans", "DejaVu Sans", sans-serif; overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
-main, header, footer { max-width: 66rem; margin: 0 auto; padding: 0 1.25rem; }
-header { padding-top: 2.5rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 1rem; text-wrap: balance; }
-h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.75rem 0 0.75rem; }
-h3 { font-size: 1rem; font-weight: 600; margin: 0 0 0.6rem; }
-a { color: var(--accent); }
-ul.summary { max-width: 46rem; padding-left: 1.2rem; margin: 0 0 1.25rem; }
-ul.summary li { margin: 0.3rem 0; }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.35rem 1.25rem; padding: 0.7rem 0; margin: 0;
-  border-block: 1px solid var(--border); font-size: 0.925rem; }
-.note, .empty { color: var(--muted); font-size: 0.925rem; margin: 0 0 0.8rem; max-width: 46rem; }
-.scroll { overflow-x: auto; max-width: 100%; width: fit-content; background: var(--surface); border: 1px solid var(--border); border-radius: 8px; }
-.scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: 0.94rem; font-variant-numeric: tabular-nums lining-nums; }
-th, td { text-align: start; vertical-align: top; padding: 0.45rem 1rem; max-width: 34rem; }
-thead th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--border); vertical-align: bottom; }
-tbody th { font-weight: 500; }
-tbody tr + tr > * { border-top: 1px solid var(--border); }
-.number { text-align: right; white-space: nowrap; }
-figure { margin: 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.25rem; }
-.chart { background: var(--surface); border: 1px solid var(--border); border-radius: 8px; padding: 1rem; max-width: 46rem; }
-.chart figcaption { font-weight: 600; margin-bottom: 0.35rem; }
-.chart div > svg { display: block; width: 100%; height: auto; }
-.chart .note { margin: 0.5rem 0 0; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; padding: 0; margin: 0 0 0.5rem; font-size: 0.875rem; }
-.row { margin: 0 0 1.75rem; }
-.row > .note { margin-top: -0.35rem; }
-.grid { list-style: none; padding: 0; margin: 0; display: grid; gap: 0.7rem; grid-template-columns: repeat(auto-fill, minmax(min(8.5rem, 45%), 1fr)); }
-.grid figure { height: 100%; background: var(--surface); border: 1px solid var(--border); border-radius: 8px; overflow: hidden; }
-.grid img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; background: #ffffff; }
-.grid figcaption { padding: 0.4rem 0.6rem 0.5rem; font-size: 0.85rem; line-height: 1.4; overflow-wrap: anywhere; }
-.grid .good { border: 2px solid var(--good); } .grid .good figcaption { background: var(--good-bg); }
-.grid .bad { border: 2px solid var(--bad); } .grid .bad figcaption { background: var(--bad-bg); }
-.grid .words figcaption { height: 100%; }
-.mark { font-weight: 700; margin-inline-end: 0.35em; } .good .mark { color: var(--good); } .bad .mark { color: var(--bad); }
-.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-details { background: var(--surface); border: 1px solid var(--border); border-radius: 8px; padding: 0.7rem 1rem; }
-summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 0.25rem 1.25rem; margin: 0.8rem 0 0.2rem; font-size: 0.9rem; }
-dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 0.85rem; }
-footer { color: var(--muted); font-size: 0.85rem; padding-block: 2.5rem; }
-@media (max-width: 34rem) { header { padding-top: 1.5rem; } h1 { font-size: 1.5rem; } th, td { padding: 0.4rem 0.65rem; }
-  dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.45rem; } }
-@media print { body { background: none; } .grid figure, .chart, .row { break-inside: avoid; } }
-"""
+# ----------------------------------------------------------------------------------------------------------------- page
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

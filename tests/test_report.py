@@ -1,0 +1,170 @@
+"""The report: what is written, that it is safe, whole and the same every time."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evle.report import Cell, Curve, Gallery, GalleryRow, Report, Table, flatten, format_column, picture_uri, plain
+
+
+def a_report() -> Report:
+    picture = Image.new("RGB", (600, 300), "teal")
+    cells = [Cell(picture, "a <b>circle</b>", "good"), Cell(None, "words | only", "bad"), Cell(picture)]
+    return Report(
+        "Run <1>",
+        summary=["2 pictures could not be read: <script>alert(1)</script>.png"],
+        provenance={"seed": 0, "data": {"hash": "ab12", "splits": ["train", "val"]}},
+        tables=[Table("By type", ["type", "n", "accuracy"], [["a|b", 1200, 0.5], ["c", None, math.nan]], "a note")],
+        curves=[Curve("Loss", "step", "loss", {"train": [(1, 2.0), (2, math.inf), (3, 0.5)], "none": []})],
+        galleries=[Gallery("Queries", [GalleryRow('"a query"', cells, "rank 1")]), Gallery("Empty", [])],
+        scores={"accuracy": np.float32(61.25), "loss": float("nan"), "count": np.int64(7)},
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags and ids, and checks that tags close in the order they opened."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag == "img":
+            self.images.append(dict(attributes))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_report_is_three_files_and_the_page_is_returned(tmp_path):
+    path = a_report().write(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "report.html"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_the_same_report_is_written_byte_for_byte_the_same(tmp_path):
+    first, second = a_report().write(tmp_path / "1").parent, a_report().write(tmp_path / "2").parent
+    for name in ("report.html", "report.json", "report.md"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_json_has_every_number_and_null_for_what_is_not_finite(tmp_path):
+    data = json.loads((a_report().write(tmp_path).parent / "report.json").read_text(encoding="utf-8"))
+    assert data["scores"] == {"accuracy": 61.25, "loss": None, "count": 7}
+    assert data["tables"][0]["rows"] == [["a|b", 1200, 0.5], ["c", None, None]]
+    assert data["curves"][0]["series"]["train"] == [[1, 2.0], [2, None], [3, 0.5]]
+    assert data["provenance"]["data"]["splits"] == ["train", "val"]
+
+
+def test_the_page_is_well_formed_with_unique_ids_and_needs_no_network():
+    page = a_report()
+    page.curves.append(page.curves[0])
+    text = page.html()
+    parsed = Page(text)
+    assert parsed.open == []
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "script" not in parsed.tags
+    assert "link" not in parsed.tags
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+
+
+def test_text_is_escaped_and_control_codes_are_replaced():
+    text = Report("a & b\x00 \ud800", summary=["<img src=x onerror=alert(1)>"]).html()
+    assert "<img" not in text
+    assert "a &amp; b\ufffd \ufffd" in text
+    text.encode("utf-8")
+
+
+def test_every_picture_has_an_alt_text_a_bounded_size_and_marks_have_words():
+    text = a_report().html()
+    images = Page(text).images
+    assert len(images) == 2
+    assert all(image["alt"] for image in images)
+    assert {(image["width"], image["height"]) for image in images} == {("224", "112")}
+    assert "✓" in text
+    assert "right: " in text
+    assert "wrong: " in text
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_pictures_of_every_mode_are_embedded_and_left_alone(mode):
+    image = Image.new(mode, (300, 2))
+    uri, width, height = picture_uri(image)
+    stored = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    assert stored.size == (width, height) == (224, 1)
+    assert (image.mode, image.size) == (mode, (300, 2))
+
+
+def test_fractions_of_a_column_share_their_decimals_and_integers_keep_theirs():
+    assert format_column([61.25, 7.0, 20, None, math.nan]) == ["61.25", "7.00", "20.00", "–", "nan"]
+    assert format_column([12000, 3, True]) == ["12,000", "3", "yes"]
+    assert format_column([0.5, 0.25]) == ["0.5000", "0.2500"]
+    assert format_column([3e-5, 1.0]) == ["3e-05", "1"]
+    assert format_column([math.inf, -math.inf, "x"]) == ["∞", "−∞", "x"]
+
+
+def test_markdown_tables_hold_their_shape_whatever_the_text():
+    lines = [line for line in a_report().markdown().splitlines() if line.startswith("|") and "a\\|b" in line]
+    assert lines == ["| a\\|b | 1,200 | 0.5000 |"]
+    assert "| ---: |" in a_report().markdown()
+
+
+def test_scores_of_several_runs_are_one_table():
+    report = Report("x", scores={"scratch": {"vqa": 41.0}, "pre-trained": {"vqa": 55.0, "r@1": 30.5}})
+    table = report.all_tables()[0]
+    assert table.columns == ["", "vqa", "r@1"]
+    assert table.rows == [["scratch", 41.0, None], ["pre-trained", 55.0, 30.5]]
+
+
+def test_a_row_of_the_wrong_length_is_refused():
+    with pytest.raises(AssertionError, match="1 cells under 2 columns"):
+        Report("x", tables=[Table("t", ["a", "b"], [[1]])]).html()
+
+
+def test_long_curves_are_drawn_with_few_points_and_kept_whole_in_json():
+    points = [(float(i), 1.0) for i in range(5000)]
+    report = Report("x", curves=[Curve("c", "step", "$loss$ _{x", {"_hidden": points})])
+    assert len(report.html()) < 60_000
+    assert "mean of up to 13 neighbours" in report.html()
+    assert len(report.to_json()["curves"][0]["series"]["_hidden"]) == 5000
+
+
+def test_curves_use_the_pages_colours():
+    drawing = a_report().html().split('role="img"')[1]
+    assert "var(--series-0)" in drawing
+    assert "#fe01" not in drawing
+    assert "#fd01" not in drawing
+
+
+def test_an_empty_report_is_still_a_page(tmp_path):
+    assert "<h1" in Report("nothing").write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_nested_facts_become_dotted_lines():
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [], "e": (1, 2.5)}) == [
+        ("a.b", "1"),
+        ("a.c", "{}"),
+        ("d", "none"),
+        ("e", "1, 2.5"),
+    ]
+    assert plain({1: {3, 2}, "x": object}) == {"1": [2, 3], "x": "<class 'object'>"}
