@@ -1,0 +1,103 @@
+"""Where samples come from: every source by its name in a recipe, and several sources mixed."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evle.data.samples import CaptionSample, Sample
+from evle.data.tables import folder
+from evle.errors import ConfigError, nearest
+
+SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
+    "folder": folder,
+}
+"""Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable
+sequence of samples with a `fingerprint` of the data's identity and `describe() -> dict` of plain facts."""
+
+
+def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
+    """The samples of source `name`. Raises ConfigError for an unknown name, unknown options (all at once) or missing
+    ones."""
+    if name not in SOURCES:
+        raise ConfigError(f"data source {name!r} does not exist; {nearest(name, SOURCES)}")
+    parameters = inspect.signature(SOURCES[name]).parameters
+    unknown = [f"{option!r} ({nearest(option, parameters)})" for option in options if option not in parameters]
+    if unknown:
+        raise ConfigError(f"data source {name!r} has no option {', '.join(unknown)}")
+    missing = [
+        key for key, each in parameters.items() if each.default is inspect.Parameter.empty and key not in options
+    ]
+    if missing:
+        raise ConfigError(f"data source {name!r} needs {', '.join(missing)}")
+    return SOURCES[name](**options)
+
+
+def mix(sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = None) -> "Mixture":
+    """Several sources as one: weight 1 shows each sample of a source once an epoch, 2 twice, 0.5 every other sample.
+
+    >>> first = [CaptionSample("a", b"", ("x",)), CaptionSample("b", b"", ("y",))]
+    >>> [sample.key for sample in mix([first, first], [1, 0.5])]
+    ['a', 'b', 'a']
+    """
+    weights = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
+    if len(weights) != len(sources):
+        raise ConfigError(f"{len(weights)} weights for {len(sources)} sources; give one each")
+    if any(not 0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"weights {weights} must be above 0; leave a source out instead of weighing it 0")
+    return Mixture(list(sources), weights)
+
+
+class Mixture(Sequence):
+    """Sources one after another, each repeated or thinned by its weight. Made by `mix`.
+
+    A repetition has a key of its own ("a.jpg~2"), so that its augmentation and masks differ, and the same `match_id`.
+    """
+
+    def __init__(self, sources: list[Sequence[Sample]], weights: list[float]):
+        self.sources, self.weights = sources, weights
+        self._counts = [round(len(source) * weight) for source, weight in zip(sources, weights)]
+        identity = repr([(getattr(source, "fingerprint", ""), weight) for source, weight in zip(sources, weights)])
+        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+
+    @property
+    def skipped(self) -> list[str]:
+        """Rows that the sources left out."""
+        return [line for source in self.sources for line in getattr(source, "skipped", ())]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        facts: dict[str, Any] = {"samples": len(self)}
+        for number, (source, weight, count) in enumerate(zip(self.sources, self.weights, self._counts), 1):
+            own = source.describe() if hasattr(source, "describe") else {"samples": len(source)}
+            facts[f"source {number}"] = {**own, "weight": weight, "shown": count}
+        return facts
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = int(index) % len(self)
+        for source, weight, count in zip(self.sources, self.weights, self._counts):
+            if place < count:
+                return _pick(source, place, count, weight)
+            place -= count
+        raise AssertionError("an index below the length lies in one of the sources")
+
+
+def _pick(source: Sequence[Sample], place: int, count: int, weight: float) -> Sample:
+    if weight < 1:  # evenly spread over the source
+        return source[place * len(source) // count]
+    turn, index = divmod(place, len(source))
+    sample = source[index]
+    if turn == 0:
+        return sample
+    key = f"{sample.key}~{turn + 1}"
+    if isinstance(sample, CaptionSample):
+        return replace(sample, key=key, match_id=sample.match_id or sample.key)
+    return replace(sample, key=key)

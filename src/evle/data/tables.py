@@ -1,0 +1,449 @@
+"""The user's own folder: pictures and one table (captions.jsonl, .csv, .tsv or .parquet) of captions, or of questions
+and answers.
+
+    folder/captions.jsonl     {"image": "images/1.jpg", "captions": ["a dog", "a brown dog"], "keywords": ["dog"],
+    "split": "train"} folder/questions.csv      image,question,answer
+
+Rows are kept as Arrow arrays, so a million of them take some hundred megabytes; pictures stay undecoded until asked
+for.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from evle.data.samples import CaptionSample, VQASample
+from evle.errors import ConfigError, DataError, nearest
+
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
+CAPTION_COLUMNS = ("captions", "caption", "text", "title")
+TAG_COLUMNS = ("keywords", "tags")
+QUESTION_COLUMNS = ("question",)
+ANSWER_COLUMNS = ("answers", "answer")
+ID_COLUMNS = ("question_id", "id")
+TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+TABLE_STEMS = {"captions": ("captions", "metadata"), "vqa": ("questions", "vqa", "captions", "metadata")}
+SPLITS = ("train", "val", "test")
+
+_CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
+
+Row = dict[str, Any]
+_strings = pa.large_list(pa.large_string())
+_SCHEMAS = {
+    "captions": pa.schema(
+        [("image", pa.large_string()), ("captions", _strings), ("tags", _strings), ("match", pa.large_string())]
+    ),
+    "vqa": pa.schema(
+        [
+            ("image", pa.large_string()),
+            ("key", pa.large_string()),
+            ("question", pa.large_string()),
+            ("answers", _strings),
+            ("answer_type", pa.large_string()),
+            ("question_type", pa.large_string()),
+        ]
+    ),
+}
+
+
+class Folder(Sequence):
+    """The samples of one table, read lazily. Made by `folder`.
+
+    `fingerprint` changes with the table's bytes and the options; `skipped` names each row left out for an empty text.
+    """
+
+    def __init__(self, task: str, table: pa.Table, root: Path, fingerprint: str, skipped: list[str], origin: str):
+        self.fingerprint = fingerprint
+        self.skipped = skipped
+        self._task, self._root, self._origin = task, root, origin
+        self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+        if task == "captions":  # rows of one picture become one sample
+            codes = table.column("image").combine_chunks().dictionary_encode().indices.to_numpy()
+            self._rows = np.argsort(codes, kind="stable").astype(np.int32)
+            self._starts = np.concatenate([[0], np.cumsum(np.bincount(codes))]) if len(codes) else np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1 if self._task == "captions" else len(self._columns["image"])
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index = int(index) % len(self)
+        return self._caption_sample(index) if self._task == "captions" else self._vqa_sample(index)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        facts: dict[str, Any] = {"table": self._origin, "samples": len(self)}
+        if self._task == "captions":
+            facts["captions"] = len(self._columns["captions"].values)
+        if self.skipped:
+            facts["rows without text"] = len(self.skipped)
+        return facts
+
+    def _value(self, column: str, row: int) -> Any:
+        return self._columns[column][row].as_py()
+
+    def _caption_sample(self, index: int) -> CaptionSample:
+        rows = [int(row) for row in self._rows[self._starts[index] : self._starts[index + 1]]]
+        image = self._value("image", rows[0])
+        captions = tuple(dict.fromkeys(text for row in rows for text in self._value("captions", row)))
+        tags = tuple(dict.fromkeys(tag for row in rows for tag in self._value("tags", row)))
+        match = self._value("match", rows[0]) or captions[0]
+        return CaptionSample(image, str(self._root / image), captions, tags=tags, match_id=match.casefold())
+
+    def _vqa_sample(self, row: int) -> VQASample:
+        return VQASample(
+            key=self._value("key", row),
+            image=str(self._root / self._value("image", row)),
+            question=self._value("question", row),
+            answers=tuple(self._value("answers", row)),
+            answer_type=self._value("answer_type", row),
+            question_type=self._value("question_type", row),
+        )
+
+
+def folder(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | Sequence[str] | None = None,
+    *,
+    images: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | Sequence[str] | None = None,
+    tags_column: str | None = None,
+    match_column: str | None = None,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    split_column: str | None = "split",
+    shares: Sequence[float] = (0.8, 0.1, 0.1),
+    captions_from: str | None = None,
+    allow_outside: bool = False,
+) -> Folder:
+    """The samples of a folder (or of a table file named directly): "captions" yields CaptionSample, "vqa" VQASample.
+
+    Columns are found by their usual names (the `*_COLUMNS` above) unless named. `caption_column` may name several:
+    their captions follow one another. Rows of one picture become one CaptionSample. `match_id` is the first caption,
+    or the `match_column`, in folded case. Pictures lie relative to the table's folder, or to `images`.
+
+    `split`: one split, several, or None for all rows. A table without the column `split_column` (or
+    `split_column=None`) is divided by a hash of the picture's name into train, val, test of `shares`: every row of a
+    picture falls into the same split, on every machine. `captions_from="filename"` or `"folder"` makes captions of
+    the pictures' names, or of their subfolders', without a table.
+
+    Rows without any caption (or question) are left out and named in `.skipped`. Raises DataError, with file and line,
+    for a broken row, a missing column, a picture outside of the folder (unless `allow_outside`); ConfigError for
+    options that cannot work.
+    """
+    if task not in _SCHEMAS:
+        raise ConfigError(f"task={task!r} cannot be read from a folder's table; {nearest(task, _SCHEMAS)}")
+    wanted = [split] if isinstance(split, str) else list(split) if split is not None else None
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
+    columns = {
+        "image": image_column,
+        "caption": caption_column,
+        "tags": tags_column,
+        "match": match_column,
+        "question": question_column,
+        "answer": answer_column,
+    }
+    base = Path(path)
+    rows: Iterable[tuple[int, Row | DataError]]
+    if captions_from is not None:
+        if task != "captions":
+            raise ConfigError("captions_from makes captions, not questions; give a table with a question column")
+        rows, root, origin = _rows_from_names(base, captions_from), base, base
+        digest = hashlib.blake2b(repr(rows).encode(), digest_size=8)
+    else:
+        origin = find_table(base, task)
+        rows, root = read_rows(origin), Path(images) if images is not None else origin.parent
+        digest = hashlib.blake2b(digest_size=8)
+        with open(origin, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    digest.update(repr((task, wanted, columns, split_column, tuple(shares), captions_from)).encode())
+
+    parse = _caption_row if task == "captions" else _question_row
+    splits = _SplitFilter(wanted, split_column, shares)
+    skipped: list[str] = []
+    batches: list[pa.RecordBatch] = []
+    kept: list[Row] = []
+    for line, row in rows:
+        where = f"{origin}:{line}"
+        if isinstance(row, DataError):
+            raise row
+        image = image_of(row, image_column, where, None if allow_outside else root)
+        if not splits.keeps(row, image, where):
+            continue
+        parsed = parse(row, image, columns, where)
+        if parsed is None:
+            skipped.append(f"{where}: no {'caption' if task == 'captions' else 'question'} for {image}")
+            continue
+        kept.append(parsed)
+        if len(kept) == _CHUNK:
+            batches.append(pa.RecordBatch.from_pylist(kept, schema=_SCHEMAS[task]))
+            kept = []
+    batches.append(pa.RecordBatch.from_pylist(kept, schema=_SCHEMAS[task]))
+    splits.refuse_unknown(origin)
+    table = pa.Table.from_batches(batches, schema=_SCHEMAS[task])
+    if table.num_rows == 0:
+        raise DataError(
+            f"{origin}: no usable rows{f' in split {split!r}' if wanted else ''}; `evle data check` says why"
+        )
+    return Folder(task, table, root, digest.hexdigest(), skipped, str(origin))
+
+
+def find_table(path: Path, task: str = "captions") -> Path:
+    """The table of a folder: captions.* (questions.* for VQA) or metadata.*, else the only table there; or `path`
+    itself when it is a file."""
+    if path.is_file():
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise DataError(f"{path}: a table must be one of {', '.join(TABLE_SUFFIXES)}; convert it")
+        return path
+    if not path.exists():
+        raise DataError(f"{path}: no such folder; check data.path")
+    for stem in TABLE_STEMS[task]:
+        for suffix in TABLE_SUFFIXES:
+            if (path / (stem + suffix)).is_file():
+                return path / (stem + suffix)
+    tables = sorted(file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
+    if len(tables) == 1:
+        return tables[0]
+    if tables:
+        raise DataError(f"{path}: several tables ({', '.join(file.name for file in tables)}); name one as path")
+    raise DataError(
+        f"{path}: no {TABLE_STEMS[task][0]}.jsonl, .csv, .tsv or .parquet there; write one, or set "
+        "captions_from=filename or =folder"
+    )
+
+
+def list_pictures(path: str | os.PathLike) -> list[str]:
+    """Every picture file below a folder, as sorted paths relative to it, by the file suffixes Pillow knows; hidden
+    files left out."""
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder")
+    suffixes = Image.registered_extensions()
+    found = []
+    for here, folders, files in os.walk(os.fspath(path)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = PurePosixPath(Path(here).relative_to(path))
+        found += [
+            str(inside / name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, Row | DataError]]:
+    """(line number, row) of a table, counted from 1 as an editor does (a Parquet table: row number); broken rows come
+    as a DataError."""
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | DataError]]]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    return readers[file.suffix.lower()](file)
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[int, Row | DataError]]:
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield number, DataError(f"{file}:{number}: not UTF-8 text; save the file as UTF-8")
+            except json.JSONDecodeError as error:
+                yield number, DataError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}); mend the line")
+            else:
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    yield number, DataError(f"{file}:{number}: each line must be an object {{...}}, not {line[:20]!r}")
+
+
+def _read_csv(file: Path) -> Iterator[tuple[int, Row | DataError]]:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", restkey="")
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except UnicodeDecodeError:
+                raise DataError(f"{file}: not UTF-8 text near line {reader.line_num + 1}; save it as UTF-8") from None
+            except csv.Error as error:
+                yield reader.line_num, DataError(f"{file}:{reader.line_num}: not CSV ({error}); mend the line")
+                continue
+            if "" in row and isinstance(row[""], list):
+                many = f"{len(row) - 1 + len(row[''])} fields where the header has {len(row) - 1}"
+                yield reader.line_num, DataError(f"{file}:{reader.line_num}: {many}; put quotes around commas")
+            else:
+                yield reader.line_num, {name: value for name, value in row.items() if value is not None}
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[int, Row | DataError]]:
+    try:
+        parquet = pq.ParquetFile(file)
+        number = 0
+        for batch in parquet.iter_batches(_CHUNK):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
+        ) from error
+
+
+def _rows_from_names(root: Path, captions_from: str) -> list[tuple[int, Row | DataError]]:
+    if captions_from not in ("filename", "folder"):
+        raise ConfigError(f"captions_from={captions_from!r}: {nearest(captions_from, ['filename', 'folder'])}")
+    rows: list[tuple[int, Row | DataError]] = []
+    for number, name in enumerate(list_pictures(root), 1):
+        inside = PurePosixPath(name)
+        words = inside.stem if captions_from == "filename" else inside.parent.name
+        rows.append((number, {"image": name, "captions": [words.replace("_", " ").replace("-", " ").strip()]}))
+    if not rows:
+        raise DataError(f"{root}: no pictures there")
+    return rows
+
+
+def _column(row: Row, named: str | None, usual: Sequence[str], where: str, what: str = "") -> Any:
+    """A row's value in the column `named`, else in the first of the `usual` ones; None where there is none and it is
+    not needed (`what`)."""
+    for name in (named,) if named is not None else usual:
+        if name in row:
+            return row[name]
+    if what:
+        sought = repr(named) if named is not None else " or ".join(map(repr, usual))
+        known = nearest(named or usual[0], map(str, row)) if row else "the row is empty"
+        raise DataError(f"{where}: no column {sought}; {known}, and set {what}_column if it has another name")
+    return None
+
+
+def texts_of(value: Any, separators: str = "") -> list[str]:
+    """The texts of a cell: a list, a JSON list written as text, one text, or (with `separators`) several in one;
+    empty ones left out.
+
+    >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None)
+    (['a dog', 'a brown dog'], ['dog', 'animal'], [])
+    """
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, int | float):
+        return [f"{value:g}" if isinstance(value, float) else str(value)]
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                return texts_of(json.loads(value), separators)
+            except json.JSONDecodeError:
+                pass  # a text that only begins with a bracket
+        used = next((mark for mark in separators if mark in value), None)
+        return [text.strip() for text in (value.split(used) if used else [value]) if text.strip()]
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in texts_of(each)]
+    raise TypeError(f"{type(value).__name__} is not text")
+
+
+def _texts(value: Any, where: str, what: str, separators: str = "") -> list[str]:
+    try:
+        return texts_of(value, separators)
+    except TypeError as error:
+        raise DataError(f"{where}: {what}: {error}; write a text or a list of texts") from None
+
+
+def image_of(row: Row, image_column: str | None, where: str, root: Path | None) -> str:
+    """The picture a row names, relative to the table's folder; with `root`, refused when it lies outside of it."""
+    image = _column(row, image_column, IMAGE_COLUMNS, where, "image")
+    if not isinstance(image, str) or not image.strip():
+        raise DataError(f"{where}: the picture must be a file name, not {str(image)[:40]!r}")
+    if root is not None and (".." in image or os.path.isabs(image)):
+        inside = os.path.normpath(os.path.join(os.path.abspath(root), image))
+        if os.path.commonpath([inside, os.path.abspath(root)]) != os.path.abspath(root):
+            raise DataError(f"{where}: {image} lies outside of {root}; move it there or set allow_outside=true")
+    return image
+
+
+def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
+    """A row's captions, empty ones left out."""
+    names = [caption_column] if caption_column is None or isinstance(caption_column, str) else caption_column
+    found = [_texts(_column(row, name, CAPTION_COLUMNS, where, "caption"), where, "caption") for name in names]
+    return list(dict.fromkeys(text for texts in found for text in texts))
+
+
+def _caption_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
+    captions = captions_of(row, columns["caption"], where)
+    if not captions:
+        return None
+    tags = _texts(_column(row, columns["tags"], TAG_COLUMNS, where), where, "tags", ";,")
+    match = _column(row, columns["match"], (), where, "match" if columns["match"] else "")
+    return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else str(match)}
+
+
+def _question_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
+    question = _texts(_column(row, columns["question"], QUESTION_COLUMNS, where, "question"), where, "question")
+    if not question:
+        return None
+    key = _column(row, None, ID_COLUMNS, where)
+    return {
+        "image": image,
+        "key": str(key) if key not in (None, "") else f"{image}#{where.rpartition(':')[2]}",
+        "question": question[0],
+        "answers": _texts(_column(row, columns["answer"], ANSWER_COLUMNS, where), where, "answer"),
+        "answer_type": str(row.get("answer_type") or ""),
+        "question_type": str(row.get("question_type") or ""),
+    }
+
+
+def hashed_split(image: str, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> str:
+    """The split of a picture in a table that names none: by a hash of its name, the same on every machine."""
+    place = (
+        int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
+    )
+    return SPLITS[int(place >= shares[0]) + int(place >= shares[0] + shares[1])]
+
+
+class _SplitFilter:
+    """Which rows belong to the wanted splits; remembers the splits seen, for the error when one does not exist."""
+
+    def __init__(self, wanted: list[str] | None, column: str | None, shares: Sequence[float]):
+        self.wanted, self.column, self.shares = wanted, column, shares
+        self.seen: set[str] = set()
+        self.named: bool | None = None
+
+    def keeps(self, row: Row, image: str, where: str) -> bool:
+        if self.wanted is None:
+            return True
+        if self.named is None:
+            self.named = self.column is not None and self.column in row
+        if self.named:
+            if self.column not in row:
+                raise DataError(f"{where}: no column {self.column!r}, which the rows above have")
+            split = str(row[self.column]).strip()
+        else:
+            split = hashed_split(image, self.shares)
+        self.seen.add(split)
+        return split in self.wanted
+
+    def refuse_unknown(self, origin: Path) -> None:
+        known = self.seen if self.named else set(SPLITS)
+        for split in self.wanted or ():
+            if split not in known:
+                raise DataError(f"{origin}: no split {split!r}; {nearest(split, known)}")
