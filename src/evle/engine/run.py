@@ -1,0 +1,275 @@
+"""A run's folder, which explains itself: what was asked, where and when it ran, how it went, and what came out.
+
+config.yaml        the resolved configuration
+environment.json   versions, command line, seed, hash of the data, device, threads; one entry more for each resume
+status.json        running, finished, failed or interrupted; the step; one sentence
+log.jsonl          one object a line: {"event": "train", ...} and {"event": "eval", ...}
+checkpoints/       last (to resume from) and best (on validation)
+model/             what `from_pretrained` reads
+"""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+import evle
+from evle.config import dump_yaml, load_yaml
+from evle.distributed import barrier, is_main, world_size
+from evle.errors import CheckpointError, ConfigError
+
+Curves = dict[str, list[tuple[float, float]]]
+
+MAY_CHANGE = frozenset(
+    {
+        "output",
+        "title",
+        "train.num_workers",
+        "train.log_every",
+        "train.save_every",
+        "train.eval_every",
+        "train.trackers",
+    }
+)
+"""What a resumed run may change: nothing of it moves the weights."""
+
+
+class Run:
+    """The folder of one run. Every process may hold one; only the main process writes."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.log_file = self.folder / "log.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+        self.model_folder = self.folder / "model"
+        self._log_fails = False
+
+    @classmethod
+    def start(
+        cls,
+        folder: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        data_hash: str = "",
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> Self:
+        """Open `folder` for a run of `config` (resolved, plain values) and write down what is asked and where it runs.
+
+        With `resume`, the folder's run goes on; where there is none yet, it starts. `overwrite` deletes an earlier run.
+
+        Raises:
+            ConfigError: the folder holds another run, other files, or (with `resume`) a run of another configuration.
+        """
+        run = cls(folder)
+        status = run.status()
+        if resume and status:
+            run._refuse_changes(config)
+        elif status and not overwrite:
+            raise ConfigError(
+                f"{run.folder} already holds a run ({status.get('state')} at step {status.get('step', 0)}): "
+                "continue it with --resume, choose another output, or replace it with overwrite=true"
+            )
+        elif not status and run.folder.is_dir() and any(run.folder.iterdir()):
+            raise ConfigError(f"{run.folder} is not empty and holds no run: choose another output")
+        barrier()  # every process has looked before one writes
+
+        if is_main():
+            run._prepare(config, seed, data_hash, continues=bool(resume and status))
+        barrier()
+        return run
+
+    def status(self) -> dict[str, Any]:
+        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run."""
+        return _read_json(self.folder / "status.json")
+
+    def set_status(self, state: str, step: int, message: str = "") -> None:
+        """Write down how the run stands."""
+        if is_main():
+            self._write_json("status.json", {"state": state, "step": step, "message": message, "time": _now()})
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds: versions, command, seed, data hash, device; `resumed` lists the later sessions."""
+        return _read_json(self.folder / "environment.json")
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration that the run was started with."""
+        return load_yaml(self.folder / "config.yaml")
+
+    def log(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append one line to log.jsonl. A full disk is said once and does not stop the run."""
+        if not is_main():
+            return
+        try:
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+        except OSError as error:
+            if not self._log_fails:
+                print(f"evle: {self.log_file} cannot be written ({error.strerror}); the run goes on", file=sys.stderr)
+            self._log_fails = True
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after optimizer step `step`, from which the run goes on."""
+        if not is_main() or not self.log_file.exists():
+            return
+        kept = [json.dumps(event) for event in read_events(self) if event.get("step", 0) <= step]
+        shorter = self.log_file.with_suffix(".new")
+        shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        shorter.replace(self.log_file)
+
+    def _refuse_changes(self, config: Mapping[str, Any]) -> None:
+        before, now = _flatten(self.config()), _flatten(json.loads(json.dumps(dict(config))))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed = [key for key in changed if key not in MAY_CHANGE]
+        if changed:
+            listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+            raise ConfigError(
+                f"{self.folder}: a resumed run must keep its configuration, but {listed}"
+                f"{' and more' if len(changed) > 5 else ''}; set it back, or start a new run in another output"
+            )
+
+    def _prepare(self, config: Mapping[str, Any], seed: int, data_hash: str, continues: bool) -> None:
+        session = {"command": sys.argv, "time": _now(), "processes": world_size(), **_machine()}
+        environment = self.environment()
+        if continues:
+            if environment.get("data_hash", data_hash) != data_hash:
+                raise ConfigError(
+                    f"{self.folder}: the data changed since the run began; start a new run in another output"
+                )
+            environment.setdefault("resumed", []).append(session)
+        else:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+            environment = {**_versions(), "seed": seed, "data_hash": data_hash, **session}
+            (self.folder / "config.yaml").write_text(dump_yaml(json.loads(json.dumps(dict(config)))), encoding="utf-8")
+        self._write_json("environment.json", environment)
+        self.set_status("running", self.status().get("step", 0))
+
+    def _write_json(self, name: str, value: Any) -> None:
+        new = self.folder / f"{name}.new"
+        new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        new.replace(self.folder / name)
+
+
+def read_events(run: Run | str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The events of a run's log in order. A last line that a crash cut short is left out."""
+    path = run.log_file if isinstance(run, Run) else Run(run).log_file
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if line.endswith("\n"):
+                    raise CheckpointError(f"{path}: a line is no JSON: {line[:60]!r}") from None
+
+
+def read_log(run: Run | str | os.PathLike[str]) -> Curves:
+    """The curves of a run, name -> [(step, value), ...]: "loss", "loss/itc", "lr", "grad_norm", "eval/<metric>" ..."""
+    curves: Curves = {}
+    for event in read_events(run):
+        step = event["step"]
+        if event["event"] == "eval":
+            values = {f"eval/{name}": value for name, value in event["scores"].items()}
+        else:
+            values = {name: event[name] for name in ("loss", "lr", "grad_norm", "samples_per_second") if name in event}
+            values |= {f"loss/{name}": value for name, value in event.get("losses", {}).items()}
+        for name, value in values.items():
+            curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Replace folder `target` by what `write` puts into a fresh one; the old one goes only after the new one stands.
+
+    Should the machine stop in between, `standing(target)` finds whichever is whole.
+    """
+    new, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        write(new)
+        for file in new.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def standing(target: Path) -> Path | None:
+    """The whole folder that `write_folder` left for `target`: itself, or the former one when it was cut off; else None."""
+    for folder in (target, target.with_name(target.name + ".old")):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _to_disk(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); start the run anew in another output") from None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"platform": platform.platform(), "device": gpu or "cpu", "threads": torch.get_num_threads()}
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("evle", "torch", "transformers", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"git": _git_commit()}
+
+
+def _git_commit() -> str:
+    """The commit that evle's sources stand at, "-dirty" when changed; empty when installed without a checkout."""
+    root = Path(evle.__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
