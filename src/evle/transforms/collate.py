@@ -1,0 +1,44 @@
+"""Features to batches: small pure functions that stack, pad and number what a task made of its samples."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, length: int | None = None) -> Tensor:
+    """int64 (B, T) with each row filled up at its end with `value`; T is `length`, or the longest row's. Longer rows
+    are cut.
+    """
+    length = max((len(row) for row in rows), default=0) if length is None else length
+    padded = torch.full((len(rows), length), value, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        row = row[:length]
+        padded[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return padded
+
+
+def pad_text(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """`input_ids` and `attention_mask` (1 = a real token), both int64 (B, T).
+
+    >>> pad_text([[2, 7, 3], [2, 3]], pad_id=0)
+    (tensor([[2, 7, 3],
+            [2, 3, 0]]), tensor([[1, 1, 1],
+            [1, 1, 0]]))
+    """
+    return pad_rows(rows, pad_id, length), pad_rows([[1] * len(row) for row in rows], 0, length)
+
+
+def stack(rows: Sequence[Tensor | np.ndarray]) -> Tensor:
+    """One tensor (B, ...) of rows of equal shape."""
+    return torch.stack([torch.as_tensor(row) for row in rows])
+
+
+def number_ids(names: Sequence[str]) -> Tensor:
+    """int64 (B,): equal numbers for equal names, on any rank, in any batch and in any process (a 63-bit hash, so
+    never by counting).
+    """
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)

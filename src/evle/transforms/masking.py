@@ -1,0 +1,88 @@
+"""What masked signal modelling hides: random patches of a picture (EVE: 75 %) and random tokens of a text (EVE: 50
+%).
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from evle.errors import ConfigError
+
+IGNORED = -100
+"""The label of a token that is not to be predicted, as torch's cross-entropy has it."""
+
+
+def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """bool (num_patches,), True = masked, exactly round(num_patches * ratio) of them, each choice equally likely (as
+    in MAE).
+
+    The count depends on nothing random, so the rows of a batch have the same number of visible patches. Raises
+    ConfigError for a ratio that leaves nothing to see or nothing to predict.
+    """
+    num_masked = round(num_patches * ratio)
+    if not 0 < num_masked < num_patches:
+        raise ConfigError(
+            f"a mask ratio of {ratio:g} hides {num_masked} of {num_patches} patches: some must be hidden and some seen"
+        )
+    mask = np.zeros(num_patches, dtype=bool)
+    mask[rng.permutation(num_patches)[:num_masked]] = True
+    return mask
+
+
+def mask_tokens(
+    ids: Sequence[int],
+    ratio: float,
+    rng: np.random.Generator,
+    *,
+    mask_id: int,
+    vocab_size: int,
+    special_ids: Collection[int],
+    replace: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    word_starts: Sequence[bool] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Tokens with round(maskable * ratio) of them masked (at least one when any can be), and labels: the original
+    token there, else -100.
+
+    Tokens in `special_ids` are never masked. A masked token becomes `mask_id`, a random token that is not special, or
+    stays, with the three probabilities of `replace`: EVE's figure shows (1, 0, 0), BERT uses (0.8, 0.1, 0.1). With
+    `word_starts` (True where a word begins) whole words are masked in random order until the count is reached, so
+    that up to one word more is hidden.
+    """
+    if not 0 <= ratio <= 1:
+        raise ConfigError(f"a text mask ratio of {ratio:g} is not a share: choose one between 0 and 1")
+    special = set(special_ids)
+    maskable = [place for place, token in enumerate(ids) if token not in special]
+    masked_ids, labels = list(ids), [IGNORED] * len(ids)
+    if not maskable:
+        return masked_ids, labels
+    for place in _pick_places(maskable, max(1, round(len(maskable) * ratio)), rng, word_starts):
+        labels[place] = ids[place]
+        kind = rng.random() * sum(replace)
+        if kind < replace[0]:
+            masked_ids[place] = mask_id
+        elif kind < replace[0] + replace[1]:
+            masked_ids[place] = _random_token(vocab_size, special, rng)
+    return masked_ids, labels
+
+
+def _pick_places(
+    maskable: list[int], count: int, rng: np.random.Generator, word_starts: Sequence[bool] | None
+) -> list[int]:
+    words: list[list[int]] = []
+    for place in maskable:
+        if word_starts is None or word_starts[place] or not words or words[-1][-1] != place - 1:
+            words.append([])
+        words[-1].append(place)
+    picked: list[int] = []
+    for index in rng.permutation(len(words)):
+        if len(picked) >= count:
+            break
+        picked += words[index]
+    return picked
+
+
+def _random_token(vocab_size: int, special: set[int], rng: np.random.Generator) -> int:
+    assert len(special) < vocab_size
+    while (token := int(rng.integers(vocab_size))) in special:
+        pass
+    return token

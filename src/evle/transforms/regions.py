@@ -1,0 +1,76 @@
+"""Boxes and patches: which patches of a picture's grid a box covers, and which boxes a set of patches forms.
+
+Legend: N boxes as left, top, right, bottom in pixels; G patches a side; P = G * G patches in reading order, without
+[CLS]. Boxes must be in the same geometry as the pixels the patches are cut from: `evle.transforms.image.train_image`
+moves them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def patch_cover(boxes: Sequence[Sequence[float]] | np.ndarray, image_size: tuple[float, float], grid: int) ->
+np.ndarray: """float (N, P): the share of each patch that each box covers, from 0 to 1.
+
+    `image_size` is (width, height) in the boxes' pixels; what lies outside it does not count, and a box that is gone
+    (NaN) covers nothing.
+
+    >>> patch_cover([(0, 0, 8, 16)], image_size=(32, 32), grid=2).tolist()
+    [[0.5, 0.0, 0.0, 0.0]]
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    width, height = image_size
+    units = np.nan_to_num(boxes * grid / np.array([width, height, width, height]))
+    edges = np.arange(grid)
+    # Overlap of [left, right] with the column [c, c + 1], and of [top, bottom] with each row.
+    columns = (np.minimum(units[:, 2:3], edges + 1) - np.maximum(units[:, 0:1], edges)).clip(0)
+    rows = (np.minimum(units[:, 3:4], edges + 1) - np.maximum(units[:, 1:2], edges)).clip(0)
+    return (rows[:, :, None] * columns[:, None, :]).reshape(len(boxes), grid * grid)
+
+
+def box_patches(
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    image_size: tuple[float, float],
+    grid: int,
+    *,
+    min_cover: float = 0.0,
+) -> np.ndarray:
+    """bool (N, P): True where a box covers more than `min_cover` of a patch.
+
+    With 0 any overlap counts, so that a box of any size has a patch: right for masking an object (MPC) and for a
+    box's token (VCR), where nothing of the object may stay visible or be left out. For labels (PBC) half a patch is
+    the fairer rule, but small boxes may then have no patch at all.
+    """
+    return patch_cover(boxes, image_size, grid) > min_cover
+
+
+def patch_boxes(mask: np.ndarray, image_size: tuple[float, float]) -> np.ndarray:
+    """float (N, 4): the bounding box in pixels of each group of True patches that touch at a side, in reading order
+    of their first patch.
+
+    `mask` is bool (P,) or (G, G); `image_size` is (width, height).
+
+    >>> patch_boxes(np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]]), (48, 48)).tolist()
+    [[0.0, 0.0, 32.0, 16.0], [32.0, 32.0, 48.0, 48.0]]
+    """
+    grid = round(mask.size**0.5)
+    assert grid * grid == mask.size, f"a mask of {mask.size} patches is not square"
+    left_over = {(int(row), int(column)) for row, column in np.argwhere(mask.reshape(grid, grid))}
+    boxes = []
+    for start in sorted(left_over):
+        if start not in left_over:
+            continue
+        left_over.remove(start)
+        group, frontier = [start], [start]
+        while frontier:
+            row, column = frontier.pop()
+            for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if neighbour in left_over:
+                    left_over.remove(neighbour)
+                    group.append(neighbour)
+                    frontier.append(neighbour)
+        rows, columns = zip(*group)
+        boxes.append((min(columns), min(rows), max(columns) + 1, max(rows) + 1))
+    unit = np.array([image_size[0], image_size[1], image_size[0], image_size[1]]) / grid
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4) * unit

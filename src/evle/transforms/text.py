@@ -1,0 +1,131 @@
+"""Text to tokens: EVE's clean-up of captions and questions, and a byte-level BPE tokenizer trained on any corpus."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from evle.errors import ConfigError, DataError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""Their ids are their places here: padding is 0."""
+
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+"""Every byte is a token, so that no text of any script is unknown."""
+
+DROPPED = re.compile(r"[,.'!?\"()*#:;~`]")
+LONGEST_WORD = 200
+"""In training, a run of characters without a blank is cut after so many: no merge is learnt from a page of base64."""
+
+
+def clean_caption(text: str, max_words: int | None = 30) -> str:
+    """Lower case without punctuation, `-` and `/` as blanks, at most `max_words` words (X-VLM's rule, which EVE uses
+    for captions).
+
+    May be empty, where the text held nothing but punctuation: the caller decides whether that is an error.
+
+    >>> clean_caption("A <person>'s well-known dog, asleep!")
+    'a persons well known dog asleep'
+    """
+    text = DROPPED.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return " ".join(text.split()[:max_words])
+
+
+def clean_question(text: str, max_words: int | None = 30) -> str:
+    """The rule of `clean_caption` for a question; EVE keeps 30 words in training and 50 at test."""
+    return clean_caption(text, max_words)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 64_000, *, lowercase: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, whose texts come out as `[CLS] ... [SEP]`.
+
+    `texts` is read once, lazily. The result depends only on the texts, not on the machine. A small corpus may not
+    hold `vocab_size` tokens: size the model by `len(tokenizer)`. `save_pretrained` writes a directory that
+    `AutoTokenizer` reads. `lowercase` is for text that `clean_caption` has not lowered. EVE: 64,000 tokens from
+    BookCorpus and Wikipedia.
+
+    Raises ConfigError for a `vocab_size` below `MIN_VOCAB_SIZE`, DataError for a corpus without text.
+
+    >>> tokenizer = train_tokenizer(["a red ball", "a blue ball"], 300)
+    >>> tokenizer.decode(tokenizer("a ball")["input_ids"])
+    '[CLS] a ball[SEP]'
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(
+            f"vocab_size={vocab_size} is too small: {MIN_VOCAB_SIZE} tokens are the bytes and the special tokens"
+        )
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # With a blank before the first word, a word is the same token wherever it stands.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    counted = _Counted(texts)
+    tokenizer.train_from_iterator(counted, trainer)
+    if not counted.num_texts:
+        raise DataError("the tokenizer's corpus holds no text: check the files and the column they are read from")
+    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(
+                single="[CLS] $A [SEP]",
+                pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+            ),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class _Counted:
+    """The texts that hold something, counted, with endless words cut."""
+
+    def __init__(self, texts: Iterable[str]):
+        self.texts = texts
+        self.num_texts = 0
+
+    def __iter__(self) -> Iterator[str]:
+        endless = re.compile(rf"\S{{{LONGEST_WORD}}}")
+        for text in self.texts:
+            if text.strip():
+                self.num_texts += 1
+                yield endless.sub(lambda match: match.group() + " ", text)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
+    """Token ids of `text` with the tokenizer's special tokens, cut to `max_length` in all."""
+    return tokenizer(text, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+
+
+def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], list[bool]]:
+    """Token ids as `encode` gives them, and for each whether a new word starts there (special tokens count as words).
+
+    For whole-word masking. Raises ConfigError for a tokenizer without a fast backend, which does not know its words.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one: "
+            "load its fast form, or mask single tokens"
+        )
+    encoding = tokenizer(text, truncation=True, max_length=max_length, return_attention_mask=False)
+    words = encoding.word_ids()
+    starts = [word is None or index == 0 or word != words[index - 1] for index, word in enumerate(words)]
+    return encoding["input_ids"], starts
