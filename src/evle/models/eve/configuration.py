@@ -1,0 +1,196 @@
+"""The configuration of EVE: every size, switch and choice, each with its source.
+
+Sources: [P] the paper (arXiv 2308.11971), [C] the authors' released fine-tuning code, [D] stated by neither and decided here.
+The defaults are EVE-Base.
+"""
+
+import math
+from typing import Any, Self
+
+from transformers import PreTrainedConfig
+
+from evle.errors import ConfigError, nearest
+from evle.models.presets import PRESETS
+
+OBJECTIVES = ("mim", "mlm", "itc", "itm")
+
+
+class EVEConfig(PreTrainedConfig):
+    """Sizes and switches of an EVE model; the defaults are EVE-Base at 224 pixels.
+
+    Raises `ConfigError`, naming every field that cannot work, when the fields contradict each other.
+
+    >>> EVEConfig.from_preset("eve-tiny", num_experts=8).num_experts
+    8
+
+    Backbone:
+        vocab_size: 64000, a BPE trained on BookCorpus and Wikipedia [P].
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, feed-forward width [P].
+        image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes are
+            interpolated at run time [P].
+        max_position_embeddings: rows of the text position table, the longest text [C: 196].
+        hidden_act: activation of feed-forwards and experts [C: quick_gelu].
+        layer_norm_eps: [C: 1e-6].
+        layer_scale_init: initial LayerScale on both branches of a block [C: 0.1].
+        drop_path_rate: stochastic depth, linear from 0 in the first to this in the last block [C: 0.1].
+        hidden_dropout_prob: dropout of the text embedding [C: 0.1].
+        attention_dropout: [C: 0].
+        initializer_range: standard deviation of the truncated normal initialisation [C: 0.02].
+    Routing:
+        soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
+        deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a modality)
+            and "shared" (one for both) [P, table 6].
+        num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability (as Switch
+            Transformers do), else the router would have no gradient [D].
+        modality_routing: whether tokens get their modality's vector before the router and the experts [P].
+        router_aux_loss_coef: weight of the load-balancing loss, 0 for none [P: 0.001].
+        second_choice: how training picks the second expert, "sample" (Gumbel noise on the logits [C]) or "top". Evaluation always
+            takes the best two, so that it is deterministic; the released code samples there too.
+        capacity_factor: None keeps every token [P, and ours]. A float is the released behaviour [C: 1.0]: an expert takes
+            max(4, ceil(capacity_factor * 2 * tokens / experts)) tokens of the flattened batch and drops the rest.
+        route_padding: whether padding tokens are routed (and use up capacity). None means: as the released code when
+            capacity_factor is set, else not. Without a capacity it changes no output of a real token.
+    Pre-training:
+        objectives: of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 5].
+        objective_weights: weights by objective; 1 where absent [P: equal weights].
+        joint_masking: mask image and text in one pass instead of two [P, table 5: worse].
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only says "narrower", the
+            defaults are MAE's 512, 8 and 16 [D].
+        norm_pixel_target: per-patch normalised target, as in MAE's best run; the paper says raw pixels [P: False].
+        tie_word_embeddings: share the MLM output matrix with the word embedding [D: no].
+    Heads:
+        projection_dim: width of retrieval embeddings; None is hidden_size [C].
+        temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
+        nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
+        vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it there [C: False].
+        released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released evaluation (but not
+            its training) computes them [C].
+        num_labels, id2label: the answers of VQA (transformers' fields).
+    """
+
+    model_type = "eve"
+
+    vocab_size: int = 64000
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    max_position_embeddings: int = 196
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-6
+    layer_scale_init: float = 0.1
+    drop_path_rate: float = 0.1
+    hidden_dropout_prob: float = 0.1
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+
+    soft_layers: tuple[int, ...] = (10, 11)
+    deep_feed_forward: str = "soft"
+    num_experts: int = 32
+    num_experts_per_tok: int = 2
+    modality_routing: bool = True
+    router_aux_loss_coef: float = 0.001
+    second_choice: str = "sample"
+    capacity_factor: float | None = None
+    route_padding: bool | None = None
+
+    objectives: tuple[str, ...] = ("mim", "mlm")
+    objective_weights: dict[str, float] | None = None
+    joint_masking: bool = False
+    decoder_hidden_size: int = 512
+    decoder_num_layers: int = 8
+    decoder_num_heads: int = 16
+    norm_pixel_target: bool = False
+    tie_word_embeddings: bool = False
+
+    projection_dim: int | None = None
+    temperature_init: float = 0.07
+    nlvr2_head: str = "bi-attention"
+    vqa_balance_loss: bool = False
+    released_eval_features: bool = False
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # JSON knows no tuples; the order of objectives and layers carries no meaning.
+        self.soft_layers = tuple(sorted(self.soft_layers))
+        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
+            name for name in self.objectives if name not in OBJECTIVES
+        )
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("this EVE model cannot be built: " + "; ".join(problems))
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of the configured size, without [CLS]."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def pads_are_routed(self) -> bool:
+        """`route_padding` with its default resolved."""
+        return self.capacity_factor is not None if self.route_padding is None else self.route_padding
+
+    def weight_of(self, objective: str) -> float:
+        """The weight of one objective's loss."""
+        return (self.objective_weights or {}).get(objective, 1.0)
+
+    def expert_capacity(self, num_tokens: int) -> int | None:
+        """Tokens one expert may take of `num_tokens`, None for all (the released code's rule, see `capacity_factor`)."""
+        if self.capacity_factor is None:
+            return None
+        return max(4, math.ceil(self.capacity_factor * 2 * num_tokens / self.num_experts))
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """The configuration `name` of `evle.models.presets`, with fields replaced. Unknown names and fields are refused."""
+        known = [preset for preset, (family, _) in PRESETS.items() if family == cls.model_type]
+        if name not in known:
+            raise ConfigError(f"there is no EVE preset {name!r}; {nearest(name, known)}")
+        cls.check_fields(overrides)
+        return cls(**{**PRESETS[name][1], **overrides})
+
+    @classmethod
+    def check_fields(cls, fields: dict[str, Any]) -> None:
+        """Refuse names that are no field of this configuration, with the nearest one."""
+        known = {*cls.__dataclass_fields__, "num_labels", "attn_implementation", "experts_implementation"}
+        unknown = [f"{name!r} ({nearest(name, known)})" for name in fields if name not in known]
+        if unknown:
+            raise ConfigError("no such field of an EVE model: " + ", ".join(unknown))
+
+    def _problems(self):
+        if self.hidden_size % self.num_attention_heads:
+            yield f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+        if self.decoder_hidden_size % self.decoder_num_heads:
+            yield f"decoder_hidden_size {self.decoder_hidden_size} is not a multiple of decoder_num_heads {self.decoder_num_heads}"
+        if self.decoder_hidden_size % 4:
+            yield f"decoder_hidden_size {self.decoder_hidden_size} is not a multiple of 4, which sin-cos positions need"
+        if self.image_size % self.patch_size or self.image_size <= 0:
+            yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        outside = [layer for layer in self.soft_layers if not 0 <= layer < self.num_hidden_layers]
+        if outside:
+            yield f"soft_layers {outside} lie outside the {self.num_hidden_layers} layers (indices start at 0)"
+        for field, allowed in (
+            ("deep_feed_forward", ("soft", "hard", "shared")),
+            ("second_choice", ("sample", "top")),
+            ("nlvr2_head", ("bi-attention", "plain")),
+            ("num_experts_per_tok", (1, 2)),
+        ):
+            if getattr(self, field) not in allowed:
+                yield f"{field} {getattr(self, field)!r} is not one of {', '.join(map(str, allowed))}"
+        if self.num_experts < self.num_experts_per_tok:
+            yield f"num_experts {self.num_experts} is smaller than num_experts_per_tok {self.num_experts_per_tok}"
+        for name in (*self.objectives, *(self.objective_weights or {})):
+            if name not in OBJECTIVES:
+                yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
+        if self.joint_masking and not {"mim", "mlm"} <= set(self.objectives):
+            yield "joint_masking needs both objectives, mim and mlm"
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            yield f"capacity_factor {self.capacity_factor} must be positive, or None to keep every token"

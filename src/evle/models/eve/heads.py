@@ -1,0 +1,330 @@
+"""EVE's task heads: retrieval, visual question answering, and NLVR2 (EVE, section 4.3; shapes as the released code's).
+
+B batch, G batch gathered over all processes, T text tokens, P image tokens, S = P + T, D width, A answers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from evle import objectives
+from evle.distributed import all_gather, rank, world_size
+from evle.errors import DataError
+from evle.models.eve.configuration import EVEConfig
+from evle.models.eve.modeling import EVEModel, EVEOutput, EVEPreTrainedModel, average_router
+
+
+def total_loss(losses: dict[str, Tensor]) -> Tensor | None:
+    """The sum of named losses, None when there is none."""
+    return torch.stack(list(losses.values())).sum() if losses else None
+
+
+def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, config: EVEConfig) -> None:
+    """Enter the weighted load-balancing loss, where the model has experts and its weight is not 0."""
+    if router is not None and config.router_aux_loss_coef > 0:
+        losses["balance"] = config.router_aux_loss_coef * router["balance"]
+
+
+class EVEMatchingHead(nn.Module):
+    """What image-text contrast and matching learn: two projections with a temperature (itc), a linear layer of two classes (itm)."""
+
+    def __init__(self, config: EVEConfig, itc: bool = True, itm: bool = True):
+        super().__init__()
+        width = config.hidden_size
+        if itc:
+            dimension = config.projection_dim or width
+            self.image_projection = nn.Linear(width, dimension, bias=False)
+            self.text_projection = nn.Linear(width, dimension, bias=False)
+            self.temperature = nn.Parameter(torch.tensor(config.temperature_init))
+        if itm:
+            self.itm = nn.Linear(width, 2)
+
+    def embed_image(self, image_hidden: Tensor) -> Tensor:
+        """Image states (B, P, D) -> unit vectors (B, projection), float32."""
+        return nn.functional.normalize(self.image_projection(image_hidden[:, 0]).float(), dim=-1)
+
+    def embed_text(self, text_hidden: Tensor) -> Tensor:
+        """Text states (B, T, D) -> unit vectors (B, projection), float32."""
+        return nn.functional.normalize(self.text_projection(text_hidden[:, 0]).float(), dim=-1)
+
+    def clamped_temperature(self) -> Tensor:
+        """The temperature within [0.001, 0.5]. The gradient ignores the clamp, so that it can come back from outside."""
+        value = self.temperature.float()
+        return value + (value.clamp(0.001, 0.5) - value).detach()
+
+    def match(self, text_hidden: Tensor) -> Tensor:
+        """Text states (B, T, D) of a joint pass -> logits (B, 2), column 1 = match."""
+        return self.itm(text_hidden[:, 0])
+
+
+def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
+    """Ids that make every pair its own, on every process."""
+    return torch.arange(num_rows, device=device) + rank() * 2**32
+
+
+def gather_text(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Texts (B, T) of all processes, padded to the longest."""
+    if world_size() == 1:
+        return input_ids, attention_mask
+    length = int(all_gather(torch.tensor([input_ids.shape[1]], device=input_ids.device)).max())
+    padding = (0, length - input_ids.shape[1])
+    padded_ids = nn.functional.pad(input_ids, padding, value=pad_token_id)
+    return all_gather(padded_ids), all_gather(nn.functional.pad(attention_mask, padding, value=0))
+
+
+def itc_pass(
+    eve: EVEModel,
+    head: EVEMatchingHead,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    match_ids: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, list[EVEOutput]]:
+    """Two single-modality passes and their contrast over all processes.
+
+    Returns the loss, the scaled similarities image to text and text to image (B, G), and the two passes' outputs.
+    """
+    image = eve(pixel_values=pixel_values)
+    text = eve(input_ids=input_ids, attention_mask=attention_mask)
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        image_embeds, text_embeds = head.embed_image(image.image_hidden), head.embed_text(text.text_hidden)
+        temperature = head.clamped_temperature()
+        image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
+        text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
+    loss = objectives.itc(image_to_text, text_to_image, objectives.match_targets(match_ids, all_gather(match_ids)))
+    return loss, image_to_text, text_to_image, [image, text]
+
+
+def itm_pass(
+    eve: EVEModel,
+    head: EVEMatchingHead,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    match_ids: Tensor,
+    similarities: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, EVEOutput | None]:
+    """The true pairs, each image with a hard negative text, each text with a hard negative image: one joint pass of 3 B rows.
+
+    Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly without
+    them. A row that has no negative, because every id is its own, is left out; a batch of such rows has loss 0.
+    Returns the loss and the pass's output, None where there was nothing to pass.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    with torch.no_grad():
+        equal = match_ids[:, None] == all_gather(match_ids)[None, :]
+        if similarities is None:
+            similarities = (torch.zeros_like(equal, dtype=torch.float32),) * 2
+        texts, found = objectives.sample_hard_negatives(similarities[0], equal)
+        images, _ = objectives.sample_hard_negatives(similarities[1], equal)
+        all_pixels = all_gather(pixel_values)
+        all_ids, all_masks = gather_text(input_ids, attention_mask, eve.config.pad_token_id or 0)
+        length = all_ids.shape[1] - input_ids.shape[1]
+        own_ids = nn.functional.pad(input_ids, (0, length), value=eve.config.pad_token_id or 0)[found]
+        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[found]
+        own_pixels = pixel_values[found]
+        texts, images = texts[found], images[found]
+    if not len(own_ids):
+        return head.itm.weight.sum() * 0.0 + head.itm.bias.sum() * 0.0, None
+    output = eve(
+        pixel_values=torch.cat([own_pixels, own_pixels, all_pixels[images]]),
+        input_ids=torch.cat([own_ids, all_ids[texts], own_ids]),
+        attention_mask=torch.cat([own_masks, all_masks[texts], own_masks]),
+    )
+    logits = head.match(output.text_hidden)
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[: len(own_ids)] = 1
+    return objectives.itm(logits, labels), output
+
+
+class EVEForRetrieval(EVEPreTrainedModel):
+    """Image-text retrieval: contrast of single-modality states (ITC) and matching of joint ones (ITM), weights equal.
+
+    Candidates are ranked by `get_image_features` against `get_text_features`, the best re-ranked by `itm_logits`.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__(config)
+        self.eve = EVEModel(config)
+        self.matching = EVEMatchingHead(config)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> unit vectors (B, projection)."""
+        return self.matching.embed_image(
+            self.eve(pixel_values=pixel_values, final_norm=self._norms_features()).image_hidden
+        )
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Texts (B, T) -> unit vectors (B, projection)."""
+        output = self.eve(input_ids=input_ids, attention_mask=attention_mask, final_norm=self._norms_features())
+        return self.matching.embed_text(output.text_hidden)
+
+    def itm_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Image-text pairs, row by row -> logits (B, 2), column 1 = match."""
+        return self.matching.match(self.eve(pixel_values, input_ids, attention_mask).text_hidden)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        match_ids: Tensor | None = None,
+    ) -> EVEOutput:
+        """Losses of matching pairs.
+
+        `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair is its
+        own. `logits` of the output are the scaled similarities image to text (B, G), the states those of the single passes.
+        """
+        ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
+        losses = {}
+        pairs = (self.eve, self.matching, pixel_values, input_ids, attention_mask, ids)
+        losses["itc"], image_to_text, text_to_image, outputs = itc_pass(*pairs)
+        losses["itm"], joint = itm_pass(*pairs, (image_to_text, text_to_image))
+        router = average_router([output.router for output in (*outputs, joint) if output is not None])
+        add_balance(losses, router, self.config)
+        return EVEOutput(
+            loss=total_loss(losses),
+            losses=losses,
+            logits=image_to_text,
+            image_hidden=outputs[0].image_hidden,
+            text_hidden=outputs[1].text_hidden,
+            router=router,
+        )
+
+    def _norms_features(self) -> bool:
+        return self.training or not self.config.released_eval_features
+
+
+class EVEForVQA(EVEPreTrainedModel):
+    """Visual question answering: classification of the text [CLS] over `config.id2label`."""
+
+    def __init__(self, config: EVEConfig):
+        super().__init__(config)
+        self.eve = EVEModel(config)
+        self.classifier = two_layer_classifier(config.hidden_size, 2 * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EVEOutput:
+        """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the losses. See `EVEModel.forward` for the rest."""
+        output = self.eve(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        output.logits = self.classifier(output.text_hidden[:, 0])
+        if labels is not None:
+            if labels.shape != output.logits.shape:
+                raise DataError(
+                    f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.logits.shape)}; "
+                    "labels are one soft score for each answer of config.id2label"
+                )
+            output.losses = {"answers": objectives.answers(output.logits, labels)}
+            if self.config.vqa_balance_loss:
+                add_balance(output.losses, output.router, self.config)
+            output.loss = total_loss(output.losses)
+        return output
+
+
+class EVEForNLVR2(EVEPreTrainedModel):
+    """NLVR2: is a statement true of a pair of images? Both image-text pairs go through the model, a head joins them."""
+
+    def __init__(self, config: EVEConfig):
+        super().__init__(config)
+        self.eve = EVEModel(config)
+        self.head = {"plain": EVEPlainPairHead, "bi-attention": EVEBiAttentionHead}[config.nlvr2_head](config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> EVEOutput:
+        """`pixel_values` (B, 2, C, H, W) -> logits (B, 2), column 1 = true; with `labels` (B,) of 0 and 1 also the losses.
+
+        The states of the output are (B, 2, P, D) and (B, 2, T, D).
+        """
+        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
+            raise DataError(
+                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images a statement; got {tuple(pixel_values.shape)}"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        passes = [self.eve(images, input_ids, attention_mask) for images in pixel_values.unbind(dim=1)]
+        logits = self.head(passes[0], passes[1], attention_mask)
+        router = average_router([output.router for output in passes])
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            losses["choice"] = objectives.choices(logits, labels)
+            add_balance(losses, router, self.config)
+        return EVEOutput(
+            loss=total_loss(losses),
+            losses=losses or None,
+            logits=logits,
+            image_hidden=torch.stack([output.image_hidden for output in passes], dim=1),
+            text_hidden=torch.stack([output.text_hidden for output in passes], dim=1),
+            router=router,
+        )
+
+
+def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.Sequential:
+    """The released code's classifier: Linear, LayerNorm, GELU, Linear."""
+    return nn.Sequential(nn.Linear(in_features, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, num_classes))
+
+
+class EVEPlainPairHead(nn.Module):
+    """The two text [CLS] states side by side, classified."""
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.classifier = two_layer_classifier(2 * config.hidden_size, 2 * config.hidden_size, 2)
+
+    def forward(self, left: EVEOutput, right: EVEOutput, attention_mask: Tensor) -> Tensor:
+        return self.classifier(torch.cat([left.text_hidden[:, 0], right.text_hidden[:, 0]], dim=-1))
+
+
+class EVEBiAttentionHead(nn.Module):
+    """Each pair attends to the other, both are pooled by attention and classified (UNITER's NLVR2 head)."""
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        width, dropout = config.hidden_size, 0.1
+        self.attn1 = nn.MultiheadAttention(width, config.num_attention_heads, dropout=dropout, batch_first=True)
+        self.attn2 = nn.MultiheadAttention(width, config.num_attention_heads, dropout=dropout, batch_first=True)
+        self.fc = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout))
+        self.pool = nn.Sequential(nn.Linear(width, 1), nn.ReLU())
+        self.pool_dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * width, 2)
+
+    def forward(self, left: EVEOutput, right: EVEOutput, attention_mask: Tensor) -> Tensor:
+        image_mask = attention_mask.new_ones(left.image_hidden.shape[:2])
+        padding = torch.cat([image_mask, attention_mask], dim=1) == 0  # (B, S), True = padding
+        left_states = torch.cat([left.image_hidden, left.text_hidden], dim=1)
+        right_states = torch.cat([right.image_hidden, right.text_hidden], dim=1)
+        left_to_right, _ = self.attn1(
+            left_states, right_states, right_states, key_padding_mask=padding, need_weights=False
+        )
+        right_to_left, _ = self.attn2(
+            right_states, left_states, left_states, key_padding_mask=padding, need_weights=False
+        )
+        left_pooled = self.attention_pool(self.fc(torch.cat([left_to_right, left_states], dim=-1)), padding)
+        right_pooled = self.attention_pool(self.fc(torch.cat([right_to_left, right_states], dim=-1)), padding)
+        return self.classifier(torch.cat([left_pooled, right_pooled], dim=-1))
+
+    def attention_pool(self, states: Tensor, padding: Tensor) -> Tensor:
+        """States (B, S, D) averaged by learned weights over real tokens -> (B, D)."""
+        scores = self.pool(states).squeeze(-1).float().masked_fill(padding, float("-inf"))
+        weights = self.pool_dropout(scores.softmax(dim=-1)).to(states.dtype)
+        return (weights[:, None] @ states).squeeze(1)

@@ -1,0 +1,234 @@
+"""EVE's feed-forwards: hard-routed by modality, soft-routed to experts, or shared (EVE, section 3.2).
+
+The three modules have one interface, `(hidden (B, S, D), num_image, token_mask (B, S) or None) -> (output (B, S, D), Routing or None)`:
+the first `num_image` of the S tokens are image tokens, the rest text; `token_mask` is True for real tokens, None where all are.
+
+B batch, S tokens, D width, I feed-forward width, E experts, K experts a token, N routed tokens.
+"""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+
+from evle import objectives
+from evle.models.eve.configuration import EVEConfig
+
+
+class Routing(NamedTuple):
+    """What one soft-routed block did with its tokens.
+
+    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without: `load` (E,) the share of
+    assignments that each expert was given, `entropy` the mean entropy of the router in nats, `dropped` the share of assignments lost
+    to capacity.
+    """
+
+    balance: Tensor
+    load: Tensor
+    entropy: Tensor
+    dropped: Tensor
+
+
+class FeedForward(nn.Module):
+    """Linear (D, I), activation, Linear (I, D)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.act_fn = ACT2FN[hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.act_fn(self.fc1(hidden)))
+
+
+class SharedFeedForward(nn.Module):
+    """One feed-forward for both modalities: the paper's ablation of the deep blocks (table 6)."""
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+    def forward(self, hidden: Tensor, num_image: int, token_mask: Tensor | None) -> tuple[Tensor, None]:
+        return self.feed_forward(self.norm(hidden)), None
+
+
+class HardRouter(nn.Module):
+    """One feed-forward with its own LayerNorm for image tokens, another for text tokens.
+
+    The modalities are contiguous, so they are sliced, not masked; a modality that is absent costs nothing.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.image_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.image = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.text = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+    def forward(self, hidden: Tensor, num_image: int, token_mask: Tensor | None) -> tuple[Tensor, None]:
+        if num_image == 0:
+            return self.text(self.text_norm(hidden)), None
+        if num_image == hidden.shape[1]:
+            return self.image(self.image_norm(hidden)), None
+        image = self.image(self.image_norm(hidden[:, :num_image]))
+        text = self.text(self.text_norm(hidden[:, num_image:]))
+        return torch.cat([image, text], dim=1), None
+
+
+class _AutocastView(SimpleNamespace):
+    """The attributes of `EVEExperts` that transformers' grouped product reads, with its weights in another precision."""
+
+
+def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """transformers' grouped product, made to obey autocast, which `torch.nn.functional.grouped_mm` does not know."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return grouped_mm_experts_forward(experts, hidden, index, weights)
+    dtype = torch.get_autocast_dtype(device)
+    view = _AutocastView(
+        num_experts=experts.num_experts,
+        up_proj=experts.up_proj.to(dtype),
+        up_proj_bias=experts.up_proj_bias.to(dtype),
+        down_proj=experts.down_proj.to(dtype),
+        down_proj_bias=experts.down_proj_bias.to(dtype),
+        act_fn=experts.act_fn,
+        has_gate=False,
+        has_bias=True,
+        has_post_expert_norm=False,
+        is_transposed=False,
+        _is_expert_parallel=experts._is_expert_parallel,
+    )
+    return grouped_mm_experts_forward(view, hidden.to(dtype), index, weights)
+
+
+EXPERTS_FUNCTIONS = ExpertsInterface()
+EXPERTS_FUNCTIONS["grouped_mm"] = _grouped_mm
+
+
+@use_experts_implementation(experts_interface=EXPERTS_FUNCTIONS, has_gate=False, has_bias=True)
+class EVEExperts(nn.Module):
+    """E feed-forwards as stacked tensors; cost grows with N x K, whatever E is.
+
+    `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager" implementation; the
+    others (grouped_mm, batched_mm) come from transformers: `model.set_experts_implementation(name)`.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+        width, inner = config.hidden_size, config.intermediate_size
+        self.up_proj = nn.Parameter(torch.empty(self.num_experts, inner, width))
+        self.up_proj_bias = nn.Parameter(torch.empty(self.num_experts, inner))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
+        self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, width))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        num_tokens, top_k = index.shape
+        order = index.flatten().argsort(stable=True)  # (N K,) assignments, expert by expert
+        counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()
+        groups = hidden[order // top_k].split(counts)
+        # unbind has one backward for all experts; indexing one by one would allocate the whole gradient E times.
+        stacked = (
+            self.up_proj.unbind(),
+            self.up_proj_bias.unbind(),
+            self.down_proj.unbind(),
+            self.down_proj_bias.unbind(),
+        )
+        outputs = [
+            F.linear(self.act_fn(F.linear(group, up, up_bias)), down, down_bias)
+            for group, up, up_bias, down, down_bias in zip(groups, *stacked)
+        ]
+        restored = torch.empty_like(order)
+        restored[order] = torch.arange(len(order), device=order.device)
+        output = torch.cat(outputs)[restored].view(num_tokens, top_k, -1)
+        return (output * weights[..., None]).sum(dim=1).to(hidden.dtype)
+
+
+class SoftRouter(nn.Module):
+    """One LayerNorm, a router, E experts: `sum_k g_k Expert_k(x + b_m)` with `g = softmax(W (x + b_m))` (EVE, equations 3 to 5).
+
+    b_m is a learned vector a modality. As in the released code the experts receive x + b_m, and the two kept gate values are
+    renormalised to sum to 1, after the capacity cut. The router runs in float32.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.modality_routing:
+            self.image_vector = nn.Parameter(torch.empty(config.hidden_size))
+            self.text_vector = nn.Parameter(torch.empty(config.hidden_size))
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = EVEExperts(config)
+
+    def forward(self, hidden: Tensor, num_image: int, token_mask: Tensor | None) -> tuple[Tensor, Routing]:
+        batch, length, width = hidden.shape
+        states = self.norm(hidden)
+        if self.config.modality_routing:
+            vectors = [self.image_vector.expand(num_image, -1), self.text_vector.expand(length - num_image, -1)]
+            states = states + torch.cat(vectors)
+        states = states.reshape(batch * length, width)
+        if token_mask is None or self.config.pads_are_routed:
+            output, routing = self.route(states)
+        else:
+            kept = token_mask.flatten().nonzero().squeeze(1)
+            routed, routing = self.route(states[kept])
+            output = routed.new_zeros(batch * length, width).index_copy(0, kept, routed)
+        return output.view(batch, length, width), routing
+
+    def route(self, states: Tensor) -> tuple[Tensor, Routing]:
+        """Send each of the tokens (N, D) through its experts."""
+        with torch.autocast(states.device.type, enabled=False):
+            logits = F.linear(states.float(), self.gate.weight.float())  # (N, E)
+            gates = logits.softmax(dim=-1)
+        index = self.choose(logits)
+        weights, kept = self.weigh(gates, index)
+        output = self.experts(states, index, weights.to(states.dtype))
+        balance = objectives.balance(gates, index[:, 0])
+        with torch.no_grad():
+            load = torch.bincount(index.flatten(), minlength=self.config.num_experts).float()
+            load = load / load.sum().clamp(min=1)
+            entropy = torch.special.entr(gates).sum(dim=-1).mean()
+            dropped = (~kept).float().mean() if kept is not None else torch.zeros_like(entropy)
+        return output, Routing(balance, load, entropy, dropped)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The experts (N, K) of each token, best first. In training the second is sampled, see `EVEConfig.second_choice`."""
+        if self.config.num_experts_per_tok == 1:
+            return logits.argmax(dim=-1, keepdim=True)
+        with torch.no_grad():
+            if not (self.training and self.config.second_choice == "sample"):
+                return logits.topk(2, dim=-1).indices
+            first = logits.argmax(dim=-1, keepdim=True)
+            gumbel = -torch.empty_like(logits).exponential_().log()
+            second = (logits + gumbel).scatter(1, first, float("-inf")).argmax(dim=-1, keepdim=True)
+            return torch.cat([first, second], dim=1)
+
+    def weigh(self, gates: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K), None where there is none."""
+        chosen = gates.gather(1, index)
+        capacity = self.config.expert_capacity(len(gates))
+        kept = None if capacity is None else within_capacity(index, capacity, self.config.num_experts)
+        if kept is not None:
+            chosen = chosen * kept
+        if self.config.num_experts_per_tok == 1:
+            return chosen, kept
+        return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).eps), kept
+
+
+def within_capacity(index: Tensor, capacity: int, num_experts: int) -> Tensor:
+    """Which assignments (N, K) an expert of `capacity` slots still takes, as GShard counts them.
+
+    Slots are filled in the order of tokens, all first choices before any second choice.
+    """
+    taken = F.one_hot(index.T.flatten(), num_experts)  # (K N, E), first choices first
+    position = (taken.cumsum(dim=0) * taken).sum(dim=-1)  # (K N,) counted from 1
+    return (position <= capacity).view(index.shape[1], -1).T

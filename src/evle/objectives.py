@@ -1,0 +1,103 @@
+"""The training objectives: pure functions of tensors, each returning one float32 scalar.
+
+B batch, G batch gathered over all processes, T text tokens, M masked positions, E experts, V vocabulary, A answers. Whatever
+the precision of the inputs, softmax and losses are computed in float32.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = -100
+"""The label of a text token that was not masked."""
+
+
+def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
+    """Load-balancing loss of one soft-routed block: `E * sum_i f_i p_i`, 1 when the load is even, E when one expert gets all.
+
+    `gates` (T, E) are router probabilities and `first_choice` (T,) the index of the best expert, before any capacity cut: f is
+    the share of tokens an expert wins, p its mean probability (EVE, section 3.2; GShard). No tokens give 0.
+    """
+    gates = gates.float()
+    num_tokens, num_experts = gates.shape
+    if num_tokens == 0:
+        return gates.sum()
+    share = torch.bincount(first_choice, minlength=num_experts).to(gates.dtype) / num_tokens
+    return num_experts * (share * gates.mean(dim=0)).sum()
+
+
+def mim(predicted: Tensor, target: Tensor) -> Tensor:
+    """Masked image modelling: mean squared error over the pixels (B, M, pixels a patch) of masked patches only (EVE, equation 7)."""
+    return F.mse_loss(predicted.float(), target.float())
+
+
+def normalize_pixels(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each patch (..., pixels) to mean 0 and variance 1: MAE's target (He et al. 2022, section 3)."""
+    patches = patches.float()
+    mean = patches.mean(dim=-1, keepdim=True)
+    variance = patches.var(dim=-1, keepdim=True)
+    return (patches - mean) / (variance + eps).sqrt()
+
+
+def mlm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Masked language modelling: mean cross-entropy of `logits` (..., V) against `labels` (...) where a label is not -100.
+
+    0, still with a gradient path, when nothing was masked, so that no process of a group misses its backward pass.
+    """
+    kept = labels != IGNORE
+    if not kept.any():
+        return logits.float().sum() * 0.0
+    return F.cross_entropy(logits[kept].float(), labels[kept])
+
+
+def match_targets(ids: Tensor, all_ids: Tensor) -> Tensor:
+    """Soft contrastive targets (B, G): each row spread evenly over the columns with the row's id; several captions share an image."""
+    equal = (ids[:, None] == all_ids[None, :]).float()
+    return equal / equal.sum(dim=1, keepdim=True)
+
+
+def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor:
+    """Image-text contrast: soft cross-entropy in both directions, averaged.
+
+    `image_to_text` and `text_to_image` (B, G) are similarities divided by the temperature, `targets` (B, G) rows that sum to 1
+    (`match_targets`).
+    """
+    image_loss = F.cross_entropy(image_to_text.float(), targets)
+    text_loss = F.cross_entropy(text_to_image.float(), targets)
+    return (image_loss + text_loss) / 2
+
+
+@torch.no_grad()
+def sample_hard_negatives(
+    logits: Tensor, excluded: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """One negative a row, sampled from softmax(logits) + 1e-5 over the columns that are not `excluded` (ALBEF, section 3.2).
+
+    `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a row has no
+    negative at all, and its index is then meaningless.
+    """
+    weights = torch.softmax(logits.float(), dim=1) + 1e-5
+    weights = weights.masked_fill(excluded, 0.0)
+    found = ~excluded.all(dim=1)
+    weights = torch.where(found[:, None], weights, torch.ones_like(weights))
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1), found
+
+
+def itm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Image-text matching: cross-entropy of `logits` (B, 2), column 1 = match, against `labels` (B,) of 0 and 1. No rows give 0."""
+    return choices(logits, labels)
+
+
+def choices(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of `logits` (B, classes) against the index of the right class (B,): NLVR2, multiple choice. No rows give 0."""
+    if len(labels) == 0:
+        return logits.float().sum()
+    return F.cross_entropy(logits.float(), labels)
+
+
+def answers(logits: Tensor, targets: Tensor) -> Tensor:
+    """VQA: binary cross-entropy of `logits` (B, A) against soft scores in [0, 1], averaged over B and A, times A.
+
+    The factor A keeps the scale of a sum over answers, as in the released code of EVE (and METER, ViLT).
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float()) * targets.shape[-1]
