@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def patch_cover(boxes: Sequence[Sequence[float]] | np.ndarray, image_size: tuple[float, float], grid: int) ->
-np.ndarray: """float (N, P): the share of each patch that each box covers, from 0 to 1.
+def patch_cover(
+    boxes: Sequence[Sequence[float]] | np.ndarray, image_size: tuple[float, float], grid: int
+) -> np.ndarray:
+    """float (N, P): the share of each patch that each box covers, from 0 to 1.
 
     `image_size` is (width, height) in the boxes' pixels; what lies outside it does not count, and a box that is gone
     (NaN) covers nothing.
