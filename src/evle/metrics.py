@@ -1,0 +1,330 @@
+"""Scores, as the official evaluators compute them: retrieval recall, VQA accuracy, NLVR2, VCR, and average precision
+of patches.
+
+Pure functions of lists and tensors. Scores for people are percentages in a dict by name; what goes in may be in any
+order and is never written to. Retrieval never holds more than one block of the score matrix.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import comb
+
+import torch
+from torch import Tensor
+
+from evle.errors import DataError
+
+BLOCK_ENTRIES = 16_000_000
+"""Largest block of similarities held at once: 64 MB of float32."""
+
+NOT_FOUND = 2**62
+"""The rank of a right answer that is not in the list at all."""
+
+# --- retrieval (Q queries, G gallery items, D width; row i of a matrix of embeddings belongs to ids[i])
+
+
+def _blocks(count: int, size: int) -> Iterable[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _block_sizes(num_queries: int, num_gallery: int, entries: int) -> tuple[int, int]:
+    """Rows and columns of a block: whole rows of the score matrix where they fit."""
+    columns = max(1, min(num_gallery, entries))
+    return max(1, min(num_queries, entries // columns)), columns
+
+
+def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOCK_ENTRIES) -> tuple[Tensor, Tensor]:
+    """The k best gallery items of each query by dot product: scores float32 (Q, k) falling, and indices int64 (Q, k).
+
+    Equal scores stand in gallery order, so the answer does not depend on the blocks. k is cut to the size of the
+    gallery.
+    """
+    k = min(k, len(gallery))
+    num_rows, num_columns = _block_sizes(len(queries), len(gallery), block_entries)
+    all_scores, all_indices = [], []
+    for rows in _blocks(len(queries), num_rows):
+        query = queries[rows].float()
+        scores = torch.empty(len(query), 0, device=query.device)
+        indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+        for columns in _blocks(len(gallery), num_columns):
+            block = query @ gallery[columns].float().T
+            block_scores, block_indices = _stable_top_k(block, k)
+            # Indices so far are lower than this block's, so one stable choice keeps gallery order among equals.
+            scores = torch.cat([scores, block_scores], dim=1)
+            indices = torch.cat([indices, block_indices + columns.start], dim=1)
+            scores, places = _stable_top_k(scores, k)
+            indices = indices.gather(1, places)
+        all_scores.append(scores)
+        all_indices.append(indices)
+    if not all_scores:
+        return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
+    return torch.cat(all_scores), torch.cat(all_indices)
+
+
+def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk with equal scores in order of place, which torch.topk leaves open."""
+    k = min(k, scores.shape[1])
+    values, places = scores.topk(k, dim=1)
+    if k < scores.shape[1]:
+        # Where the last value is found outside too, topk's pick among equals is arbitrary: sort those rows in full.
+        tied = (scores == values[:, -1:]).sum(1) > (values == values[:, -1:]).sum(1)
+        if tied.any():
+            full = scores[tied].sort(dim=1, descending=True, stable=True)
+            values[tied], places[tied] = full.values[:, :k], full.indices[:, :k]
+    places, order = places.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
+
+
+def best_ranks(
+    queries: Tensor,
+    gallery: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    block_entries: int = BLOCK_ENTRIES,
+) -> Tensor:
+    """For each query, int64 (Q,), how many wrong gallery items come before its best right one; 0 is best.
+
+    An item is right when its id equals the query's. Ties are counted against the model: a wrong item with the same
+    score comes first, so a model that says the same of everything gets nothing for it. Exact, in two passes over
+    blocks of the score matrix. A query without any right item gets `NOT_FOUND`.
+    """
+    num_rows, num_columns = _block_sizes(len(queries), len(gallery), block_entries)
+    ranks = torch.empty(len(queries), dtype=torch.int64)
+    for rows in _blocks(len(queries), num_rows):
+        query, ids = queries[rows].float(), query_ids[rows]
+        best = torch.full((len(query),), -torch.inf, device=query.device)
+        for columns in _blocks(len(gallery), num_columns):
+            scores = query @ gallery[columns].float().T
+            right = ids[:, None] == gallery_ids[columns]
+            best = torch.maximum(best, scores.masked_fill(~right, -torch.inf).amax(1))
+        wrong = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+        for columns in _blocks(len(gallery), num_columns):
+            scores = query @ gallery[columns].float().T
+            right = ids[:, None] == gallery_ids[columns]
+            wrong += ((scores >= best[:, None]) & ~right).sum(1)
+        ranks[rows] = torch.where(best == -torch.inf, NOT_FOUND, wrong).cpu()
+    return ranks
+
+
+def list_ranks(ranked_ids: Tensor, query_ids: Tensor) -> Tensor:
+    """For each query, int64 (Q,), the place of the first right item in its list of gallery ids (Q, k), best first,
+    else `NOT_FOUND`.
+
+    For lists that were ranked by something else than a dot product, such as the ITM head on the top k candidates.
+    """
+    right = ranked_ids == query_ids[:, None]
+    return torch.where(right.any(1), right.int().argmax(1), NOT_FOUND).cpu()
+
+
+def retrieval_scores(
+    image_to_text_ranks: Tensor, text_to_image_ranks: Tensor, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Recalls in percent: `TR@k` (an image finds one of its texts in the first k), `IR@k` (a text finds its image),
+    and their mean `R@mean`.
+
+    >>> retrieval_scores(torch.tensor([0, 4]), torch.tensor([0, 0, 0, 9]), ks=(1, 5))
+    {'TR@1': 50.0, 'TR@5': 100.0, 'IR@1': 75.0, 'IR@5': 75.0, 'R@mean': 75.0}
+    """
+    scores = {}
+    for name, ranks in (("TR", image_to_text_ranks), ("IR", text_to_image_ranks)):
+        for k in ks:
+            scores[f"{name}@{k}"] = 100.0 * (ranks < k).double().mean().item()
+    scores["R@mean"] = sum(scores.values()) / len(scores)
+    return scores
+
+
+def retrieval_chance(
+    image_ids: Sequence[int], text_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """What `retrieval_scores` gives on average for lists in random order, under the same names."""
+
+    def recall(queries: Sequence[int], gallery: Sequence[int], k: int) -> float:
+        counts, k = Counter(gallery), min(k, len(gallery))
+        missed = sum(comb(len(gallery) - counts[query], k) / comb(len(gallery), k) for query in queries)
+        return 100.0 * (1 - missed / len(queries))
+
+    scores = {f"TR@{k}": recall(image_ids, text_ids, k) for k in ks}
+    scores |= {f"IR@{k}": recall(text_ids, image_ids, k) for k in ks}
+    return scores | {"R@mean": sum(scores.values()) / len(scores)}
+
+
+# --- VQA (the official evaluator: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py)
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(NUMBERS)}
+NUMBER_WORDS["none"] = "0"
+ARTICLES = {"a", "an", "the"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+DIGIT_COMMA = re.compile(r"\d,\d")
+# The official pattern also means to look for a digit before the point, but is misspelt and never does: followed.
+STRAY_PERIOD = re.compile(r"\.(?!\d)")
+
+# The words whose apostrophe the official table restores. A word is found under each spelling that lacks one of its
+# apostrophes.
+APOSTROPHE_WORDS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
+    not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
+    somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
+    there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
+    what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+    won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word
+    for word in APOSTROPHE_WORDS.split()
+    for at, letter in enumerate(word)
+    if letter == "'"
+}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # The official table has this one the wrong way round: followed.
+
+
+@lru_cache(maxsize=65_536)
+def normalize_answer(answer: str) -> str:
+    """An answer as the official VQA evaluator compares it: lower case, digits for number words, no articles,
+    apostrophes restored.
+
+    Its rule for punctuation is followed to the letter: a mark is dropped when the answer has it next to a blank
+    anywhere, or has a comma between digits anywhere, and otherwise becomes a blank. Marks it does not know, such as
+    `:`, `'` and `%`, stay.
+
+    >>> [normalize_answer(answer) for answer in ("The two dogs.", "10,000", "yes/no", "dont know", "1.5")]
+    ['2 dogs', '10000', 'yes no', "don't know", '1.5']
+    """
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    has_digit_comma = DIGIT_COMMA.search(answer) is not None
+    text = answer
+    for mark in PUNCTUATION:
+        beside_blank = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if beside_blank or has_digit_comma else " ")
+    text = STRAY_PERIOD.sub("", text)
+    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def vqa_score(answer: str, annotators: Sequence[str]) -> float:
+    """How right an answer is, 0 to 1: the mean over the leave-one-out sets of annotators of min(matches / 3, 1).
+
+    Both sides are normalised. (The official code leaves the annotators' articles and number words as they are, since
+    its files hold them normalised; files of one's own do not.) One annotator is simply right; two or three, whom the
+    official rule does not foresee, must all agree for a full score. Raises DataError without annotators.
+    """
+    if not annotators:
+        raise DataError("a question without annotators' answers cannot be scored: leave it out, or only predict")
+    matches = sum(normalize_answer(other) == normalize_answer(answer) for other in annotators)
+    others = len(annotators) - 1
+    if not others:
+        return float(matches)
+    needed = min(3, others)
+    # Leaving out one of the `matches` that agree leaves one fewer.
+    left_with_fewer = matches * min((matches - 1) / needed, 1.0)
+    left_with_all = (len(annotators) - matches) * min(matches / needed, 1.0)
+    return (left_with_fewer + left_with_all) / len(annotators)
+
+
+def vqa_accuracy(
+    answers: Sequence[str],
+    annotators: Sequence[Sequence[str]],
+    *,
+    answer_types: Sequence[str] | None = None,
+    question_types: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Percent: `accuracy` of all answers, and of each type that is not empty, as `accuracy/answer/number`,
+    `accuracy/question/what is`.
+
+    Raises DataError for no answers at all.
+
+    >>> vqa_accuracy(["Red", "2"], [["red"], ["3"]], answer_types=["other", "number"])
+    {'accuracy': 50.0, 'accuracy/answer/number': 0.0, 'accuracy/answer/other': 100.0}
+    """
+    points = [vqa_score(answer, others) for answer, others in zip(answers, annotators, strict=True)]
+    scores = {"accuracy": _percent(points)}
+    for group, types in (("answer", answer_types), ("question", question_types)):
+        by_type = defaultdict(list)
+        for point, name in zip(points, types or [""] * len(points), strict=True):
+            by_type[name].append(point)
+        scores |= {f"accuracy/{group}/{name}": _percent(by_type[name]) for name in sorted(by_type) if name}
+    return scores
+
+
+def soft_scores(annotators: Iterable[str]) -> dict[str, float]:
+    """The training target of each normalised answer: 0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 or more annotators (EVE; not the
+    metric above).
+
+    With fewer than four annotators, what all of them say counts 1.
+
+    >>> soft_scores(["red", "Red", "pink"] + ["dark red"] * 7)
+    {'red': 0.6, 'pink': 0.3, 'dark red': 1.0}
+    """
+    counts = Counter(normalize_answer(answer) for answer in annotators)
+    enough = min(4, counts.total())
+    return {answer: 1.0 if count >= enough else round(0.3 * count, 1) for answer, count in counts.items() if answer}
+
+
+# --- NLVR2, VCR, patches
+
+
+def nlvr2_scores(
+    predictions: Sequence[int], labels: Sequence[int], set_ids: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Percent: `accuracy`, and with `set_ids` `consistency`, the share of sentences judged right of each of their
+    pairs.
+
+    >>> nlvr2_scores([1, 0, 1], [1, 0, 0], ["a", "a", "b"])["consistency"]
+    50.0
+    """
+    right = [prediction == label for prediction, label in zip(predictions, labels, strict=True)]
+    scores = {"accuracy": _percent(right)}
+    if set_ids is not None:
+        all_right: dict[str, bool] = {}
+        for is_right, name in zip(right, set_ids, strict=True):
+            all_right[name] = all_right.get(name, True) and is_right
+        scores["consistency"] = _percent(list(all_right.values()))
+    return scores
+
+
+def vcr_scores(choices: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Percent of right choices of four for "q2a" and "qa2r", whichever are given, and of questions with both right,
+    `q2ar`.
+
+    `choices` and `labels` hold one number a question under each name, in the same order of questions.
+
+    >>> vcr_scores({"q2a": [0, 1], "qa2r": [3, 2]}, {"q2a": [0, 1], "qa2r": [3, 0]})
+    {'q2a': 100.0, 'qa2r': 50.0, 'q2ar': 50.0}
+    """
+    right = {
+        name: [choice == label for choice, label in zip(choices[name], labels[name], strict=True)]
+        for name in ("q2a", "qa2r")
+        if name in choices
+    }
+    scores = {name: _percent(row) for name, row in right.items()}
+    if len(right) == 2:
+        scores["q2ar"] = _percent([a and r for a, r in zip(right["q2a"], right["qa2r"], strict=True)])
+    return scores
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> float:
+    """Area under precision and recall, 0 to 1, of `scores` (any shape) for the entries that `labels` (bool, same
+    shape) marks true.
+
+    The sum over falling thresholds of precision times the gain in recall; equal scores share a threshold, so order
+    does not matter. NaN where nothing is true.
+    """
+    scores, labels = scores.flatten().double(), labels.flatten().bool()
+    order = scores.argsort(descending=True)
+    scores, hits = scores[order], labels[order].double().cumsum(0)
+    # The last place of each run of equal scores.
+    ends = torch.cat([(scores[1:] != scores[:-1]).nonzero().flatten(), torch.tensor([len(scores) - 1])])
+    found = hits[ends]
+    precision = found / (ends + 1)
+    return (precision * found.diff(prepend=torch.zeros(1)) / found[-1]).sum().item()
+
+
+def _percent(points: Sequence[float]) -> float:
+    if not points:
+        raise DataError("there is nothing to score: the split is empty or every sample was skipped")
+    return 100.0 * sum(points) / len(points)
