@@ -1,0 +1,14 @@
+"""Tasks: what stands between samples and scores, one file each."""
+
+from evle.tasks.nlvr2 import NLVR2Task
+from evle.tasks.pretraining import PreTrainingTask
+from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.task import Task
+from evle.tasks.vqa import VQATask
+
+TASKS: dict[str, type[Task]] = {
+    "pretraining": PreTrainingTask,
+    "retrieval": RetrievalTask,
+    "vqa": VQATask,
+    "nlvr2": NLVR2Task,
+}

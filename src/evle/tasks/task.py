@@ -1,7 +1,9 @@
 """The seam between a task and everything else: what one task says of its samples, its model head and its scores.
 
-A task has no parameters. It turns a sample into features, features into a batch, a model's outputs into predictions, and
-predictions into scores; the engine, the recipes and the pipelines know no more of it than this.
+A task has no parameters. It turns a sample into features, features into a batch, and a model's outputs on samples
+into scores; the engine, the recipes and the pipelines know no more of it than this. Its life in training: `prepare`
+(learn from the training samples, before the model exists), `model_overrides`, `bind` (learn from the model), then
+`features`, `collate` and `evaluate`. A task for a trained model starts at `restore` and `bind`.
 """
 
 from abc import ABC, abstractmethod
@@ -10,23 +12,34 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from evle.config import Config
-from evle.data.samples import Sample
+from evle.data.images import open_image
+from evle.data.samples import ImageSource, Sample
+from evle.errors import ConfigError, nearest
 from evle.report import Gallery
+from evle.transforms.collate import pad_text
+from evle.transforms.image import ImageOptions, normalize, test_image, train_image
+from evle.transforms.text import clean_caption, encode
 
 Features = dict[str, Any]
 Batch = dict[str, Tensor]
+
+SIDES = {"left", "right"}
+"""Words that a mirrored picture would make untrue."""
 
 
 @dataclass
 class Evaluation:
     """What an evaluation found.
 
-    `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the same names,
-    `galleries` pictures for the report, `predictions` one JSON-able record a sample, `skipped` what could not be read, a line each.
+    `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
+    same names, `galleries` pictures for the report, `predictions` one JSON-able record a sample, `skipped` what
+    could not be read, a line each.
     """
 
     scores: dict[str, float]
@@ -38,34 +51,86 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation runs: rows at once, worker processes, precision ("no", "bf16"), examples in the report."""
+    """How an evaluation runs: rows at once, worker processes, precision ("no", "bf16"), examples in the report.
+
+    `quick` leaves out costly second stages and pictures: validation in the middle of training.
+    """
 
     batch_size: int = 64
     num_workers: int = 0
     precision: str = "no"
     num_examples: int = 12
-    progress: bool = True
+    quick: bool = False
+
+
+class TextOptions(Config):
+    """How text is read; the defaults are EVE's fine-tuning."""
+
+    max_length: int = Field(default=40, ge=3)
+    """Tokens at most, [CLS] and [SEP] included."""
+    max_words: int = Field(default=30, ge=1)
+    """Words kept by the clean-up."""
+    clean: bool = True
+    """Lower case, without punctuation (X-VLM's rule); false keeps the text as it is."""
+
+
+class TaskOptions(Config):
+    """What every task can be told. A recipe writes `image` and `text` beside `task`, not in it."""
+
+    image: ImageOptions = ImageOptions()
+    text: TextOptions = TextOptions()
+    keep_sides: bool = True
+    """Never mirror a picture whose text says left or right (EVE does so for VQA only)."""
 
 
 class Task(ABC):
-    """One task: `name` in recipes, the `sample_type` it reads, its options, and `metric`, the score that chooses the best checkpoint."""
+    """One task: `name` in recipes, the `sample_type` it reads, its options, and `metric`, the score that chooses the
+    best checkpoint.
+
+    `reads` names the kind of samples a source is asked for, `models` the model with the task's head by family, and
+    `higher_is_better` belongs to `metric`.
+    """
 
     name: ClassVar[str]
+    reads: ClassVar[str]
     sample_type: ClassVar[type]
-    options_type: ClassVar[type[Config]]
+    options_type: ClassVar[type[TaskOptions]] = TaskOptions
+    models: ClassVar[dict[str, type[PreTrainedModel]]]
     metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
 
-    def __init__(self, options: Config, processor: ProcessorMixin):
+    def __init__(self, options: TaskOptions, processor: ProcessorMixin):
         self.options = options
         self.processor = processor
 
-    @abstractmethod
-    def model_class(self, family: str) -> type[PreTrainedModel]:
-        """The model with this task's head, for a family ("eve", "vle")."""
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Learn from the training samples what must be known before the model is made. Most tasks have nothing to
+        learn."""
+        return None
+
+    @classmethod
+    def model_class(cls, family: str) -> type[PreTrainedModel]:
+        """The model with this task's head, for a family. Raises ConfigError for a family that has none."""
+        if family not in cls.models:
+            raise ConfigError(f"{cls.name} has no head for the model family {family!r}; {nearest(family, cls.models)}")
+        return cls.models[family]
 
     def model_overrides(self) -> dict[str, Any]:
         """Fields of the model's config that the task decides, such as the number of answers."""
         return {}
+
+    def bind(self, config: PreTrainedConfig) -> None:
+        """Learn from the model's config what features need, such as the patch size. Raises ConfigError when they
+        cannot fit."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What `prepare` learned and the model's config does not hold, as JSON values; saved beside the model."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        return None
 
     @abstractmethod
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
@@ -78,3 +143,38 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
         """Score `model` on `samples`; each sample counts once, whatever the number of processes."""
+
+    # What tasks on pictures and text share.
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures given to the model, in pixels."""
+        return self.options.image.size or self.processor.image_processor.size["height"]
+
+    def picture(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
+        """One picture as uint8 (3, size, size): varied in training, only resized otherwise."""
+        options = self.options.image
+        image = open_image(source, keep_alpha=train and options.background != "white")
+        if not train:
+            return test_image(image, self.image_size)
+        if self.options.keep_sides and not SIDES.isdisjoint(text.lower().split()):
+            options = options.without_flip()
+        return train_image(image, options, self.image_size, rng)[0]
+
+    def clean(self, text: str) -> str:
+        """`text` as the options want it."""
+        return clean_caption(text, self.options.text.max_words) if self.options.text.clean else text
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of `text`, with [CLS] and [SEP], at most `max_length`."""
+        return encode(self.processor.tokenizer, text, self.options.text.max_length)
+
+    def collate_pictures(self, pictures: list[Tensor]) -> Tensor:
+        """Pictures as the model's float32 `pixel_values` (B, 3, H, W)."""
+        image_processor = self.processor.image_processor
+        return normalize(torch.stack(pictures), image_processor.image_mean, image_processor.image_std)
+
+    def collate_tokens(self, token_lists: list[list[int]]) -> Batch:
+        """Texts, padded to the longest, as `input_ids` and `attention_mask` (B, T)."""
+        input_ids, attention_mask = pad_text(token_lists, self.processor.tokenizer.pad_token_id)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}

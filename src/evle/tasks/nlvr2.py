@@ -1,0 +1,94 @@
+"""NLVR2: is a sentence true of a pair of pictures (Suhr et al., 2019)?"""
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from evle.data.images import open_image
+from evle.data.samples import NLVR2Sample, Sample
+from evle.errors import SampleError
+from evle.metrics import nlvr2_scores
+from evle.models.eve import EVEForNLVR2
+from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.sweep import plain, sweep
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
+
+VERDICTS = ("false", "true")
+
+
+class NLVR2Task(Task):
+    """Training: true or false of each pair. Evaluation: accuracy, and consistency over the pairs of one sentence.
+
+    Which head the model has is its config's `nlvr2_head`. Chance is the evaluated pairs' more frequent label.
+    """
+
+    name = "nlvr2"
+    reads = "nlvr2"
+    sample_type = NLVR2Sample
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForNLVR2}
+    metric = "accuracy"
+
+    def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
+        sample = cast(NLVR2Sample, sample)
+        if train and sample.label is None:
+            raise SampleError(f"{sample.key}: no label; training needs one")
+        return {
+            "images": torch.stack([self.picture(image, rng, train, sample.sentence) for image in sample.images]),
+            "tokens": self.tokens(self.clean(sample.sentence)),
+            "label": sample.label,
+        }
+
+    def collate(self, features: list[Features]) -> Batch:
+        batch = {
+            "pixel_values": self.collate_pictures([each["images"] for each in features]),
+            **self.collate_tokens([each["tokens"] for each in features]),
+        }
+        if all(each["label"] is not None for each in features):
+            batch["labels"] = torch.tensor([int(each["label"]) for each in features])
+        return batch
+
+    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
+        swept = sweep(
+            model,
+            samples,
+            plain(self),
+            self.collate,
+            lambda keys, batch: model(**batch).logits.float().argmax(dim=-1).tolist(),
+            settings,
+        )
+        judged = [cast(NLVR2Sample, samples[place]) for place in range(len(samples))]
+        judged = [sample for sample in judged if sample.key in swept.results]
+        known = [sample for sample in judged if sample.label is not None]
+        return Evaluation(
+            scores=_scores(known, [swept.results[sample.key] for sample in known]),
+            chance=_scores(known, [int(2 * sum(bool(each.label) for each in known) >= len(known))] * len(known)),
+            galleries=[] if settings.quick else [_gallery(judged, swept.results, settings.num_examples)],
+            predictions=[]
+            if settings.quick
+            else [
+                {"key": sample.key, "sentence": sample.sentence, "verdict": VERDICTS[swept.results[sample.key]]}
+                for sample in judged
+            ],
+            skipped=swept.skipped,
+        )
+
+
+def _scores(samples: list[NLVR2Sample], verdicts: list[int]) -> dict[str, float]:
+    if not samples:
+        return {}
+    set_ids = [sample.set_id or sample.key for sample in samples]
+    return nlvr2_scores(verdicts, [int(bool(sample.label)) for sample in samples], set_ids)
+
+
+def _gallery(samples: list[NLVR2Sample], verdicts: dict[str, int], num_examples: int) -> Gallery:
+    places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
+    rows = []
+    for sample in (samples[place] for place in places):
+        verdict = verdicts[sample.key]
+        mark: Mark = "" if sample.label is None else "good" if verdict == int(sample.label) else "bad"
+        left, right = (open_image(image) for image in sample.images)
+        rows.append(GalleryRow(sample.sentence, [Cell(left), Cell(right), Cell(None, VERDICTS[verdict], mark)]))
+    return Gallery("Sentences about pairs and the model's verdicts", rows)

@@ -1,0 +1,269 @@
+"""Image-text retrieval: contrast of separate embeddings, then re-ranking of the best by joint passes (EVE section 4;
+ALBEF's protocol).
+
+N images, M texts, D embedding width, K candidates kept a query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evle.data.images import open_image
+from evle.data.samples import CaptionSample, Sample
+from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
+from evle.models.eve import EVEForRetrieval
+from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.captions import CaptionOptions, match_name, training_text
+from evle.tasks.sweep import sweep
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
+from evle.transforms.collate import number_ids
+
+RANKS = (1, 5, 10)
+SHOWN = 5  # results of one query in the report
+
+
+class RetrievalOptions(CaptionOptions):
+    """Options of retrieval. EVE evaluates with `k_test` 128 on COCO and Flickr30K."""
+
+    k_test: int = Field(default=128, ge=0)
+    """So many candidates of each query are ranked again by the match logit of joint passes; 0 ranks by embeddings
+    alone."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One distinct text of the evaluation; `match` says which images it is true of."""
+
+    key: str
+    text: str
+    match: str
+
+
+@dataclass
+class _Corpus:
+    """What is searched: readable samples in order, and their distinct texts."""
+
+    samples: list[CaptionSample] = field(default_factory=list)
+    texts: list[_Text] = field(default_factory=list)
+
+    @cached_property
+    def image_ids(self) -> Tensor:
+        return number_ids([match_name(sample) for sample in self.samples])
+
+    @cached_property
+    def text_ids(self) -> Tensor:
+        return number_ids([text.match for text in self.texts])
+
+
+class RetrievalTask(Task):
+    """Training: one caption a picture, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images
+    and all captions.
+
+    A result is right when it has the query's `match_id`. Equal captions of samples with one `match_id` count once.
+    TR@k: an image finds one of its texts among the first k; IR@k: a text finds one of its images. `TR@1` and so on
+    are scores of the whole system, re-ranked when `k_test` > 0; `itc/TR@1` those of the embeddings alone. `metric`
+    is the mean of the six.
+    """
+
+    name = "retrieval"
+    reads = "captions"
+    sample_type = CaptionSample
+    options_type = RetrievalOptions
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval}
+    metric = "R@mean"
+    options: RetrievalOptions
+
+    def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
+        sample = cast(CaptionSample, sample)
+        text = training_text(sample, self.options, rng)
+        return {
+            "image": self.picture(sample.image, rng, train, text),
+            "tokens": self.tokens(self.clean(text)),
+            "match": match_name(sample),
+        }
+
+    def collate(self, features: list[Features]) -> Batch:
+        return {
+            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            **self.collate_tokens([each["tokens"] for each in features]),
+            "match_ids": number_ids([each["match"] for each in features]),
+        }
+
+    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
+        encoder: Any = model  # of any family with get_image_features, get_text_features and itm_logits
+        images = sweep(
+            model,
+            samples,
+            self._image_features,
+            self._collate_images,
+            lambda keys, batch: list(encoder.get_image_features(**batch).float().cpu()),
+            settings,
+        )
+        corpus = self._corpus(samples, images.results)
+        texts = sweep(
+            model,
+            corpus.texts,
+            self._text_features,
+            self._collate_texts,
+            lambda keys, batch: list(encoder.get_text_features(**batch).float().cpu()),
+            settings,
+        )
+        image_vectors = torch.stack([images.results[sample.key] for sample in corpus.samples])
+        text_vectors = torch.stack([texts.results[text.key] for text in corpus.texts])
+
+        to_text_ranks = best_ranks(image_vectors, text_vectors, corpus.image_ids, corpus.text_ids)
+        to_image_ranks = best_ranks(text_vectors, image_vectors, corpus.text_ids, corpus.image_ids)
+        scores = retrieval_scores(to_text_ranks, to_image_ranks, RANKS)
+        if settings.quick:
+            return Evaluation(scores, retrieval_chance(corpus.image_ids.tolist(), corpus.text_ids.tolist(), RANKS))
+
+        kept = max(*RANKS, self.options.k_test)
+        to_text = top_k(image_vectors, text_vectors, kept)[1].numpy()  # (N, K)
+        to_image = top_k(text_vectors, image_vectors, kept)[1].numpy()  # (M, K)
+        if self.options.k_test:
+            by_embeddings = {f"itc/{name}": value for name, value in scores.items()}
+            to_text, to_image = self._rerank(model, corpus, to_text, to_image, settings)
+            to_text_ranks = list_ranks(corpus.text_ids[torch.from_numpy(to_text)], corpus.image_ids)
+            to_image_ranks = list_ranks(corpus.image_ids[torch.from_numpy(to_image)], corpus.text_ids)
+            scores = retrieval_scores(to_text_ranks, to_image_ranks, RANKS) | by_embeddings
+        return Evaluation(
+            scores=scores,
+            chance=retrieval_chance(corpus.image_ids.tolist(), corpus.text_ids.tolist(), RANKS),
+            galleries=_galleries(corpus, to_text, to_image, settings.num_examples),
+            predictions=_records(corpus, to_text, to_image),
+            skipped=images.skipped,
+        )
+
+    def _corpus(self, samples: Sequence[Sample], readable: dict[str, Any]) -> _Corpus:
+        corpus = _Corpus()
+        seen: set[tuple[str, str]] = set()
+        for place in range(len(samples)):
+            sample = cast(CaptionSample, samples[place])
+            if sample.key not in readable:
+                continue
+            corpus.samples.append(sample)
+            match = match_name(sample)
+            for caption in sample.captions:
+                if (match, caption) not in seen:
+                    seen.add((match, caption))
+                    corpus.texts.append(_Text(str(len(corpus.texts)), caption, match))
+        return corpus
+
+    def _image_features(self, sample: CaptionSample, rng: np.random.Generator) -> Features:
+        return {"image": self.picture(sample.image, rng, False, "")}
+
+    def _collate_images(self, features: list[Features]) -> Batch:
+        return {"pixel_values": self.collate_pictures([each["image"] for each in features])}
+
+    def _text_features(self, text: _Text, rng: np.random.Generator) -> Features:
+        return {"tokens": self.tokens(self.clean(text.text))}
+
+    def _collate_texts(self, features: list[Features]) -> Batch:
+        return self.collate_tokens([each["tokens"] for each in features])
+
+    def _rerank(
+        self,
+        model: Any,
+        corpus: _Corpus,
+        to_text: np.ndarray,
+        to_image: np.ndarray,
+        settings: EvaluationSettings,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same candidates, the first `k_test` of each query ordered by the match logit.
+
+        Every image is decoded once, with all the texts it is paired with in either direction; only (N + M) * k_test
+        numbers are kept.
+        """
+        num_texts = len(corpus.texts)
+        text_codes = np.arange(len(corpus.samples))[:, None] * num_texts + to_text[:, : self.options.k_test]
+        image_codes = to_image[:, : self.options.k_test] * num_texts + np.arange(num_texts)[:, None]
+        codes = np.unique(
+            np.concatenate([text_codes.ravel(), image_codes.ravel()])
+        )  # image * M + text, so grouped by image
+        starts = np.searchsorted(codes, np.arange(len(corpus.samples) + 1) * num_texts)
+        place_of = {sample.key: place for place, sample in enumerate(corpus.samples)}
+        tokens = [self.tokens(self.clean(text.text)) for text in corpus.texts]
+
+        def match_logits(keys: list[str], batch: Batch) -> list[np.ndarray]:
+            places = [place_of[key] for key in keys]
+            paired = [codes[starts[place] : starts[place + 1]] % num_texts for place in places]
+            rows = np.repeat(np.arange(len(places)), [len(each) for each in paired])
+            texts = np.concatenate(paired)
+            logits: list[Tensor] = []
+            for begin in range(0, len(texts), settings.batch_size):
+                part = slice(begin, begin + settings.batch_size)
+                text = self.collate_tokens([tokens[index] for index in texts[part]])
+                pixel_values = batch["pixel_values"][torch.from_numpy(rows[part])]
+                text = {name: tensor.to(pixel_values.device) for name, tensor in text.items()}
+                logits.append(model.itm_logits(pixel_values=pixel_values, **text)[:, 1].float().cpu())
+            return np.split(torch.cat(logits).numpy(), np.cumsum([len(each) for each in paired])[:-1])
+
+        swept = sweep(model, corpus.samples, self._image_features, self._collate_images, match_logits, settings)
+        logits = np.concatenate([swept.results[sample.key] for sample in corpus.samples])
+        return (
+            _reordered(to_text, logits[np.searchsorted(codes, text_codes)]),
+            _reordered(to_image, logits[np.searchsorted(codes, image_codes)]),
+        )
+
+
+def _reordered(candidates: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """`candidates` (Q, K) with the first of each row, as many as `logits` (Q, k), put in falling order of logits."""
+    head = candidates[:, : logits.shape[1]]
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return np.concatenate([np.take_along_axis(head, order, axis=1), candidates[:, logits.shape[1] :]], axis=1)
+
+
+def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_examples: int) -> list[Gallery]:
+    queries = np.linspace(0, len(corpus.texts) - 1, min(num_examples, len(corpus.texts))).astype(int)
+    by_text = [
+        GalleryRow(
+            corpus.texts[query].text,
+            [
+                Cell(open_image(corpus.samples[place].image), mark=_mark(corpus, place, query))
+                for place in to_image[query, :SHOWN]
+            ],
+        )
+        for query in queries
+    ]
+    pictures = np.linspace(0, len(corpus.samples) - 1, min(num_examples, len(corpus.samples))).astype(int)
+    by_image = [
+        GalleryRow(
+            "",
+            [
+                Cell(open_image(corpus.samples[place].image), corpus.samples[place].captions[0]),
+                *(
+                    Cell(None, corpus.texts[text].text, mark=_mark(corpus, place, text))
+                    for text in to_text[place, :SHOWN]
+                ),
+            ],
+        )
+        for place in pictures
+    ]
+    return [
+        Gallery("Text to pictures", by_text, f"Each text with the {SHOWN} pictures found first."),
+        Gallery("Picture to texts", by_image, f"Each picture, its own caption, and the {SHOWN} texts found first."),
+    ]
+
+
+def _mark(corpus: _Corpus, place: int, text: int) -> Mark:
+    return "good" if corpus.image_ids[place] == corpus.text_ids[text] else "bad"
+
+
+def _records(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray) -> list[dict[str, Any]]:
+    keep = max(RANKS)
+    images = [
+        {"image": sample.key, "texts": [corpus.texts[text].text for text in row[:keep]]}
+        for sample, row in zip(corpus.samples, to_text, strict=True)
+    ]
+    texts = [
+        {"text": text.text, "images": [corpus.samples[place].key for place in row[:keep]]}
+        for text, row in zip(corpus.texts, to_image, strict=True)
+    ]
+    return images + texts

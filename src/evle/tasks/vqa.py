@@ -1,0 +1,202 @@
+"""Visual question answering as classification over a list of answers (EVE section 4.3; scores of the official VQAv2
+evaluator).
+
+B batch, A answers.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evle.data.images import open_image
+from evle.data.samples import Sample, VQASample
+from evle.errors import ConfigError, SampleError
+from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
+from evle.models.eve import EVEForVQA
+from evle.report import Cell, Gallery, GalleryRow
+from evle.tasks.sweep import plain, sweep
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
+from evle.transforms.text import clean_question
+
+COLUMNS = 4  # questions side by side in the report
+
+
+class VQAOptions(TaskOptions):
+    """Options of visual question answering."""
+
+    answers: str | None = None
+    """A file with the answers the model shall know: a JSON list, or one a line. None: those of the training samples."""
+    min_count: int = Field(default=1, ge=1)
+    """Training samples that must give an answer for the model to know it. VQAv2's usual list of 3129 answers has 9."""
+    max_test_words: int = Field(default=50, ge=1)
+    """Words of a question kept at test; in training `text.max_words`, 30 as in EVE."""
+
+
+class VQATask(Task):
+    """Training: soft scores of each question's answers. Evaluation: official VQA accuracy, whole and by type of
+    answer and question.
+
+    Answers are compared as the official evaluator normalises them. A training question none of whose answers is
+    known teaches that no known answer is right. Chance is the training set's most frequent answer to the type of
+    question ("prior").
+    """
+
+    name = "vqa"
+    reads = "vqa"
+    sample_type = VQASample
+    options_type = VQAOptions
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForVQA}
+    metric = "accuracy"
+    options: VQAOptions
+    answers: list[str]
+    prior: dict[str, str]
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Collect the answers, the most frequent first, and the prior of each type of question."""
+        counts: Counter[str] = Counter()
+        by_type: dict[str, Counter[str]] = defaultdict(Counter)
+        for place in range(len(samples)):
+            sample = cast(VQASample, samples[place])
+            counts.update(soft_scores(sample.answers).keys())
+            by_type[sample.question_type].update(map(normalize_answer, sample.answers))
+            by_type[""].update(map(normalize_answer, sample.answers))
+        self.prior = {
+            kind: min(found, key=lambda answer: (-found[answer], answer)) for kind, found in by_type.items() if found
+        }
+        if self.options.answers is not None:
+            self.answers = read_answers(self.options.answers)
+        else:
+            known = [answer for answer, count in counts.items() if count >= self.options.min_count]
+            self.answers = sorted(known, key=lambda answer: (-counts[answer], answer))
+        if not self.answers:
+            raise ConfigError(
+                f"no answer occurs in min_count={self.options.min_count} training samples; lower it, "
+                "or name a file in task.answers"
+            )
+        self._index = {answer: place for place, answer in enumerate(self.answers)}
+
+    def model_overrides(self) -> dict[str, Any]:
+        return {
+            "id2label": dict(enumerate(self.answers)),
+            "label2id": {answer: place for place, answer in enumerate(self.answers)},
+        }
+
+    def bind(self, config: PreTrainedConfig) -> None:
+        self.answers = [answer for _, answer in sorted((config.id2label or {}).items())]
+        self._index = {normalize_answer(answer): place for place, answer in enumerate(self.answers)}
+
+    def state(self) -> dict[str, Any]:
+        return {"prior": self.prior}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.prior = state.get("prior", {})
+
+    def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
+        sample = cast(VQASample, sample)
+        if not sample.question.strip():
+            raise SampleError(f"{sample.key}: the question is empty; fill it in or remove its row")
+        return {
+            "image": self.picture(sample.image, rng, train, " ".join((sample.question, *sample.answers))),
+            "tokens": self.tokens(self._clean_question(sample.question, train)),
+            "scores": soft_scores(sample.answers),
+        }
+
+    def collate(self, features: list[Features]) -> Batch:
+        labels = torch.zeros(len(features), len(self.answers))
+        for row, each in enumerate(features):
+            for answer, score in each["scores"].items():
+                if (place := self._index.get(answer)) is not None:
+                    labels[row, place] = score
+        return {
+            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            **self.collate_tokens([each["tokens"] for each in features]),
+            "labels": labels,
+        }
+
+    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
+        def answer(keys: list[str], batch: Batch) -> list[tuple[int, float]]:
+            logits: Tensor = model(**batch).logits.float()
+            best = logits.sigmoid().max(dim=-1)
+            return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+        swept = sweep(model, samples, plain(self), self.collate, answer, settings)
+        asked = [cast(VQASample, samples[place]) for place in range(len(samples))]
+        asked = [sample for sample in asked if sample.key in swept.results]
+        given = {sample.key: self.answers[swept.results[sample.key][0]] for sample in asked}
+        # Where the answers are not public (VQAv2 test), there are predictions and no scores.
+        known = [sample for sample in asked if sample.answers]
+        return Evaluation(
+            scores=_accuracy(known, [given[sample.key] for sample in known]),
+            chance=_accuracy(known, [self._guess(sample) for sample in known]) if self.prior else {},
+            galleries=[] if settings.quick else [_gallery(asked, given, settings.num_examples)],
+            predictions=[]
+            if settings.quick
+            else [
+                {
+                    "key": sample.key,
+                    "question": sample.question,
+                    "answer": given[sample.key],
+                    "score": round(swept.results[sample.key][1], 4),
+                    "answers": list(sample.answers),
+                }
+                for sample in asked
+            ],
+            skipped=swept.skipped,
+        )
+
+    def _clean_question(self, question: str, train: bool) -> str:
+        if not self.options.text.clean:
+            return question
+        return clean_question(question, self.options.text.max_words if train else self.options.max_test_words)
+
+    def _guess(self, sample: VQASample) -> str:
+        return self.prior.get(sample.question_type, self.prior[""])
+
+
+def read_answers(path: str) -> list[str]:
+    """The answers of a file, a JSON list or one a line, normalised, each once. Raises ConfigError for a file without
+    any."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a list of answers ({error})") from None
+    if not isinstance(answers, list):
+        raise ConfigError(f"{path}: must hold a list of answers, not a {type(answers).__name__}")
+    answers = list(dict.fromkeys(normalize_answer(str(answer)) for answer in answers if str(answer).strip()))
+    if not answers:
+        raise ConfigError(f"{path}: holds no answer")
+    return answers
+
+
+def _accuracy(samples: list[VQASample], answers: list[str]) -> dict[str, float]:
+    if not samples:
+        return {}
+    return vqa_accuracy(
+        answers,
+        [sample.answers for sample in samples],
+        answer_types=[sample.answer_type for sample in samples],
+        question_types=[sample.question_type for sample in samples],
+    )
+
+
+def _gallery(samples: list[VQASample], given: dict[str, str], num_examples: int) -> Gallery:
+    places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
+    cells = []
+    for sample in (samples[place] for place in places):
+        answer, mark = given[sample.key], ""
+        expected = Counter(sample.answers).most_common(1)[0][0] if sample.answers else ""
+        if sample.answers:
+            mark = "good" if vqa_score(answer, sample.answers) >= 0.5 else "bad"
+        wrong = f" (right: {expected})" if mark == "bad" else ""
+        cells.append(Cell(open_image(sample.image), f"{sample.question} {answer}{wrong}", mark))  # type: ignore[arg-type]
+    rows = [GalleryRow("", cells[begin : begin + COLUMNS]) for begin in range(0, len(cells), COLUMNS)]
+    return Gallery("Questions and the model's answers", rows)
