@@ -1,7 +1,7 @@
 """The training objectives: pure functions of tensors, each returning one float32 scalar.
 
-B batch, G batch gathered over all processes, T text tokens, M masked positions, E experts, V vocabulary, A answers. Whatever
-the precision of the inputs, softmax and losses are computed in float32.
+B batch, G batch gathered over all processes, T text tokens, M masked positions, E experts, V vocabulary, A answers.
+Whatever the precision of the inputs, softmax and losses are computed in float32.
 """
 
 import torch
@@ -13,10 +13,10 @@ IGNORE = -100
 
 
 def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
-    """Load-balancing loss of one soft-routed block: `E * sum_i f_i p_i`, 1 when the load is even, E when one expert gets all.
+    """Load-balancing loss of one soft-routed block, `E * sum_i f_i p_i`: 1 for an even load, E for a single expert.
 
-    `gates` (T, E) are router probabilities and `first_choice` (T,) the index of the best expert, before any capacity cut: f is
-    the share of tokens an expert wins, p its mean probability (EVE, section 3.2; GShard). No tokens give 0.
+    `gates` (T, E) are router probabilities and `first_choice` (T,) the index of the best expert, before any capacity
+    cut: f is the share of tokens an expert wins, p its mean probability (EVE, section 3.2; GShard). No tokens give 0.
     """
     gates = gates.float()
     num_tokens, num_experts = gates.shape
@@ -27,7 +27,7 @@ def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
 
 
 def mim(predicted: Tensor, target: Tensor) -> Tensor:
-    """Masked image modelling: mean squared error over the pixels (B, M, pixels a patch) of masked patches only (EVE, equation 7)."""
+    """Masked image modelling: mean squared error over the pixels (B, M, pixels a patch) of masked patches."""
     return F.mse_loss(predicted.float(), target.float())
 
 
@@ -40,7 +40,7 @@ def normalize_pixels(patches: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def mlm(logits: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modelling: mean cross-entropy of `logits` (..., V) against `labels` (...) where a label is not -100.
+    """Masked language modelling: mean cross-entropy of `logits` (..., V) against `labels` (...) that are not -100.
 
     0, still with a gradient path, when nothing was masked, so that no process of a group misses its backward pass.
     """
@@ -51,7 +51,7 @@ def mlm(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def match_targets(ids: Tensor, all_ids: Tensor) -> Tensor:
-    """Soft contrastive targets (B, G): each row spread evenly over the columns with the row's id; several captions share an image."""
+    """Soft contrastive targets (B, G): each row spread evenly over the columns with its id (captions of one image)."""
     equal = (ids[:, None] == all_ids[None, :]).float()
     return equal / equal.sum(dim=1, keepdim=True)
 
@@ -59,8 +59,8 @@ def match_targets(ids: Tensor, all_ids: Tensor) -> Tensor:
 def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor:
     """Image-text contrast: soft cross-entropy in both directions, averaged.
 
-    `image_to_text` and `text_to_image` (B, G) are similarities divided by the temperature, `targets` (B, G) rows that sum to 1
-    (`match_targets`).
+    `image_to_text` and `text_to_image` (B, G) are similarities divided by the temperature, `targets` (B, G) rows that
+    sum to 1 (`match_targets`).
     """
     image_loss = F.cross_entropy(image_to_text.float(), targets)
     text_loss = F.cross_entropy(text_to_image.float(), targets)
@@ -71,10 +71,10 @@ def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor
 def sample_hard_negatives(
     logits: Tensor, excluded: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One negative a row, sampled from softmax(logits) + 1e-5 over the columns that are not `excluded` (ALBEF, section 3.2).
+    """One negative a row, sampled from softmax(logits) + 1e-5 over the columns that are not `excluded` (ALBEF).
 
-    `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a row has no
-    negative at all, and its index is then meaningless.
+    `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a
+    row has no negative at all, and its index is then meaningless.
     """
     weights = torch.softmax(logits.float(), dim=1) + 1e-5
     weights = weights.masked_fill(excluded, 0.0)
@@ -84,12 +84,12 @@ def sample_hard_negatives(
 
 
 def itm(logits: Tensor, labels: Tensor) -> Tensor:
-    """Image-text matching: cross-entropy of `logits` (B, 2), column 1 = match, against `labels` (B,) of 0 and 1. No rows give 0."""
+    """Image-text matching: cross-entropy of `logits` (B, 2), column 1 = match, against `labels` (B,) of 0 and 1."""
     return choices(logits, labels)
 
 
 def choices(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `logits` (B, classes) against the index of the right class (B,): NLVR2, multiple choice. No rows give 0."""
+    """Cross-entropy of `logits` (B, classes) against the right class (B,): NLVR2, multiple choice. No rows give 0."""
     if len(labels) == 0:
         return logits.float().sum()
     return F.cross_entropy(logits.float(), labels)

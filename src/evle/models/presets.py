@@ -1,7 +1,7 @@
 """The sizes one can ask for by name: preset -> (family, the fields that differ from the family's defaults).
 
-The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's proportions
-(patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train.
+The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's
+proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train.
 """
 
 from typing import Any

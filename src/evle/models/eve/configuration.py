@@ -1,10 +1,11 @@
 """The configuration of EVE: every size, switch and choice, each with its source.
 
-Sources: [P] the paper (arXiv 2308.11971), [C] the authors' released fine-tuning code, [D] stated by neither and decided here.
-The defaults are EVE-Base.
+Sources: [P] the paper (arXiv 2308.11971), [C] the authors' released fine-tuning code, [D] stated by neither and
+decided here. The defaults are EVE-Base.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
@@ -25,9 +26,10 @@ class EVEConfig(PreTrainedConfig):
 
     Backbone:
         vocab_size: 64000, a BPE trained on BookCorpus and Wikipedia [P].
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, feed-forward width [P].
-        image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes are
-            interpolated at run time [P].
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, and the width of
+            feed-forwards and experts [P].
+        image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes
+            are interpolated at run time [P].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
         layer_norm_eps: [C: 1e-6].
@@ -38,33 +40,35 @@ class EVEConfig(PreTrainedConfig):
         initializer_range: standard deviation of the truncated normal initialisation [C: 0.02].
     Routing:
         soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
-        deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a modality)
-            and "shared" (one for both) [P, table 6].
-        num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability (as Switch
-            Transformers do), else the router would have no gradient [D].
+        deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a
+            modality) and "shared" (one for both) [P, table 6].
+        num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability
+            (as Switch Transformers do), else the router would have no gradient [D].
         modality_routing: whether tokens get their modality's vector before the router and the experts [P].
         router_aux_loss_coef: weight of the load-balancing loss, 0 for none [P: 0.001].
-        second_choice: how training picks the second expert, "sample" (Gumbel noise on the logits [C]) or "top". Evaluation always
-            takes the best two, so that it is deterministic; the released code samples there too.
-        capacity_factor: None keeps every token [P, and ours]. A float is the released behaviour [C: 1.0]: an expert takes
-            max(4, ceil(capacity_factor * 2 * tokens / experts)) tokens of the flattened batch and drops the rest.
+        second_choice: how training picks the second expert, "sample" (Gumbel noise on the logits [C]) or "top".
+            Evaluation always takes the best two, so that it is deterministic; the released code samples there too.
+        capacity_factor: None keeps every token [P, and ours]. A float is the released behaviour [C: 1.0]: an
+            expert takes max(4, ceil(capacity_factor * 2 * tokens / experts)) tokens of the flattened batch and drops
+            the rest.
         route_padding: whether padding tokens are routed (and use up capacity). None means: as the released code when
             capacity_factor is set, else not. Without a capacity it changes no output of a real token.
     Pre-training:
         objectives: of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 5].
         objective_weights: weights by objective; 1 where absent [P: equal weights].
         joint_masking: mask image and text in one pass instead of two [P, table 5: worse].
-        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only says "narrower", the
-            defaults are MAE's 512, 8 and 16 [D].
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only says
+            "narrower", the defaults are MAE's 512, 8 and 16 [D].
         norm_pixel_target: per-patch normalised target, as in MAE's best run; the paper says raw pixels [P: False].
         tie_word_embeddings: share the MLM output matrix with the word embedding [D: no].
     Heads:
         projection_dim: width of retrieval embeddings; None is hidden_size [C].
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
-        vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it there [C: False].
-        released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released evaluation (but not
-            its training) computes them [C].
+        vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it
+            there [C: False].
+        released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released
+            evaluation, but not its training, computes them [C].
         num_labels, id2label: the answers of VQA (transformers' fields).
     """
 
@@ -143,14 +147,14 @@ class EVEConfig(PreTrainedConfig):
         return (self.objective_weights or {}).get(objective, 1.0)
 
     def expert_capacity(self, num_tokens: int) -> int | None:
-        """Tokens one expert may take of `num_tokens`, None for all (the released code's rule, see `capacity_factor`)."""
+        """Tokens one expert may take of `num_tokens`, None for all; see `capacity_factor`."""
         if self.capacity_factor is None:
             return None
         return max(4, math.ceil(self.capacity_factor * 2 * num_tokens / self.num_experts))
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """The configuration `name` of `evle.models.presets`, with fields replaced. Unknown names and fields are refused."""
+        """The configuration `name` of `evle.models.presets`, with fields replaced; refuses unknown names and fields."""
         known = [preset for preset, (family, _) in PRESETS.items() if family == cls.model_type]
         if name not in known:
             raise ConfigError(f"there is no EVE preset {name!r}; {nearest(name, known)}")
@@ -165,13 +169,14 @@ class EVEConfig(PreTrainedConfig):
         if unknown:
             raise ConfigError("no such field of an EVE model: " + ", ".join(unknown))
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         if self.hidden_size % self.num_attention_heads:
             yield f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-        if self.decoder_hidden_size % self.decoder_num_heads:
-            yield f"decoder_hidden_size {self.decoder_hidden_size} is not a multiple of decoder_num_heads {self.decoder_num_heads}"
-        if self.decoder_hidden_size % 4:
-            yield f"decoder_hidden_size {self.decoder_hidden_size} is not a multiple of 4, which sin-cos positions need"
+        width, heads = self.decoder_hidden_size, self.decoder_num_heads
+        if width % heads:
+            yield f"decoder_hidden_size {width} is not a multiple of decoder_num_heads {heads}"
+        if width % 4:
+            yield f"decoder_hidden_size {width} is not a multiple of 4, which sin-cos positions need"
         if self.image_size % self.patch_size or self.image_size <= 0:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
         outside = [layer for layer in self.soft_layers if not 0 <= layer < self.num_hidden_layers]

@@ -25,7 +25,7 @@ def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, con
 
 
 class EVEMatchingHead(nn.Module):
-    """What image-text contrast and matching learn: two projections with a temperature (itc), a linear layer of two classes (itm)."""
+    """What contrast and matching learn: two projections and a temperature (itc), a linear layer of 2 classes (itm)."""
 
     def __init__(self, config: EVEConfig, itc: bool = True, itm: bool = True):
         super().__init__()
@@ -47,7 +47,7 @@ class EVEMatchingHead(nn.Module):
         return nn.functional.normalize(self.text_projection(text_hidden[:, 0]).float(), dim=-1)
 
     def clamped_temperature(self) -> Tensor:
-        """The temperature within [0.001, 0.5]. The gradient ignores the clamp, so that it can come back from outside."""
+        """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can come back inside."""
         value = self.temperature.float()
         return value + (value.clamp(0.001, 0.5) - value).detach()
 
@@ -103,11 +103,11 @@ def itm_pass(
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, EVEOutput | None]:
-    """The true pairs, each image with a hard negative text, each text with a hard negative image: one joint pass of 3 B rows.
+    """The true pairs, each image with a hard negative text, each text with a hard negative image: one pass of 3 B rows.
 
-    Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly without
-    them. A row that has no negative, because every id is its own, is left out; a batch of such rows has loss 0.
-    Returns the loss and the pass's output, None where there was nothing to pass.
+    Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly
+    without them. A row that has no negative, because every id is its own, is left out; a batch of such rows has loss
+    0. Returns the loss and the pass's output, None where there was nothing to pass.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -173,8 +173,9 @@ class EVEForRetrieval(EVEPreTrainedModel):
     ) -> EVEOutput:
         """Losses of matching pairs.
 
-        `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair is its
-        own. `logits` of the output are the scaled similarities image to text (B, G), the states those of the single passes.
+        `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
+        is its own. `logits` of the output are the scaled similarities image to text (B, G), the states those of the
+        single passes.
         """
         ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
         losses = {}
@@ -202,6 +203,7 @@ class EVEForVQA(EVEPreTrainedModel):
     def __init__(self, config: EVEConfig):
         super().__init__(config)
         self.eve = EVEModel(config)
+        assert config.num_labels is not None, "transformers gives every configuration id2label"
         self.classifier = two_layer_classifier(config.hidden_size, 2 * config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -214,7 +216,7 @@ class EVEForVQA(EVEPreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EVEOutput:
-        """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the losses. See `EVEModel.forward` for the rest."""
+        """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the losses."""
         output = self.eve(
             pixel_values,
             input_ids,
@@ -252,7 +254,7 @@ class EVEForNLVR2(EVEPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> EVEOutput:
-        """`pixel_values` (B, 2, C, H, W) -> logits (B, 2), column 1 = true; with `labels` (B,) of 0 and 1 also the losses.
+        """`pixel_values` (B, 2, C, H, W) -> logits (B, 2), column 1 = true; with `labels` (B,), 0 or 1, also losses.
 
         The states of the output are (B, 2, P, D) and (B, 2, T, D).
         """
@@ -263,7 +265,8 @@ class EVEForNLVR2(EVEPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         passes = [self.eve(images, input_ids, attention_mask) for images in pixel_values.unbind(dim=1)]
-        logits = self.head(passes[0], passes[1], attention_mask)
+        left, right = (torch.cat([output.image_hidden, output.text_hidden], dim=1) for output in passes)
+        logits = self.head(left, right, attention_mask)
         router = average_router([output.router for output in passes])
         losses: dict[str, Tensor] = {}
         if labels is not None:
@@ -285,14 +288,15 @@ def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.S
 
 
 class EVEPlainPairHead(nn.Module):
-    """The two text [CLS] states side by side, classified."""
+    """The two text [CLS] states side by side, classified; arguments as `EVEBiAttentionHead`'s."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
         self.classifier = two_layer_classifier(2 * config.hidden_size, 2 * config.hidden_size, 2)
 
-    def forward(self, left: EVEOutput, right: EVEOutput, attention_mask: Tensor) -> Tensor:
-        return self.classifier(torch.cat([left.text_hidden[:, 0], right.text_hidden[:, 0]], dim=-1))
+    def forward(self, left: Tensor, right: Tensor, attention_mask: Tensor) -> Tensor:
+        text = left.shape[1] - attention_mask.shape[1]
+        return self.classifier(torch.cat([left[:, text], right[:, text]], dim=-1))
 
 
 class EVEBiAttentionHead(nn.Module):
@@ -308,19 +312,14 @@ class EVEBiAttentionHead(nn.Module):
         self.pool_dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * width, 2)
 
-    def forward(self, left: EVEOutput, right: EVEOutput, attention_mask: Tensor) -> Tensor:
-        image_mask = attention_mask.new_ones(left.image_hidden.shape[:2])
+    def forward(self, left: Tensor, right: Tensor, attention_mask: Tensor) -> Tensor:
+        """`left`, `right` (B, S, D), `attention_mask` (B, T) of the text at their end -> (B, 2)."""
+        image_mask = attention_mask.new_ones(len(left), left.shape[1] - attention_mask.shape[1])
         padding = torch.cat([image_mask, attention_mask], dim=1) == 0  # (B, S), True = padding
-        left_states = torch.cat([left.image_hidden, left.text_hidden], dim=1)
-        right_states = torch.cat([right.image_hidden, right.text_hidden], dim=1)
-        left_to_right, _ = self.attn1(
-            left_states, right_states, right_states, key_padding_mask=padding, need_weights=False
-        )
-        right_to_left, _ = self.attn2(
-            right_states, left_states, left_states, key_padding_mask=padding, need_weights=False
-        )
-        left_pooled = self.attention_pool(self.fc(torch.cat([left_to_right, left_states], dim=-1)), padding)
-        right_pooled = self.attention_pool(self.fc(torch.cat([right_to_left, right_states], dim=-1)), padding)
+        left_to_right, _ = self.attn1(left, right, right, key_padding_mask=padding, need_weights=False)
+        right_to_left, _ = self.attn2(right, left, left, key_padding_mask=padding, need_weights=False)
+        left_pooled = self.attention_pool(self.fc(torch.cat([left_to_right, left], dim=-1)), padding)
+        right_pooled = self.attention_pool(self.fc(torch.cat([right_to_left, right], dim=-1)), padding)
         return self.classifier(torch.cat([left_pooled, right_pooled], dim=-1))
 
     def attention_pool(self, states: Tensor, padding: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """EVE: one Transformer for images, text, and both (Chen et al., AAAI 2024, arXiv 2308.11971).
 
-Image and text tokens stand in one sequence, `[image, text]`, behind one LayerNorm; the blocks share their attention and route their
-feed-forwards by modality (`routing.py`). Task heads are in `heads.py` and `pretraining.py`.
+Image and text tokens stand in one sequence, `[image, text]`, behind one LayerNorm; the blocks share their attention
+and route their feed-forwards by modality (`routing.py`). Task heads are in `heads.py` and `pretraining.py`.
 
 B batch, N patches of an image, P image tokens (kept patches and [CLS]), T text tokens, S = P + T, D width, H heads.
 """
@@ -35,8 +35,9 @@ class EVEOutput(ModelOutput):
         logits: the head's scores.
         image_hidden: (B, P, D) image states after the final LayerNorm, [CLS] first, None without an image.
         text_hidden: (B, T, D) text states after the final LayerNorm, None without text.
-        router: statistics of the L soft-routed blocks, averaged over the passes: "load" (L, E), "entropy" (L,), "dropped" (L,) and
-            "balance", the unweighted load-balancing loss; None without such blocks. See `routing.Routing`.
+        router: statistics of the L soft-routed blocks, averaged over the passes: "load" (L, E), "entropy" (L,),
+            "dropped" (L,) and "balance", the unweighted load-balancing loss; None without such blocks. See
+            `routing.Routing`.
         hidden_states, attentions: one tensor a block, (B, S, D) and (B, H, S, S), when asked for.
     """
 
@@ -51,7 +52,7 @@ class EVEOutput(ModelOutput):
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) as rows of patches (B, N, C * patch_size**2), row by row; pixels of a patch in the order (C, y, x)."""
+    """Images (B, C, H, W) to patches (B, N, C * patch_size**2), row by row; a patch's pixels in the order (C, y, x)."""
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
@@ -67,7 +68,7 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
 
 
 def resize_positions(table: Tensor, rows: int, columns: int) -> Tensor:
-    """A position table (1 + side**2, D), [CLS] first, interpolated to (1 + rows * columns, D): bicubic, as the released code."""
+    """A position table (1 + side**2, D), [CLS] first, interpolated to (1 + rows * columns, D), bicubic as released."""
     side = round((len(table) - 1) ** 0.5)
     if (rows, columns) == (side, side):
         return table
@@ -77,12 +78,13 @@ def resize_positions(table: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def visible_patches(image_mask: Tensor) -> Tensor:
-    """Indices (B, V) of the patches that `image_mask` (B, N), True = masked, leaves visible; each row must mask as many."""
+    """Indices (B, V) of the patches that `image_mask` (B, N) leaves visible (False); each row must mask as many."""
     visible = (~image_mask).sum(dim=1)
     if not bool((visible == visible[0]).all()):
         masked = image_mask.sum(dim=1)
         raise DataError(
-            f"image_mask masks {int(masked.min())} to {int(masked.max())} patches a row; mask the same number in every row"
+            f"image_mask masks {int(masked.min())} to {int(masked.max())} patches a row; "
+            "mask the same number in every row"
         )
     return image_mask.int().argsort(dim=1, stable=True)[:, : int(visible[0])]
 
@@ -99,7 +101,7 @@ class EVEImageEmbedding(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        # The patch convolution of the released code, written as the matrix product it is: only kept patches are projected.
+        # The patch convolution, written as the matrix product it is, so that only kept patches are projected.
         self.patch = nn.Linear(config.num_channels * config.patch_size**2, width)
         self.cls_token = nn.Parameter(torch.empty(width))
         self.position = nn.Parameter(torch.empty(1 + config.num_patches, width))
@@ -108,14 +110,14 @@ class EVEImageEmbedding(nn.Module):
     def forward(self, pixel_values: Tensor, visible: Tensor | None = None) -> Tensor:
         """`pixel_values` (B, C, H, W), `visible` (B, V) patches to keep or None for all -> (B, P, D).
 
-        A kept patch keeps its own position embedding; the released visible-only path loses it, a bug that is fixed here.
+        A kept patch keeps its own position embedding; the released visible-only path loses it (a bug, fixed here).
         """
         channels, height, width = pixel_values.shape[1:]
         size = self.config.patch_size
         if channels != self.config.num_channels or height % size or width % size or not height or not width:
             raise DataError(
-                f"pixel_values have {channels} channels and {height} x {width} pixels; this model takes {self.config.num_channels} "
-                f"channels and sides that are multiples of its patch, {size}"
+                f"pixel_values have {channels} channels and {height} x {width} pixels; this model takes "
+                f"{self.config.num_channels} channels and sides that are multiples of its patch, {size}"
             )
         patches = patchify(pixel_values, size).to(self.patch.weight.dtype)
         positions = resize_positions(self.position, height // size, width // size)
@@ -212,7 +214,7 @@ class DropPath(nn.Module):
 
 
 class EVELayer(GradientCheckpointingLayer):
-    """One pre-LN block: joint attention, then the feed-forward its depth calls for; LayerScale and stochastic depth on both."""
+    """One pre-LN block: joint attention, then the feed-forward of its depth; both with LayerScale and drop path."""
 
     def __init__(self, config: EVEConfig, index: int):
         super().__init__()
@@ -241,13 +243,13 @@ class EVEPreTrainedModel(PreTrainedModel):
     config_class = EVEConfig
     base_model_prefix = "eve"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EVELayer"]
+    _no_split_modules = ["EVELayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _can_record_outputs = {"hidden_states": EVELayer, "attentions": EVEAttention}
+    _can_record_outputs = {"hidden_states": EVELayer, "attentions": EVEAttention}  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -283,7 +285,8 @@ class EVEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.up_proj_bias)
             init.zeros_(module.down_proj_bias)
 
-    # transformers decides these two by searching the source of each model's own file; attention and experts stand in one place here.
+    # transformers decides these two by searching the source of each model's own file; attention and experts stand in
+    # one place here.
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
@@ -293,8 +296,9 @@ class EVEPreTrainedModel(PreTrainedModel):
         return True
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        # transformers would choose grouped_mm everywhere. Measured on a CPU, the loop over experts is faster at the sizes a CPU trains
-        # (forward and backward, width 192 and 256: 1.4 times in float32, 1.2 to 1.4 times in bfloat16).
+        # transformers would choose grouped_mm everywhere. Measured on a CPU, the loop over experts is faster at the
+        # sizes a CPU trains (forward and backward, width 192 and 256: 1.4 times in float32, 1.2 to 1.4 times in
+        # bfloat16).
         if requested_experts is None and not torch.accelerator.is_available():
             return "eager"
         return super().get_correct_experts_implementation(requested_experts)
@@ -320,7 +324,8 @@ class EVEModel(EVEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_embedding.word
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.text_embedding.word = value
 
     @capture_outputs
@@ -337,11 +342,12 @@ class EVEModel(EVEPreTrainedModel):
         """Encode images, text, or image-text pairs.
 
         Args:
-            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the positions.
+            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the
+            positions.
             input_ids: (B, T), T at most `max_position_embeddings`.
             attention_mask: (B, T), 1 = real token, 0 = padding; all real when absent.
-            image_mask: (B, N) bool, True = masked: such patches do not enter the encoder, `image_hidden` holds [CLS] and the visible
-                ones in their order. As many in every row.
+            image_mask: (B, N) bool, True = masked: such patches do not enter the encoder, `image_hidden` holds
+                [CLS] and the visible ones in their order. As many in every row.
             final_norm: False leaves out the final LayerNorm (`EVEConfig.released_eval_features`).
             output_hidden_states, output_attentions: also return every block's states and attention maps; maps need
                 `attn_implementation="eager"`.
@@ -389,7 +395,7 @@ class EVEModel(EVEPreTrainedModel):
 
 
 def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
-    """The soft-routed blocks of one pass: `balance` averaged (a scalar with gradient), the statistics stacked, one row a block."""
+    """The soft-routed blocks of one pass: `balance` averaged, with gradient; the rest stacked, one row a block."""
     if not routings:
         return None
     stacked = {name: torch.stack(values) for name, values in zip(Routing._fields, zip(*routings))}

@@ -1,9 +1,11 @@
-"""EVE's pre-training: masked signal modelling, two forwards a step (EVE, section 3.3); contrast and matching for comparison.
+"""EVE's pre-training: masked signal modelling, two forwards a step (EVE, section 3.3); itc and itm for comparison.
 
 The masks arrive as arguments: this file draws nothing but hard negatives.
 
 B batch, N patches, M masked patches or tokens, T text tokens, D width, V vocabulary.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from evle.models.eve.routing import FeedForward
 
 
 def sincos_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """Fixed 2-D sine-cosine positions (rows * columns, width), as MAE: a quarter each of sin and cos of column and row."""
+    """Fixed 2-D positions (rows * columns, width) as MAE: a quarter each of sin and cos of column, then of row."""
     frequencies = 10000.0 ** -(torch.arange(width // 4, device=device, dtype=torch.float32) / (width / 4))
     row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * frequencies
     column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * frequencies
@@ -67,7 +69,7 @@ class EVEPixelDecoder(nn.Module):
         self.pixels = nn.Linear(width, config.num_channels * config.patch_size**2)
 
     def forward(self, image_hidden: Tensor, order: Tensor, rows: int, columns: int) -> Tensor:
-        """`image_hidden` (B, 1 + visible, D); `order` (B, N) patch indices, visible ones first -> (B, M, pixels a patch).
+        """`image_hidden` (B, 1 + visible, D), `order` (B, N) patch indices, visible first -> (B, M, pixels a patch).
 
         The sequence stays in `order`: attention does not mind, and each token carries its own position.
         """
@@ -83,12 +85,12 @@ class EVEPixelDecoder(nn.Module):
 
 
 class EVEForPreTraining(EVEPreTrainedModel):
-    """Masked signal modelling: pixels of masked patches from visible ones and the text, masked words from the image and the rest.
+    """Masked signal modelling: masked pixels from visible ones and the text, masked words from the image and the rest.
 
     `config.objectives` says which of "mim", "mlm", "itc", "itm" are minimised; only their parameters exist.
     """
 
-    _tied_weights_keys = {"mlm_head.2.weight": "eve.text_embedding.word.weight"}
+    _tied_weights_keys = {"mlm_head.2.weight": "eve.text_embedding.word.weight"}  # noqa: RUF012
 
     def __init__(self, config: EVEConfig):
         if not config.objectives:
@@ -114,7 +116,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         if isinstance(module, EVEPixelDecoder):
             init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
 
-    def get_output_embeddings(self) -> nn.Linear | None:
+    def get_output_embeddings(self) -> nn.Module | None:
         return self.mlm_head[2] if "mlm" in self.config.objectives else None
 
     def forward(
@@ -139,24 +141,30 @@ class EVEForPreTraining(EVEPreTrainedModel):
             match_ids: (B,) int64, equal where pairs belong together; each its own by default [itc, itm].
 
         Returns:
-            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; the states of the MLM pass, or
-            of the MIM pass where there is no other.
+            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; the states of the
+            MLM pass, or of the MIM pass without one.
         """
         config, names = self.config, set(self.config.objectives)
-        self._check_arguments(image_mask, masked_input_ids, mlm_labels)
         losses: dict[str, Tensor] = {}
         passes: list[EVEOutput] = []
-        logits = None
+        logits: Tensor | None = None
+        last: Any = None  # the output of the latest masked pass
         if "mim" in names:
+            if image_mask is None:
+                raise DataError("the objective mim needs image_mask, (B, patches) with True for masked ones")
             text = masked_input_ids if config.joint_masking else input_ids
-            passes.append(self.eve(pixel_values, text, attention_mask, image_mask=image_mask))
-            losses["mim"] = self.mim_loss(passes[-1].image_hidden, pixel_values, image_mask)
+            last = self.eve(pixel_values, text, attention_mask, image_mask=image_mask)
+            passes.append(last)
+            losses["mim"] = self.mim_loss(last.image_hidden, pixel_values, image_mask)
         if "mlm" in names:
+            if masked_input_ids is None or mlm_labels is None:
+                raise DataError("the objective mlm needs masked_input_ids and mlm_labels, (B, T)")
             if not config.joint_masking:
-                passes.append(self.eve(pixel_values, masked_input_ids, attention_mask))
+                last = self.eve(pixel_values, masked_input_ids, attention_mask)
+                passes.append(last)
             # Only masked positions meet the vocabulary: it is the largest matrix of the model.
             chosen = mlm_labels != objectives.IGNORE
-            logits = self.mlm_head(passes[-1].text_hidden[chosen])
+            logits = self.mlm_head(last.text_hidden[chosen])
             losses["mlm"] = objectives.mlm(logits, mlm_labels[chosen])
         if names & {"itc", "itm"}:
             ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
@@ -165,10 +173,10 @@ class EVEForPreTraining(EVEPreTrainedModel):
             if "itc" in names:
                 losses["itc"], *directions, singles = itc_pass(*pairs)
                 similarities = (directions[0], directions[1])
-                passes = [*singles, *passes]
+                passes.extend(singles)
             if "itm" in names:
                 losses["itm"], joint = itm_pass(*pairs, similarities)
-                passes = [joint, *passes] if joint is not None else passes
+                passes.extend([] if joint is None else [joint])
         losses = {name: config.weight_of(name) * losses[name] for name in config.objectives}
         router = average_router([output.router for output in passes])
         add_balance(losses, router, config)
@@ -176,13 +184,13 @@ class EVEForPreTraining(EVEPreTrainedModel):
             loss=total_loss(losses),
             losses=losses,
             logits=logits,
-            image_hidden=passes[-1].image_hidden if passes else None,
-            text_hidden=passes[-1].text_hidden if passes else None,
+            image_hidden=None if last is None else last.image_hidden,
+            text_hidden=None if last is None else last.text_hidden,
             router=router,
         )
 
     def decode(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted pixels (B, M, pixels a patch) of the masked patches, and the order (B, N) of patches, masked ones last."""
+        """Predicted pixels (B, M, pixels a patch) of masked patches, and the order (B, N) of patches, masked last."""
         size = self.config.patch_size
         rows, columns = pixel_values.shape[2] // size, pixel_values.shape[3] // size
         order = image_mask.int().argsort(dim=1, stable=True)
@@ -203,8 +211,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
     ) -> Tensor:
         """Images (B, C, H, W) whose masked patches are the model's prediction and whose visible ones are given.
 
-        With `norm_pixel_target` the prediction has no brightness or contrast of its own; each patch gets those of the original,
-        as in MAE's pictures.
+        With `norm_pixel_target` the prediction has no brightness or contrast of its own; each patch gets those of the
+        original, as in MAE's pictures.
         """
         size = self.config.patch_size
         output = self.eve(pixel_values, input_ids, attention_mask, image_mask=image_mask)
@@ -219,11 +227,3 @@ class EVEForPreTraining(EVEPreTrainedModel):
             )
         filled = patches.scatter(1, masked[..., None].expand_as(predicted), predicted)
         return unpatchify(filled, size, pixel_values.shape[2] // size, pixel_values.shape[3] // size)
-
-    def _check_arguments(
-        self, image_mask: Tensor | None, masked_input_ids: Tensor | None, mlm_labels: Tensor | None
-    ) -> None:
-        if "mim" in self.config.objectives and image_mask is None:
-            raise DataError("the objective mim needs image_mask, (B, patches) with True for masked ones")
-        if "mlm" in self.config.objectives and (masked_input_ids is None or mlm_labels is None):
-            raise DataError("the objective mlm needs masked_input_ids and mlm_labels, (B, T)")

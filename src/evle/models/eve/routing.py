@@ -1,13 +1,14 @@
 """EVE's feed-forwards: hard-routed by modality, soft-routed to experts, or shared (EVE, section 3.2).
 
-The three modules have one interface, `(hidden (B, S, D), num_image, token_mask (B, S) or None) -> (output (B, S, D), Routing or None)`:
-the first `num_image` of the S tokens are image tokens, the rest text; `token_mask` is True for real tokens, None where all are.
+The three modules have one interface, `(hidden (B, S, D), num_image, token_mask (B, S) or None) -> (output (B, S, D),
+Routing or None)`: the first `num_image` of the S tokens are image tokens, the rest text; `token_mask` is True for
+real tokens, None where all are.
 
 B batch, S tokens, D width, I feed-forward width, E experts, K experts a token, N routed tokens.
 """
 
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,9 @@ from evle.models.eve.configuration import EVEConfig
 class Routing(NamedTuple):
     """What one soft-routed block did with its tokens.
 
-    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without: `load` (E,) the share of
-    assignments that each expert was given, `entropy` the mean entropy of the router in nats, `dropped` the share of assignments lost
-    to capacity.
+    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without: `load` (E,) the share
+    of assignments that each expert was given, `entropy` the mean entropy of the router in nats, `dropped` the share
+    of assignments lost to capacity.
     """
 
     balance: Tensor
@@ -83,7 +84,7 @@ class HardRouter(nn.Module):
 
 
 class _AutocastView(SimpleNamespace):
-    """The attributes of `EVEExperts` that transformers' grouped product reads, with its weights in another precision."""
+    """What transformers' grouped product reads of `EVEExperts`, with the weights in another precision."""
 
 
 def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: T
         is_transposed=False,
         _is_expert_parallel=experts._is_expert_parallel,
     )
-    return grouped_mm_experts_forward(view, hidden.to(dtype), index, weights)
+    return grouped_mm_experts_forward(cast(nn.Module, view), hidden.to(dtype), index, weights)
 
 
 EXPERTS_FUNCTIONS = ExpertsInterface()
@@ -116,8 +117,9 @@ EXPERTS_FUNCTIONS["grouped_mm"] = _grouped_mm
 class EVEExperts(nn.Module):
     """E feed-forwards as stacked tensors; cost grows with N x K, whatever E is.
 
-    `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager" implementation; the
-    others (grouped_mm, batched_mm) come from transformers: `model.set_experts_implementation(name)`.
+    `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager"
+    implementation; the others (grouped_mm, batched_mm) come from transformers:
+    `model.set_experts_implementation(name)`.
     """
 
     def __init__(self, config: EVEConfig):
@@ -153,10 +155,10 @@ class EVEExperts(nn.Module):
 
 
 class SoftRouter(nn.Module):
-    """One LayerNorm, a router, E experts: `sum_k g_k Expert_k(x + b_m)` with `g = softmax(W (x + b_m))` (EVE, equations 3 to 5).
+    """One LayerNorm, a router, E experts: `sum_k g_k Expert_k(x + b_m)` with `g = softmax(W (x + b_m))`.
 
-    b_m is a learned vector a modality. As in the released code the experts receive x + b_m, and the two kept gate values are
-    renormalised to sum to 1, after the capacity cut. The router runs in float32.
+    b_m is a learned vector a modality. As in the released code the experts receive x + b_m, and the two kept gate
+    values are renormalised to sum to 1, after the capacity cut. The router runs in float32.
     """
 
     def __init__(self, config: EVEConfig):
@@ -201,7 +203,7 @@ class SoftRouter(nn.Module):
         return output, Routing(balance, load, entropy, dropped)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The experts (N, K) of each token, best first. In training the second is sampled, see `EVEConfig.second_choice`."""
+        """The experts (N, K) of each token, best first; in training the second may be sampled (`second_choice`)."""
         if self.config.num_experts_per_tok == 1:
             return logits.argmax(dim=-1, keepdim=True)
         with torch.no_grad():
@@ -213,7 +215,7 @@ class SoftRouter(nn.Module):
             return torch.cat([first, second], dim=1)
 
     def weigh(self, gates: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K), None where there is none."""
+        """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K), None without one."""
         chosen = gates.gather(1, index)
         capacity = self.config.expert_capacity(len(gates))
         kept = None if capacity is None else within_capacity(index, capacity, self.config.num_experts)
