@@ -1,4 +1,4 @@
-"""The optimiser: which parameter learns how fast, which decays, and how the learning rate moves, all counted in optimizer steps."""
+"""The optimiser: which parameter learns how fast, which decays, and how the learning rate moves with the steps."""
 
 import math
 import re
@@ -18,7 +18,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class OptimConfig(Config):
-    """AdamW and its schedule. Betas, epsilon and weight decay are EVE's for fine-tuning; lr and lr_mult vary by task."""
+    """AdamW and its schedule. Betas, epsilon and weight decay are EVE's for fine-tuning (lr varies by task)."""
 
     lr: Positive = Field(3e-5, description="the learning rate at its peak")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
@@ -31,9 +31,7 @@ class OptimConfig(Config):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="the learning rate's way down")
     power: Positive = Field(1.0, description="the linear way down to this power: 2 is quadratic")
     min_lr: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="where the way down ends, a share of the peak")
-    warmup: NotNegative = Field(
-        0.1, description="linear warm-up: a share of all steps below 1, a number of steps from 1"
-    )
+    warmup: NotNegative = Field(0.1, description="linear warm-up: below 1 a share of all steps, else steps")
     clip: NotNegative = Field(1.0, description="the gradient's largest norm; 0 does not clip")
     lr_mult: Positive = Field(1.0, description="multiplies the learning rate of parameters that no checkpoint held")
     lr_mult_patterns: dict[str, float] = Field(
@@ -57,12 +55,12 @@ class OptimConfig(Config):
 def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Collection[str] = ()) -> AdamW:
     """AdamW over the parameters of `model` that are trained, in groups of equal learning rate and decay.
 
-    A parameter does not decay when it is a vector (as many elements as its longest side: biases, norm scales, LayerScale,
-    [CLS] and mask tokens, a temperature) or its name matches `no_decay` (the biases of stacked experts are matrices).
-    This holds EVE's rule, no decay on biases and norms, and its like for parameters that EVE's code does not name.
+    A parameter does not decay when it is a vector (as many elements as its longest side: biases, norm scales,
+    LayerScale, [CLS] and mask tokens, a temperature) or its name matches `no_decay` (the biases of stacked experts are
+    matrices). This holds EVE's rule, no decay on biases and norms, and its like for what EVE's code does not name.
 
-    `new_parameters` are the names that the initial checkpoint did not hold; they learn `lr_mult` times faster, on top of
-    what `lr_mult_patterns` says.
+    `new_parameters` are the names that the initial checkpoint did not hold; they learn `lr_mult` times faster, on top
+    of what `lr_mult_patterns` says.
 
     Raises:
         ConfigError: nothing is trained, or a pattern of `lr_mult_patterns` matches no parameter.
@@ -92,7 +90,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, num_steps: int) -> LambdaLR:
-    """The schedule of `num_steps` optimizer steps; call its `.step()` once after each optimizer step, not micro-batch."""
+    """The schedule of `num_steps` optimizer steps: call `.step()` after each of them, not after each micro-batch."""
     return LambdaLR(optimizer, lambda step: lr_share(step, config, num_steps))
 
 

@@ -74,7 +74,7 @@ class Run:
         run = cls(folder)
         status = run.status()
         if resume and status:
-            run._refuse_changes(config)
+            run._refuse_changes(config, data_hash)
         elif status and not overwrite:
             raise ConfigError(
                 f"{run.folder} already holds a run ({status.get('state')} at step {status.get('step', 0)}): "
@@ -99,7 +99,7 @@ class Run:
             self._write_json("status.json", {"state": state, "step": step, "message": message, "time": _now()})
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json holds: versions, command, seed, data hash, device; `resumed` lists the later sessions."""
+        """What environment.json holds; `resumed` lists the later sessions."""
         return _read_json(self.folder / "environment.json")
 
     def config(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Run:
         shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         shorter.replace(self.log_file)
 
-    def _refuse_changes(self, config: Mapping[str, Any]) -> None:
+    def _refuse_changes(self, config: Mapping[str, Any], data_hash: str) -> None:
         before, now = _flatten(self.config()), _flatten(json.loads(json.dumps(dict(config))))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         changed = [key for key in changed if key not in MAY_CHANGE]
@@ -137,15 +137,13 @@ class Run:
                 f"{self.folder}: a resumed run must keep its configuration, but {listed}"
                 f"{' and more' if len(changed) > 5 else ''}; set it back, or start a new run in another output"
             )
+        if self.environment().get("data_hash", data_hash) != data_hash:
+            raise ConfigError(f"{self.folder}: the data changed since the run began; start a new run in another output")
 
     def _prepare(self, config: Mapping[str, Any], seed: int, data_hash: str, continues: bool) -> None:
         session = {"command": sys.argv, "time": _now(), "processes": world_size(), **_machine()}
         environment = self.environment()
         if continues:
-            if environment.get("data_hash", data_hash) != data_hash:
-                raise ConfigError(
-                    f"{self.folder}: the data changed since the run began; start a new run in another output"
-                )
             environment.setdefault("resumed", []).append(session)
         else:
             if self.folder.exists():
@@ -216,7 +214,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def standing(target: Path) -> Path | None:
-    """The whole folder that `write_folder` left for `target`: itself, or the former one when it was cut off; else None."""
+    """The whole folder that `write_folder` left: `target`, or the former one when it was cut off, or None."""
     for folder in (target, target.with_name(target.name + ".old")):
         if folder.is_dir():
             return folder

@@ -1,0 +1,197 @@
+"""What a checkpoint holds, and bringing whole tensors in and out of a model that may be sharded over processes.
+
+    model.safetensors      weights and persistent buffers, whole
+    ema.safetensors        the averaged weights, when the run keeps them
+    optimizer.pt           AdamW's moments, whole (read with weights_only: no code runs)
+    state.json             position (epoch, batch), step, best score, counters
+
+Tensors are stored whole, so a run may go on with another number of processes, and `best` opens without the engine.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from evle.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Position:
+    """Where a run stands, all that is needed beside the tensors to go on bit for bit.
+
+    `step` counts finished optimizer steps; `epoch` and `batch` say where the loader goes on. Random numbers need no
+    state: each step derives them from (seed, step).
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    num_batches: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write state.json."""
+        (folder / "state.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read state.json. Raises CheckpointError when it is missing or not of this version."""
+        try:
+            values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder / 'state.json'}: cannot be read ({error})") from None
+        if set(values) != {known.name for known in fields(cls)}:
+            raise CheckpointError(f"{folder / 'state.json'}: written by another version of evle; start a new run")
+        return cls(**values)
+
+
+def model_state(model: nn.Module) -> State:
+    """Whole weights and persistent buffers on the CPU, tied ones once. Every process must call it."""
+    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    return {name: whole(tensor) for name, tensor in model.state_dict().items() if name in once}
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Fill `model` with whole tensors, in place. Raises CheckpointError when they are of another model."""
+    own = model.state_dict()
+    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    expected = own.keys() & once
+    if wrong := sorted(expected ^ state.keys()):
+        raise CheckpointError(f"{where}: weights of another model ({len(wrong)} names differ, such as {wrong[0]!r})")
+    for name in expected:
+        if own[name].shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
+            raise CheckpointError(f"{where}: {name!r} has shape {shapes}; it is of another model")
+        fill(own[name], state[name])
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state with whole tensors on the CPU. Every process must call it."""
+    state = optimizer.state_dict()
+    moments = {
+        index: {name: whole(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str) -> None:
+    """Give `optimizer` what `optimizer_state` took. Raises CheckpointError when it is of another model."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {name: _as(value, parameters[index]) for name, value in entry.items()}
+        for index, entry in state["state"].items()
+        if index < len(parameters)
+    }
+    try:
+        optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    except ValueError as error:
+        raise CheckpointError(f"{where}: the optimizer's state is of another model ({error})") from None
+
+
+class Average:
+    """An exponential moving average of the weights that are trained, kept in float32, sharded as they are.
+
+    After step t the decay is min(decay, (1 + t) / (10 + t)), so that a short run is not held back by its beginning.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.values = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the weights after optimizer step `step` (from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in self.parameters.items():
+            self.values[name].lerp_(parameter.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the averaged ones; a second call undoes the first, bit for bit."""
+        for name, parameter in self.parameters.items():
+            weights = parameter.detach().float().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(weights)
+
+    def state(self) -> State:
+        """Whole averages on the CPU. Every process must call it."""
+        return {name: whole(value) for name, value in self.values.items()}
+
+    def load(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take the averages that `state` gave."""
+        if state.keys() != self.values.keys():
+            raise CheckpointError(f"{where}: averaged weights of another model")
+        for name, value in self.values.items():
+            fill(value, state[name])
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that transformers reads too."""
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> State:
+    """Read a safetensors file. Raises CheckpointError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def write_optimizer(state: dict[str, Any], path: Path) -> None:
+    """Write what `optimizer_state` gave."""
+    torch.save(state, path)
+
+
+def read_optimizer(path: Path) -> dict[str, Any]:
+    """Read optimizer.pt without running code. Raises CheckpointError when it is missing or damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded, on the CPU and independent of the original."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().to("cpu", copy=True)
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Write the whole `value` into `tensor`, which may be sharded."""
+    tensor.copy_(_as(value, tensor))
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether a model's parameters are spread over the processes (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in parameters)
+
+
+def _as(value: Any, like: Tensor) -> Any:
+    """`value` sharded as `like` is, where it has its shape (a moment, not a step counter)."""
+    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value

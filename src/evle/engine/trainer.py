@@ -1,0 +1,548 @@
+"""Training, in full view: batches, losses, steps. The one door to accelerate (devices, precision, DDP, FSDP2).
+
+One optimizer step minimises the mean over all its samples, whatever the number of micro-batches and processes: each
+micro-batch's loss weighs as many rows as it holds. So 1 x 32 equals 4 x 8, also in the short last step of an epoch, as
+far as a loss is a mean over rows. Two kinds are not, and see the micro-batch only: a mean over masked tokens, whose
+number differs by row (each micro-batch's mean then counts by rows, not by tokens), and a contrastive loss, which
+compares the rows of one micro-batch (over all processes).
+"""
+
+import contextlib
+import itertools
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from evle.config import Config
+from evle.data.loader import Loader
+from evle.distributed import gather_objects, is_main, rank, world_size
+from evle.engine import checkpoint
+from evle.engine.checkpoint import Average, Position
+from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
+from evle.engine.progress import ProgressLine
+from evle.engine.run import Run, standing, write_folder
+from evle.errors import CheckpointError, ConfigError, EvleError, nearest
+from evle.tasks.task import Batch, Task
+
+Every = int | Literal["epoch"]
+Evaluate = Callable[[PreTrainedModel], dict[str, float]]
+
+
+class Interrupted(EvleError):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and did, after saving."""
+
+
+class Diverged(EvleError):
+    """A loss or a gradient is not finite; the weights were not updated with it."""
+
+
+class TrainConfig(Config):
+    """How long and how to train. Steps are optimizer steps throughout."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; or give steps")
+    batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes and micro-batches")
+    accumulation: int = Field(1, ge=1, description="micro-batches an optimizer step: more of them need less memory")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast type; fp16 needs a GPU")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
+    compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and kept; 0 does without")
+    eval_every: Every = Field("epoch", description="steps between validations, or epoch; 0 validates at the end only")
+    save_every: Every = Field(500, description="steps between checkpoints, or epoch; 0 saves at the end only")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    num_workers: int = Field(0, ge=0, description="processes that prepare data, for each training process")
+    patience: int = Field(0, ge=0, description="stop after so many validations without a better score; 0 never does")
+    keep: Literal["best", "last"] = Field("best", description="the weights that the run's model is made of")
+    trackers: tuple[str, ...] = Field((), description="also log to: tensorboard, trackio, wandb ... (accelerate's)")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, and not both")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
+        for name in ("eval_every", "save_every"):
+            value = getattr(self, name)
+            if value != "epoch" and value < 0:
+                raise ValueError(f"{name}={value}: must be 0 or more, or epoch")
+        return self
+
+    def micro_batch_size(self, num_processes: int) -> int:
+        """Rows that one process takes at once: the loader's batch_size.
+
+        Raises:
+            ConfigError: the total batch cannot be split evenly.
+        """
+        parts = self.accumulation * num_processes
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} cannot be split over {num_processes} processes x "
+                f"{self.accumulation} micro-batches; make it a multiple of {parts}"
+            )
+        return self.batch_size // parts
+
+    def num_steps(self, num_batches: int) -> int:
+        """Optimizer steps of the whole training, for epochs of `num_batches` micro-batches."""
+        return self.steps or max(1, round((self.epochs or 0) * math.ceil(num_batches / self.accumulation)))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training did. `history` holds a record a validation (step, epoch, scores); `seconds` leave those out."""
+
+    steps: int
+    best_score: float | None
+    best_step: int | None
+    last_losses: dict[str, float]
+    history: list[dict[str, Any]]
+    seconds: float
+    samples_per_second: float
+    skipped: list[str]
+
+
+def join_processes() -> torch.device:
+    """Join the processes of this run when a launcher (accelerate launch, torchrun) started several; say the device.
+
+    Call it before anything asks for the rank, or writes. Without a launcher there is one process.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available()).device
+
+
+def fit(
+    model: PreTrainedModel,
+    task: Task,
+    loader: Loader,
+    *,
+    train: TrainConfig,
+    optim: OptimConfig,
+    run: Run,
+    seed: int,
+    new_parameters: Collection[str] = frozenset(),
+    evaluate: Evaluate | None = None,
+    metric: str = "",
+    resume: bool = False,
+) -> FitResult:
+    """Train `model` on `loader`; leave the result in `model` and, with the task's processor, in `run.model_folder`.
+
+    `loader.batches(epoch, start)` yields micro-batches: dicts of tensors named as the model's arguments. The model
+    returns `loss`, which is minimised, and `losses`, named scalars that are logged (the same names in every process).
+    `evaluate(model)` returns scores on validation; the weights with the best `metric` (by default the task's) go to
+    checkpoints/best. `resume` goes on from checkpoints/last, where there is one, as if the run had never stopped.
+
+    Raises:
+        Diverged: a loss or the gradient is not finite.
+        Interrupted: SIGINT or SIGTERM came; checkpoints/last holds the state.
+        CheckpointError: the checkpoint to resume from is damaged, or of another model or data.
+        ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
+    """
+    training = _Training(model, loader, train, optim, run, seed, new_parameters, resume)
+    at, num_steps = training.at, training.num_steps
+    metric = metric or task.metric
+
+    def is_due(every: Every) -> bool:
+        at_epoch_end = every == "epoch" and at.batch == 0
+        return at.step == num_steps or at_epoch_end or (every not in ("epoch", 0) and at.step % int(every) == 0)
+
+    def is_patient() -> bool:
+        return train.patience == 0 or at.bad_evaluations < train.patience
+
+    try:
+        with _StopSignal() as stop, ProgressLine(num_steps, at.step, visible=is_main()) as progress:
+            groups = _groups(loader, at.epoch, at.batch, train.accumulation, stop)
+            while at.step < num_steps and is_patient():
+                started = time.perf_counter()
+                group, after = next(groups)
+                num_samples, stopping = training.agree(group, stop.came)
+                if stopping:
+                    raise Interrupted(
+                        f"stopped after step {at.step} of {num_steps}, {training.save()}; continue with --resume"
+                    )
+
+                losses, grad_norm = training.step(group, num_samples)
+
+                at.step += 1
+                at.epoch, at.batch = after
+                at.losses = losses
+                at.samples += num_samples
+                at.seconds += time.perf_counter() - started
+                progress.update(at.step, losses, at.samples / at.seconds)
+                if at.step % train.log_every == 0 or at.step == num_steps:
+                    training.log(losses, grad_norm)
+                if evaluate is not None and is_due(train.eval_every):
+                    progress.say(training.validate(evaluate, metric, task.higher_is_better))
+                if is_due(train.save_every) or not is_patient():
+                    training.save()
+            training.keep(task)
+    except Interrupted as error:
+        run.set_status("interrupted", at.step, str(error))
+        raise
+    except torch.OutOfMemoryError:
+        message = (
+            f"out of memory with {train.batch_size // train.accumulation // world_size()} rows at once: raise "
+            "train.accumulation (the total batch stays the same), or set train.gradient_checkpointing=true"
+        )
+        run.set_status("failed", at.step, message)
+        raise ConfigError(message) from None
+    except BaseException as error:
+        run.set_status("failed", at.step, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        training.release()
+    run.set_status("finished", at.step)
+    return FitResult(
+        steps=at.step,
+        best_score=at.best_score,
+        best_step=at.best_step,
+        last_losses=at.losses,
+        history=at.history,
+        seconds=at.seconds,
+        samples_per_second=at.samples / max(at.seconds, 1e-9),
+        skipped=training.skipped(),
+    )
+
+
+class _Training:
+    """What the loop holds (the prepared model, optimizer, schedule, and where it stands: `at`), and its verbs."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        loader: Loader,
+        train: TrainConfig,
+        optim: OptimConfig,
+        run: Run,
+        seed: int,
+        new_parameters: Collection[str],
+        resume: bool,
+    ):
+        self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
+        self.num_steps = train.num_steps(loader.num_batches)
+        self.accelerator = _accelerator(train, run)
+        self.bare = model
+        if train.gradient_checkpointing:
+            if not model.supports_gradient_checkpointing:
+                raise ConfigError(
+                    f"train.gradient_checkpointing: {type(model).__name__} does not support it; set false"
+                )
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if train.compile:
+            model.compile()  # in place: the names of the weights stay
+        model.train()
+
+        folder = standing(run.checkpoints / "last") if resume else None
+        self.at = self._read_position(folder)
+        optimizer = build_optimizer(model, optim, new_parameters)
+        if folder:
+            where = folder / "model.safetensors"
+            checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
+        self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
+        self.average = Average(self.bare, train.ema) if train.ema else None
+        if folder:
+            self._resume(folder)
+
+    def _read_position(self, folder: Path | None) -> Position:
+        num_batches = self.loader.num_batches
+        if folder is None:
+            self.run.rewind_log(0)
+            return Position(num_batches=num_batches)
+        at = Position.read(folder)
+        if at.num_batches != num_batches:
+            raise CheckpointError(
+                f"{folder}: made with {at.num_batches} batches an epoch, but the loader has {num_batches}; resume with "
+                "the same data, batch size and number of processes"
+            )
+        self.run.rewind_log(at.step)
+        return at
+
+    def _resume(self, folder: Path) -> None:
+        where = folder / "optimizer.pt"
+        checkpoint.load_optimizer_state(self.optimizer.optimizer, checkpoint.read_optimizer(where), str(where))
+        self.schedule.last_epoch = self.at.step
+        if self.average is not None:
+            where = folder / "ema.safetensors"
+            self.average.load(checkpoint.read_tensors(where), str(where))
+        if self.accelerator.scaler is not None and self.at.scaler:
+            self.accelerator.scaler.load_state_dict(self.at.scaler)
+
+    def agree(self, group: list[Batch], stop: bool) -> tuple[int, bool]:
+        """The samples of this step over all processes, and whether any process was asked to stop."""
+        counts = torch.tensor([sum(map(_num_rows, group)), stop], dtype=torch.float32, device=self.accelerator.device)
+        num_samples, stops = self.accelerator.reduce(counts, "sum").tolist()
+        return int(num_samples), bool(stops)
+
+    def step(self, group: list[Batch], num_samples: int) -> tuple[dict[str, float], float]:
+        """One optimizer step on the micro-batches of `group`: the mean losses by name, and the gradient's norm."""
+        accelerator = self.accelerator
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(group):
+            torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            share = _num_rows(batch) * world_size() / num_samples  # DDP and FSDP average over processes
+            is_last = index == len(group) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
+                outputs = self.model(**batch)
+                accelerator.backward(outputs.loss * share)
+            for name, value in {"loss": outputs.loss, **outputs.losses}.items():
+                value = value.detach().float() * share
+                sums[name] = sums[name] + value if name in sums else value
+
+        values = accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist()
+        losses = dict(zip(sums, values, strict=True))
+        self._refuse_not_finite(losses)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
+        grad_norm = float(checkpoint.whole(norm))
+        if accelerator.scaler is None:  # with fp16 the scaler skips such a step and scales less
+            self._refuse_not_finite({"gradient": grad_norm})
+
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.at.step + 1)
+        return losses, grad_norm
+
+    def _refuse_not_finite(self, values: dict[str, float]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        names = [name for name in bad if name != "loss"] or bad
+        last = standing(self.run.checkpoints / "last")
+        kept = (
+            f"the weights of step {Position.read(last).step} are in {last}" if last else "no checkpoint was saved yet"
+        )
+        raise Diverged(
+            f"step {self.at.step + 1}: {', '.join(f'{name} is {values[name]}' for name in names)}; stopped before the "
+            f"update; {kept}; try a lower optim.lr, a longer optim.warmup, or train.precision=no"
+        )
+
+    def log(self, losses: dict[str, float], grad_norm: float) -> None:
+        """One line of the log and of the trackers."""
+        at = self.at
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        numbers = {"lr": lr, "grad_norm": grad_norm, "samples_per_second": at.samples / at.seconds}
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        record = {"step": at.step, "epoch": self.epoch(), "loss": losses["loss"], "losses": parts, **numbers}
+        self.run.log("train", {**record, "seconds": round(at.seconds, 3)})
+        named = {f"loss/{name}": value for name, value in parts.items()}
+        self.accelerator.log({"loss": losses["loss"], **named, **numbers}, step=at.step)
+
+    def validate(self, evaluate: Evaluate, metric: str, higher_is_better: bool) -> str:
+        """Score the weights (the averaged ones, when kept), keep them if they are the best so far, and say so."""
+        at = self.at
+        with self._final_weights():
+            self.bare.eval()
+            with torch.inference_mode():
+                scores = gather_objects([evaluate(self.bare)])[0]  # every process goes by the main one's
+            self.bare.train()
+            if metric not in scores:
+                raise ConfigError(
+                    f"validation has no score {metric!r} to choose the best by; {nearest(metric, scores)}"
+                )
+            score, best = scores[metric], at.best_score
+            is_better = best is None or (score > best if higher_is_better else score < best)
+            if is_better and math.isfinite(score):
+                at.best_score, at.best_step, at.bad_evaluations = score, at.step, 0
+                self._write_best()
+            else:
+                at.bad_evaluations += 1
+        at.history.append({"step": at.step, "epoch": self.epoch(), "scores": scores})
+        self.run.log("eval", at.history[-1])
+        self.accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step=at.step)
+        said = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        return f"step {at.step}: {said}" + ("  (best)" if at.best_step == at.step else "")
+
+    def save(self) -> str:
+        """Write checkpoints/last, or say why that fails: training goes on, and the last good one stays. Where it is."""
+        at, target = self.at, self.run.checkpoints / "last"
+        at.skipped = self.skipped()
+        at.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        weights = checkpoint.model_state(self.bare)
+        moments = checkpoint.optimizer_state(self.optimizer.optimizer)
+        averages = self.average.state() if self.average is not None else None
+
+        def write(folder: Path) -> None:
+            checkpoint.write_tensors(weights, folder / "model.safetensors")
+            checkpoint.write_optimizer(moments, folder / "optimizer.pt")
+            if averages is not None:
+                checkpoint.write_tensors(averages, folder / "ema.safetensors")
+            at.write(folder)
+
+        problem = self._try_to_write(target, write)
+        self.run.set_status("running", at.step)
+        if not problem:
+            return f"saved in {target}"
+        good = standing(target)
+        kept = f"step {Position.read(good).step} stays in {good}" if good else "no earlier checkpoint exists"
+        if is_main():
+            print(f"evle: step {at.step} could not be saved ({problem}); {kept}", file=sys.stderr)
+        return f"not saved ({problem}); {kept}"
+
+    def keep(self, task: Task) -> None:
+        """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
+        best = standing(self.run.checkpoints / "best") if self.train.keep == "best" else None
+        if best and self.at.best_step is not None:
+            where = best / "model.safetensors"
+            weights = checkpoint.read_tensors(where)
+            checkpoint.load_model_state(self.bare, weights, str(where))
+        else:
+            if self.average is not None:
+                self.average.swap()
+            weights = checkpoint.model_state(self.bare)
+        bare, processor = self.bare, task.processor
+
+        def write(folder: Path) -> None:
+            transformers_logging.disable_progress_bar()
+            bare.save_pretrained(folder, state_dict=dict(weights))
+            transformers_logging.enable_progress_bar()
+            processor.save_pretrained(folder)
+
+        if problem := self._try_to_write(self.run.model_folder, write):
+            raise CheckpointError(
+                f"the trained model could not be written to {self.run.model_folder} ({problem}); "
+                f"make room and go on with --resume: {self.run.checkpoints / 'last'} holds step {self.at.step}"
+            )
+
+    def release(self) -> None:
+        """Undo what accelerate did to the model, close trackers: the model may be trained or saved again."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            self.bare.__dict__.pop(name, None)
+        self.bare.eval()
+
+    def epoch(self) -> float:
+        """Epochs done, with the part of the running one."""
+        return round(self.at.epoch + self.at.batch / self.at.num_batches, 4)
+
+    def skipped(self) -> list[str]:
+        """The samples left out so far in all processes, a line each, those before an interruption included."""
+        return list(dict.fromkeys([*self.at.skipped, *gather_objects(self.loader.skipped)]))
+
+    @contextlib.contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """The averaged weights in the model's place, when the run keeps them."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+
+    def _write_best(self) -> None:
+        weights = checkpoint.model_state(self.bare)
+
+        def write(folder: Path) -> None:
+            checkpoint.write_tensors(weights, folder / "model.safetensors")
+
+        if problem := self._try_to_write(self.run.checkpoints / "best", write):
+            print(f"evle: the best weights (step {self.at.step}) could not be saved ({problem})", file=sys.stderr)
+
+    def _try_to_write(self, target: Path, write: Callable[[Path], None]) -> str:
+        """Let the main process write a folder; the problem in words, the same in every process, or an empty string."""
+        problem = ""
+        if is_main():
+            try:
+                write_folder(target, write)
+            except (OSError, RuntimeError, SafetensorError) as error:  # each library says a full disk its own way
+                problem = str(error).splitlines()[0]
+        return gather_objects([problem])[0]
+
+
+class _StopSignal:
+    """Catches the first SIGINT or SIGTERM, so that a step can end and be saved; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def _stop(self, *_: object) -> None:
+        self.came = True
+        self.__exit__()
+
+
+def _groups(
+    loader: Loader, epoch: int, batch: int, accumulation: int, stop: _StopSignal
+) -> Iterator[tuple[list[Batch], tuple[int, int]]]:
+    """The micro-batches of each optimizer step, and the (epoch, batch) after it; a step never spans two epochs."""
+    while True:
+        batches = loader.batches(epoch, batch)
+        while batch < loader.num_batches:
+            try:
+                group = list(itertools.islice(batches, accumulation))
+            except EvleError:
+                if not stop.came:  # Ctrl-C reaches data workers too: that they died is then no error
+                    raise
+                group = []
+            assert group or stop.came, "the loader ended before its last batch"
+            batch += len(group)
+            yield group, ((epoch + 1, 0) if batch >= loader.num_batches else (epoch, batch))
+        epoch, batch = epoch + 1, 0
+
+
+def _accelerator(train: TrainConfig, run: Run) -> Accelerator:
+    """The accelerator of one training. Raises ConfigError for what this machine cannot do."""
+    device = join_processes()
+    if train.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision=fp16 needs a GPU (the CPU would silently use float32): choose bf16 or no")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != train.precision:
+        AcceleratorState._reset_state()  # accelerate holds one precision a process; a recipe's stages may differ
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=train.precision,
+            # The loop accumulates itself: a number from the launcher's settings must not divide the loss again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Heads leave parts of the trunk without gradient (a mask token, the other modality's experts).
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            log_with=list(train.trackers) or None,
+            project_dir=str(run.folder / "trackers"),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"train.precision={train.precision}, train.trackers={list(train.trackers)}: {error}"
+        ) from None
+    if len(accelerator.log_with) < len(train.trackers):
+        found = [str(tracker) for tracker in accelerator.log_with]
+        raise ConfigError(f"train.trackers={list(train.trackers)}: of these only {found} are installed")
+    if train.trackers:
+        accelerator.init_trackers("evle")
+    return accelerator
+
+
+def _num_rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _step_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
+    """The seed of dropout and sampling inside the model: a resumed run needs no state of random generators."""
+    return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,265 @@
+"""The loop: exact resumption, accumulation, what is refused, what is kept."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evle.engine import trainer
+from evle.engine.checkpoint import Average
+from evle.engine.run import Run, read_events, read_log
+from evle.engine.trainer import Diverged, Interrupted, TrainConfig
+from evle.errors import CheckpointError, ConfigError
+from toy_training import ToyModel, make_loader, make_model, train, weights
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def stop_at(loader, batch_number: int):
+    """A loader that sends this process SIGTERM while it makes the batch with this number, counted over all epochs."""
+    made = iter(range(10**6))
+
+    def slow(sample, rng, inner=loader._maker.features):
+        if next(made) == batch_number * loader._maker.batch_size:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(sample, rng)
+
+    loader._maker.features = slow
+    return loader
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}], ids=["plain", "ema", "bf16"])
+def test_ten_steps_equal_five_and_a_resumed_five_bit_for_bit(tmp_path, options):
+    # 20 samples in micro-batches of 2: an epoch is 5 steps of 2 micro-batches; the stop falls into the second epoch.
+    common = {"steps": 10, "accumulation": 2, **options}
+    straight = make_model(dropout=0.3)
+    train(straight, tmp_path / "straight", **common)
+
+    interrupted = make_model(dropout=0.3)
+    with pytest.raises(Interrupted, match=r"stopped after step 7 of 10, saved in .*last; continue with --resume"):
+        train(interrupted, tmp_path / "two", loader=stop_at(make_loader(2), batch_number=14), **common)
+    assert Run(tmp_path / "two").status()["state"] == "interrupted"
+
+    resumed = make_model(dropout=0.3, seed=99)
+    result = train(resumed, tmp_path / "two", resume=True, **common)
+    assert result.steps == 10
+    assert_same(weights(straight), weights(resumed))
+    assert torch.equal(straight.seen, resumed.seen)
+    assert read_log(tmp_path / "two")["loss"] == read_log(tmp_path / "straight")["loss"]
+    assert read_log(tmp_path / "two")["lr"] == read_log(tmp_path / "straight")["lr"]
+
+
+def test_a_killed_run_goes_on_from_the_last_checkpoint_and_its_log_is_rewound(tmp_path, monkeypatch):
+    straight = make_model(dropout=0.3)
+    train(straight, tmp_path / "straight", steps=9, save_every=4)
+
+    killed, forward = make_model(dropout=0.3), ToyModel.forward
+
+    def crash(model, **batch):
+        if model.seen == 6:
+            raise RuntimeError("power cut")
+        return forward(model, **batch)
+
+    monkeypatch.setattr(ToyModel, "forward", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(killed, tmp_path / "killed", steps=9, save_every=4)
+    monkeypatch.undo()
+    assert Run(tmp_path / "killed").status()["state"] == "failed"
+    assert len(list(read_events(tmp_path / "killed"))) == 6
+
+    resumed = make_model(dropout=0.3, seed=9)
+    train(resumed, tmp_path / "killed", steps=9, save_every=4, resume=True)
+    assert [event["step"] for event in read_events(tmp_path / "killed")] == list(range(1, 10))
+    assert_same(weights(straight), weights(resumed))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulated_micro_batches_equal_one_batch(tmp_path, accumulation):
+    # 20 samples, 8 a step: steps of 8, 8 and 4 rows; with 4 micro-batches of 2 the last step has only two of them.
+    whole, parts = make_model(), make_model()
+    train(whole, tmp_path / "whole", epochs=3, batch_size=8)
+    result = train(parts, tmp_path / "parts", epochs=3, batch_size=8, accumulation=accumulation)
+    assert result.steps == 9
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], value, atol=1e-6, rtol=1e-5)
+    whole_log, parts_log = read_log(tmp_path / "whole"), read_log(tmp_path / "parts")
+    assert whole_log["lr"] == parts_log["lr"]
+    assert [loss for _, loss in parts_log["loss/square"]] == pytest.approx(
+        [loss for _, loss in whole_log["loss/square"]], rel=1e-5
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    loader = make_loader(4)
+    good = loader._maker.collate
+    calls = iter(range(100))
+
+    def poisoned(rows):
+        batch = good(rows)
+        return {**batch, "labels": batch["labels"] * float("nan")} if next(calls) == 3 else batch
+
+    loader._maker.collate = poisoned
+    model = make_model()
+    with pytest.raises(
+        Diverged, match=r"step 4: square is nan, absolute is nan; stopped.*the weights of step 2 are in "
+    ):
+        train(model, tmp_path / "run", steps=8, save_every=2, loader=loader)
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+    assert Run(tmp_path / "run").status()["state"] == "failed"
+
+
+def test_the_best_weights_on_validation_are_kept(tmp_path):
+    scores = iter([1.0, 3.0, 2.0])
+    seen = []
+
+    def evaluate(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        seen.append(weights(model))
+        return {"score": next(scores), "other": 0.0}
+
+    model = make_model()
+    result = train(model, tmp_path / "run", steps=6, eval_every=2, evaluate=evaluate)
+    assert (result.best_score, result.best_step) == (3.0, 4)
+    assert [record["scores"]["score"] for record in result.history] == [1.0, 3.0, 2.0]
+    assert read_log(tmp_path / "run")["eval/score"] == [(2, 1.0), (4, 3.0), (6, 2.0)]
+    assert_same(weights(model), seen[1])
+    assert_same(weights(ToyModel.from_pretrained(tmp_path / "run" / "model")), seen[1])
+    assert (tmp_path / "run" / "model" / "processor.txt").exists()
+    assert Run(tmp_path / "run").status()["state"] == "finished"
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    scores = iter([2.0, 1.0, 1.0, 1.0])
+    result = train(
+        make_model(), tmp_path / "run", steps=50, eval_every=1, patience=2, evaluate=lambda _: {"score": next(scores)}
+    )
+    assert (result.steps, result.best_step) == (3, 1)
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"no score 'score'.*did you mean 'scores'"):
+        train(make_model(), tmp_path / "run", steps=1, evaluate=lambda _: {"scores": 1.0})
+
+
+def test_averaged_weights_are_evaluated_and_kept(tmp_path):
+    plain, averaged, seen = make_model(), make_model(), {}
+    train(plain, tmp_path / "plain", steps=3)
+    train(
+        averaged,
+        tmp_path / "averaged",
+        steps=3,
+        ema=0.999,
+        evaluate=lambda model: seen.update(weights(model)) or {"score": 1.0},
+    )
+    assert_same(weights(averaged), seen)
+    assert not torch.equal(plain.head.weight, averaged.head.weight)
+
+    last = load_file(tmp_path / "averaged" / "checkpoints" / "last" / "model.safetensors")["head.weight"]
+    assert torch.equal(last, plain.head.weight)  # training itself goes on from the plain ones
+
+
+def test_the_average_follows_its_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(11.0)
+        average = Average(model, decay=0.2)
+        model.weight.fill_(22.0)
+        average.update(step=1)  # decay (1 + 1) / (10 + 1) = 2/11: 11 * 2/11 + 22 * 9/11 = 20
+        assert average.values["weight"].item() == pytest.approx(20.0)
+        model.weight.fill_(10.0)
+        average.update(step=2)  # min(0.2, 3/12): 20 * 0.2 + 10 * 0.8 = 12
+    assert average.values["weight"].item() == pytest.approx(12.0)
+    average.swap()
+    assert model.weight.item() == pytest.approx(12.0)
+    average.swap()
+    assert model.weight.item() == 10.0
+
+
+def test_a_finished_run_resumed_does_nothing_more(tmp_path):
+    first, again = make_model(), make_model(seed=1)
+    train(first, tmp_path / "run", steps=3)
+    result = train(again, tmp_path / "run", steps=3, resume=True)
+    assert result.steps == 3
+    assert_same(weights(first), weights(again))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    write, calls = trainer.checkpoint.write_optimizer, iter(range(10))
+
+    def full(state, path):
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        write(state, path)
+
+    monkeypatch.setattr(trainer.checkpoint, "write_optimizer", full)
+    result = train(make_model(), tmp_path / "run", steps=5, save_every=2)
+    assert result.steps == 5
+    said = capsys.readouterr().err
+    assert "step 4 could not be saved ([Errno 28] No space left on device); step 2 stays in" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last"]
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    train(make_model(), tmp_path / "run", steps=3)
+    with pytest.raises(CheckpointError, match="made with 5 batches an epoch, but the loader has 3"):
+        train(make_model(), tmp_path / "run", steps=3, num_samples=12, resume=True)
+
+
+def test_resuming_another_model_is_refused(tmp_path):
+    train(make_model(), tmp_path / "run", steps=3)
+    other = make_model()
+    other.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"weights of another model \(2 names differ, such as 'extra.bias'\)"):
+        train(other, tmp_path / "run", steps=3, resume=True)
+
+
+def test_fp16_is_refused_on_the_cpu(tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        train(make_model(), tmp_path / "run", steps=1, precision="fp16")
+
+
+def test_precisions_may_follow_each_other_in_one_process(tmp_path):
+    model = make_model()
+    forward = type(model).forward
+    train(model, tmp_path / "bf16", steps=1, precision="bf16")
+    train(model, tmp_path / "no", steps=1)
+    assert "forward" not in model.__dict__
+    assert model.forward.__func__ is forward
+
+
+def test_an_unsupported_wish_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="ToyModel does not support it"):
+        train(make_model(), tmp_path / "run", steps=1, gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match="trackers"):
+        train(make_model(), tmp_path / "other", steps=1, trackers=("tensorbord",))
+
+
+def test_tensorboard_logs_beside_the_json_lines(tmp_path):
+    train(make_model(), tmp_path / "run", steps=2, trackers=("tensorboard",))
+    assert list((tmp_path / "run" / "trackers" / "evle").glob("events.out.tfevents*"))
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events] == [1, 2]
+    assert set(events[0]["losses"]) == {"square", "absolute"}
+    assert events[0]["loss"] == pytest.approx(sum(events[0]["losses"].values()))
+
+
+def test_the_length_and_the_split_of_the_batch_are_checked():
+    with pytest.raises(ConfigError, match="give either steps or epochs"):
+        TrainConfig.build({}, "recipe")
+    with pytest.raises(ConfigError, match="multiple of accumulation"):
+        TrainConfig.build({"steps": 1, "batch_size": 10, "accumulation": 4}, "recipe")
+    config = TrainConfig(epochs=2, batch_size=24, accumulation=3)
+    assert config.micro_batch_size(num_processes=2) == 4
+    assert config.num_steps(num_batches=7) == 6  # 3 steps an epoch: of 3, 3 and 1 micro-batches
+    with pytest.raises(ConfigError, match="multiple of 15"):
+        config.micro_batch_size(num_processes=5)

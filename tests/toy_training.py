@@ -1,0 +1,120 @@
+"""A model, a task and a data set of the smallest size, for the engine's tests; importable by spawned processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from evle.data.loader import Loader
+from evle.engine.optim import OptimConfig
+from evle.engine.run import Run
+from evle.engine.trainer import FitResult, TrainConfig, fit
+
+WIDTH = 4
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "evle-toy"
+    dropout: float = 0.0
+
+
+@dataclass
+class ToyOutput(ModelOutput):
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+class ToyModel(PreTrainedModel):
+    """Two layers; the losses are means over rows."""
+
+    config_class = ToyConfig
+
+    def __init__(self, config: ToyConfig):
+        super().__init__(config)
+        self.inner = nn.Linear(WIDTH, 8)
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(8, WIDTH)
+        self.unused = nn.Parameter(torch.zeros(2, 2))
+        self.register_buffer("seen", torch.zeros(()))
+        self.post_init()
+
+    def forward(self, x: Tensor, labels: Tensor) -> ToyOutput:
+        """x, labels (B, WIDTH)."""
+        self.seen += 1
+        hidden = self.dropout(torch.tanh(self.norm(self.inner(x))))
+        error = self.head(hidden).float() - labels
+        losses = {"square": error.square().mean(), "absolute": 0.1 * error.abs().mean()}
+        return ToyOutput(loss=losses["square"] + losses["absolute"], losses=losses)
+
+
+class ToyProcessor:
+    def save_pretrained(self, folder: Path) -> None:
+        (Path(folder) / "processor.txt").write_text("toy")
+
+
+TASK: Any = SimpleNamespace(processor=ToyProcessor(), metric="score", higher_is_better=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    number: int
+
+
+def features(row: Row, rng: Any) -> Tensor:
+    x = torch.randn(WIDTH, generator=torch.Generator().manual_seed(row.number))
+    return torch.stack([x, x.flip(0) + 0.1 * float(rng.random())])
+
+
+def collate(rows: list[Tensor]) -> dict[str, Tensor]:
+    x, labels = torch.stack(rows).unbind(1)
+    return {"x": x.clone(), "labels": labels.clone()}
+
+
+def make_model(dropout: float = 0.0, seed: int = 0) -> ToyModel:
+    torch.manual_seed(seed)
+    return ToyModel(ToyConfig(dropout=dropout))
+
+
+def make_loader(batch_size: int, num_samples: int = 20, **options: Any) -> Loader:
+    rows: Any = [Row(f"row{number}", number) for number in range(num_samples)]
+    return Loader(rows, features, collate, batch_size=batch_size, seed=3, **options)
+
+
+def train(
+    model: ToyModel,
+    folder: Path,
+    *,
+    batch_size: int = 4,
+    num_samples: int = 20,
+    resume: bool = False,
+    lr: float = 0.01,
+    loader: Any = None,
+    evaluate: Any = None,
+    optim: dict[str, Any] | None = None,
+    **options: Any,
+) -> FitResult:
+    """`fit` on the toy, in `folder`."""
+    settings = TrainConfig(batch_size=batch_size, **{"log_every": 1, "save_every": 0, "eval_every": 0, **options})
+    run = Run.start(folder, {"train": settings.model_dump(mode="json")}, seed=0, resume=resume)
+    return fit(
+        model,
+        TASK,
+        loader or make_loader(batch_size // settings.accumulation, num_samples),
+        train=settings,
+        optim=OptimConfig(lr=lr, **(optim or {})),
+        run=run,
+        seed=5,
+        evaluate=evaluate,
+        resume=resume,
+    )
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
