@@ -200,6 +200,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
 class EVEForVQA(EVEPreTrainedModel):
     """Visual question answering: classification of the text [CLS] over `config.id2label`."""
 
+    released_classifier = "classifier."
+
     def __init__(self, config: EVEConfig):
         super().__init__(config)
         self.eve = EVEModel(config)
@@ -240,6 +242,8 @@ class EVEForVQA(EVEPreTrainedModel):
 
 class EVEForNLVR2(EVEPreTrainedModel):
     """NLVR2: is a statement true of a pair of images? Both image-text pairs go through the model, a head joins them."""
+
+    released_classifier = "head.classifier."
 
     def __init__(self, config: EVEConfig):
         super().__init__(config)
@@ -310,7 +314,7 @@ class EVEBiAttentionHead(nn.Module):
         self.fc = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout))
         self.pool = nn.Sequential(nn.Linear(width, 1), nn.ReLU())
         self.pool_dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(2 * width, 2)
+        self.answer = nn.Linear(2 * width, 2)
 
     def forward(self, left: Tensor, right: Tensor, attention_mask: Tensor) -> Tensor:
         """`left`, `right` (B, S, D), `attention_mask` (B, T) of the text at their end -> (B, 2)."""
@@ -320,7 +324,7 @@ class EVEBiAttentionHead(nn.Module):
         right_to_left, _ = self.attn2(right, left, left, key_padding_mask=padding, need_weights=False)
         left_pooled = self.attention_pool(self.fc(torch.cat([left_to_right, left], dim=-1)), padding)
         right_pooled = self.attention_pool(self.fc(torch.cat([right_to_left, right], dim=-1)), padding)
-        return self.classifier(torch.cat([left_pooled, right_pooled], dim=-1))
+        return self.answer(torch.cat([left_pooled, right_pooled], dim=-1))
 
     def attention_pool(self, states: Tensor, padding: Tensor) -> Tensor:
         """States (B, S, D) averaged by learned weights over real tokens -> (B, D)."""

@@ -8,6 +8,8 @@ B batch, N patches of an image, P image tokens (kept patches and [CLS]), T text 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from evle.errors import ConfigError, DataError
 from evle.models.eve.configuration import EVEConfig
+from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import EVEExperts, HardRouter, Routing, SharedFeedForward, SoftRouter
 
 
@@ -284,6 +287,45 @@ class EVEPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.down_proj, std=std)
             init.zeros_(module.up_proj_bias)
             init.zeros_(module.down_proj_bias)
+
+    # Our prefix of what the release calls `output.`, where a model has it.
+    released_classifier: ClassVar[str | None] = None
+
+    @classmethod
+    def from_released(cls, path: str | Path, *, new_head: bool = False, **config_overrides: Any) -> Self:
+        """The model in a released checkpoint (`released.py`), in evaluation mode.
+
+        The architecture is inferred from the tensors; `config_overrides` are fields of `EVEConfig`. The weights do not
+        tell `num_attention_heads` (`hidden_size / 64` by default). Another `image_size` interpolates the positions.
+        Pass `capacity_factor=1.0` for the released routing. With `new_head`, a head that the checkpoint does not hold,
+        or holds in another shape, is newly initialised.
+
+        Raises:
+            CheckpointError: no readable released checkpoint, or keys that are missing, unexpected or misshapen.
+            ConfigError: overrides that fit no model.
+        """
+        released = read_released(path)
+        fields = infer_config(released, config_overrides, path)
+        given = to_ours(released, cls.released_classifier)
+        if (image_size := config_overrides.get("image_size", fields["image_size"])) != fields["image_size"]:
+            side = image_size // fields["patch_size"]
+            table = given["eve.image_embedding.position"]
+            given["eve.image_embedding.position"] = resize_positions(table, side, side)
+        model = cls(cls.config_class(**{**fields, "image_size": image_size}))
+        if cls.base_model_prefix not in model._modules:  # the backbone itself, whose keys have no prefix
+            given = {key.removeprefix("eve."): tensor for key, tensor in given.items() if key.startswith("eve.")}
+        missing, unexpected, misshapen = compare(model.state_dict(), given)
+        if new_head:
+            missing, unexpected, misshapen = (
+                [key for key in keys if key.startswith("eve.")] for keys in (missing, unexpected, misshapen)
+            )
+        refuse_mismatch(path, missing, unexpected, misshapen)
+        expected = model.state_dict()
+        model.load_state_dict(
+            {key: tensor for key, tensor in given.items() if key in expected and expected[key].shape == tensor.shape},
+            strict=False,
+        )
+        return model.eval()
 
     # transformers decides these two by searching the source of each model's own file; attention and experts stand in
     # one place here.
