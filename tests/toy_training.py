@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -13,7 +14,7 @@ from transformers.utils import ModelOutput
 from evle.data.loader import Loader
 from evle.engine.optim import OptimConfig
 from evle.engine.run import Run
-from evle.engine.trainer import FitResult, TrainConfig, fit
+from evle.engine.trainer import FitResult, TrainConfig, fit, join_processes
 
 WIDTH = 4
 
@@ -118,3 +119,16 @@ def train(
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def train_in_two_processes(process: int, folder: str, options: dict[str, Any], total: int) -> None:
+    """One of two processes that train on `total` rows a step together; the main one writes its weights down."""
+    join_processes()
+    settings = {"accumulation": 1, **options}
+    rows = total // 2 // settings["accumulation"]
+    loader = make_loader(rows, rank=process, world_size=2)
+    model = make_model(seed=process)  # the processes begin apart: DDP takes the main one's weights
+    train(model, Path(folder), batch_size=total, loader=loader, **settings)
+    assert type(model) is ToyModel
+    if process == 0:
+        save_file({name: value.contiguous() for name, value in weights(model).items()}, f"{folder}.safetensors")

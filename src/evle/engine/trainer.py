@@ -10,13 +10,12 @@ compares the rows of one micro-batch (over all processes).
 import contextlib
 import itertools
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -38,6 +37,7 @@ from evle.engine.checkpoint import Average, Position
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
 from evle.engine.progress import ProgressLine
 from evle.engine.run import Run, standing, write_folder
+from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
 from evle.tasks.task import Batch, Task
 
@@ -152,28 +152,27 @@ def fit(
         CheckpointError: the checkpoint to resume from is damaged, or of another model or data.
         ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
     """
-    training = _Training(model, loader, train, optim, run, seed, new_parameters, resume)
-    at, num_steps = training.at, training.num_steps
-    metric = metric or task.metric
+    with _report_failures(run) as reported:
+        training = _Training(model, loader, train, optim, run, seed, new_parameters, resume)
+        at = reported.at = training.at
+        num_steps, metric = training.num_steps, metric or task.metric
 
-    def is_due(every: Every) -> bool:
-        at_epoch_end = every == "epoch" and at.batch == 0
-        return at.step == num_steps or at_epoch_end or (every not in ("epoch", 0) and at.step % int(every) == 0)
+        def is_due(every: Every) -> bool:
+            at_epoch_end = every == "epoch" and at.batch == 0
+            return at.step == num_steps or at_epoch_end or (every not in ("epoch", 0) and at.step % int(every) == 0)
 
-    def is_patient() -> bool:
-        return train.patience == 0 or at.bad_evaluations < train.patience
+        def is_patient() -> bool:
+            return train.patience == 0 or at.bad_evaluations < train.patience
 
-    try:
-        with _StopSignal() as stop, ProgressLine(num_steps, at.step, visible=is_main()) as progress:
+        with StopSignal() as stop, ProgressLine(num_steps, at.step, visible=is_main()) as progress, training:
             groups = _groups(loader, at.epoch, at.batch, train.accumulation, stop)
             while at.step < num_steps and is_patient():
                 started = time.perf_counter()
                 group, after = next(groups)
                 num_samples, stopping = training.agree(group, stop.came)
                 if stopping:
-                    raise Interrupted(
-                        f"stopped after step {at.step} of {num_steps}, {training.save()}; continue with --resume"
-                    )
+                    saved = training.save()
+                    raise Interrupted(f"stopped after step {at.step} of {num_steps}, {saved}; continue with --resume")
 
                 losses, grad_norm = training.step(group, num_samples)
 
@@ -190,21 +189,7 @@ def fit(
                 if is_due(train.save_every) or not is_patient():
                     training.save()
             training.keep(task)
-    except Interrupted as error:
-        run.set_status("interrupted", at.step, str(error))
-        raise
-    except torch.OutOfMemoryError:
-        message = (
-            f"out of memory with {train.batch_size // train.accumulation // world_size()} rows at once: raise "
-            "train.accumulation (the total batch stays the same), or set train.gradient_checkpointing=true"
-        )
-        run.set_status("failed", at.step, message)
-        raise ConfigError(message) from None
-    except BaseException as error:
-        run.set_status("failed", at.step, f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        training.release()
+
     run.set_status("finished", at.step)
     return FitResult(
         steps=at.step,
@@ -421,12 +406,17 @@ class _Training:
                 f"make room and go on with --resume: {self.run.checkpoints / 'last'} holds step {self.at.step}"
             )
 
-    def release(self) -> None:
-        """Undo what accelerate did to the model, close trackers: the model may be trained or saved again."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Undo what accelerate and the options did to the model, close trackers: it may be trained or saved again."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
             self.bare.__dict__.pop(name, None)
+        if self.train.gradient_checkpointing:
+            self.bare.gradient_checkpointing_disable()
         self.bare.eval()
 
     def epoch(self) -> float:
@@ -468,30 +458,29 @@ class _Training:
         return gather_objects([problem])[0]
 
 
-class _StopSignal:
-    """Catches the first SIGINT or SIGTERM, so that a step can end and be saved; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former = {}
-
-    def _stop(self, *_: object) -> None:
-        self.came = True
-        self.__exit__()
+@contextlib.contextmanager
+def _report_failures(run: Run) -> Iterator[SimpleNamespace]:
+    """Write how a run ended, when it did not finish, into its status; `at` is told as soon as it is known."""
+    reported = SimpleNamespace(at=Position(step=run.status().get("step", 0)))
+    try:
+        yield reported
+    except Interrupted as error:
+        run.set_status("interrupted", reported.at.step, str(error))
+        raise
+    except torch.OutOfMemoryError:
+        problem = ConfigError(
+            "out of memory: raise train.accumulation (the total batch stays the same, each micro-batch gets smaller) or "
+            "set train.gradient_checkpointing=true"
+        )
+        run.set_status("failed", reported.at.step, str(problem))
+        raise problem from None
+    except BaseException as error:
+        run.set_status("failed", reported.at.step, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _groups(
-    loader: Loader, epoch: int, batch: int, accumulation: int, stop: _StopSignal
+    loader: Loader, epoch: int, batch: int, accumulation: int, stop: StopSignal
 ) -> Iterator[tuple[list[Batch], tuple[int, int]]]:
     """The micro-batches of each optimizer step, and the (epoch, batch) after it; a step never spans two epochs."""
     while True:
