@@ -1,0 +1,561 @@
+"""Search pictures by words or by another picture: an index of embeddings that grows and is searched exactly.
+
+    INDEX/index.json              which model, which root, which shards count (the one file that commits a change)
+    INDEX/shards/N.safetensors    "features": up to SHARD_ROWS unit vectors (rows, D), float16 or float32
+    INDEX/shards/N.jsonl          their pictures: path relative to the root, size in bytes, time of change in ns
+
+A build that is interrupted keeps its shards and goes on from there. A search reads one shard at a time, so its memory
+does not grow with the index; re-ranking looks at the best pictures again, together with the text.
+
+Legend: Q queries, N rows of the index, D dimension, k hits a query.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from torch import Tensor
+
+from evle.data.images import describe_source, open_image
+from evle.data.samples import ImageSource
+from evle.data.tables import TABLE_SUFFIXES, folder, list_pictures
+from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
+from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
+from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
+
+FORMAT = 1
+HEADER = ("format", "root", "model", "fingerprint", "dimension", "dtype", "shards")
+SHARD_ROWS = 1024
+FLUSH_SECONDS = 60.0  # a build that is killed loses at most this much work
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture found.
+
+    `score` is the cosine similarity; `match`, where hits were re-ranked, the probability that the text is true of it.
+    `key` is the picture's path relative to the index's root, `path` where it should be on this machine.
+    """
+
+    score: float
+    key: str
+    path: Path
+    match: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One indexed picture; two entries are the same picture when path, size and time of change are."""
+
+    path: str
+    size: int
+    mtime: int
+
+
+@dataclass
+class Change:
+    """What a build or an addition did: pictures embedded and kept, those gone or changed, a line for each unreadable.
+
+    A changed picture is embedded again, and counted in `num_added` too.
+    """
+
+    num_added: int = 0
+    num_kept: int = 0
+    vanished: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def build_index(
+    model: str | Path | EmbedPipeline,
+    pictures: str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    dtype: str = "float16",
+    device: str | None = None,
+    progress: bool = True,
+) -> "ImageIndex":
+    """`ImageIndex.build` with the pipeline's options beside it; `.change` of the result says what was done."""
+    if not isinstance(model, EmbedPipeline):
+        model = EmbedPipeline(model, batch_size=batch_size, num_workers=num_workers, device=device)
+    return ImageIndex.build(model, pictures, output, dtype=dtype, progress=progress)
+
+
+class ImageIndex:
+    """Embeddings of the pictures under one root, and the model that made them.
+
+    `change` says what the last `build` or `add` did.
+
+    >>> index = ImageIndex.build("runs/retrieval", "photos", "photos.index")  # doctest: +SKIP
+    >>> index.query("a dog on a beach", k=3)[0].key  # doctest: +SKIP
+    '2019/08/rex.jpg'
+    """
+
+    def __init__(
+        self, path: Path, header: dict[str, Any], entries: list[list[Entry]], model: EmbedPipeline | str | Path | None
+    ):
+        """For `build` and `load`: `header` is what index.json holds, `entries` the pictures of each shard."""
+        self.path = path
+        self.change = Change()
+        self._header = header
+        self._entries = entries
+        self._model = model
+
+    @classmethod
+    def build(
+        cls,
+        model: str | Path | EmbedPipeline,
+        pictures: str | Path,
+        output: str | Path,
+        *,
+        dtype: str = "float16",
+        progress: bool = True,
+    ) -> Self:
+        """Index a folder of pictures (or those a table names) into the folder `output`.
+
+        Where `output` already is an index of this root by this model, the build goes on: what is there is kept, so an
+        interrupted build resumes by the same call. Unreadable pictures are named in `change.skipped`. Raises DataError
+        for a folder without pictures or an `output` that is something else, CheckpointError for an index of another
+        model.
+        """
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is no form of embeddings; {nearest(dtype, DTYPES)}")
+        output, root = Path(output), _root(Path(pictures))
+        embed = model if isinstance(model, EmbedPipeline) else EmbedPipeline(model)
+        if (output / "index.json").is_file():
+            index = cls.load(output, model=embed)
+            if index.root.resolve() != root.resolve():
+                raise DataError(f"{output} is an index of {index.root}, not of {root}; give another output")
+        else:
+            if output.exists() and (not output.is_dir() or any(output.iterdir())):
+                raise DataError(f"{output} exists and is no index; give a new or empty folder as output")
+            header = {
+                "format": FORMAT,
+                "root": _both_ways(root, output),
+                "model": _both_ways(Path(embed.source), output) if embed.source else None,
+                "fingerprint": fingerprint(embed),
+                "dimension": embed.dimension,
+                "dtype": dtype,
+                "shards": [],
+            }
+            index = cls(output, header, [], embed)
+            index.embed = embed  # its fingerprint is the header's: no need to read all weights once more
+        index.add(pictures, progress=progress)
+        return index
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, model: str | Path | EmbedPipeline | None = None, root: str | Path | None = None
+    ) -> Self:
+        """Open an index. The model is loaded at the first query: `model`, or the one the index remembers.
+
+        `root` says where the pictures are now, if they moved without the index. Raises DataError for a folder that is
+        not an index or is damaged.
+        """
+        path = Path(path)
+        file = path / "index.json"
+        if not file.is_file():
+            cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
+            cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
+            raise DataError(f"{path} is no index (no index.json); {cure}")
+        try:
+            header = json.loads(file.read_text(encoding="utf-8"))
+            missing = [name for name in HEADER if name not in header]
+            if missing:
+                raise DataError(f"{file}: lacks {', '.join(missing)}; delete the index and build it again")
+            number = header["format"]
+            if number != FORMAT:
+                raise DataError(f"{file}: format {number}, but this version reads {FORMAT}; build the index again")
+            entries = [_read_entries(path / "shards" / f"{s['name']}.jsonl", s["rows"]) for s in header["shards"]]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: damaged index ({error}); delete it and build it again") from error
+        if root is not None:
+            header["root"] = _both_ways(Path(root), path)
+        return cls(path, header, entries, model)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._entries))
+
+    @property
+    def root(self) -> Path:
+        """The folder that the pictures' paths are relative to."""
+        return _locate(self._header["root"], self.path)
+
+    @property
+    def dimension(self) -> int:
+        return int(self._header["dimension"])
+
+    @property
+    def keys(self) -> list[str]:
+        """The pictures' paths relative to the root, in the order of the rows."""
+        return [entry.path for shard in self._entries for entry in shard]
+
+    @cached_property
+    def embed(self) -> EmbedPipeline:
+        """The model that made the index. Raises CheckpointError when it is gone or is not the same any more."""
+        if isinstance(self._model, EmbedPipeline):
+            pipeline = self._model
+        elif self._model is not None:
+            pipeline = EmbedPipeline(self._model)
+        elif self._header["model"] is None:
+            raise CheckpointError(f"{self.path} was made by a model in memory; say where it is now (--model)")
+        else:
+            pipeline = EmbedPipeline(_locate(self._header["model"], self.path))
+        if fingerprint(pipeline) != self._header["fingerprint"]:
+            where = pipeline.source or "the given model"
+            raise CheckpointError(
+                f"{self.path} was made by another model than {where}: their vectors cannot be compared; "
+                "give the model it was made with (--model), or build the index again"
+            )
+        return pipeline
+
+    @cached_property
+    def match(self) -> MatchPipeline:
+        """The same model as a judge of picture and text together."""
+        embed = self.embed
+        return MatchPipeline(
+            model=embed.model,
+            processor=embed.processor,
+            text=embed.text,
+            batch_size=embed.batch_size,
+            num_workers=embed.num_workers,
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- queries
+
+    def query(
+        self, text: str | None = None, *, image: ImageSource | None = None, k: int = 10, rerank: int = 0
+    ) -> list[Hit]:
+        """The `k` best pictures for a text or for a picture, best first; fewer where the index is smaller.
+
+        `rerank` looks at that many of the best again, together with the text, and orders them by the match probability.
+        Raises ConfigError for impossible questions, SampleError for a picture that cannot be read, DataError for an
+        empty index.
+        """
+        return self.query_many(
+            texts=None if text is None else [text], images=None if image is None else [image], k=k, rerank=rerank
+        )[0]
+
+    def query_many(
+        self,
+        *,
+        texts: Sequence[str] | None = None,
+        images: Sequence[ImageSource] | None = None,
+        k: int = 10,
+        rerank: int = 0,
+    ) -> list[list[Hit]]:
+        """`query` for several texts, or several pictures, in one pass over the index."""
+        if (texts is None) == (images is None):
+            raise ConfigError("search by a text or by a picture: give one of the two")
+        if k < 1 or rerank < 0:
+            raise ConfigError(f"k is {k} and rerank {rerank}; at least 1 and 0 are needed")
+        if rerank and texts is None:
+            raise ConfigError(
+                "re-ranking reads a text with each picture, and a picture as query has none: use rerank=0"
+            )
+        if texts is not None and any(not text.strip() for text in texts):
+            raise ConfigError("the query is empty; say what to look for")
+        if not len(self):
+            raise DataError(f"{self.path}: the index is empty; add pictures to it with `evle index`")
+        queries = self.embed.texts(as_texts(texts)) if texts is not None else self.embed.images(as_images(images or []))
+        scores, rows = self.nearest_rows(queries, max(k, rerank))
+        found = [
+            [self._hit(row, score) for row, score in zip(*line, strict=True)]
+            for line in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+        if rerank and texts is not None:
+            found = [self._reranked(text, hits, rerank) for text, hits in zip(texts, found, strict=True)]
+        return [hits[:k] for hits in found]
+
+    def nearest_rows(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Scores (Q, k) float32 and rows (Q, k) int64 of the largest dot products with `queries` (Q, D), exact.
+
+        Memory is of the order Q x (k + SHARD_ROWS), whatever the size of the index.
+        """
+        best = torch.empty(len(queries), 0)
+        rows = torch.empty(len(queries), 0, dtype=torch.long)
+        start = 0
+        for shard in self._header["shards"]:
+            scores = torch.cat([best, queries.float() @ self._features(shard["name"]).float().T], dim=1)
+            here = torch.arange(start, start + shard["rows"]).expand(len(queries), -1)
+            best, places = scores.topk(min(k, scores.shape[1]), dim=1)
+            rows = torch.cat([rows, here], dim=1).gather(1, places)
+            start += shard["rows"]
+        return best, rows
+
+    def _reranked(self, text: str, hits: list[Hit], rerank: int) -> list[Hit]:
+        """The first `rerank` hits by match probability; behind them those whose picture is gone by now."""
+        first = hits[:rerank]
+        margins, failures = self.match.margins([hit.path for hit in first], text)
+        seen = [row for row in range(len(first)) if row not in failures]
+        seen.sort(key=lambda row: -float(margins[row]))
+        judged = [
+            Hit(first[row].score, first[row].key, first[row].path, float(torch.sigmoid(margins[row]))) for row in seen
+        ]
+        return judged + [first[row] for row in sorted(failures)] + hits[rerank:]
+
+    def _hit(self, row: int, score: float) -> Hit:
+        for shard in self._entries:
+            if row < len(shard):
+                return Hit(score, shard[row].path, self.root / shard[row].path)
+            row -= len(shard)
+        raise IndexError(row)
+
+    # --------------------------------------------------------------------------------------------------------- building
+
+    def add(self, pictures: str | Path, *, progress: bool = True) -> Change:
+        """Bring the index up to date with a folder at or below its root, or with a table.
+
+        New and changed pictures are embedded, those that vanished from there leave the index, the rest is kept. What is
+        done is saved every SHARD_ROWS pictures or FLUSH_SECONDS, and when the work is interrupted.
+        """
+        started = time.monotonic()
+        embed = self.embed
+        self.change = change = Change()
+        found = self._found(Path(pictures), change)
+        inside = _inside(_root(Path(pictures)), self.root)
+        known = {entry.path: entry for shard in self._entries for entry in shard}
+        old = [path for path in known if not inside or path.startswith(inside + "/")]
+        root = self.root
+        # A table may name only some of a folder's pictures: what it leaves out has not vanished.
+        change.vanished = [path for path in old if path not in found and not (root / path).exists()]
+        change.changed = [path for path in old if path in found and found[path] != known[path]]
+        change.num_kept = len(known) - len(change.vanished) - len(change.changed)
+        gone = {*change.vanished, *change.changed}
+        new = [entry for path, entry in found.items() if known.get(path) != entry]
+        with _writing(self.path):
+            (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            if gone:
+                self._drop(gone)
+            else:
+                self._commit(self._header["shards"], self._entries)
+        features: list[Tensor] = []
+        entries: list[Entry] = []
+        flushed = time.monotonic()
+        try:
+            with _bar(len(new), progress) as advance:
+                for batch in embed.image_batches(root / entry.path for entry in new):
+                    features.append(batch.features)
+                    entries += [new[row] for row in batch.rows]
+                    change.skipped += [_about(error, new[row].path) for row, error in batch.failures.items()]
+                    advance(len(batch.rows) + len(batch.failures))
+                    if len(entries) >= SHARD_ROWS or (entries and time.monotonic() - flushed > FLUSH_SECONDS):
+                        # Taken out first: should writing fail, the last attempt below must not write them twice.
+                        rows, features, done, entries = torch.cat(features), [], entries, []
+                        self._append(rows, done)
+                        change.num_added += len(done)
+                        flushed = time.monotonic()
+        finally:
+            if entries:
+                self._append(torch.cat(features), entries)
+                change.num_added += len(entries)
+            change.seconds = time.monotonic() - started
+        if not len(self) and change.skipped:
+            raise DataError(
+                f"{pictures}: none of {len(change.skipped)} pictures could be read; first: {change.skipped[0]}"
+            )
+        return change
+
+    def _found(self, pictures: Path, change: Change) -> dict[str, Entry]:
+        """The pictures that are there now, by path relative to the root; those of a table that are not are named."""
+        if pictures.is_file():
+            listed = [os.fspath(sample.image) for sample in folder(pictures)]
+            paths = list(dict.fromkeys(os.path.relpath(path, self.root) for path in listed))
+        else:
+            inside = _inside(pictures, self.root)
+            paths = [os.path.join(inside, path) for path in list_pictures(pictures)]
+        found = {}
+        for path in paths:
+            try:
+                facts = os.stat(self.root / path)
+            except OSError as error:
+                change.skipped.append(f"{path}: {error.strerror}")
+                continue
+            path = PurePosixPath(path).as_posix()
+            found[path] = Entry(path, facts.st_size, facts.st_mtime_ns)
+        if not paths:
+            raise DataError(f"{pictures}: no pictures there")
+        return found
+
+    def _features(self, name: str) -> Tensor:
+        """The vectors (rows, D) of a shard, read when used."""
+        file = self.path / "shards" / f"{name}.safetensors"
+        try:
+            features = safetensors.torch.load_file(file)["features"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise DataError(f"{file}: damaged shard ({error}); delete the index and build it again") from error
+        return features
+
+    def _append(self, features: Tensor, entries: list[Entry]) -> None:
+        """Add rows; a last shard that is not full is written anew together with them."""
+        shards, listed = list(self._header["shards"]), list(self._entries)
+        features = features.to(DTYPES[self._header["dtype"]])
+        if shards and shards[-1]["rows"] < SHARD_ROWS:
+            features = torch.cat([self._features(shards.pop()["name"]), features])
+            entries = listed.pop() + entries
+        with _writing(self.path):
+            for start in range(0, len(entries), SHARD_ROWS):
+                stop = start + SHARD_ROWS
+                shards.append(self._write_shard(features[start:stop], entries[start:stop], len(shards)))
+                listed.append(entries[start:stop])
+            self._commit(shards, listed)
+
+    def _drop(self, gone: set[str]) -> None:
+        """Write the shards that hold any of `gone` anew without them."""
+        shards, listed = [], []
+        for place, (shard, entries) in enumerate(zip(self._header["shards"], self._entries, strict=True)):
+            keep = [row for row, entry in enumerate(entries) if entry.path not in gone]
+            if len(keep) < len(entries):
+                entries = [entries[row] for row in keep]
+                if not keep:
+                    continue
+                shard = self._write_shard(self._features(shard["name"])[keep], entries, place)
+            shards.append(shard)
+            listed.append(entries)
+        self._commit(shards, listed)
+
+    def _write_shard(self, features: Tensor, entries: list[Entry], place: int) -> dict[str, Any]:
+        """Write one shard under a name that no committed shard has, and return what index.json says of it."""
+        folder = self.path / "shards"
+        taken = {shard["name"] for shard in self._header["shards"]}
+        version = 0
+        while (name := f"{place:06d}-{version}") in taken:
+            version += 1
+        (folder / f"{name}.safetensors").write_bytes(safetensors.torch.save({"features": features.contiguous()}))
+        lines = [json.dumps({"path": e.path, "size": e.size, "mtime": e.mtime}) + "\n" for e in entries]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        return {"name": name, "rows": len(entries)}
+
+    def _commit(self, shards: list[dict[str, Any]], entries: list[list[Entry]]) -> None:
+        """Make `shards` the index by replacing index.json, then delete the files that no longer count."""
+        header = {**self._header, "shards": shards}
+        write_whole(self.path / "index.json", json.dumps(header, indent=1) + "\n")
+        self._header, self._entries = header, entries
+        names = {shard["name"] for shard in shards}
+        for file in (self.path / "shards").iterdir():
+            if file.name.split(".")[0] not in names:
+                file.unlink(missing_ok=True)
+
+
+def write_contact_sheet(
+    hits: Sequence[Hit], query: str, path: str | Path, *, query_image: ImageSource | None = None
+) -> Path:
+    """The hits as one HTML page of pictures at `path`; `query` is the text asked for, or the name of `query_image`.
+
+    A picture that cannot be read any more is named instead of shown.
+    """
+    rows = []
+    if query_image is not None:
+        rows.append(GalleryRow("Looked for", [_cell(query_image, describe_source(query_image))]))
+    cells = [
+        _cell(hit.path, f"{hit.score:.3f}" + ("" if hit.match is None else f", match {hit.match:.1%}") + f" {hit.key}")
+        for hit in hits
+    ]
+    rows.append(GalleryRow("", cells, note="" if hits else "No picture was found."))
+    report = Report(f"Search: {query}", galleries=[Gallery(f"{len(hits)} pictures, the best first", rows)])
+    path = Path(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, report.html())
+    return path
+
+
+def fingerprint(pipeline: EmbedPipeline) -> str:
+    """A hash of all that decides an embedding: every weight, and how pictures and words become numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(pipeline.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    images = pipeline.processor.image_processor
+    facts = [dict(images.size), list(images.image_mean), list(images.image_std)]
+    digest.update(json.dumps([*facts, sorted(pipeline.processor.tokenizer.get_vocab().items())]).encode())
+    return digest.hexdigest()
+
+
+def _root(pictures: Path) -> Path:
+    if pictures.is_file():
+        if pictures.suffix.lower() not in TABLE_SUFFIXES:
+            raise DataError(f"{pictures}: give a folder of pictures, or a table ({', '.join(TABLE_SUFFIXES)})")
+        return pictures.parent
+    if not pictures.is_dir():
+        raise DataError(f"{pictures}: no such folder")
+    return pictures
+
+
+def _inside(pictures: Path, root: Path) -> str:
+    """The path from `root` to a folder at or below it, "" for `root` itself."""
+    try:
+        relative = pictures.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        raise DataError(
+            f"{pictures} lies outside of the index's root {root}; make another index, or one of a folder above both"
+        ) from None
+    return "" if relative == "." else relative
+
+
+def _both_ways(target: Path, index: Path) -> dict[str, str]:
+    """A place remembered by itself and as seen from the index, so that both may move together."""
+    return {"path": str(target.resolve()), "from_index": os.path.relpath(target.resolve(), index.resolve())}
+
+
+def _locate(place: dict[str, str], index: Path) -> Path:
+    beside = Path(os.path.normpath(index.resolve() / place["from_index"]))
+    return beside if beside.exists() else Path(place["path"])
+
+
+def _read_entries(file: Path, num_rows: int) -> list[Entry]:
+    with open(file, encoding="utf-8") as lines:
+        entries = [Entry(**json.loads(line)) for line in lines]
+    if len(entries) != num_rows:
+        raise DataError(f"{file}: {len(entries)} pictures, but index.json says {num_rows}; build the index again")
+    return entries
+
+
+def _about(error: SampleError, path: str) -> str:
+    return str(error) if path in str(error) else f"{path}: {error}"
+
+
+def _cell(source: ImageSource, text: str) -> Cell:
+    try:
+        return Cell(open_image(source, size_hint=448), text)
+    except SampleError as error:
+        return Cell(None, f"{text}: cannot be shown ({error})")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full or read-only disk as one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is whole; "
+            "make room and give the same command again"
+        ) from error
+
+
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Any]:
+    """A progress bar on the terminal; yields the function that moves it on."""
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown or not total) as bar:
+        task = bar.add_task("embedding", total=total)
+        yield lambda count: bar.advance(task, count)
