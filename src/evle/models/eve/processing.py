@@ -1,0 +1,59 @@
+"""EVE's processor: pictures and text in, the model's tensors out."""
+
+from typing import Any, Self, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, ViTImageProcessor
+from transformers.image_utils import ImageInput, PILImageResampling
+
+HALF = (0.5, 0.5, 0.5)
+
+
+class EVEProcessor(ProcessorMixin):
+    """An image processor (square, bicubic, mean and deviation 0.5) and any tokenizer.
+
+    `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
+    `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach the
+    image processor. A picture may have any PIL mode.
+    """
+
+    def __init__(self, image_processor: ViTImageProcessor, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The processor of a model that takes square images of `image_size` pixels a side [released code: run.py]."""
+        image_processor = ViTImageProcessor(
+            size={"height": image_size, "width": image_size},
+            resample=PILImageResampling.BICUBIC,
+            image_mean=HALF,
+            image_std=HALF,
+            do_convert_rgb=True,
+        )
+        return cls(image_processor, tokenizer)
+
+    def __call__(
+        self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
+    ) -> BatchFeature:
+        """Encode pictures, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
+        if isinstance(images, Image.Image):
+            images = upright_rgb(images)
+        elif isinstance(images, list | tuple):
+            images = cast(
+                ImageInput, [upright_rgb(image) if isinstance(image, Image.Image) else image for image in images]
+            )
+        return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
