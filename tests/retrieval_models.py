@@ -1,15 +1,15 @@
 """Tiny untrained EVE models, saved as a run would save them: enough for everything about inference but being right."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import ViTImageProcessor
 
 from evle.models.eve import EVEConfig, EVEForRetrieval, EVEForVQA, EVEProcessor
 from evle.transforms.text import train_tokenizer
 
 COLOURS = ("red", "blue", "green", "white", "black")
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -25,8 +25,7 @@ SIZES = {
 
 def processor() -> EVEProcessor:
     tokenizer = train_tokenizer([f"a {colour} ball what colour how many" for colour in COLOURS], 300)
-    images = ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return EVEProcessor(image_processor=images, tokenizer=tokenizer)
+    return EVEProcessor.for_size(SIZES["image_size"], tokenizer)
 
 
 def save_retrieval_model(folder: Path, seed: int = 0) -> Path:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -144,9 +144,9 @@ class Pipeline:
         elif source is not None or model is None or processor is None:
             raise ConfigError(f"{type(self).__name__} takes a model folder, or model= and processor= together")
         # Any: a family's own methods (get_image_features, itm_logits) are promised by `models`, not by PreTrainedModel.
-        self.model: Any = model
+        self.model = cast(Any, model)
         if device:
-            self.model.to(device)
+            self.model = self.model.to(device)
         self.processor: Any = processor
         self.source = "" if source is None else str(source)
         self.text = text or TextOptions()
@@ -321,7 +321,7 @@ class VQAPipeline(Pipeline):
     models = ANSWER_MODELS
 
     def __call__(self, images: Images, questions: Texts, *, top_k: int = 5) -> list[dict[str, Any]]:
-        """One {"question", "answer", "score", "answers"} a pair, with the `top_k` best {"answer", "score"} as `answers`.
+        """One {"question", "answer", "score", "answers"} a pair, `answers` being the `top_k` best {"answer", "score"}.
 
         As many pictures as questions, or one of either for all of the other. A score is a probability of its own (the
         scores do not sum to 1). Raises SampleError for a picture that cannot be read.
