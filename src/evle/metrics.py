@@ -105,7 +105,7 @@ def best_ranks(
         for columns in _blocks(len(gallery), num_columns):
             scores = query @ gallery[columns].float().T
             right = ids[:, None] == gallery_ids[columns]
-            wrong += ((scores >= best[:, None]) & ~right).sum(1)
+            wrong += (~(scores < best[:, None]) & ~right).sum(1)  # so written, what is not a number is wrong too
         ranks[rows] = torch.where(best == -torch.inf, NOT_FOUND, wrong).cpu()
     return ranks
 

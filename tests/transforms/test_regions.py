@@ -1,0 +1,62 @@
+"""Boxes and patches: hand-drawn cases on grids of 2 and 4, and the way there and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evle.transforms.regions import box_patches, patch_boxes, patch_cover
+
+
+def test_any_overlap_counts_by_default_and_half_a_patch_on_request():
+    """A grid of 4 on 64 pixels; the box covers columns 8 to 40, rows 0 to 16: half of patch 0, all of 1, half of 2."""
+    box = [(8, 0, 40, 16)]
+    assert patch_cover(box, (64, 64), 4)[0, :4].tolist() == [0.5, 1.0, 0.5, 0.0]
+    assert box_patches(box, (64, 64), 4)[0].nonzero()[0].tolist() == [0, 1, 2]
+    assert box_patches(box, (64, 64), 4, min_cover=0.5)[0].nonzero()[0].tolist() == [1]
+
+
+def test_a_box_that_ends_at_a_patchs_edge_does_not_touch_the_next():
+    assert box_patches([(0, 0, 16, 16)], (64, 64), 4)[0].nonzero()[0].tolist() == [0]
+
+
+def test_the_grid_is_stretched_over_pictures_that_are_not_square():
+    assert patch_cover([(0, 0, 50, 10)], (100, 20), 2).tolist() == [[1.0, 0.0, 0.0, 0.0]]
+
+
+def test_what_lies_outside_or_is_gone_covers_nothing():
+    boxes = [(-50, -50, 8, 8), (70, 70, 90, 90), (np.nan,) * 4, (30, 30, 20, 20)]
+    cover = patch_cover(boxes, (64, 64), 2)
+    assert cover[0].tolist() == [1 / 16, 0, 0, 0]
+    assert not cover[1:].any()
+
+
+def test_no_boxes_cover_nothing():
+    assert box_patches([], (64, 64), 4).shape == (0, 16)
+
+
+@given(
+    left=st.floats(0, 60),
+    top=st.floats(0, 60),
+    width=st.floats(0.5, 64),
+    height=st.floats(0.5, 64),
+    grid=st.integers(1, 8),
+)
+def test_the_cover_adds_up_to_the_boxs_area(left, top, width, height, grid):
+    right, bottom = min(64, left + width), min(64, top + height)
+    cover = patch_cover([(left, top, right, bottom)], (64, 64), grid)
+    assert cover.min() >= 0
+    assert cover.max() <= 1 + 1e-9
+    assert cover.sum() * (64 / grid) ** 2 == pytest.approx((right - left) * (bottom - top))
+    assert box_patches([(left, top, right, bottom)], (64, 64), grid).any()
+
+
+def test_patches_that_touch_at_a_side_are_one_box_and_at_a_corner_two():
+    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=bool)
+    assert patch_boxes(mask, (64, 64)).tolist() == [[0, 0, 32, 32], [32, 32, 48, 48]]
+
+
+def test_a_box_on_the_grid_comes_back():
+    box = [(16.0, 32.0, 48.0, 64.0)]
+    assert patch_boxes(box_patches(box, (64, 64), 4)[0], (64, 64)).tolist() == [list(box[0])]
+    assert patch_boxes(np.zeros(16, dtype=bool), (64, 64)).shape == (0, 4)
