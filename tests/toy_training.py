@@ -1,20 +1,24 @@
 """A model, a task and a data set of the smallest size, for the engine's tests; importable by spawned processes."""
 
+import itertools
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from accelerate.state import DistributedType, PartialState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from evle.data.loader import Loader
 from evle.engine.optim import OptimConfig
 from evle.engine.run import Run
-from evle.engine.trainer import FitResult, TrainConfig, fit, join_processes
+from evle.engine.trainer import FitResult, Interrupted, TrainConfig, fit, join_processes
 
 WIDTH = 4
 
@@ -44,6 +48,9 @@ class ToyModel(PreTrainedModel):
         self.unused = nn.Parameter(torch.zeros(2, 2))
         self.register_buffer("seen", torch.zeros(()))
         self.post_init()
+
+    def get_input_embeddings(self) -> None:
+        """None: accelerate asks when it shards."""
 
     def forward(self, x: Tensor, labels: Tensor) -> ToyOutput:
         """x, labels (B, WIDTH)."""
@@ -121,14 +128,53 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def train_in_two_processes(process: int, folder: str, options: dict[str, Any], total: int) -> None:
-    """One of two processes that train on `total` rows a step together; the main one writes its weights down."""
+def stop_at(loader: Any, batch_number: int) -> Any:
+    """The loader, which sends its process SIGTERM while it makes the batch of this number, counted over all epochs."""
+    maker, calls = loader._maker, itertools.count()
+    inner = maker.features
+
+    def features_and_stop(row: Row, rng: Any) -> Tensor:
+        if next(calls) == batch_number * maker.batch_size:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(row, rng)
+
+    maker.features = features_and_stop
+    return loader
+
+
+def train_in_two_processes(process: int, folder: str, total: int, options: dict[str, Any]) -> None:
+    """One of two processes that train on `total` rows a step, in `folder`; one is asked to stop, and both resume."""
     join_processes()
     settings = {"accumulation": 1, **options}
     rows = total // 2 // settings["accumulation"]
     loader = make_loader(rows, rank=process, world_size=2)
-    model = make_model(seed=process)  # the processes begin apart: DDP takes the main one's weights
-    train(model, Path(folder), batch_size=total, loader=loader, **settings)
-    assert type(model) is ToyModel
-    if process == 0:
-        save_file({name: value.contiguous() for name, value in weights(model).items()}, f"{folder}.safetensors")
+    stopping = stop_at(loader, 4) if process == 1 else loader
+    try:
+        train(make_model(), Path(folder), batch_size=total, loader=stopping, **settings)
+        raise AssertionError("SIGTERM did not stop the run")
+    except Interrupted:
+        loader = make_loader(rows, rank=process, world_size=2)
+        train(make_model(seed=9), Path(folder), batch_size=total, loader=loader, resume=True, **settings)
+
+
+def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]) -> None:
+    """As `train_in_two_processes`, with parameters sharded by FSDP2, and validation.
+
+    accelerate shards on accelerators only; told that these two processes have them, it runs the very same code.
+    """
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="SIZE_BASED_WRAP")
+    os.environ.update(FSDP_MIN_NUM_PARAMS="20", FSDP_RESHARD_AFTER_FORWARD="true")
+    join_processes()
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    seen = []
+
+    def evaluate(model: ToyModel) -> dict[str, float]:
+        # Processes may call what they want how often they want, also what is not `forward`.
+        for _ in range(1 + process):
+            score = float(model.head(torch.tanh(model.inner(torch.ones(1, WIDTH)))).sum())
+        seen.append(type(model.inner.weight))
+        return {"score": score}
+
+    train_in_two_processes(process, folder, total, {**options, "evaluate": evaluate})
+    assert seen
+    assert not any(issubclass(kind, DTensor) for kind in seen)

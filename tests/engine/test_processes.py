@@ -1,4 +1,6 @@
-"""Two processes (gloo, CPU) learn what one learns from the same total batch."""
+"""Two processes (gloo, CPU) learn what one learns from the same total batch, whole or sharded."""
+
+import json
 
 import pytest
 import torch
@@ -6,17 +8,34 @@ from safetensors.torch import load_file
 
 from evle.engine.run import Run, read_log
 from processes import run_on_two
-from toy_training import make_model, train, train_in_two_processes, weights
+from toy_training import ToyModel, make_model, train, train_in_two_processes, train_sharded, weights
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_learn_what_one_does_from_the_same_batch(tmp_path, accumulation):
+def assert_learned_the_same(folder, one, one_folder):
+    learned = weights(ToyModel.from_pretrained(folder / "model"))
+    for name, value in weights(one).items():
+        torch.testing.assert_close(learned[name], value, atol=1e-6, rtol=1e-5)
+    two_losses, one_losses = ([loss for _, loss in read_log(run)["loss"]] for run in (folder, one_folder))
+    assert two_losses == pytest.approx(one_losses, rel=1e-5)
+    assert Run(folder).status()["state"] == "finished"
+
+
+def test_two_processes_learn_what_one_does_from_the_same_batch(tmp_path):
     # 20 samples, 8 a step: the last step of an epoch has 4.
     one = make_model()
     train(one, tmp_path / "one", epochs=2, batch_size=8)
-    run_on_two(train_in_two_processes, str(tmp_path / "two"), {"epochs": 2, "accumulation": accumulation}, 8)
-    for name, value in load_file(tmp_path / "two.safetensors").items():
-        torch.testing.assert_close(value, weights(one)[name], atol=1e-6, rtol=1e-5)
-    losses = [[loss for _, loss in read_log(tmp_path / which)["loss"]] for which in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert Run(tmp_path / "two").status() | {"time": ""} == Run(tmp_path / "one").status() | {"time": ""}
+    run_on_two(train_in_two_processes, str(tmp_path / "two"), 8, {"epochs": 2, "accumulation": 2})
+    assert_learned_the_same(tmp_path / "two", one, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_sharded_parameters_learn_are_averaged_saved_and_resumed_as_whole_ones_are(tmp_path):
+    options = {"steps": 6, "ema": 0.9, "save_every": 2, "eval_every": 3, "keep": "last"}
+    one = make_model()
+    train(one, tmp_path / "one", batch_size=8, **options)
+    run_on_two(train_sharded, str(tmp_path / "two"), 8, options)
+    assert_learned_the_same(tmp_path / "two", one, tmp_path / "one")
+    last = load_file(tmp_path / "two" / "checkpoints" / "last" / "model.safetensors")
+    for name, value in load_file(tmp_path / "one" / "checkpoints" / "last" / "model.safetensors").items():
+        torch.testing.assert_close(last[name], value, atol=1e-6, rtol=1e-5)
+    assert json.loads((tmp_path / "two" / "model" / "config.json").read_text())["architectures"] == ["ToyModel"]

@@ -1,8 +1,6 @@
 """The loop: exact resumption, accumulation, what is refused, what is kept."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -13,26 +11,13 @@ from evle.engine.checkpoint import Average
 from evle.engine.run import Run, read_events, read_log
 from evle.engine.trainer import Diverged, Interrupted, TrainConfig
 from evle.errors import CheckpointError, ConfigError
-from toy_training import ToyModel, make_loader, make_model, train, weights
+from toy_training import ToyModel, make_loader, make_model, stop_at, train, weights
 
 
 def assert_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
-
-
-def stop_at(loader, batch_number: int):
-    """A loader that sends this process SIGTERM while it makes the batch with this number, counted over all epochs."""
-    made = iter(range(10**6))
-
-    def slow(sample, rng, inner=loader._maker.features):
-        if next(made) == batch_number * loader._maker.batch_size:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return inner(sample, rng)
-
-    loader._maker.features = slow
-    return loader
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}], ids=["plain", "ema", "bf16"])

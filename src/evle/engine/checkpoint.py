@@ -8,8 +8,9 @@
 Tensors are stored whole, so a run may go on with another number of processes, and `best` opens without the engine.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -185,9 +187,22 @@ def fill(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(_as(value, tensor))
 
 
-def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether a model's parameters are spread over the processes (FSDP2)."""
-    return any(isinstance(parameter, DTensor) for parameter in parameters)
+@contextlib.contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Hold whole parameters in every process meanwhile: any method of `model` may be called, any number of times.
+
+    FSDP2 gathers parameters around `forward` only, and then in all processes at once. Nothing happens to other models.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(True, recurse=False)
+            shard.reshard()
 
 
 def _as(value: Any, like: Tensor) -> Any:

@@ -335,7 +335,7 @@ class _Training:
         at = self.at
         with self._final_weights():
             self.bare.eval()
-            with torch.inference_mode():
+            with checkpoint.unsharded(self.bare), torch.inference_mode():
                 scores = gather_objects([evaluate(self.bare)])[0]  # every process goes by the main one's
             self.bare.train()
             if metric not in scores:
@@ -469,7 +469,7 @@ def _report_failures(run: Run) -> Iterator[SimpleNamespace]:
         raise
     except torch.OutOfMemoryError:
         problem = ConfigError(
-            "out of memory: raise train.accumulation (the total batch stays the same, each micro-batch gets smaller) or "
+            "out of memory: raise train.accumulation (each micro-batch gets smaller, the total batch stays), or "
             "set train.gradient_checkpointing=true"
         )
         run.set_status("failed", reported.at.step, str(problem))
