@@ -1,0 +1,104 @@
+"""Parameter groups and schedules."""
+
+import pytest
+import torch
+from torch import nn
+
+from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, lr_share, num_warmup_steps
+from evle.errors import ConfigError
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Linear(3, 2)
+        self.norm = nn.LayerNorm(2)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 2))
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.experts = nn.ParameterDict(
+            {"up_proj": nn.Parameter(torch.zeros(2, 3, 2)), "up_proj_bias": nn.Parameter(torch.zeros(2, 3))}
+        )
+        self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+        self.head = nn.Linear(2, 2)
+
+
+def settings(model, optimizer):
+    """name -> (learning rate, weight decay)"""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (pytest.approx(group["lr"]), group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_matrices_decay_and_vectors_biases_and_norms_do_not():
+    model = Parts()
+    found = settings(model, build_optimizer(model, OptimConfig(lr=1.0, weight_decay=0.1)))
+    decaying = {name for name, (_, decay) in found.items() if decay}
+    assert decaying == {"image.weight", "experts.up_proj", "head.weight"}
+    assert found.keys() == dict(model.named_parameters()).keys() - {"frozen"}
+
+
+def test_new_parameters_and_patterns_multiply_the_learning_rate():
+    model = Parts()
+    config = OptimConfig(lr=1.0, lr_mult=10, lr_mult_patterns={r"^head": 5, "weight$": 2})
+    found = settings(model, build_optimizer(model, config, new_parameters={"head.weight", "cls_token"}))
+    rates = {name: rate for name, (rate, _) in found.items()}
+    assert rates["head.weight"] == 50  # new x10, and the first pattern that matches: x5
+    assert rates["head.bias"] == 5
+    assert rates["image.weight"] == 2
+    assert rates["cls_token"] == 10
+    assert rates["temperature"] == 1
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"'hed' matches no parameter; did you mean 'head'"):
+        build_optimizer(Parts(), OptimConfig(lr_mult_patterns={"hed": 2}))
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="all are frozen"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 4 steps of warm-up out of 8: 1/4 .. 4/4, then what is left of the 4 others.
+        ({"schedule": "linear", "warmup": 0.5}, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ({"schedule": "linear", "warmup": 4, "power": 2}, [0.25, 0.5, 0.75, 1, 1, 0.5625, 0.25, 0.0625]),
+        ({"schedule": "linear", "warmup": 4, "min_lr": 0.2}, [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4]),
+        ({"schedule": "constant", "warmup": 2}, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        # half of a cosine: (1 + cos(pi k / 8)) / 2
+        ({"schedule": "cosine", "warmup": 0}, [1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+    ],
+)
+def test_the_schedule_goes_as_worked_out_by_hand(options, expected):
+    config = OptimConfig(**options)
+    assert [lr_share(step, config, num_steps=8) for step in range(8)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_schedule_sets_each_groups_own_rate():
+    model = Parts()
+    config = OptimConfig(lr=2.0, lr_mult=10, warmup=2)
+    optimizer = build_optimizer(model, config, new_parameters={"head.weight"})
+    schedule = build_schedule(optimizer, config, num_steps=4)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1.0, 10.0])
+    optimizer.step()
+    schedule.step()
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([2.0, 20.0])
+
+
+def test_warmup_is_a_share_below_one_and_a_number_of_steps_from_one():
+    assert num_warmup_steps(OptimConfig(warmup=0.1), num_steps=200) == 20
+    assert num_warmup_steps(OptimConfig(warmup=1), num_steps=200) == 1
+    assert num_warmup_steps(OptimConfig(warmup=500), num_steps=200) == 200
+
+
+def test_impossible_settings_are_refused_together():
+    with pytest.raises(ConfigError) as caught:
+        OptimConfig.build({"lr": -1, "wamup": 0.1, "schedule": "sine"}, "recipe.yaml")
+    assert all(word in str(caught.value) for word in ("lr", "wamup", "did you mean 'warmup'", "schedule"))
+    with pytest.raises(ConfigError, match="no regular expression"):
+        OptimConfig.build({"no_decay": ["("]}, "recipe.yaml")
