@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from evle.data.cutouts import cutouts
 from evle.data.samples import CaptionSample, Sample
+from evle.data.scenes import scenes
 from evle.data.tables import folder
 from evle.errors import ConfigError, nearest
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
+    "scenes": scenes,
+    "cutouts": cutouts,
     "folder": folder,
 }
 """Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable

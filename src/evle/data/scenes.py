@@ -1,0 +1,210 @@
+"""Synthetic scenes of shapes: pictures with captions, questions, pairs with statements and four-way choices, all of
+them true.
+
+Everything about sample `index` is a function of (seed, split, task, index). Some combinations of colour and shape,
+and of pattern and shape, are kept for validation and others for testing: training never shows or names them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from evle.data.drawing import COLOURS, PATTERNS, SHAPES, ShapeDrawing
+from evle.data.samples import Box, CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
+from evle.data.scene_composing import Composer
+from evle.data.scene_language import Scene, Traits, captions, content, noun, present_keys, reference, spoken_keys
+from evle.data.scene_questions import QUESTIONS, question_types
+from evle.data.scene_reasoning import STATEMENTS, choice_makers
+from evle.errors import ConfigError, nearest
+
+SPLITS = ("train", "val", "test")
+TASKS = ("captions", "vqa", "nlvr2", "vcr")
+SIZES = ("small", "big")
+KINDS, HUES = tuple(SHAPES), tuple(COLOURS)
+PAIRS_PER_STATEMENT = 4
+"""Pairs of pictures that share a sentence, two of them true of it; their share of all-right sets is the consistency."""
+
+
+class SceneDrawing(Protocol):
+    """A scene that can be drawn and says where its things are."""
+
+    @property
+    def scene(self) -> Scene: ...
+
+    def draw(self) -> Image.Image: ...
+
+    def extents(self) -> list[tuple[int, int, int, int]]: ...
+
+
+def held_out(traits: Traits) -> str:
+    """The split that a shape's combination of traits is kept for: "val", "test", "both" (neither shows it), or "" for
+    all splits.
+
+    Each shape, colour and pattern has as many held-out combinations as any other, so that none is rarer in training.
+    """
+    kind, colour, pattern = KINDS.index(traits.kind), HUES.index(traits.colour), PATTERNS.index(traits.pattern)
+    by_colour = {0: "val", 5: "test"}.get((3 * kind + colour) % len(HUES), "")
+    by_pattern = {1: "val", 6: "test"}.get((kind + 2 * pattern) % len(KINDS), "")
+    if by_colour and by_pattern and by_colour != by_pattern:
+        return "both"
+    return by_colour or by_pattern
+
+
+@cache
+def shape_composer(split: str, max_things: int = 6) -> Composer:
+    """The composer of a split: training's things, and for val and test as often those that are held out for them."""
+    every = [
+        Traits(kind, size, colour, pattern)
+        for kind in KINDS
+        for colour in HUES
+        for pattern in PATTERNS
+        for size in SIZES
+    ]
+    usual = [each for each in every if held_out(each) == ""]
+    held = [each for each in every if held_out(each) == split] if split != "train" else []
+    return Composer(usual, held, max_things=max_things)
+
+
+class SceneSamples(Sequence):
+    """Samples of one task about composed scenes; made one at a time, drawn when opened. Made by `scenes` and
+    `cutouts`.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        drawing: Callable[[Scene, int], SceneDrawing],
+        *,
+        name: str,
+        task: str,
+        split: str,
+        count: int,
+        seed: int,
+        size: int,
+        boxes: bool = True,
+        identity: str = "",
+    ):
+        if task not in TASKS:
+            raise ConfigError(f"task={task!r} is not one of scenes; {nearest(task, TASKS)}")
+        if count < 1 or size < 24:
+            raise ConfigError(f"count={count} must be at least 1, and size={size} at least 24 pixels")
+        self.composer, self.drawing = composer, drawing
+        self.name, self.task, self.split, self.seed, self.size, self.boxes = name, task, split, seed, size, boxes
+        self._count = count
+        facts = repr((name, task, split, count, seed, size, boxes, identity, composer.max_things, composer.values))
+        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index = int(index) % len(self)
+        make = {"captions": self._caption, "vqa": self._question, "nlvr2": self._pair, "vcr": self._choice}[self.task]
+        return make(index, f"{self.name}-{self.split}-{self.seed}-{self.task}-{index}")
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        return {"source": self.name, "task": self.task, "split": self.split, "samples": len(self), "seed": self.seed}
+
+    def _rng(self, index: int, part: str = "") -> np.random.Generator:
+        text = f"{self.name}\0{self.split}\0{self.seed}\0{self.task}\0{part}\0{index}"
+        return np.random.Generator(
+            np.random.PCG64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
+        )
+
+    def _caption(self, index: int, key: str) -> CaptionSample:
+        rng = self._rng(index)
+        scene = self.composer.random_scene(rng)
+        drawing = self.drawing(scene, self.size)
+        words = [word for thing in scene.things for word in (*thing.traits[:1], *thing.traits[2:])]
+        return CaptionSample(
+            key,
+            drawing,
+            captions(scene, rng),
+            boxes=scene_boxes(drawing, rng) if self.boxes else (),
+            tags=tuple(dict.fromkeys(word for word in words if word not in ("", "plain"))),
+            match_id=content(scene),
+        )
+
+    def _question(self, index: int, key: str) -> VQASample:
+        rng = self._rng(index)
+        types = question_types(self.composer)
+        turn, place = divmod(index, len(types))
+        question = QUESTIONS[types[place]](self.composer, rng, (turn + place) % 2 == 0)
+        return VQASample(
+            key,
+            self.drawing(question.scene, self.size),
+            question.text,
+            (question.answer,),
+            answer_type=question.answer_type,
+            question_type=types[place],
+        )
+
+    def _pair(self, index: int, key: str) -> NLVR2Sample:
+        number, place = divmod(index, PAIRS_PER_STATEMENT)
+        statement = self._rng(number, "statement")
+        sentence, make = STATEMENTS[number % len(STATEMENTS)](self.composer, statement)
+        label = bool(statement.permutation(PAIRS_PER_STATEMENT)[place] % 2)
+        pair = make(self._rng(index, "pair"), label)
+        first, second = (self.drawing(scene, self.size) for scene in pair)
+        return NLVR2Sample(
+            key, (first, second), sentence, label, set_id=f"{self.name}-{self.split}-{self.seed}-{number}"
+        )
+
+    def _choice(self, index: int, key: str) -> VCRSample:
+        rng = self._rng(index)
+        makers = choice_makers(self.composer)
+        choice = makers[index % len(makers)](self.composer, rng)
+        drawing = self.drawing(choice.scene, self.size)
+        return VCRSample(
+            key, drawing, scene_boxes(drawing, rng), choice.question, choice.answers, choice.rationales,
+            answer_label=choice.answer, rationale_label=choice.rationale,
+        )  # fmt: skip
+
+
+def scene_boxes(drawing: SceneDrawing, rng: np.random.Generator) -> tuple[Box, ...]:
+    """Where each thing is, what it is, and a phrase that means it alone where there is one, else one that is true of
+    it.
+    """
+    boxes = []
+    for thing, (left, upper, right, lower) in zip(drawing.scene.things, drawing.extents()):
+        keys = reference(drawing.scene, thing, rng) or spoken_keys(thing.traits, present_keys(drawing.scene))
+        boxes.append(Box(left, upper, right - left, lower - upper, thing.traits.kind, noun(thing.traits, keys)))
+    return tuple(boxes)
+
+
+def scenes(
+    task: str = "captions",
+    split: str = "train",
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    size: int = 64,
+    max_things: int = 6,
+) -> Sequence[Sample]:
+    """`count` samples about synthetic scenes of shapes, `size` pixels wide.
+
+    "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
+    "test" half of the things are combinations of traits that training never shows. Two to `max_things` (up to 8)
+    things stand in a scene.
+
+    >>> sample = scenes("vqa", "test", count=20)[4]
+    >>> sample.question_type, sample.answer_type
+    ('position', 'other')
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r} of scenes does not exist; {nearest(split, SPLITS)}")
+    if not 4 <= max_things <= 8:
+        raise ConfigError(f"max_things={max_things} must be from 4 to 8")
+    composer = shape_composer(split, max_things)
+    return SceneSamples(
+        composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed, size=size
+    )
