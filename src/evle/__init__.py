@@ -1,0 +1,50 @@
+"""evle: vision-language encoders EVE and VLE, from raw data to answers.
+
+Names are imported when they are first used: `import evle` costs no torch.
+
+>>> import evle
+>>> model = evle.EVEModel(evle.EVEConfig.from_preset("eve-tiny"))
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+FACE = {
+    "EVEConfig": "evle.models.eve",
+    "EVEForNLVR2": "evle.models.eve",
+    "EVEForPreTraining": "evle.models.eve",
+    "EVEForRetrieval": "evle.models.eve",
+    "EVEForVQA": "evle.models.eve",
+    "EVEModel": "evle.models.eve",
+    "EVEProcessor": "evle.models.eve",
+    "CaptionSample": "evle.data.samples",
+    "NLVR2Sample": "evle.data.samples",
+    "VQASample": "evle.data.samples",
+    "EmbedPipeline": "evle.pipelines",
+    "MatchPipeline": "evle.pipelines",
+    "VQAPipeline": "evle.pipelines",
+    "ImageIndex": "evle.search",
+    "RunConfig": "evle.recipe",
+    "read_recipe": "evle.recipe",
+    "pretrain": "evle.recipe",
+    "finetune": "evle.recipe",
+    "evaluate": "evle.recipe",
+    "EvleError": "evle.errors",
+}
+"""Each public name and the module it is found in."""
+
+__all__ = [*FACE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FACE:
+        raise AttributeError(f"module 'evle' has no attribute {name!r}")
+    value = getattr(import_module(FACE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

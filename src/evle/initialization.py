@@ -1,0 +1,232 @@
+"""The model a run starts from: a preset's size with random weights, or another run or model folder.
+
+A checkpoint of another task is taken as far as it goes: what its head lacks starts at random and is named, what the new
+head has no use for is left out and named. A backbone that does not fit is refused.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from evle.config import Config
+from evle.errors import CheckpointError, ConfigError, nearest
+from evle.models.eve import EVEConfig, EVEProcessor
+from evle.models.eve.modeling import resize_positions
+from evle.models.presets import PRESETS
+from evle.pipelines import model_folder
+
+CONFIGS: dict[str, type[EVEConfig]] = {"eve": EVEConfig}
+PROCESSORS: dict[str, type[EVEProcessor]] = {"eve": EVEProcessor}
+RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
+
+NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_rate"}
+"""Fields of a preset that may differ between a checkpoint and what is made of it."""
+
+
+class ModelOptions(Config):
+    """Which model to start from."""
+
+    preset: str | None = None
+    """A size by name, with random weights. Beside `init` it only says which size `init` must have."""
+    init: str | None = None
+    """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
+    overrides: dict[str, Any] = Field(default={})
+    """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
+
+
+@dataclass
+class Loaded:
+    """A model to train, and how it came about.
+
+    `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
+    no use for, `resized` what was interpolated. Without a checkpoint all three are empty.
+    """
+
+    model: PreTrainedModel
+    new: frozenset[str] = frozenset()
+    unused: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    origin: str = "random weights"
+
+    def lines(self) -> list[str]:
+        """What a person should know, a line each."""
+        lines = [f"starts from {self.origin}"]
+        if self.new:
+            lines.append(f"{len(self.new)} tensors are new: {_heads(self.new)}")
+        if self.unused:
+            lines.append(f"{len(self.unused)} tensors of the checkpoint are not used: {_heads(self.unused)}")
+        return lines + [f"interpolated: {name}" for name in self.resized]
+
+
+def starting_config(options: ModelOptions) -> PreTrainedConfig:
+    """The config of the model to start from, before the task and the tokenizer have their say.
+
+    Raises:
+        ConfigError: neither preset nor init, an unknown preset or field, a preset that is not the size of `init`.
+        CheckpointError: `init` is not there or not readable.
+    """
+    if options.init is not None and is_released(options.init):
+        raise CheckpointError(
+            f"model.init={options.init} is a bare checkpoint file; make a model folder of it first: "
+            f"evle convert eve {options.init} FOLDER"
+        )
+    if options.init is not None:
+        config = read_config(options.init)
+        _check_fields(config, options.overrides)
+        _refuse_other_size(options, config)
+        return _replaced(config, options.overrides)
+    if options.preset is None:
+        raise ConfigError("the model is not named: set model.preset=NAME, or model.init=RUN to start from weights")
+    return _preset_config(options.preset, options.overrides)
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The config in a run or model folder, of one of our families. Raises CheckpointError."""
+    folder = model_folder(path)
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({str(error).splitlines()[0]})") from None
+    family = str(fields.get("model_type", ""))
+    if family not in CONFIGS:
+        raise CheckpointError(f"{folder} is of another family: model_type {family!r}; {nearest(family, CONFIGS)}")
+    return CONFIGS[family].from_dict(fields)
+
+
+def read_processor(path: str | Path, family: str) -> ProcessorMixin:
+    """The processor saved beside a model. Raises CheckpointError."""
+    folder = model_folder(path)
+    try:
+        return PROCESSORS[family].from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its processor cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size: int) -> ProcessorMixin:
+    """A processor of the family for pictures of `image_size` pixels a side."""
+    return PROCESSORS[family].for_size(image_size, tokenizer)
+
+
+def build_model(
+    model_class: type[PreTrainedModel], options: ModelOptions, start: PreTrainedConfig, changes: dict[str, Any]
+) -> Loaded:
+    """The model of `model_class` that `start`, changed by `changes` (image size, vocabulary, answers), describes,
+    with its weights.
+
+    Random weights come from torch's global generator: seed it first.
+
+    Raises:
+        CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
+    """
+    config = _replaced(start, changes)
+    if options.init is None:
+        return Loaded(model_class(config), origin=f"random weights of size {options.preset}")
+    model = model_class(config)
+    folder = model_folder(options.init)
+    tensors = read_tensors(folder)
+    loaded = Loaded(model, origin=str(options.init))
+    _fit_tensors(loaded, tensors, start, folder)
+    return loaded
+
+
+def is_released(path: str) -> bool:
+    """Whether `path` names a checkpoint file, as the authors released them, rather than a folder."""
+    return Path(path).suffix in RELEASED_SUFFIXES and not Path(path).is_dir()
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All the tensors of a model folder, from one file or many. Raises CheckpointError for none or damaged ones."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no weights (*.safetensors) beside config.json")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: damaged or cut short ({str(error).splitlines()[0]})") from None
+    return tensors
+
+
+def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedConfig, folder: Path) -> None:
+    """Give `tensors`, of a model with config `before`, to the loaded model, and note what is new, unused and
+    resized."""
+    model = loaded.model
+    config = model.config
+    own = model.state_dict()
+    backbone = model.base_model_prefix + "."
+    other_answers = dict(before.id2label or {}) != dict(config.id2label or {})
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        target = own.get(name)
+        if target is None:
+            loaded.unused.append(name)
+        elif tensor.shape == target.shape:
+            # As many answers, but others: the rows of the last layer mean something else.
+            if other_answers and not name.startswith(backbone) and tensor.shape[:1] == (config.num_labels,):
+                loaded.unused.append(name)
+            else:
+                fitting[name] = tensor
+        elif name.endswith("image_embedding.position"):
+            side = config.image_size // config.patch_size
+            fitting[name] = resize_positions(tensor, side, side)
+            loaded.resized.append(f"{name} from {before.image_size} to {config.image_size} pixels")
+        elif name.startswith(backbone):
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)} but this model needs {tuple(target.shape)}; "
+                "leave the size to model.init, or start from a preset"
+            )
+        else:
+            loaded.unused.append(name)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
+    model.load_state_dict(fitting, strict=False)
+    loaded.new = frozenset(own.keys() - fitting.keys() - tied)
+    if not any(name.startswith(backbone) for name in fitting):
+        raise CheckpointError(f"{folder}: holds no tensor of this model's backbone ({backbone}*)")
+
+
+def _preset_config(name: str, overrides: dict[str, Any]) -> PreTrainedConfig:
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset={name!r} does not exist; {nearest(name, PRESETS)}")
+    return CONFIGS[PRESETS[name][0]].from_preset(name, **overrides)
+
+
+def _check_fields(config: PreTrainedConfig, overrides: dict[str, Any]) -> None:
+    CONFIGS[config.model_type].check_fields(overrides)
+
+
+def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
+    if options.preset is None:
+        return
+    if options.preset not in PRESETS:
+        raise ConfigError(f"model.preset={options.preset!r} does not exist; {nearest(options.preset, PRESETS)}")
+    family, fields = PRESETS[options.preset]
+    wanted = {"model_type": family, **fields, **options.overrides}
+    for name in fields.keys() - NOT_SIZES - options.overrides.keys():
+        if getattr(config, name) != wanted[name]:
+            raise ConfigError(
+                f"model.init={options.init} has {name} {getattr(config, name)}, model.preset={options.preset} "
+                f"has {wanted[name]}; leave one of them out"
+            )
+
+
+def _replaced(config: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
+    """A copy with some fields replaced, checked as a whole."""
+    fields = {**config.to_dict(), **changes}
+    if "id2label" not in changes:
+        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id", "num_labels")}
+    return type(config).from_dict({name: value for name, value in fields.items() if name != "architectures"})
+
+
+def _heads(names: Any) -> str:
+    """Tensor names as the modules they lie in: "classifier (6), decoder (20)"."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1
+    return ", ".join(f"{module} ({count})" for module, count in sorted(counts.items()))

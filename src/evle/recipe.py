@@ -1,0 +1,428 @@
+"""A run from its configuration: pretrain(), finetune(), evaluate() put a task on the road with data and engine and
+return a report.
+
+    RunConfig -> samples -> processor -> task -> model -> fit -> evaluation -> Report
+
+From Python, objects may stand in for what a configuration names: `finetune(config, task=MyTask, samples={"train":
+my_samples})`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.resources import files
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+
+from evle.config import Config, apply_overrides, load_yaml
+from evle.data.loader import Loader
+from evle.distributed import is_main, rank, world_size
+from evle.engine.optim import OptimConfig
+from evle.engine.run import Run, read_log
+from evle.engine.trainer import FitResult, TrainConfig, fit, join_processes
+from evle.errors import CheckpointError, ConfigError, nearest
+from evle.initialization import (
+    Loaded,
+    ModelOptions,
+    build_model,
+    build_processor,
+    read_processor,
+    starting_config,
+)
+from evle.pipelines import load_model, model_folder
+from evle.report import Curve, Report, Table, plain, write_whole
+from evle.splits import DataOptions, Samples, Split, describe, hash_samples, read_split, read_splits, texts_of
+from evle.tasks import TASKS
+from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
+from evle.transforms.image import ImageOptions
+from evle.transforms.text import clean_caption, train_tokenizer
+
+SHOWN_SKIPPED = 20  # unreadable samples named in a report; the rest is counted
+
+
+class TokenizerOptions(Config):
+    """Where words come from. By default: the tokenizer of `model.init`, else one trained on the training texts."""
+
+    path: str | None = None
+    """A tokenizer's directory, of `evle tokenizer train` or any that AutoTokenizer reads."""
+    vocab_size: int | None = Field(default=None, ge=261)
+    """Tokens of a tokenizer trained here, at most; by default as many as the model's preset has."""
+    reads: tuple[str, ...] = ()
+    """Kinds of training samples whose texts it is trained on ("captions", "vqa", "nlvr2"); by default the task's
+    own."""
+
+
+class EvaluateOptions(Config):
+    """How evaluations run."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Rows at once, on each process."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare data."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast type."""
+    examples: int = Field(default=12, ge=0)
+    """Examples in each gallery of the report."""
+
+    def settings(self, quick: bool) -> EvaluationSettings:
+        return EvaluationSettings(self.batch_size, self.num_workers, self.precision, self.examples, quick)
+
+
+class RunConfig(Config):
+    """One run: everything that its folder's config.yaml holds."""
+
+    title: str = ""
+    task: dict[str, Any]
+    """`name` of the task, and its options."""
+    model: ModelOptions = ModelOptions()
+    tokenizer: TokenizerOptions = TokenizerOptions()
+    data: DataOptions = DataOptions()
+    image: ImageOptions = ImageOptions()
+    text: TextOptions = TextOptions()
+    optim: OptimConfig = OptimConfig.build({}, "optim")
+    train: TrainConfig
+    evaluate: EvaluateOptions = EvaluateOptions()
+    seed: int = Field(default=0, ge=0)
+    output: str
+    """The run's folder."""
+
+    @model_validator(mode="after")
+    def _task_is_known(self) -> "RunConfig":
+        name = self.task.get("name")
+        if not isinstance(name, str):
+            raise ValueError(f"task.name is missing; choose one of: {', '.join(sorted(TASKS))}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for config.yaml; `build` reads them back."""
+        return self.model_dump(mode="json")
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with evle. Raises ConfigError."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise ConfigError(f"{path}: no such recipe file")
+    known = recipes()
+    if str(name) not in known:
+        raise ConfigError(f"there is no recipe {str(name)!r}; {nearest(str(name), known)} (or give a .yaml file)")
+    return known[str(name)]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with evle, by name."""
+    folder = Path(str(files("evle") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a recipe (see `find_recipe`) with `key=value` overrides. Raises ConfigError naming all
+    that is wrong."""
+    path = find_recipe(name)
+    tree = load_yaml(path)
+    if "stages" in tree:
+        raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): run it with `evle run {name}`")
+    return RunConfig.build({"output": f"runs/{path.stem}", **apply_overrides(tree, overrides)}, str(path))
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, made from its configuration: `evle finetune --dry-run` stops here."""
+
+    task: Task
+    loaded: Loaded
+    samples: dict[Split, Samples]
+    loader: Loader
+    train: TrainConfig
+    data_hash: str
+    notes: list[str] = field(default_factory=list)
+
+
+def pretrain(config: RunConfig, **objects: Any) -> Report:
+    """Run a configuration whose task is pretraining; otherwise as `finetune`."""
+    if config.task["name"] != "pretraining" and "task" not in objects:
+        raise ConfigError(f"the task is {config.task['name']}, not pretraining: use `evle finetune`")
+    return _train(config, **objects)
+
+
+def finetune(config: RunConfig, **objects: Any) -> Report:
+    """Train on the configuration's task, choose the best weights on val, score them on test, and write the run's
+    folder.
+
+    Args:
+        config: the run.
+        objects: `task` (a Task class) and `samples` (a mapping from "train", "val", "test") stand in for what the
+            configuration names; `resume` goes on with the run in config.output, `overwrite` replaces it.
+
+    Raises:
+        EvleError: whatever a user can cause; the message says what to do.
+    """
+    if config.task["name"] == "pretraining" and "task" not in objects:
+        raise ConfigError("the task is pretraining: use `evle pretrain`")
+    return _train(config, **objects)
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    samples: Samples | None = None,
+) -> Report:
+    """Score a trained model on data.test of a configuration (on data.val where there is no test) and write a report.
+
+    `model` is a run's or a model's folder, by default the run in config.output; the report goes to `output`, by default
+    its subfolder `evaluation`. `samples` stand in for what the configuration names.
+    """
+    device = join_processes()
+    folder = Path(model or config.output)
+    task_type = task_class(config)
+    split: Split = "test" if config.data.test is not None else "val"
+    if samples is None:
+        samples = read_split(config.data, split, task_type.reads)
+    if samples is None:
+        raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
+    trained, processor = load_model(folder, task_type.models)
+    torch.nn.Module.to(trained, device)
+    task = _build_task(task_type, config, processor)
+    task.restore(_read_state(model_folder(folder)))
+    task.bind(trained.config)
+    found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
+    report = Report(
+        title=f"{config.title or folder.name}: evaluation",
+        summary=_score_lines(task, found, split),
+        provenance={
+            "model": str(folder),
+            "data": {split: describe(samples)},
+            "config": config.plain(),
+            "trained in": Run(folder).environment(),
+        },
+        tables=_skipped_table(found.skipped),
+        galleries=found.galleries,
+        scores=_score_rows(split, found),
+    )
+    _write_report(report, found, Path(output or folder / "evaluation"))
+    return report
+
+
+def read_run(folder: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of the run in `folder`, with `key=value` overrides. Raises ConfigError."""
+    file = Path(folder) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no run's folder (no config.yaml)")
+    return RunConfig.build({**apply_overrides(load_yaml(file), overrides), "output": str(folder)}, str(file))
+
+
+def prepare(
+    config: RunConfig, task: type[Task] | None = None, samples: Mapping[Split, Samples] | None = None
+) -> Prepared:
+    """Read the data and build tokenizer, processor, task, model and loader of a run, without writing anything."""
+    task_type = task or task_class(config)
+    found = dict(samples) if samples is not None else read_splits(config.data, task_type.reads)
+    if "train" not in found:
+        raise ConfigError("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
+    training = found["train"]
+    torch.manual_seed(config.seed)
+    start = starting_config(config.model)
+    family = start.model_type
+    tokenizer = _tokenizer(config, task_type, training, start.vocab_size, family)
+    image_size = config.image.size or start.image_size
+    built = _build_task(task_type, config, build_processor(family, tokenizer, image_size))
+    built.prepare(training)
+    changes = {"image_size": image_size, "vocab_size": _vocab_size(config, tokenizer, start), **built.model_overrides()}
+    if config.text.max_length > start.max_position_embeddings:
+        raise ConfigError(
+            f"text.max_length={config.text.max_length} is more than the model's {start.max_position_embeddings} "
+            "positions; lower it, or set model.overrides.max_position_embeddings"
+        )
+    loaded = build_model(built.model_class(family), config.model, start, changes)
+    built.bind(loaded.model.config)
+    loader = Loader(
+        training,
+        partial(built.features, train=True),
+        built.collate,
+        batch_size=config.train.micro_batch_size(world_size()),
+        seed=config.seed,
+        drop_last=len(training) >= config.train.batch_size,
+        num_workers=config.train.num_workers,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    data_hash = hash_samples(found)
+    return Prepared(built, loaded, found, loader, config.train, data_hash, loaded.lines())
+
+
+def _train(
+    config: RunConfig,
+    *,
+    task: type[Task] | None = None,
+    samples: Mapping[Split, Samples] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    join_processes()
+    ready = prepare(config, task, samples)
+    run = Run.start(
+        config.output, config.plain(), seed=config.seed, data_hash=ready.data_hash, resume=resume, overwrite=overwrite
+    )
+    val = ready.samples.get("val")
+    quick = config.evaluate.settings(quick=True)
+    result = fit(
+        ready.loaded.model,
+        ready.task,
+        ready.loader,
+        train=ready.train,
+        optim=config.optim,
+        run=run,
+        seed=config.seed,
+        new_parameters=ready.loaded.new,
+        evaluate=None if val is None else lambda model: ready.task.evaluate(model, val, quick).scores,
+        metric=ready.task.metric,
+        resume=resume,
+    )
+    _write_state(ready.task, run.model_folder)
+    return _report_run(config, ready, run, result)
+
+
+def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult) -> Report:
+    """Score the finished model on test (on val where there is none) and write the run's report."""
+    task, model = ready.task, ready.loaded.model
+    split: Split = "test" if "test" in ready.samples else "val"
+    measured = ready.samples.get(split)
+    found = Evaluation({})
+    if measured is not None:
+        found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    summary = [
+        *_score_lines(task, found, split),
+        f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
+        f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
+        *ready.notes,
+    ]
+    if result.best_step is not None:
+        summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
+    report = Report(
+        title=config.title or Path(config.output).name,
+        summary=summary,
+        provenance={
+            **run.environment(),
+            "data": {split: describe(samples) for split, samples in ready.samples.items()},
+            "config": config.plain(),
+        },
+        tables=_skipped_table([*result.skipped, *found.skipped]),
+        curves=_curves(run, task),
+        galleries=found.galleries,
+        scores=_score_rows(split, found),
+    )
+    _write_report(report, found, run.folder)
+    return report
+
+
+# Tokenizer, processor, task
+
+
+def _tokenizer(
+    config: RunConfig, task: type[Task], training: Samples, vocab_size: int, family: str
+) -> PreTrainedTokenizerBase:
+    options = config.tokenizer
+    if options.path is not None:
+        try:
+            return AutoTokenizer.from_pretrained(options.path, local_files_only=Path(options.path).exists())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tokenizer.path={options.path}: no tokenizer ({str(error).splitlines()[0]})") from None
+    if config.model.init is not None:
+        return read_processor(config.model.init, family).tokenizer
+    kinds = options.reads or (task.reads,)
+    others = (read_split(config.data, "train", kind) for kind in kinds if kind != task.reads)
+    corpora = [*([training] if task.reads in kinds else []), *(each for each in others if each is not None)]
+    texts: Iterator[str] = chain.from_iterable(texts_of(corpus[i]) for corpus in corpora for i in range(len(corpus)))
+    if config.text.clean:
+        texts = (clean_caption(text, config.text.max_words) for text in texts)
+    return train_tokenizer(texts, options.vocab_size or vocab_size)
+
+
+def _vocab_size(config: RunConfig, tokenizer: PreTrainedTokenizerBase, start: Any) -> int:
+    """Rows of the word embedding. Weights keep theirs, which must do for the tokenizer."""
+    if config.model.init is None:
+        return config.model.overrides.get("vocab_size", len(tokenizer))
+    if len(tokenizer) > start.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.init} knows {start.vocab_size}; "
+            "use the tokenizer that the model was trained with (leave out tokenizer.path)"
+        )
+    return start.vocab_size
+
+
+def task_class(config: RunConfig) -> type[Task]:
+    """The task that a configuration names. Raises ConfigError for an unknown one."""
+    name = config.task["name"]
+    if name not in TASKS:
+        raise ConfigError(f"task.name={name!r} does not exist; {nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def _build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    return task(task.options_type.build({**options, "image": config.image, "text": config.text}, "task"), processor)
+
+
+def _write_state(task: Task, folder: Path) -> None:
+    if is_main() and task.state():
+        write_whole(folder / "task.json", json.dumps(plain(task.state()), ensure_ascii=False, indent=1) + "\n")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    file = folder / "task.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+# Report
+
+
+def _score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
+    rows = {split: found.scores, "chance": found.chance}
+    return {name: scores for name, scores in rows.items() if scores}
+
+
+def _score_lines(task: Task, found: Evaluation, split: str) -> list[str]:
+    if task.metric not in found.scores:
+        return []
+    chance = f" (chance {found.chance[task.metric]:.2f})" if task.metric in found.chance else ""
+    return [f"{task.metric} on {split}: {found.scores[task.metric]:.2f}{chance}"]
+
+
+def _skipped_table(skipped: list[str]) -> list[Table]:
+    lines = list(dict.fromkeys(skipped))
+    if not lines:
+        return []
+    rest = f"{len(lines) - SHOWN_SKIPPED} more" if len(lines) > SHOWN_SKIPPED else ""
+    rows = [[line] for line in lines[:SHOWN_SKIPPED]]
+    return [Table(f"Skipped samples: {len(lines)}", ["sample and reason"], rows, rest)]
+
+
+def _curves(run: Run, task: Task) -> list[Curve]:
+    log = read_log(run)
+    losses = {name: points for name, points in log.items() if name == "loss" or name.startswith("loss/")}
+    curves = [Curve("Training losses", "step", "loss", losses)] if losses else []
+    if points := log.get(f"eval/{task.metric}"):
+        curves.append(Curve(f"{task.metric} on val", "step", task.metric, {"val": points}))
+    if points := log.get("lr"):
+        curves.append(Curve("Learning rate", "step", "learning rate", {"lr": points}))
+    return curves
+
+
+def _write_report(report: Report, found: Evaluation, folder: Path) -> None:
+    if not is_main():
+        return
+    report.write(folder)
+    if found.predictions:
+        lines = (json.dumps(plain(record), ensure_ascii=False) for record in found.predictions)
+        write_whole(folder / "predictions.jsonl", "\n".join(lines) + "\n")

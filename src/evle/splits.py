@@ -1,0 +1,116 @@
+"""The samples of a run: which sources each of its splits reads."""
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from evle.config import Config
+from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VQASample
+from evle.data.sources import SOURCES, mix, read_source
+from evle.errors import ConfigError, DataError
+
+Split = Literal["train", "val", "test"]
+Samples = Sequence[Sample]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def as_list(sources: Any) -> list[dict[str, Any]]:
+    """The sources of one split: none, one, or several."""
+    return list(sources) if isinstance(sources, list) else [sources] if sources is not None else []
+
+
+class DataOptions(Config):
+    """Which samples to read. Each split is one source, `{source: NAME, ...its options}`, or a list of them with
+    `weight`s."""
+
+    path: str | None = None
+    """The `path` of every source that takes one and is given none."""
+    train: dict[str, Any] | list[dict[str, Any]] | None = None
+    val: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What the best weights are chosen on."""
+    test: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What the final scores are measured on, once."""
+
+    @model_validator(mode="after")
+    def _test_is_not_for_choosing(self) -> "DataOptions":
+        for source in as_list(self.val):
+            names = source.get("split") or ()
+            for name in [names] if isinstance(names, str) else names:
+                if str(name).lower().startswith("test"):
+                    raise ValueError(
+                        f"val reads the split {name!r}: the best weights would be chosen on test data and its "
+                        "scores mean nothing; choose on another split, or leave val out"
+                    )
+        if self.val is not None and as_list(self.val) == as_list(self.test):
+            raise ValueError(
+                "val and test are the same data: the best weights would be chosen on what they are measured on; "
+                "leave test out"
+            )
+        return self
+
+
+def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
+    """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None where the options name no source.
+
+    Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
+    """
+    sources = as_list(getattr(data, split))
+    found, weights = [], []
+    for each in sources:
+        options = dict(each)
+        name = options.pop("source", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
+        weights.append(options.pop("weight", 1.0))
+        options.setdefault("task", reads)
+        found.append(_read(name, options, data.path, split))
+    if not found:
+        return None
+    samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
+    if not len(samples):
+        raise DataError(f"data.{split} holds no samples; check its path, split and filters")
+    return samples
+
+
+def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> Samples:
+    try:
+        if path is not None and name in SOURCES and "path" in inspect.signature(SOURCES[name]).parameters:
+            options.setdefault("path", path)
+        return read_source(name, options)
+    except ConfigError as error:
+        if "needs path" in str(error):
+            raise ConfigError(f"data.{split}: the source {name!r} needs a folder: add data.path=FOLDER") from None
+        raise ConfigError(f"data.{split}: {error}") from None
+
+
+def read_splits(data: DataOptions, reads: str) -> dict[Split, Samples]:
+    """The samples of every split that the options name (see `read_split`)."""
+    found = {split: read_split(data, split, reads) for split in SPLITS}
+    return {split: samples for split, samples in found.items() if samples is not None}
+
+
+def hash_samples(samples: Mapping[Split, Samples]) -> str:
+    """One hash of what all the splits hold."""
+    prints = [f"{split}:{getattr(each, 'fingerprint', len(each))}" for split, each in samples.items()]
+    return hashlib.blake2b("\n".join(prints).encode(), digest_size=8).hexdigest()
+
+
+def describe(samples: Samples) -> dict[str, Any]:
+    """Plain facts about samples for a report."""
+    facts = samples.describe() if hasattr(samples, "describe") else {"samples": len(samples)}
+    return {**facts, "fingerprint": getattr(samples, "fingerprint", "")}
+
+
+def texts_of(sample: Sample) -> list[str]:
+    """The texts of one sample that a tokenizer should know."""
+    match sample:
+        case CaptionSample():
+            return [*sample.captions, *sample.tags]
+        case VQASample():
+            return [sample.question]
+        case NLVR2Sample():
+            return [sample.sentence]
+    raise DataError(f"{sample.key}: no tokenizer can be trained on samples of the kind {type(sample).__name__}")

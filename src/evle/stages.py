@@ -1,0 +1,155 @@
+"""Recipes of several runs: pre-train once, fine-tune from it, compare. Each stage is a run in <output>/<stage>.
+
+A recipe of stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}. `model.init:
+stage:NAME` starts from the model of an earlier stage. Running it again skips finished stages and resumes unfinished
+ones.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evle.config import apply_overrides, load_yaml, merge
+from evle.distributed import is_main
+from evle.engine.run import MAY_CHANGE, Run
+from evle.errors import ConfigError, nearest
+from evle.recipe import RunConfig, find_recipe, finetune, pretrain
+from evle.report import Report, Table
+
+STAGE = "stage:"
+TOP_KEYS = {"title", "about", "output", "defaults", "stages"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a recipe, and the earlier stage its weights come from ("" where it starts from something else)."""
+
+    name: str
+    config: RunConfig
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A recipe of stages, resolved and checked."""
+
+    title: str
+    about: str
+    output: Path
+    stages: list[Stage]
+
+
+def read_stages(name: str | Path, overrides: Sequence[str] = ()) -> Stages:
+    """A recipe of stages with `key=value` overrides, which hold for every stage; `stages.NAME.key=value` for one.
+
+    A recipe of one run is read as one stage. Raises ConfigError naming all that is wrong.
+    """
+    path = find_recipe(name)
+    tree = load_yaml(path)
+    if "stages" not in tree:
+        tree = {"title": tree.get("title", ""), "stages": {path.stem: tree}}
+    top = [each for each in overrides if each.split("=")[0].split(".")[0] in TOP_KEYS]
+    everywhere = [each for each in overrides if each not in top]
+    tree = apply_overrides(tree, top)
+    if unknown := [f"{key!r} ({nearest(key, TOP_KEYS)})" for key in tree if key not in TOP_KEYS]:
+        raise ConfigError(
+            f"{path}: unknown key {', '.join(unknown)} beside stages; what all stages share goes in defaults"
+        )
+    if not isinstance(tree["stages"], dict) or not tree["stages"]:
+        raise ConfigError(f"{path}: stages must hold at least one NAME: {{...}}")
+    output = Path(tree.get("output") or f"runs/{path.stem}")
+    stages: list[Stage] = []
+    for stage, own in tree["stages"].items():
+        own = apply_overrides(merge(tree.get("defaults") or {}, own or {}), everywhere)
+        after = ""
+        init = (own.get("model") or {}).get("init")
+        if isinstance(init, str) and init.startswith(STAGE):
+            after = init.removeprefix(STAGE)
+            earlier = [each.name for each in stages]
+            if after not in earlier:
+                hint = nearest(after, earlier) if earlier else "the first stage has none before it"
+                raise ConfigError(f"{path}: stage {stage!r} starts from {init}, which is no earlier stage; {hint}")
+            own = merge(own, {"model": {"init": str(output / after)}})
+        own = {"title": stage, **own, "output": str(output / stage)}
+        stages.append(Stage(stage, RunConfig.build(own, f"{path}, stage {stage}"), after))
+    return Stages(tree.get("title") or path.stem, tree.get("about") or "", output, stages)
+
+
+def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], None] = print) -> Report:
+    """Run every stage that is not finished, and write the combined report into the recipe's output.
+
+    A finished stage of the same configuration is skipped; one whose weights came from a stage that ran anew runs
+    anew too. Raises ConfigError for a finished stage of another configuration, unless `overwrite`.
+    """
+    ran: set[str] = set()
+    reports: dict[str, Path] = {}
+    for number, stage in enumerate(recipe.stages, 1):
+        run = Run(stage.config.output)
+        label = f"[{number}/{len(recipe.stages)}] {stage.name}"
+        anew = overwrite or stage.after in ran
+        if not anew and is_finished(run):
+            _refuse_changes(run, stage.config)
+            say(f"{label}: finished before, kept")
+        else:
+            say(f"{label}: {stage.config.output}")
+            verb = pretrain if stage.config.task["name"] == "pretraining" else finetune
+            verb(stage.config, resume=not anew, overwrite=anew)
+            ran.add(stage.name)
+        reports[stage.name] = run.folder / "report.json"
+    report = combine(recipe, reports)
+    if is_main():
+        report.write(recipe.output)
+    return report
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run trained to its end and was reported on."""
+    return run.status().get("state") == "finished" and (run.folder / "report.json").is_file()
+
+
+def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
+    """One report of all stages: a table of scores for each task, chance in the first row, and links to the stages'
+    own."""
+    read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
+    tables = []
+    scores: dict[str, Any] = {}
+    for task in dict.fromkeys(stage.config.task["name"] for stage in recipe.stages):
+        rows: dict[str, dict[str, float]] = {}
+        for stage in recipe.stages:
+            if stage.config.task["name"] == task:
+                found = read[stage.name]["scores"]
+                if chance := found.get("chance"):
+                    rows.setdefault("chance", chance)
+                rows[stage.name] = next((row for name, row in found.items() if name != "chance"), {})
+        scores |= {f"{task}: chance" if name == "chance" else name: row for name, row in rows.items()}
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        table = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
+        tables.append(Table(f"{task}: scores", [task, *columns], table))
+    summary = [recipe.about] if recipe.about else []
+    for stage in recipe.stages:
+        summary += [f"{stage.name}: {line}" for line in read[stage.name]["summary"][:1]]
+    summary.append(
+        "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.stages)
+    )
+    provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.stages}
+    return Report(recipe.title, summary, provenance, tables, scores=scores)
+
+
+def _refuse_changes(run: Run, config: RunConfig) -> None:
+    before, now = _flatten(run.config()), _flatten(config.plain())
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if key not in MAY_CHANGE and not key.startswith("evaluate.")]
+    if changed:
+        listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+        raise ConfigError(
+            f"{run.folder} was made with other settings ({listed}); choose another output=FOLDER, or --overwrite it"
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

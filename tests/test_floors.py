@@ -1,0 +1,101 @@
+"""The house keeps its shape: imports point down, heavy libraries have one door each, parameters live under models/."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evle
+
+ROOT = Path(evle.__file__).parent
+FLOORS = {
+    7: ["cli"],
+    6: ["demo", "server", "stages"],
+    5: ["recipe", "search"],
+    4: ["engine", "pipelines", "explain", "export"],
+    3: ["tasks", "convert"],
+    2: ["models", "data", "transforms", "config"],
+    1: ["objectives", "metrics", "report", "distributed", "errors"],
+}
+# Files that belong to a room of another name.
+ROOM_OF_FILE = {"initialization": "recipe", "splits": "recipe", "rehearsal": "recipe"}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+DOORS = {
+    "accelerate": ["engine/trainer.py"],
+    "webdataset": ["data/shards.py"],
+    "gradio": ["demo"],
+    "fastapi": ["server.py"],
+    "faiss": ["search.py"],
+    "typer": ["cli.py"],
+}
+# errors are said everywhere; the configuration class is what options of a floor's other rooms are made of.
+NEIGHBOURS = {"errors", "config"}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room(module: str) -> str:
+    first = module.split(".")[0].removesuffix(".py")
+    return ROOM_OF_FILE.get(first, first)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "evle" else {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_only_point_down(path):
+    own = room(name_of(path).split("/")[0])
+    if own == "__init__":
+        assert not {name for name in imported(path) if name.startswith("evle.")}
+        return
+    assert own in FLOOR_OF, f"{own} has no floor"
+    for module in imported(path):
+        if module == "evle" or not module.startswith("evle."):
+            continue
+        other = room(module.removeprefix("evle."))
+        if other not in FLOOR_OF:  # a name of the face, such as __version__
+            continue
+        assert other == own or other in NEIGHBOURS or FLOOR_OF[other] < FLOOR_OF[own], f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_each_heavy_library_has_one_door(path):
+    for module in imported(path):
+        doors = DOORS.get(module.split(".")[0])
+        assert doors is None or any(name_of(path).startswith(door) for door in doors), f"{name_of(path)}: {module}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(name_of(path).split("/")[0]) != "models"], ids=name_of)
+def test_parameters_live_under_models(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+            assert not bases & {"Module", "PreTrainedModel"}, f"{name_of(path)}: class {node.name}"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func).split(".")[-1] != "Parameter", f"{name_of(path)}:{node.lineno}"
+
+
+def test_importing_the_package_costs_no_torch():
+    code = "import sys, evle, evle.cli; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_name_of_the_face_exists():
+    for name in evle.__all__:
+        assert getattr(evle, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'EVEModle'"):
+        _ = evle.EVEModle
