@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evle import search
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.pipelines import EmbedPipeline
-from evle.search import ImageIndex, build_index, write_contact_sheet
+from evle.search import ImageIndex, build_index, store, write_contact_sheet
+from evle.search import index as indexing
 from retrieval_models import save_retrieval_model
 
 
@@ -28,7 +28,8 @@ def embed(model):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(search, "SHARD_ROWS", 4)
+    monkeypatch.setattr(store, "SHARD_ROWS", 4)
+    monkeypatch.setattr(indexing, "SHARD_ROWS", 4)
 
 
 def draw(path, number: int) -> None:
@@ -171,7 +172,7 @@ def test_a_full_disk_is_one_line_and_the_index_stays_whole(index, photos, monkey
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(search, "write_whole", full)
+    monkeypatch.setattr(store, "write_whole", full)
     with pytest.raises(DataError, match=r"\(No space left on device\); what was saved before is whole"):
         index.add(photos, progress=False)
     monkeypatch.undo()

@@ -1,11 +1,7 @@
 """Search pictures by words or by another picture: an index of embeddings that grows and is searched exactly.
 
-    INDEX/index.json              which model, which root, which shards count (the one file that commits a change)
-    INDEX/shards/N.safetensors    "features": up to SHARD_ROWS unit vectors (rows, D), float16 or float32
-    INDEX/shards/N.jsonl          their pictures: path relative to the root, size in bytes, time of change in ns
-
-A build that is interrupted keeps its shards and goes on from there. A search reads one shard at a time, so its memory
-does not grow with the index; re-ranking looks at the best pictures again, together with the text.
+A search reads one shard of the index at a time, so its memory does not grow with the index; re-ranking looks at the
+best pictures again, together with the text.
 
 Legend: Q queries, N rows of the index, D dimension, k hits a query.
 """
@@ -16,16 +12,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 from torch import Tensor
 
 from evle.data.images import describe_source, open_image
@@ -34,12 +28,9 @@ from evle.data.tables import TABLE_SUFFIXES, folder, list_pictures
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
 from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
+from evle.search.store import DTYPES, SHARD_ROWS, Entry, Facts, Place, Store, writing
 
-FORMAT = 1
-HEADER = ("format", "root", "model", "fingerprint", "dimension", "dtype", "shards")
-SHARD_ROWS = 1024
 FLUSH_SECONDS = 60.0  # a build that is killed loses at most this much work
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -54,15 +45,6 @@ class Hit:
     key: str
     path: Path
     match: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One indexed picture; two entries are the same picture when path, size and time of change are."""
-
-    path: str
-    size: int
-    mtime: int
 
 
 @dataclass
@@ -107,14 +89,9 @@ class ImageIndex:
     '2019/08/rex.jpg'
     """
 
-    def __init__(
-        self, path: Path, header: dict[str, Any], entries: list[list[Entry]], model: EmbedPipeline | str | Path | None
-    ):
-        """For `build` and `load`: `header` is what index.json holds, `entries` the pictures of each shard."""
-        self.path = path
+    def __init__(self, store: Store, model: EmbedPipeline | str | Path | None):
+        self.store = store
         self.change = Change()
-        self._header = header
-        self._entries = entries
         self._model = model
 
     @classmethod
@@ -145,16 +122,14 @@ class ImageIndex:
         else:
             if output.exists() and (not output.is_dir() or any(output.iterdir())):
                 raise DataError(f"{output} exists and is no index; give a new or empty folder as output")
-            header = {
-                "format": FORMAT,
-                "root": _both_ways(root, output),
-                "model": _both_ways(Path(embed.source), output) if embed.source else None,
-                "fingerprint": fingerprint(embed),
-                "dimension": embed.dimension,
-                "dtype": dtype,
-                "shards": [],
-            }
-            index = cls(output, header, [], embed)
+            facts = Facts(
+                root=Place.of(root, output),
+                model=Place.of(Path(embed.source), output) if embed.source else None,
+                fingerprint=fingerprint(embed),
+                dimension=embed.dimension,
+                dtype=dtype,
+            )
+            index = cls(Store(output, facts), embed)
             index.embed = embed  # its fingerprint is the header's: no need to read all weights once more
         index.add(pictures, progress=progress)
         return index
@@ -168,45 +143,28 @@ class ImageIndex:
         `root` says where the pictures are now, if they moved without the index. Raises DataError for a folder that is
         not an index or is damaged.
         """
-        path = Path(path)
-        file = path / "index.json"
-        if not file.is_file():
-            cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
-            cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
-            raise DataError(f"{path} is no index (no index.json); {cure}")
-        try:
-            header = json.loads(file.read_text(encoding="utf-8"))
-            missing = [name for name in HEADER if name not in header]
-            if missing:
-                raise DataError(f"{file}: lacks {', '.join(missing)}; delete the index and build it again")
-            number = header["format"]
-            if number != FORMAT:
-                raise DataError(f"{file}: format {number}, but this version reads {FORMAT}; build the index again")
-            entries = [_read_entries(path / "shards" / f"{s['name']}.jsonl", s["rows"]) for s in header["shards"]]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: damaged index ({error}); delete it and build it again") from error
+        store = Store.load(Path(path))
         if root is not None:
-            header["root"] = _both_ways(Path(root), path)
-        return cls(path, header, entries, model)
+            store.facts = replace(store.facts, root=Place.of(Path(root), store.path))
+        return cls(store, model)
 
     def __len__(self) -> int:
-        return sum(map(len, self._entries))
+        return sum(map(len, self.store.entries))
+
+    @property
+    def path(self) -> Path:
+        """The index's own folder."""
+        return self.store.path
 
     @property
     def root(self) -> Path:
         """The folder that the pictures' paths are relative to."""
-        return _locate(self._header["root"], self.path)
-
-    @property
-    def dimension(self) -> int:
-        return int(self._header["dimension"])
+        return self.store.facts.root.seen_from(self.path)
 
     @property
     def keys(self) -> list[str]:
         """The pictures' paths relative to the root, in the order of the rows."""
-        return [entry.path for shard in self._entries for entry in shard]
+        return [entry.path for shard in self.store.entries for entry in shard]
 
     @cached_property
     def embed(self) -> EmbedPipeline:
@@ -215,11 +173,11 @@ class ImageIndex:
             pipeline = self._model
         elif self._model is not None:
             pipeline = EmbedPipeline(self._model)
-        elif self._header["model"] is None:
+        elif self.store.facts.model is None:
             raise CheckpointError(f"{self.path} was made by a model in memory; say where it is now (--model)")
         else:
-            pipeline = EmbedPipeline(_locate(self._header["model"], self.path))
-        if fingerprint(pipeline) != self._header["fingerprint"]:
+            pipeline = EmbedPipeline(self.store.facts.model.seen_from(self.path))
+        if fingerprint(pipeline) != self.store.facts.fingerprint:
             where = pipeline.source or "the given model"
             raise CheckpointError(
                 f"{self.path} was made by another model than {where}: their vectors cannot be compared; "
@@ -293,12 +251,12 @@ class ImageIndex:
         best = torch.empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.long)
         start = 0
-        for shard in self._header["shards"]:
-            scores = torch.cat([best, queries.float() @ self._features(shard["name"]).float().T], dim=1)
-            here = torch.arange(start, start + shard["rows"]).expand(len(queries), -1)
+        for features in self.store.features():
+            scores = torch.cat([best, queries.float() @ features.float().T], dim=1)
+            here = torch.arange(start, start + len(features)).expand(len(queries), -1)
             best, places = scores.topk(min(k, scores.shape[1]), dim=1)
             rows = torch.cat([rows, here], dim=1).gather(1, places)
-            start += shard["rows"]
+            start += len(features)
         return best, rows
 
     def _reranked(self, text: str, hits: list[Hit], rerank: int) -> list[Hit]:
@@ -313,7 +271,7 @@ class ImageIndex:
         return judged + [first[row] for row in sorted(failures)] + hits[rerank:]
 
     def _hit(self, row: int, score: float) -> Hit:
-        for shard in self._entries:
+        for shard in self.store.entries:
             if row < len(shard):
                 return Hit(score, shard[row].path, self.root / shard[row].path)
             row -= len(shard)
@@ -332,21 +290,15 @@ class ImageIndex:
         self.change = change = Change()
         found = self._found(Path(pictures), change)
         inside = _inside(_root(Path(pictures)), self.root)
-        known = {entry.path: entry for shard in self._entries for entry in shard}
+        known = {entry.path: entry for shard in self.store.entries for entry in shard}
         old = [path for path in known if not inside or path.startswith(inside + "/")]
         root = self.root
         # A table may name only some of a folder's pictures: what it leaves out has not vanished.
         change.vanished = [path for path in old if path not in found and not (root / path).exists()]
         change.changed = [path for path in old if path in found and found[path] != known[path]]
         change.num_kept = len(known) - len(change.vanished) - len(change.changed)
-        gone = {*change.vanished, *change.changed}
         new = [entry for path, entry in found.items() if known.get(path) != entry]
-        with _writing(self.path):
-            (self.path / "shards").mkdir(parents=True, exist_ok=True)
-            if gone:
-                self._drop(gone)
-            else:
-                self._commit(self._header["shards"], self._entries)
+        self.store.drop({*change.vanished, *change.changed})
         features: list[Tensor] = []
         entries: list[Entry] = []
         flushed = time.monotonic()
@@ -360,12 +312,12 @@ class ImageIndex:
                     if len(entries) >= SHARD_ROWS or (entries and time.monotonic() - flushed > FLUSH_SECONDS):
                         # Taken out first: should writing fail, the last attempt below must not write them twice.
                         rows, features, done, entries = torch.cat(features), [], entries, []
-                        self._append(rows, done)
+                        self.store.append(rows, done)
                         change.num_added += len(done)
                         flushed = time.monotonic()
         finally:
             if entries:
-                self._append(torch.cat(features), entries)
+                self.store.append(torch.cat(features), entries)
                 change.num_added += len(entries)
             change.seconds = time.monotonic() - started
         if not len(self) and change.skipped:
@@ -395,65 +347,6 @@ class ImageIndex:
             raise DataError(f"{pictures}: no pictures there")
         return found
 
-    def _features(self, name: str) -> Tensor:
-        """The vectors (rows, D) of a shard, read when used."""
-        file = self.path / "shards" / f"{name}.safetensors"
-        try:
-            features = safetensors.torch.load_file(file)["features"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise DataError(f"{file}: damaged shard ({error}); delete the index and build it again") from error
-        return features
-
-    def _append(self, features: Tensor, entries: list[Entry]) -> None:
-        """Add rows; a last shard that is not full is written anew together with them."""
-        shards, listed = list(self._header["shards"]), list(self._entries)
-        features = features.to(DTYPES[self._header["dtype"]])
-        if shards and shards[-1]["rows"] < SHARD_ROWS:
-            features = torch.cat([self._features(shards.pop()["name"]), features])
-            entries = listed.pop() + entries
-        with _writing(self.path):
-            for start in range(0, len(entries), SHARD_ROWS):
-                stop = start + SHARD_ROWS
-                shards.append(self._write_shard(features[start:stop], entries[start:stop], len(shards)))
-                listed.append(entries[start:stop])
-            self._commit(shards, listed)
-
-    def _drop(self, gone: set[str]) -> None:
-        """Write the shards that hold any of `gone` anew without them."""
-        shards, listed = [], []
-        for place, (shard, entries) in enumerate(zip(self._header["shards"], self._entries, strict=True)):
-            keep = [row for row, entry in enumerate(entries) if entry.path not in gone]
-            if len(keep) < len(entries):
-                entries = [entries[row] for row in keep]
-                if not keep:
-                    continue
-                shard = self._write_shard(self._features(shard["name"])[keep], entries, place)
-            shards.append(shard)
-            listed.append(entries)
-        self._commit(shards, listed)
-
-    def _write_shard(self, features: Tensor, entries: list[Entry], place: int) -> dict[str, Any]:
-        """Write one shard under a name that no committed shard has, and return what index.json says of it."""
-        folder = self.path / "shards"
-        taken = {shard["name"] for shard in self._header["shards"]}
-        version = 0
-        while (name := f"{place:06d}-{version}") in taken:
-            version += 1
-        (folder / f"{name}.safetensors").write_bytes(safetensors.torch.save({"features": features.contiguous()}))
-        lines = [json.dumps({"path": e.path, "size": e.size, "mtime": e.mtime}) + "\n" for e in entries]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        return {"name": name, "rows": len(entries)}
-
-    def _commit(self, shards: list[dict[str, Any]], entries: list[list[Entry]]) -> None:
-        """Make `shards` the index by replacing index.json, then delete the files that no longer count."""
-        header = {**self._header, "shards": shards}
-        write_whole(self.path / "index.json", json.dumps(header, indent=1) + "\n")
-        self._header, self._entries = header, entries
-        names = {shard["name"] for shard in shards}
-        for file in (self.path / "shards").iterdir():
-            if file.name.split(".")[0] not in names:
-                file.unlink(missing_ok=True)
-
 
 def write_contact_sheet(
     hits: Sequence[Hit], query: str, path: str | Path, *, query_image: ImageSource | None = None
@@ -472,7 +365,7 @@ def write_contact_sheet(
     rows.append(GalleryRow("", cells, note="" if hits else "No picture was found."))
     report = Report(f"Search: {query}", galleries=[Gallery(f"{len(hits)} pictures, the best first", rows)])
     path = Path(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, report.html())
     return path
@@ -511,24 +404,6 @@ def _inside(pictures: Path, root: Path) -> str:
     return "" if relative == "." else relative
 
 
-def _both_ways(target: Path, index: Path) -> dict[str, str]:
-    """A place remembered by itself and as seen from the index, so that both may move together."""
-    return {"path": str(target.resolve()), "from_index": os.path.relpath(target.resolve(), index.resolve())}
-
-
-def _locate(place: dict[str, str], index: Path) -> Path:
-    beside = Path(os.path.normpath(index.resolve() / place["from_index"]))
-    return beside if beside.exists() else Path(place["path"])
-
-
-def _read_entries(file: Path, num_rows: int) -> list[Entry]:
-    with open(file, encoding="utf-8") as lines:
-        entries = [Entry(**json.loads(line)) for line in lines]
-    if len(entries) != num_rows:
-        raise DataError(f"{file}: {len(entries)} pictures, but index.json says {num_rows}; build the index again")
-    return entries
-
-
 def _about(error: SampleError, path: str) -> str:
     return str(error) if path in str(error) else f"{path}: {error}"
 
@@ -538,18 +413,6 @@ def _cell(source: ImageSource, text: str) -> Cell:
         return Cell(open_image(source, size_hint=448), text)
     except SampleError as error:
         return Cell(None, f"{text}: cannot be shown ({error})")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """A full or read-only disk as one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is whole; "
-            "make room and give the same command again"
-        ) from error
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""Search pictures by words or by another picture."""
+
+from evle.search.index import Change, Hit, ImageIndex, build_index, fingerprint, write_contact_sheet
+
+__all__ = ["Change", "Hit", "ImageIndex", "build_index", "fingerprint", "write_contact_sheet"]
