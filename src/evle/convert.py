@@ -34,7 +34,7 @@ def convert_eve(
     """Convert one EVE checkpoint. The direction follows from `source`: a file is a released one, a directory ours.
 
     Args:
-        source: a released `.th`, `.pth`, `.bin` or `.safetensors` file, or a model directory written by `save_pretrained`.
+        source: a released `.th`, `.pth`, `.bin` or `.safetensors` file, or a directory of `save_pretrained`.
         destination: the model directory to write, or the released file (`.th`, `.pth`, `.bin` hold `{"model": ...}`).
         num_attention_heads: the weights do not tell it; width / 64 by default.
         released_routing: give the directory the released `capacity_factor` of 1.0 instead of dropless routing.
@@ -102,14 +102,12 @@ def _to_released_file(source: Path, destination: Path) -> str:
 
 
 def _describe(config: EVEConfig) -> str:
-    routing = (
-        f"soft layers {list(config.soft_layers)} of {config.num_experts} experts"
-        if config.soft_layers
-        else "no experts"
+    experts = (
+        f"{config.num_experts} experts in layers {list(config.soft_layers)}" if config.soft_layers else "no experts"
     )
     return (
-        f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads, {routing}, "
-        f"{config.image_size} pixels in patches of {config.patch_size}"
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"{experts}, {config.image_size} pixels in patches of {config.patch_size}"
     )
 
 
@@ -117,6 +115,5 @@ def _write(destination: Path, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:
-        raise EvleError(
-            f"{destination}: cannot be written ({error.strerror or error}); free space or choose another place"
-        ) from error
+        reason = error.strerror or error
+        raise EvleError(f"{destination}: cannot be written ({reason}); free space or choose another place") from error

@@ -49,7 +49,7 @@ class EVEMatchingHead(nn.Module):
     def clamped_temperature(self) -> Tensor:
         """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can come back inside."""
         value = self.temperature.float()
-        return value + (value.clamp(0.001, 0.5) - value).detach()
+        return value.clamp(0.001, 0.5).detach() + (value - value.detach())
 
     def match(self, text_hidden: Tensor) -> Tensor:
         """Text states (B, T, D) of a joint pass -> logits (B, 2), column 1 = match."""

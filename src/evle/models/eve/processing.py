@@ -14,8 +14,8 @@ class EVEProcessor(ProcessorMixin):
     """An image processor (square, bicubic, mean and deviation 0.5) and any tokenizer.
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
-    `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach the
-    image processor. A picture may have any PIL mode.
+    `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach
+    the image processor. A picture may have any PIL mode.
     """
 
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: PreTrainedTokenizerBase):
@@ -52,7 +52,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -140,6 +140,7 @@ def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path
     The number of attention heads leaves no trace in the weights: `hidden_size / 64` unless given. `image_size` is
     always the checkpoint's; whoever wants another resizes the position table.
     """
+    EVEConfig.check_fields(dict(overrides))
     patch = state["backbone.patch_embed.weight"]
     if patch.dim() != 4 or patch.shape[2] != patch.shape[3]:
         raise CheckpointError(f"{path}: backbone.patch_embed.weight is {tuple(patch.shape)}, not (D, C, p, p)")
@@ -184,7 +185,6 @@ def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path
                 "of 64; pass num_attention_heads=..."
             )
         fields["num_attention_heads"] = width // 64
-    EVEConfig.check_fields(dict(overrides))
     return {**fields, **{name: value for name, value in overrides.items() if name != "image_size"}}
 
 

@@ -1,0 +1,65 @@
+"""Converting released EVE checkpoints: both directions, bit for bit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eve_models import build
+from evle.convert import convert_eve
+from evle.errors import CheckpointError
+from evle.models.eve import EVEForNLVR2, EVEForPreTraining, EVEForRetrieval, EVEForVQA, EVEModel
+
+MODELS = {
+    "vqa": (EVEForVQA, {"num_labels": 5}),
+    "retrieval": (EVEForRetrieval, {}),
+    "plain": (EVEForNLVR2, {"nlvr2_head": "plain"}),
+    "bi-attention": (EVEForNLVR2, {"nlvr2_head": "bi-attention"}),
+    "backbone": (EVEModel, {}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("suffix", [".th", ".safetensors"])
+def test_to_released_and_back_is_bit_equal(name, suffix, tmp_path):
+    model_class, fields = MODELS[name]
+    model = build(model_class, **fields)
+    model.save_pretrained(tmp_path / "ours")
+    line = convert_eve(tmp_path / "ours", tmp_path / f"released{suffix}")
+    assert model_class.__name__ in line
+    convert_eve(tmp_path / f"released{suffix}", tmp_path / "again", num_attention_heads=2)
+    again = model_class.from_pretrained(tmp_path / "again")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_the_released_form_is_a_state_dict_under_model_that_torch_reads_safely(tmp_path):
+    build(EVEForVQA, num_labels=5).save_pretrained(tmp_path / "ours")
+    convert_eve(tmp_path / "ours", tmp_path / "a.th")
+    convert_eve(tmp_path / "ours", tmp_path / "a.safetensors")
+    state = torch.load(tmp_path / "a.th", weights_only=True)["model"]
+    assert state["backbone.patch_embed.weight"].shape == (24, 3, 4, 4)
+    assert state["backbone.encoder.layers.2.mlp_moe.moe.experts.experts.3.fc1.weight"].shape == (40, 24)
+    assert state.keys() == load_file(tmp_path / "a.safetensors").keys()
+
+
+def test_the_released_routing_is_written_into_the_configuration_on_request(tmp_path):
+    build(EVEForVQA).save_pretrained(tmp_path / "ours")
+    convert_eve(tmp_path / "ours", tmp_path / "a.th")
+    convert_eve(tmp_path / "a.th", tmp_path / "b", num_attention_heads=2, released_routing=True)
+    assert EVEForVQA.from_pretrained(tmp_path / "b").config.capacity_factor == 1.0
+
+
+def test_what_cannot_be_converted_is_refused_in_words(tmp_path):
+    build(EVEForPreTraining).save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(CheckpointError, match="no form for 'EVEForPreTraining'"):
+        convert_eve(tmp_path / "pretrained", tmp_path / "a.th")
+    with pytest.raises(CheckpointError, match=r"a\.txt: name a file that ends in"):
+        convert_eve(tmp_path / "pretrained", tmp_path / "a.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        convert_eve(tmp_path / "empty", tmp_path / "a.th")
+    with pytest.raises(CheckpointError, match="no such file"):
+        convert_eve(tmp_path / "none.th", tmp_path / "b")
+    build(EVEForVQA, deep_feed_forward="shared").save_pretrained(tmp_path / "shared")
+    with pytest.raises(CheckpointError, match="shared deep feed-forward"):
+        convert_eve(tmp_path / "shared", tmp_path / "a.th")
