@@ -177,6 +177,9 @@ def test_image(image: Image.Image, size: int) -> Tensor:
     return _to_tensor(_resize(image.convert("RGB"), size, size))
 
 
+test_image.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test where it is imported
+
+
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (..., 3, H, W) to float32 (value / 255 - mean) / std, channel by channel (EVE: mean = std = 0.5)."""
     scale = torch.tensor(std, device=pixels.device, dtype=torch.float32).mul(255.0).reciprocal()[:, None, None]

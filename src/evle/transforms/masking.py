@@ -70,7 +70,7 @@ def _pick_places(
 ) -> list[int]:
     words: list[list[int]] = []
     for place in maskable:
-        if word_starts is None or word_starts[place] or not words or words[-1][-1] != place - 1:
+        if word_starts is None or word_starts[place] or not words:
             words.append([])
         words[-1].append(place)
     picked: list[int] = []
