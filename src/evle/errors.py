@@ -5,10 +5,14 @@ A message names the value, where it stands (file, key, sample) and what to do ne
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class EvleError(ValueError):
     """Anything a user can cause and cure; `str(error)` is one clear line."""
+
+    exit_code: ClassVar[int] = 2
+    """What the command line ends with."""
 
 
 class ConfigError(EvleError):

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from evle.initialization import (
     starting_config,
 )
 from evle.pipelines import load_model, model_folder
+from evle.recipes import find_recipe
 from evle.report import Curve, Report, Table, plain, write_whole
 from evle.splits import DataOptions, Samples, Split, describe, hash_samples, read_split, read_splits, texts_of
 from evle.tasks import TASKS
@@ -102,25 +102,6 @@ class RunConfig(Config):
     def plain(self) -> dict[str, Any]:
         """As plain values, for config.yaml; `build` reads them back."""
         return self.model_dump(mode="json")
-
-
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with evle. Raises ConfigError."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise ConfigError(f"{path}: no such recipe file")
-    known = recipes()
-    if str(name) not in known:
-        raise ConfigError(f"there is no recipe {str(name)!r}; {nearest(str(name), known)} (or give a .yaml file)")
-    return known[str(name)]
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that come with evle, by name."""
-    folder = Path(str(files("evle") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

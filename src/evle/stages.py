@@ -15,7 +15,8 @@ from evle.config import apply_overrides, load_yaml, merge
 from evle.distributed import is_main
 from evle.engine.run import MAY_CHANGE, Run
 from evle.errors import ConfigError, nearest
-from evle.recipe import RunConfig, find_recipe, finetune, pretrain
+from evle.recipe import RunConfig, finetune, pretrain
+from evle.recipes import find_recipe
 from evle.report import Report, Table
 
 STAGE = "stage:"

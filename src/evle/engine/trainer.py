@@ -48,6 +48,8 @@ Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 class Interrupted(EvleError):
     """The run was asked to stop (Ctrl-C, SIGTERM) and did, after saving."""
 
+    exit_code = 130  # as shells report Ctrl-C
+
 
 class Diverged(EvleError):
     """A loss or a gradient is not finite; the weights were not updated with it."""
@@ -259,7 +261,7 @@ class _Training:
         return at
 
     def _resume(self, folder: Path) -> None:
-        where = folder / "optimizer.pt"
+        where = folder / "optimizer.safetensors"
         checkpoint.load_optimizer_state(self.optimizer.optimizer, checkpoint.read_optimizer(where), str(where))
         self.schedule.last_epoch = self.at.step
         if self.average is not None:
@@ -366,7 +368,7 @@ class _Training:
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
-            checkpoint.write_optimizer(moments, folder / "optimizer.pt")
+            checkpoint.write_optimizer(moments, folder / "optimizer.safetensors")
             if averages is not None:
                 checkpoint.write_tensors(averages, folder / "ema.safetensors")
             at.write(folder)
@@ -405,6 +407,7 @@ class _Training:
                 f"the trained model could not be written to {self.run.model_folder} ({problem}); "
                 f"make room and go on with --resume: {self.run.checkpoints / 'last'} holds step {self.at.step}"
             )
+        checkpoint.unshard(self.bare)
 
     def __enter__(self) -> Self:
         return self
@@ -453,7 +456,7 @@ class _Training:
         if is_main():
             try:
                 write_folder(target, write)
-            except (OSError, RuntimeError, SafetensorError) as error:  # each library says a full disk its own way
+            except (OSError, SafetensorError) as error:  # a full disk, in the words of Python and of safetensors
                 problem = str(error).splitlines()[0]
         return gather_objects([problem])[0]
 
