@@ -4,12 +4,15 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from evle.data.samples import CaptionSample
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.pipelines import EmbedPipeline, MatchPipeline, VQAPipeline, model_folder, pairs, text_options
+from evle.tasks.retrieval import RetrievalTask
 from retrieval_models import COLOURS, save_retrieval_model, save_vqa_model
 
 
@@ -74,6 +77,17 @@ def test_the_model_keeps_the_mode_it_was_in(embed):
 def test_texts_are_cleaned_and_cut_as_in_training(embed):
     assert torch.equal(embed.texts("A RED ball!"), embed.texts("a red ball"))
     assert embed.tokens(["ball " * 500])["input_ids"].shape[1] <= embed.text.max_length
+
+
+def test_pictures_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    task = RetrievalTask(RetrievalTask.options_type(), embed.processor)
+    batch = task.collate(
+        [task.features(CaptionSample("k", tmp_path / "noise.png", ("Red, blue!",)), generator, train=False)]
+    )
+    assert torch.equal(embed.pixel_values([embed.read(tmp_path / "noise.png")]), batch["pixel_values"])
+    assert torch.equal(embed.tokens(["Red, blue!"])["input_ids"], batch["input_ids"])
 
 
 def test_a_match_is_a_probability_and_one_picture_serves_many_texts(models):

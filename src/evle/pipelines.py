@@ -23,8 +23,10 @@ from evle.config import load_yaml
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
-from evle.models.eve import EVEForRetrieval, EVEForVQA, EVEProcessor
+from evle.models.eve import EVEProcessor
+from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import TextOptions
+from evle.tasks.vqa import VQATask
 from evle.transforms.collate import pad_text
 from evle.transforms.image import normalize, test_image
 from evle.transforms.text import clean_caption, encode
@@ -33,8 +35,6 @@ Images = ImageSource | Sequence[ImageSource]
 Texts = str | Sequence[str]
 
 PROCESSORS: dict[str, type[ProcessorMixin]] = {"eve": EVEProcessor}
-RETRIEVAL_MODELS: dict[str, type[PreTrainedModel]] = {"eve": EVEForRetrieval}
-ANSWER_MODELS: dict[str, type[PreTrainedModel]] = {"eve": EVEForVQA}
 
 
 def model_folder(path: str | Path) -> Path:
@@ -215,7 +215,7 @@ class EmbedPipeline(Pipeline):
     tensor([[0.61, 0.08]])
     """
 
-    models = RETRIEVAL_MODELS
+    models = RetrievalTask.models
 
     def texts(self, texts: Texts) -> Tensor:
         """Embeddings (N, D) float32 on the CPU."""
@@ -272,7 +272,7 @@ class MatchPipeline(Pipeline):
     [{'text': 'a red circle', 'score': 0.97}, {'text': 'two dogs', 'score': 0.01}]
     """
 
-    models = RETRIEVAL_MODELS
+    models = RetrievalTask.models
 
     def __call__(self, images: Images, texts: Texts) -> list[dict[str, Any]]:
         """One {"text", "score"} a pair: as many pictures as texts, or one of either for all of the other."""
@@ -318,7 +318,7 @@ class VQAPipeline(Pipeline):
     'red'
     """
 
-    models = ANSWER_MODELS
+    models = VQATask.models
 
     def __call__(self, images: Images, questions: Texts, *, top_k: int = 5) -> list[dict[str, Any]]:
         """One {"question", "answer", "score", "answers"} a pair, `answers` being the `top_k` best {"answer", "score"}.
