@@ -388,6 +388,11 @@ def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str
     return list(dict.fromkeys(text for texts in found for text in texts))
 
 
+def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
+    """A row's question, or nothing where it is empty."""
+    return _texts(_column(row, question_column, QUESTION_COLUMNS, where, "question"), where, "question")
+
+
 def _caption_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
     captions = captions_of(row, columns["caption"], where)
     if not captions:
@@ -398,7 +403,7 @@ def _caption_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
 
 
 def _question_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
-    question = _texts(_column(row, columns["question"], QUESTION_COLUMNS, where, "question"), where, "question")
+    question = question_of(row, columns["question"], where)
     if not question:
         return None
     key = _column(row, None, ID_COLUMNS, where)
