@@ -16,8 +16,8 @@ from torch import Tensor
 
 from evle.errors import DataError
 
-BLOCK_ENTRIES = 16_000_000
-"""Largest block of similarities held at once: 64 MB of float32."""
+BLOCK_ENTRIES = 4_000_000
+"""Largest block of similarities held at once: 16 MB of float32, and a few times that while it is sorted out."""
 
 NOT_FOUND = 2**62
 """The rank of a right answer that is not in the list at all."""
