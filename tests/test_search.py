@@ -11,7 +11,7 @@ from PIL import Image
 
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.pipelines import EmbedPipeline
-from evle.search import ImageIndex, build_index, store, write_contact_sheet
+from evle.search import Change, ImageIndex, build_index, store, write_contact_sheet
 from evle.search import index as indexing
 from retrieval_models import save_retrieval_model
 
@@ -130,6 +130,14 @@ def test_adding_embeds_only_what_is_new_and_notes_what_vanished_or_changed(index
     assert len(index) == len(set(index.keys)) == 10
     for key in index.keys:
         assert index.query(image=photos / key, k=1)[0].key == key
+
+
+def test_a_change_says_its_counts_and_names_what_could_not_be_read():
+    change = Change(3, 10, ["a.png"], ["b.png"], [f"{n}.jpg: damaged" for n in range(25)], 1.25)
+    lines = str(change).splitlines()
+    assert lines[0] == "3 added, 10 kept in 1.2 s, 1 changed, 1 gone, 25 could not be read"
+    assert lines[1] == "  0.jpg: damaged"
+    assert lines[-1] == "  ... and 5 more"
 
 
 def test_adding_a_folder_below_the_root_leaves_the_rest_alone(index, photos):

@@ -30,6 +30,7 @@ from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
 from evle.search.store import DTYPES, SHARD_ROWS, Entry, Facts, Place, Store, writing
 
+NAMED = 20
 FLUSH_SECONDS = 60.0  # a build that is killed loses at most this much work
 
 
@@ -60,6 +61,15 @@ class Change:
     changed: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """The counts on one line, then up to NAMED of the pictures that could not be read, a line each."""
+        counts = f"{self.num_added} added, {self.num_kept} kept in {self.seconds:.1f} s"
+        for names, what in ((self.changed, "changed"), (self.vanished, "gone"), (self.skipped, "could not be read")):
+            if names:
+                counts += f", {len(names)} {what}"
+        more = [f"... and {len(self.skipped) - NAMED} more"] if len(self.skipped) > NAMED else []
+        return "\n  ".join([counts, *self.skipped[:NAMED], *more])
 
 
 def build_index(
@@ -174,14 +184,14 @@ class ImageIndex:
         elif self._model is not None:
             pipeline = EmbedPipeline(self._model)
         elif self.store.facts.model is None:
-            raise CheckpointError(f"{self.path} was made by a model in memory; say where it is now (--model)")
+            raise CheckpointError(f"{self.path} was made by a model in memory; give that model")
         else:
             pipeline = EmbedPipeline(self.store.facts.model.seen_from(self.path))
         if fingerprint(pipeline) != self.store.facts.fingerprint:
             where = pipeline.source or "the given model"
             raise CheckpointError(
                 f"{self.path} was made by another model than {where}: their vectors cannot be compared; "
-                "give the model it was made with (--model), or build the index again"
+                "give the model it was made with, or build the index again"
             )
         return pipeline
 
