@@ -261,6 +261,9 @@ def test_normalize_is_the_papers_mean_and_deviation_and_leaves_its_input():
     mean, std = [0.48, 0.45, 0.4], [0.26, 0.27, 0.28]
     expected = tv.normalize(tv.to_dtype(batch, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(normalize(batch, mean, std), expected)
+    already_float = batch.float()
+    normalize(already_float, mean, std)
+    assert torch.equal(already_float, batch.float())
 
 
 def test_options_read_a_recipes_short_forms():

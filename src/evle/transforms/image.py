@@ -184,7 +184,7 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """uint8 (..., 3, H, W) to float32 (value / 255 - mean) / std, channel by channel (EVE: mean = std = 0.5)."""
     scale = torch.tensor(std, device=pixels.device, dtype=torch.float32).mul(255.0).reciprocal()[:, None, None]
     shift = (torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device))[:, None, None]
-    return pixels.float().mul_(scale).sub_(shift)
+    return pixels.mul(scale).sub_(shift)
 
 
 # --- geometry
