@@ -154,7 +154,9 @@ def train_in_two_processes(process: int, folder: str, total: int, options: dict[
         raise AssertionError("SIGTERM did not stop the run")
     except Interrupted:
         loader = make_loader(rows, rank=process, world_size=2)
-        train(make_model(seed=9), Path(folder), batch_size=total, loader=loader, resume=True, **settings)
+        model = make_model(seed=9)
+        train(model, Path(folder), batch_size=total, loader=loader, resume=True, **settings)
+        assert not isinstance(model.inner(torch.ones(1, WIDTH)), DTensor)  # usable on its own afterwards
 
 
 def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from evle.engine.checkpoint import Average
 from evle.engine.run import Run, read_events, read_log
 from evle.engine.trainer import Diverged, Interrupted, TrainConfig
 from evle.errors import CheckpointError, ConfigError
+from evle.models.eve.configuration import EVEConfig
+from evle.models.eve.heads import EVEForVQA
 from toy_training import ToyModel, make_loader, make_model, stop_at, train, weights
 
 
@@ -227,6 +229,27 @@ def test_an_unsupported_wish_is_refused(tmp_path):
         train(make_model(), tmp_path / "run", steps=1, gradient_checkpointing=True)
     with pytest.raises(ConfigError, match="trackers"):
         train(make_model(), tmp_path / "other", steps=1, trackers=("tensorbord",))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
+    rows = [{"pixel_values": torch.rand(3, 16, 16), "input_ids": torch.tensor([2, 5, 6, 3])} for _ in range(4)]
+
+    def collate(_):
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {**batch, "attention_mask": torch.ones(4, 4, dtype=torch.long), "labels": torch.eye(4, 3)}
+
+    def eve(gradient_checkpointing):
+        torch.manual_seed(0)
+        small = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+        sizes = {"image_size": 16, "patch_size": 8, "vocab_size": 10, "soft_layers": (1,), "num_experts": 4}
+        model = EVEForVQA(EVEConfig(**small, **sizes, num_labels=3))
+        loader = make_loader(4)
+        loader._maker.collate = collate
+        folder = tmp_path / f"run{gradient_checkpointing}"
+        train(model, folder, steps=3, loader=loader, gradient_checkpointing=gradient_checkpointing, precision="bf16")
+        return weights(model)
+
+    assert_same(eve(False), eve(True))
 
 
 def test_tensorboard_logs_beside_the_json_lines(tmp_path):

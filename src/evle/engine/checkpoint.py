@@ -2,7 +2,7 @@
 
     model.safetensors      weights and persistent buffers, whole
     ema.safetensors        the averaged weights, when the run keeps them
-    optimizer.pt           AdamW's moments, whole (read with weights_only: no code runs)
+    optimizer.safetensors  AdamW's moments, whole, and its parameter groups as JSON (no pickle anywhere)
     state.json             position (epoch, batch), step, best score, counters
 
 Tensors are stored whole, so a run may go on with another number of processes, and `best` opens without the engine.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -90,7 +90,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer's state with whole tensors on the CPU. Every process must call it."""
     state = optimizer.state_dict()
     moments = {
-        index: {name: whole(value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+        index: {name: whole(torch.as_tensor(value)).contiguous() for name, value in entry.items()}
         for index, entry in state["state"].items()
     }
     return {"state": moments, "param_groups": state["param_groups"]}
@@ -162,16 +162,19 @@ def read_tensors(path: Path) -> State:
 
 
 def write_optimizer(state: dict[str, Any], path: Path) -> None:
-    """Write what `optimizer_state` gave."""
-    torch.save(state, path)
+    """Write what `optimizer_state` gave: tensors named "<parameter's index>.<moment>", groups in the metadata."""
+    tensors = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
+    save_file(tensors, path, metadata={"param_groups": json.dumps(state["param_groups"])})
 
 
 def read_optimizer(path: Path) -> dict[str, Any]:
-    """Read optimizer.pt without running code. Raises CheckpointError when it is missing or damaged."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    """Read what `write_optimizer` wrote. Raises CheckpointError when it is missing or damaged."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in read_tensors(path).items():
+        index, name = key.split(".")
+        moments.setdefault(int(index), {})[name] = value
+    with safe_open(path, framework="pt") as file:
+        return {"state": moments, "param_groups": json.loads(file.metadata()["param_groups"])}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -187,16 +190,23 @@ def fill(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(_as(value, tensor))
 
 
-@contextlib.contextmanager
-def unsharded(model: nn.Module) -> Iterator[None]:
-    """Hold whole parameters in every process meanwhile: any method of `model` may be called, any number of times.
+def unshard(model: nn.Module) -> list[FSDPModule]:
+    """Hold whole parameters in every process from now on; the parts that were sharded. Every process must call it.
 
-    FSDP2 gathers parameters around `forward` only, and then in all processes at once. Nothing happens to other models.
+    FSDP2 gathers parameters around `forward` only, and then in all processes at once. After this, any method of `model`
+    may be called, any number of times. Nothing happens to models that are not sharded.
     """
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards: list[FSDPModule] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.unshard()
+    return shards
+
+
+@contextlib.contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """`unshard` meanwhile: validation in the middle of training."""
+    shards = unshard(model)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Stopping a training in good order when the person, or the machine's scheduler, asks for it."""
 
+import os
 import signal
 import threading
 from typing import Any, Self
@@ -11,6 +12,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.came = False
         self._former: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -22,6 +24,10 @@ class StopSignal:
             signal.signal(number, handler)
         self._former = {}
 
-    def _stop(self, *_: object) -> None:
-        self.came = True
-        self.__exit__()
+    def _stop(self, number: int, _: object) -> None:
+        if os.getpid() == self._process:
+            self.came = True
+            self.__exit__()
+        elif number == signal.SIGTERM:  # a forked data worker inherits this: Ctrl-C is not its business, its end is
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

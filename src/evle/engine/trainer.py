@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,11 +225,7 @@ class _Training:
         self.accelerator = _accelerator(train, run)
         self.bare = model
         if train.gradient_checkpointing:
-            if not model.supports_gradient_checkpointing:
-                raise ConfigError(
-                    f"train.gradient_checkpointing: {type(model).__name__} does not support it; set false"
-                )
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(model, True)
         if train.compile:
             model.compile()  # in place: the names of the weights stay
         model.train()
@@ -347,8 +344,9 @@ class _Training:
             score, best = scores[metric], at.best_score
             is_better = best is None or (score > best if higher_is_better else score < best)
             if is_better and math.isfinite(score):
-                at.best_score, at.best_step, at.bad_evaluations = score, at.step, 0
-                self._write_best()
+                at.bad_evaluations = 0
+                if self._write_best():
+                    at.best_score, at.best_step = score, at.step
             else:
                 at.bad_evaluations += 1
         at.history.append({"step": at.step, "epoch": self.epoch(), "scores": scores})
@@ -419,7 +417,7 @@ class _Training:
         for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
             self.bare.__dict__.pop(name, None)
         if self.train.gradient_checkpointing:
-            self.bare.gradient_checkpointing_disable()
+            _checkpoint_activations(self.bare, False)
         self.bare.eval()
 
     def epoch(self) -> float:
@@ -441,14 +439,16 @@ class _Training:
             if self.average is not None:
                 self.average.swap()
 
-    def _write_best(self) -> None:
+    def _write_best(self) -> bool:
         weights = checkpoint.model_state(self.bare)
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
 
-        if problem := self._try_to_write(self.run.checkpoints / "best", write):
+        problem = self._try_to_write(self.run.checkpoints / "best", write)
+        if problem and is_main():
             print(f"evle: the best weights (step {self.at.step}) could not be saved ({problem})", file=sys.stderr)
+        return not problem
 
     def _try_to_write(self, target: Path, write: Callable[[Path], None]) -> str:
         """Let the main process write a folder; the problem in words, the same in every process, or an empty string."""
@@ -529,6 +529,17 @@ def _accelerator(train: TrainConfig, run: Run) -> Accelerator:
     if train.trackers:
         accelerator.init_trackers("evle")
     return accelerator
+
+
+def _checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every transformers 5
+        if on:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
 
 
 def _num_rows(batch: Batch) -> int:
