@@ -1,7 +1,7 @@
 """Samples: what one example is, in a form a person could read aloud.
 
-An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a picture in memory, or
-something that can draw itself), and `evle.data.images.open_image` turns that into a picture.
+An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a picture
+in memory, or something that can draw itself), and `evle.data.images.open_image` turns that into a picture.
 """
 
 import os
@@ -40,8 +40,9 @@ class Box:
 class CaptionSample:
     """A picture and what people say of it.
 
-    `captions` are true descriptions, the best first; `tags` are keywords, in no order. Samples with the same `match_id` (by default
-    the key) describe the same thing, so that neither is a wrong answer for the other in contrastive training.
+    `captions` are true descriptions, the best first; `tags` are keywords, in no order. Samples with the same
+    `match_id` (by default the key) describe the same thing, so that neither is a wrong answer for the other in
+    contrastive training.
     """
 
     key: str
@@ -54,7 +55,9 @@ class CaptionSample:
 
 @dataclass(frozen=True, slots=True)
 class VQASample:
-    """A picture, a question, and what annotators answered (one, or ten as in VQAv2; empty where the answers are not public)."""
+    """A picture, a question, and what annotators answered (one, or ten as in VQAv2; empty where the answers are not
+    public).
+    """
 
     key: str
     image: ImageSource
@@ -66,7 +69,9 @@ class VQASample:
 
 @dataclass(frozen=True, slots=True)
 class NLVR2Sample:
-    """Two pictures and a sentence that is true of the pair or not; `set_id` groups the pairs of one sentence (for consistency)."""
+    """Two pictures and a sentence that is true of the pair or not; `set_id` groups the pairs of one sentence (for
+    consistency).
+    """
 
     key: str
     images: tuple[ImageSource, ImageSource]

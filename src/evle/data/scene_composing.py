@@ -14,7 +14,10 @@ Place = tuple[int, int]
 ALL_PLACES = tuple((row, column) for row in range(GRID) for column in range(GRID))
 DIAMETERS = {"small": (0.185, 0.195, 0.205), "big": (0.30, 0.305, 0.31)}
 """Diameters as shares of the scene's width: at 64 pixels 12 to 13, and 19 to 20."""
-GAP = 0.01  # between a thing and the edge of its place
+JITTER = 0.04
+"""How far a centre may lie from the middle of its place: things in one column then never look as if one stood left of
+the other.
+"""
 
 
 class Composer:
@@ -95,7 +98,7 @@ class Composer:
 
     def _thing(self, rng: np.random.Generator, traits: Traits, place: Place) -> Thing:
         diameter = pick(rng, DIAMETERS[traits.size])
-        room = max(0.0, (1 / GRID - diameter) / 2 - GAP)
+        room = min(JITTER, (1 / GRID - diameter) / 2)
         row, column = place
         across, down = rng.uniform(-room, room, 2)
         look = int(rng.integers(2**31))
