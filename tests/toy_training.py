@@ -19,6 +19,8 @@ from evle.data.loader import Loader
 from evle.engine.optim import OptimConfig
 from evle.engine.run import Run
 from evle.engine.trainer import FitResult, Interrupted, TrainConfig, fit, join_processes
+from evle.models.eve.configuration import EVEConfig
+from evle.models.eve.pretraining import EVEForPreTraining
 
 WIDTH = 4
 
@@ -180,3 +182,28 @@ def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]
     train_in_two_processes(process, folder, total, {**options, "evaluate": evaluate})
     assert seen
     assert not any(issubclass(kind, DTensor) for kind in seen)
+
+
+def contrastive_batch(rows: list[Tensor]) -> dict[str, Tensor]:
+    """Pictures (B, 3, 16, 16) and texts (B, 4) drawn from the rows' own numbers."""
+    seeds = [int(row[0, 0].mul(1e6).abs()) for row in rows]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {
+        "pixel_values": torch.stack([torch.rand(3, 16, 16, generator=each) for each in generators]),
+        "input_ids": torch.stack([torch.randint(2, 10, (4,), generator=each) for each in generators]),
+        "attention_mask": torch.ones(len(rows), 4, dtype=torch.long),
+        "match_ids": torch.tensor(seeds),
+    }
+
+
+def train_contrastive(process: int, folder: str, num_processes: int) -> None:
+    """Two steps of EVE with ITC alone on 8 rows a step, by one process or two."""
+    join_processes()
+    loader = make_loader(8 // num_processes, num_samples=16, rank=process, world_size=num_processes)
+    loader._maker.collate = contrastive_batch
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "soft_layers": (1,)}
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "image_size": 16, "patch_size": 8, "vocab_size": 10}
+    still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0, "second_choice": "top"}
+    model: Any = EVEForPreTraining(EVEConfig(**small, **sizes, **still, num_experts=4, objectives=("itc",)))
+    train(model, Path(folder), batch_size=8, steps=2, loader=loader, lr=1e-3)

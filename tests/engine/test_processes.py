@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from evle.engine.run import Run, read_log
 from processes import run_on_two
-from toy_training import ToyModel, make_model, train, train_in_two_processes, train_sharded, weights
+from toy_training import ToyModel, make_model, train, train_contrastive, train_in_two_processes, train_sharded, weights
 
 
 def assert_learned_the_same(folder, one, one_folder):
@@ -39,3 +39,13 @@ def test_sharded_parameters_learn_are_averaged_saved_and_resumed_as_whole_ones_a
     for name, value in load_file(tmp_path / "one" / "checkpoints" / "last" / "model.safetensors").items():
         torch.testing.assert_close(last[name], value, atol=1e-6, rtol=1e-5)
     assert json.loads((tmp_path / "two" / "model" / "config.json").read_text())["architectures"] == ["ToyModel"]
+
+
+@pytest.mark.slow
+def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_path):
+    train_contrastive(0, str(tmp_path / "one"), 1)
+    run_on_two(train_contrastive, str(tmp_path / "two"), 2)
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    # Only nearly: the balance loss, a thousandth of the whole, is over each process's own tokens.
+    for curve in ("loss/itc", "grad_norm"):
+        assert [value for _, value in two[curve]] == pytest.approx([value for _, value in one[curve]], rel=1e-3)
