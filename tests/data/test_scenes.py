@@ -1,6 +1,4 @@
 """Scenes of shapes: every word is true, nothing is in doubt or held out from a split, and things can be seen."""
-be seen.
-"""
 
 import pickle
 from collections import Counter
@@ -10,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene_truth import Judge
 
 from evle.data.drawing import COLOURS
 from evle.data.images import open_image
 from evle.data.samples import Drawing
 from evle.data.scenes import PAIRS_PER_STATEMENT, held_out, scenes, shape_composer
 from evle.errors import ConfigError
+from scene_truth import Judge
 
 SEEDS = st.integers(0, 10_000)
 SPLITS = st.sampled_from(["train", "val", "test"])

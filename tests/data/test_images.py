@@ -1,0 +1,167 @@
+"""Pictures of every form come out as plain RGB, or as one clear line that names the file and the cure."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evle.data.images import open_image
+from evle.errors import SampleError
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def pixel(image, place=(0, 0)):
+    return image.convert("RGBA").getpixel(place)
+
+
+@pytest.mark.parametrize("form", [str, lambda path: path, lambda path: path.read_bytes(), Image.open])
+def test_a_picture_may_be_a_path_bytes_or_in_memory(tmp_path, form):
+    path = saved(tmp_path / "a.png", Image.new("RGB", (5, 3), (10, 20, 30)))
+    image = open_image(form(path))
+    assert (image.mode, image.size, image.getpixel((4, 2))) == ("RGB", (5, 3), (10, 20, 30))
+
+
+def test_a_drawing_draws_itself():
+    class Dot:
+        def draw(self):
+            return Image.new("L", (2, 2), 7)
+
+    assert open_image(Dot()).getpixel((1, 1)) == (7, 7, 7)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (4, 2), "black")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side: turn clockwise by 90 degrees
+    opened = open_image(saved(tmp_path / "turned.png", image, exif=exif))
+    assert opened.size == (2, 4)
+    assert opened.getpixel((1, 0)) == (255, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path):
+    path = saved(tmp_path / "a.jpg", Image.new("RGB", (8, 8), "green"), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\x01")
+    assert open_image(path).size == (8, 8)
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    path = saved(tmp_path / "print.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    red, green, blue = open_image(path).getpixel((4, 4))
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("I;16", "a.tiff"), ("I", "a.tiff")])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, mode, name):
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16 if mode == "I;16" else np.int32)
+    path = saved(tmp_path / name, Image.fromarray(values))
+    assert [open_image(path).getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
+
+
+def test_eight_bit_values_in_a_wide_picture_stay_as_they_are():
+    assert open_image(Image.fromarray(np.array([[3, 200]], dtype=np.int32))).getpixel((1, 0)) == (200, 200, 200)
+
+
+def test_floats_up_to_one_are_shares():
+    image = open_image(Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], dtype=np.float32)))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparent_parts_are_laid_on_white_or_kept(tmp_path, mode):
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    if mode == "P":
+        palette = Image.new("P", (2, 1))
+        palette.putpalette([9, 9, 9, 0, 0, 0])
+        palette.putpixel((1, 0), 1)
+        path = saved(tmp_path / "a.png", palette, transparency=0)
+    else:
+        path = picture.convert(mode) if mode == "PA" else saved(tmp_path / "a.png", picture.convert(mode))
+    assert [pixel(open_image(path), (x, 0))[:3] for x in range(2)] == [(255, 255, 255), (0, 0, 0)]
+    kept = open_image(path, keep_alpha=True)
+    assert kept.mode == "RGBA"
+    assert [kept.getpixel((x, 0))[3] for x in range(2)] == [0, 255]
+
+
+def test_an_opaque_picture_is_rgb_even_when_alpha_is_kept():
+    assert open_image(Image.new("RGBA", (2, 2), (1, 2, 3, 255)), keep_alpha=True).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
+    red, _, blue = open_image(path).getpixel((4, 4))
+    assert red > 200 > 60 > blue
+
+
+def test_one_bit_and_grey_pictures_become_rgb():
+    assert open_image(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(Image.new("L", (2, 2), 77)).getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_a_size_hint_decodes_a_large_jpeg_smaller_but_not_too_small(tmp_path):
+    path = saved(tmp_path / "large.jpg", Image.new("RGB", (1600, 800), "red"))
+    assert open_image(path, size_hint=100).size == (200, 100)
+    assert open_image(path).size == (1600, 800)
+
+
+def test_the_source_is_not_changed():
+    image = Image.new("RGBA", (2, 2), (9, 9, 9, 0))
+    before = image.tobytes()
+    open_image(image)
+    assert (image.mode, image.tobytes()) == ("RGBA", before)
+
+
+def noise(size=64):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
+def test_a_truncated_picture_is_named_with_the_cure(tmp_path, form):
+    buffer = io.BytesIO()
+    noise().save(buffer, form)
+    path = tmp_path / "cut.img"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(SampleError, match=r"cut\.img: .*(replace the file|remove its row)") as caught:
+        open_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_picture_is_said_in_one_line_with_the_cure(tmp_path):
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    (tmp_path / "text.jpg").write_bytes(b"hello world, no picture")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, words in {
+        "empty.jpg": r"is empty \(0 bytes\); fetch it again",
+        "page.jpg": "is a web page",
+        "text.jpg": "is no picture that Pillow can read .*hello",
+        "folder.jpg": "is a folder",
+        "missing.jpg": "no such file; put the picture there or remove its row",
+    }.items():
+        with pytest.raises(SampleError, match=words) as caught:
+            open_image(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name))
+    with pytest.raises(SampleError, match="picture of 3 bytes"):
+        open_image(b"abc")
+    with pytest.raises(SampleError, match="int is no picture; give a path"):
+        open_image(3)
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
+    path = saved(tmp_path / "wide.png", Image.new("L", (100, 100)))
+    with pytest.raises(
+        SampleError, match=r"wide\.png: 100 x 100 pixels are more than the limit of 5,000; .*max_pixels"
+    ):
+        open_image(path, max_pixels=5000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(SampleError, match="more pixels than Pillow agrees to decode"):
+        open_image(path)

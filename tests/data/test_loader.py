@@ -1,0 +1,164 @@
+"""What a run sees is a function of seed, epoch and sample key: not of workers, ranks, or where it was interrupted."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evle.data.loader import Loader, epoch_order, sample_rng
+from evle.data.samples import CaptionSample
+from evle.errors import DataError, SampleError
+
+
+def samples(number):
+    return [CaptionSample(f"k{i}", b"", (f"caption {i}",)) for i in range(number)]
+
+
+class Features:
+    """(key, a random number); SampleError for the keys in `bad`. A class, so that worker processes can receive it."""
+
+    def __init__(self, bad=()):
+        self.bad = set(bad)
+
+    def __call__(self, sample, rng):
+        if sample.key in self.bad:
+            raise SampleError(f"{sample.key}.jpg: damaged")
+        return sample.key, float(rng.random())
+
+
+def collate(features):
+    return {"keys": [key for key, _ in features], "numbers": torch.tensor([number for _, number in features])}
+
+
+def rows(batches):
+    return [[*zip(batch["keys"], batch["numbers"].tolist())] for batch in batches]
+
+
+def loader(number=23, bad=(), **options):
+    return Loader(samples(number), Features(bad), collate, **{"batch_size": 4, "seed": 5, **options})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 6), st.integers(1, 4), st.booleans(), st.integers(0, 3), st.integers(0, 2**31)
+)
+def test_ranks_share_the_batches_that_one_process_sees(number, batch_size, world, shuffle, epoch, seed):
+    common = {"seed": seed, "shuffle": shuffle}
+    alone = rows(loader(number, batch_size=batch_size * world, **common).batches(epoch))
+    ranks = [
+        rows(loader(number, batch_size=batch_size, rank=rank, world_size=world, **common).batches(epoch))
+        for rank in range(world)
+    ]
+    assert {len(each) for each in ranks} == {len(alone)}
+    for place, batch in enumerate(alone):
+        parts = [each[place] for each in ranks]
+        if len(batch) >= world:
+            assert sorted(row for part in parts for row in part) == sorted(batch)
+        else:  # filled up, so that no rank stands without a batch
+            assert {row for part in parts for row in part} >= set(batch)
+            assert [len(part) for part in parts] == [1] * world
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 20), st.booleans(), st.sets(st.integers(0, 59)))
+def test_a_run_goes_on_where_it_was_interrupted(number, batch_size, start, drop_last, bad):
+    bad = {f"k{i}" for i in bad if i < number - 1}
+    if drop_last and number < batch_size:
+        return
+    make = lambda: loader(number, bad, batch_size=batch_size, drop_last=drop_last)  # noqa: E731
+    assert rows(make().batches(2, start)) == rows(make().batches(2))[start:]
+
+
+def test_workers_change_nothing_and_live_on_between_epochs():
+    alone, helped = loader(bad=["k3"]), loader(bad=["k3"], num_workers=2)
+    for epoch in (0, 1):
+        assert rows(helped.batches(epoch)) == rows(alone.batches(epoch))
+    interrupted = helped.batches(2)
+    next(interrupted)
+    assert rows(helped.batches(2, 3)) == rows(alone.batches(2))[3:]
+    assert helped.skipped == ["k3.jpg: damaged"]
+
+
+def test_the_order_differs_between_epochs_and_seeds_and_is_kept_without_shuffling():
+    orders = [epoch_order(50, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    keys = [key for batch in rows(loader(shuffle=False).batches(7)) for key, _ in batch]
+    assert keys == [f"k{i}" for i in range(23)]
+
+
+def test_every_sample_is_seen_once_an_epoch():
+    keys = [key for batch in rows(loader().batches(0)) for key, _ in batch]
+    assert sorted(keys) == sorted(f"k{i}" for i in range(23))
+    assert loader().num_batches == 6
+    assert loader(drop_last=True).num_batches == 5
+
+
+def test_the_randomness_of_a_sample_depends_on_its_key_epoch_and_seed():
+    draws = {sample_rng(*each).random() for each in ((0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"), (0, 0, "ä"))}
+    assert len(draws) == 5
+    assert sample_rng(0, 0, "a").random() == sample_rng(0, 0, "a").random()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_global_generators_are_left_alone(num_workers):
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(loader(num_workers=num_workers).batches(0))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_sample_is_left_out_and_named_once(num_workers):
+    made = loader(bad=["k3", "k7"], num_workers=num_workers)
+    for epoch in (0, 1):
+        keys = [key for batch in rows(made.batches(epoch)) for key, _ in batch]
+        assert sorted(keys) == sorted({f"k{i}" for i in range(23)} - {"k3", "k7"})
+    assert sorted(made.skipped) == ["k3.jpg: damaged", "k7.jpg: damaged"]
+
+
+def test_a_training_batch_of_unreadable_samples_takes_the_next_readable_one():
+    made = loader(6, bad=["k0", "k1", "k2"], batch_size=1)
+    batches = rows(made.batches(0))
+    assert len(batches) == made.num_batches == 6
+    assert {key for batch in batches for key, _ in batch} == {"k3", "k4", "k5"}
+
+
+def test_an_evaluation_batch_of_unreadable_samples_is_left_out():
+    made = loader(6, bad=["k2", "k3"], batch_size=2, shuffle=False)
+    assert [[key for key, _ in batch] for batch in rows(made.batches(0))] == [["k0", "k1"], ["k4", "k5"]]
+
+
+@pytest.mark.parametrize(("shuffle", "num_workers"), [(True, 0), (False, 0), (True, 1)])
+def test_a_data_set_that_cannot_be_read_at_all_stops_with_the_first_reason(shuffle, num_workers):
+    made = loader(6, bad=[f"k{i}" for i in range(6)], shuffle=shuffle, num_workers=num_workers)
+    with pytest.raises(DataError, match=r"^none of 6 samples could be read; the first: k\d\.jpg: damaged; `evle data"):
+        list(made.batches(0))
+
+
+class Broken(Features):
+    def __call__(self, sample, rng):
+        raise DataError("captions.jsonl:3: broken")
+
+
+def test_an_error_of_ours_arrives_from_a_worker_as_it_was_raised():
+    made = Loader(samples(4), Broken(), collate, batch_size=2, seed=0, num_workers=1)
+    with pytest.raises(DataError, match=r"^captions.jsonl:3: broken$"):
+        list(made.batches(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"number": 0}, "holds no samples"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"number": 3, "drop_last": True}, "3 samples do not fill one batch of 4; lower the batch size"),
+    ],
+)
+def test_an_impossible_loader_is_refused(options, words):
+    with pytest.raises(DataError, match=words):
+        loader(**options)
