@@ -98,6 +98,9 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
     run.log("train", {"step": 1})
     run.log("train", {"step": 2})
     assert capsys.readouterr().err.count("No space left on device") == 1
+    (tmp_path / "run" / "status.json.new").symlink_to("/dev/full")
+    run.set_status("running", 3)
+    assert "status.json cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):

@@ -10,7 +10,7 @@ Tensors are stored whole, so a run may go on with another number of processes, a
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from evle.distributed import is_main
 from evle.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -67,9 +68,9 @@ class Position:
 
 
 def model_state(model: nn.Module) -> State:
-    """Whole weights and persistent buffers on the CPU, tied ones once. Every process must call it."""
+    """Whole weights and persistent buffers, tied ones once. Every process must call it; the main one gets them."""
     once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    return {name: whole(tensor) for name, tensor in model.state_dict().items() if name in once}
+    return _whole_in_main((name, tensor) for name, tensor in model.state_dict().items() if name in once)
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -87,10 +88,10 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) 
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's state with whole tensors on the CPU. Every process must call it."""
+    """The optimizer's state with whole tensors. Every process must call it; the main one gets it."""
     state = optimizer.state_dict()
     moments = {
-        index: {name: whole(torch.as_tensor(value)).contiguous() for name, value in entry.items()}
+        index: _whole_in_main((name, torch.as_tensor(value)) for name, value in entry.items())
         for index, entry in state["state"].items()
     }
     return {"state": moments, "param_groups": state["param_groups"]}
@@ -137,8 +138,8 @@ class Average:
             self.values[name].copy_(weights)
 
     def state(self) -> State:
-        """Whole averages on the CPU. Every process must call it."""
-        return {name: whole(value) for name, value in self.values.items()}
+        """Whole averages. Every process must call it; the main one gets them."""
+        return _whole_in_main(self.values.items())
 
     def load(self, state: Mapping[str, Tensor], where: str) -> None:
         """Take the averages that `state` gave."""
@@ -150,7 +151,7 @@ class Average:
 
 def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that transformers reads too."""
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    save_file(dict(state), path, metadata={"format": "pt"})
 
 
 def read_tensors(path: Path) -> State:
@@ -178,10 +179,8 @@ def read_optimizer(path: Path) -> dict[str, Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded, on the CPU and independent of the original."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().to("cpu", copy=True)
+    """The whole of a tensor that may be sharded. Every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
@@ -213,6 +212,16 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.set_reshard_after_forward(True, recurse=False)
             shard.reshard()
+
+
+def _whole_in_main(named: Iterable[tuple[str, Tensor]]) -> State:
+    """Copies on the CPU, one tensor after the other: only the main process, which writes them, holds them all."""
+    state: State = {}
+    for name, tensor in named:
+        found = whole(tensor.detach())
+        if is_main():
+            state[name] = found.to("cpu", copy=True).contiguous()
+    return state
 
 
 def _as(value: Any, like: Tensor) -> Any:

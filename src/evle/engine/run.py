@@ -51,7 +51,7 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.model_folder = self.folder / "model"
-        self._log_fails = False
+        self._failing: set[str] = set()
 
     @classmethod
     def start(
@@ -94,9 +94,10 @@ class Run:
         return _read_json(self.folder / "status.json")
 
     def set_status(self, state: str, step: int, message: str = "") -> None:
-        """Write down how the run stands."""
+        """Write down how the run stands. A full disk is said once and does not stop the run."""
         if is_main():
-            self._write_json("status.json", {"state": state, "step": step, "message": message, "time": _now()})
+            status = {"state": state, "step": step, "message": message, "time": _now()}
+            self._write_or_say("status.json", lambda: self._write_json("status.json", status))
 
     def environment(self) -> dict[str, Any]:
         """What environment.json holds; `resumed` lists the later sessions."""
@@ -108,15 +109,8 @@ class Run:
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl. A full disk is said once and does not stop the run."""
-        if not is_main():
-            return
-        try:
-            with open(self.log_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, **values}) + "\n")
-        except OSError as error:
-            if not self._log_fails:
-                print(f"evle: {self.log_file} cannot be written ({error.strerror}); the run goes on", file=sys.stderr)
-            self._log_fails = True
+        if is_main():
+            self._write_or_say("log.jsonl", lambda: self._append(json.dumps({"event": event, **values})))
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after optimizer step `step`, from which the run goes on."""
@@ -153,6 +147,20 @@ class Run:
             (self.folder / "config.yaml").write_text(dump_yaml(json.loads(json.dumps(dict(config)))), encoding="utf-8")
         self._write_json("environment.json", environment)
         self.set_status("running", self.status().get("step", 0))
+
+    def _append(self, line: str) -> None:
+        with open(self.log_file, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _write_or_say(self, name: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if name not in self._failing:
+                print(
+                    f"evle: {self.folder / name} cannot be written ({error.strerror}); the run goes on", file=sys.stderr
+                )
+            self._failing.add(name)
 
     def _write_json(self, name: str, value: Any) -> None:
         new = self.folder / f"{name}.new"

@@ -467,8 +467,8 @@ def _report_failures(run: Run) -> Iterator[SimpleNamespace]:
     reported = SimpleNamespace(at=Position(step=run.status().get("step", 0)))
     try:
         yield reported
-    except Interrupted as error:
-        run.set_status("interrupted", reported.at.step, str(error))
+    except (Interrupted, KeyboardInterrupt) as error:
+        run.set_status("interrupted", reported.at.step, str(error) or "stopped at once")
         raise
     except torch.OutOfMemoryError:
         problem = ConfigError(
