@@ -140,6 +140,7 @@ def test_inputs_are_not_written_to():
 
 def test_eager_and_sdpa_attention_agree_and_eager_returns_maps_that_ignore_padding():
     model, inputs = build(EVEModel), batch()
+    model.set_attn_implementation("sdpa")
     with torch.no_grad():
         sdpa = model(**inputs)
         with pytest.raises(ConfigError, match="set_attn_implementation\\('eager'\\)"):
@@ -238,8 +239,9 @@ def test_bfloat16_autocast_is_finite_and_close(implementation):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_the_users_experts_implementation_wins(tmp_path):
+def test_the_users_implementations_win(tmp_path):
     build(EVEForVQA).save_pretrained(tmp_path)
-    model = EVEForVQA.from_pretrained(tmp_path, experts_implementation="batched_mm")
+    model = EVEForVQA.from_pretrained(tmp_path, experts_implementation="batched_mm", attn_implementation="sdpa")
     assert model.config._experts_implementation == "batched_mm"
+    assert model.config._attn_implementation == "sdpa"
     assert model(**batch()).logits.isfinite().all()

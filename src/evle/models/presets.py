@@ -1,7 +1,8 @@
 """The sizes one can ask for by name: preset -> (family, the fields that differ from the family's defaults).
 
 The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's
-proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train.
+proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train, with plain
+GELU, which a CPU computes twice as fast as quick_gelu.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 6,
             "num_attention_heads": 3,
             "intermediate_size": 768,
+            "hidden_act": "gelu",
             "image_size": 64,
             "patch_size": 8,
             "max_position_embeddings": 64,
@@ -34,6 +36,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 8,
             "num_attention_heads": 4,
             "intermediate_size": 1024,
+            "hidden_act": "gelu",
             "image_size": 96,
             "patch_size": 8,
             "max_position_embeddings": 96,

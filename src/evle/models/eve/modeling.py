@@ -165,7 +165,7 @@ def eager_attention_forward(
     **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Attention spelled out, the one implementation that returns its weights (B, H, S, S)."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -336,6 +336,13 @@ class EVEPreTrainedModel(PreTrainedModel):
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        # On a CPU, torch's fused attention is slow where the sequence is short and in bfloat16: forward and backward
+        # of 32 x 3 x 85 x 64 took 26 ms against 7 (float32: 15 against 13). From about 400 tokens on it wins.
+        if requested_attention is None and not torch.accelerator.is_available() and self.config.num_patches <= 256:
+            return "eager"
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         # transformers would choose grouped_mm everywhere. Measured on a CPU, the loop over experts is faster at the

@@ -113,9 +113,20 @@ def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a released checkpoint, in their names there. Raises `CheckpointError` when it holds none."""
+    state = load_tensors(path, "a released EVE checkpoint (.th, .pth, .bin or .safetensors)")
+    if "backbone.patch_embed.weight" not in state:
+        raise CheckpointError(f"{path}: not a released EVE checkpoint, it has no backbone.patch_embed.weight")
+    return state
+
+
+def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
+    """The named tensors in a file of torch or safetensors, unwrapped from `{"model": ...}` and `module.` prefixes.
+
+    Raises `CheckpointError`, saying what was `wanted`, when there are none; never runs code that a file contains.
+    """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a released EVE checkpoint (.th, .pth, .bin or .safetensors)")
+        raise CheckpointError(f"{path}: no such file; give {wanted}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -128,10 +139,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         content = content["model"]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    if "backbone.patch_embed.weight" not in state:
-        raise CheckpointError(f"{path}: not a released EVE checkpoint, it has no backbone.patch_embed.weight")
-    return state
+    return {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
