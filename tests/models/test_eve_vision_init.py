@@ -1,0 +1,107 @@
+"""Starting from a vision Transformer: its weights arrive where its function is kept."""
+
+import pytest
+import torch
+from transformers import BeitConfig, BeitModel, ViTConfig, ViTModel
+
+from eve_models import build, relative_difference, tiny
+from evle.errors import CheckpointError
+from evle.models.eve import EVEForPreTraining, EVEModel
+from evle.models.eve.vision_init import init_from_vision
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
+
+
+@pytest.fixture
+def vit(tmp_path) -> ViTModel:
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(**SIZES), add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "vit")
+    return model
+
+
+def test_an_image_passes_as_through_the_vision_transformer(vit, tmp_path):
+    """With its embedding norm and type vector out of the way, EVE on an image is the ViT it started from."""
+    model = build(EVEModel, hidden_act="gelu", modality_routing=False)
+    report = init_from_vision(model, tmp_path / "vit")
+    assert report.num_blocks == 3
+    assert report.left_behind == ()
+    model.image_embedding.type_vector.data.zero_()
+    model.pre_norm = torch.nn.Identity()
+    image = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = vit(image).last_hidden_state
+        assert relative_difference(model(image).image_hidden, expected) < 1e-5
+
+
+def test_the_names_of_either_transformers_version_load_alike(vit, tmp_path):
+    torch.save({"model": vit.state_dict()}, tmp_path / "vit.pth")  # on disk, save_pretrained writes the older names
+    by_file, by_directory = build(EVEModel), build(EVEModel)
+    init_from_vision(by_file, tmp_path / "vit.pth")
+    init_from_vision(by_directory, tmp_path / "vit")
+    for name, tensor in by_directory.state_dict().items():
+        assert torch.equal(by_file.state_dict()[name], tensor)
+
+
+def test_a_fused_bias_gives_its_query_and_value_parts(tmp_path):
+    state = {
+        "patch_embed.proj.weight": torch.randn(24, 3, 4, 4),
+        "patch_embed.proj.bias": torch.randn(24),
+        "cls_token": torch.randn(1, 1, 24),
+        "head.weight": torch.randn(10, 24),
+    }
+    shapes = {"norm1": (24,), "norm2": (24,), "attn.proj": (24, 24), "mlp.fc1": (40, 24), "mlp.fc2": (24, 40)}
+    for name, shape in shapes.items():
+        state[f"blocks.0.{name}.weight"], state[f"blocks.0.{name}.bias"] = torch.randn(shape), torch.randn(shape[0])
+    state["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.bias"] = torch.randn(72, 24), torch.arange(72.0)
+    torch.save(state, tmp_path / "timm.pth")
+    model = build(EVEForPreTraining)
+    report = init_from_vision(model, tmp_path / "timm.pth", text_feed_forward=False)
+    layer = model.eve.layers[0]
+    assert (report.num_blocks, report.left_behind) == (1, ("head.weight",))
+    assert layer.attention.q_bias.tolist() == list(range(24))
+    assert layer.attention.v_bias.tolist() == list(range(48, 72))
+    assert torch.equal(layer.feed_forward.image.fc1.weight, state["blocks.0.mlp.fc1.weight"])
+    assert not torch.equal(layer.feed_forward.text.fc1.weight, state["blocks.0.mlp.fc1.weight"])
+    assert layer.attention_scale.unique().tolist() == [1.0]
+
+
+def test_beit_brings_its_layer_scale_and_leaves_its_relative_positions_behind(tmp_path):
+    torch.manual_seed(0)
+    beit = BeitModel(BeitConfig(**SIZES, use_relative_position_bias=True, layer_scale_init_value=0.3))
+    beit.save_pretrained(tmp_path / "beit")
+    model = build(EVEModel)
+    report = init_from_vision(model, tmp_path / "beit")
+    assert report.num_blocks == 3
+    assert all("relative_position" in key or "pooler" in key or "mask_token" in key for key in report.left_behind)
+    assert model.layers[1].attention_scale.unique().tolist() == pytest.approx([0.3])
+    up_proj = model.layers[2].feed_forward.experts.up_proj
+    assert torch.equal(up_proj[0], up_proj[3])
+
+
+def test_another_resolution_interpolates_the_positions(vit, tmp_path):
+    model = EVEModel(tiny(image_size=24))
+    init_from_vision(model, tmp_path / "vit")
+    assert model.image_embedding.position.shape == (37, 24)
+
+
+def test_another_width_and_another_kind_of_model_are_refused(vit, tmp_path):
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight is \(24, 48\), this model needs \(32, 48\)"):
+        init_from_vision(EVEModel(tiny(hidden_size=32)), tmp_path / "vit")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="not a vision Transformer"):
+        init_from_vision(build(EVEModel), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="no such file; give a vision Transformer"):
+        init_from_vision(build(EVEModel), tmp_path / "none.pth")
