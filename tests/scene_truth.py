@@ -10,7 +10,7 @@ import re
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon", "arrow", "drop")
 SHAPE_PLURALS = {kind: kind + ("es" if kind == "cross" else "s") for kind in SHAPES}
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black")
-PATTERNS = ("plain", "striped", "dotted", "checked", "hollow")
+PATTERNS = ("plain", "striped", "half-filled", "checked", "hollow")
 NUMBERS = {
     "no": 0,
     "one": 1,

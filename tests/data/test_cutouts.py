@@ -107,4 +107,4 @@ def test_impossible_cutouts_are_refused(pictures):
     ):
         of(pictures, "vqa", split="test_style")
     with pytest.raises(DataError, match="no split 'vall'; did you mean 'val'"):
-        of(pictures, "vqa", pictures="vall")
+        cutouts(pictures, "vqa", pictures="vall")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evle.data.drawing import COLOURS
+from evle.data.drawing import COLOURS, PATTERNS, SHAPES, TILTS, shape_masks
 from evle.data.images import open_image
 from evle.data.samples import Drawing
 from evle.data.scenes import PAIRS_PER_STATEMENT, held_out, scenes, shape_composer
@@ -94,6 +94,14 @@ def test_a_drawn_thing_has_its_colour_and_its_ground_stays_light():
             near = np.abs(inside - COLOURS[thing.traits.colour]).max(axis=1) <= 16
             assert near.mean() > 0.08, thing.traits
         assert pixels[~covered].min() > 150
+
+
+def test_patterns_differ_to_the_eye_even_on_the_smallest_shapes():
+    for kind in SHAPES:
+        for tilt in TILTS:
+            inks = [np.asarray(shape_masks(kind, pattern, 12, tilt)[0], dtype=float) for pattern in PATTERNS]
+            for one, other in combinations(inks, 2):
+                assert np.abs(one - other).sum() > 0.12 * inks[0].sum(), (kind, tilt)
 
 
 def test_boxes_fit_the_picture_and_name_what_they_hold():

@@ -24,7 +24,7 @@ COLOURS = {
 }
 """The colours of shapes, all of them clear on the light grounds."""
 
-PATTERNS = ("plain", "striped", "dotted", "checked", "hollow")
+PATTERNS = ("plain", "striped", "half-filled", "checked", "hollow")
 
 GROUNDS = ((255, 255, 255), (236, 236, 240), (246, 240, 226), (226, 236, 244), (230, 240, 228), (244, 230, 234))
 """Tones of the ground: white, grey, cream, and pale blue, green and rose."""
@@ -99,7 +99,7 @@ def shape_masks(kind: str, pattern: str, pixels: int, tilt: int) -> tuple[Image.
     gaps = np.zeros((wide, wide), dtype=bool)
     if pattern != "plain":
         # the part within the edge: the shape shrunk by shifting it about, which keeps the edge as wide everywhere
-        edge = max(OVERSAMPLING, round(wide * (0.12 if pattern == "hollow" else 0.055)))
+        edge = max(OVERSAMPLING, round(wide * (0.085 if pattern == "hollow" else 0.045)))
         solid = np.pad(np.asarray(whole) > 0, edge)
         inside = np.ones((wide, wide), dtype=bool)
         for turn in range(8):
@@ -107,11 +107,12 @@ def shape_masks(kind: str, pattern: str, pixels: int, tilt: int) -> tuple[Image.
             inside &= solid[edge + dy : edge + dy + wide, edge + dx : edge + dx + wide]
         rows, columns = np.mgrid[0:wide, 0:wide] / wide
         if pattern == "striped":
-            holes = ((rows + columns) * 2.3) % 1 < 0.5
+            along = columns if kind == "arrow" else rows  # stripes along its shaft would not show
+            holes = (along * 3.5) % 1 < 0.5
         elif pattern == "checked":
             holes = (np.floor(rows * 4) + np.floor(columns * 4)) % 2 == 0
-        elif pattern == "dotted":
-            holes = ((rows * 3.2 + 0.4) % 1 - 0.5) ** 2 + ((columns * 3.2 + 0.4) % 1 - 0.5) ** 2 < 0.08
+        elif pattern == "half-filled":
+            holes = rows < np.median(rows[np.asarray(whole) > 0])
         else:
             holes = np.ones_like(inside)
         gaps = inside & holes
