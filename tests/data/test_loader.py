@@ -132,9 +132,9 @@ def test_an_evaluation_batch_of_unreadable_samples_is_left_out():
     assert [[key for key, _ in batch] for batch in rows(made.batches(0))] == [["k0", "k1"], ["k4", "k5"]]
 
 
-@pytest.mark.parametrize(("shuffle", "num_workers"), [(True, 0), (False, 0), (True, 1)])
-def test_a_data_set_that_cannot_be_read_at_all_stops_with_the_first_reason(shuffle, num_workers):
-    made = loader(6, bad=[f"k{i}" for i in range(6)], shuffle=shuffle, num_workers=num_workers)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_data_set_that_cannot_be_read_at_all_stops_with_the_first_reason(shuffle):
+    made = loader(6, bad=[f"k{i}" for i in range(6)], shuffle=shuffle)
     with pytest.raises(DataError, match=r"^none of 6 samples could be read; the first: k\d\.jpg: damaged; `evle data"):
         list(made.batches(0))
 

@@ -92,7 +92,7 @@ def test_a_drawn_thing_has_its_colour_and_its_ground_stays_light():
             covered[upper:lower, left:right] = True
             inside = pixels[upper:lower, left:right].reshape(-1, 3)
             near = np.abs(inside - COLOURS[thing.traits.colour]).max(axis=1) <= 16
-            assert near.mean() > 0.08, thing.traits
+            assert near.mean() > 0.04, thing.traits  # the thin line of a hollow shape is least
         assert pixels[~covered].min() > 150
 
 

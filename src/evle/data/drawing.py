@@ -99,7 +99,7 @@ def shape_masks(kind: str, pattern: str, pixels: int, tilt: int) -> tuple[Image.
     gaps = np.zeros((wide, wide), dtype=bool)
     if pattern != "plain":
         # the part within the edge: the shape shrunk by shifting it about, which keeps the edge as wide everywhere
-        edge = max(OVERSAMPLING, round(wide * (0.085 if pattern == "hollow" else 0.045)))
+        edge = max(OVERSAMPLING, round(wide * (0.095 if pattern == "hollow" else 0.045)))
         solid = np.pad(np.asarray(whole) > 0, edge)
         inside = np.ones((wide, wide), dtype=bool)
         for turn in range(8):
@@ -143,20 +143,11 @@ def ground(seed: int, pixels: int) -> Image.Image:
     return Image.fromarray((tone + shade[:, :, None]).clip(0, 255).astype(np.uint8))
 
 
-def _shape_of(thing: Thing, pixels: int) -> tuple[Image.Image, Image.Image, int, int]:
-    masks = shape_masks(
-        thing.traits.kind, thing.traits.pattern, max(6, round(thing.diameter * pixels)), TILTS[thing.look % len(TILTS)]
-    )
-    half = masks[0].width / 2
-    return *masks, round(thing.x * pixels - half), round(thing.y * pixels - half)
-
-
-def shape_extent(thing: Thing, pixels: int) -> tuple[int, int, int, int]:
-    """The pixels (left, upper, right, lower) that a shape covers in a scene of `pixels`."""
-    ink, _, left, upper = _shape_of(thing, pixels)
-    box = ink.getbbox()
-    assert box is not None, "a shape has pixels"
-    return left + box[0], upper + box[1], left + box[2], upper + box[3]
+def _stamp(thing: Thing, pattern: str, pixels: int) -> tuple[Image.Image, Image.Image, int, int]:
+    """The masks of a thing, drawn in a pattern, and the pixel (left, upper) where they belong."""
+    wide = max(6, round(thing.diameter * pixels))
+    ink, white = shape_masks(thing.traits.kind, pattern, wide, TILTS[thing.look % len(TILTS)])
+    return ink, white, round(thing.x * pixels - wide / 2), round(thing.y * pixels - wide / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +161,7 @@ class ShapeDrawing:
         """The picture, mode RGB."""
         canvas = ground(self.scene.ground, self.pixels)
         for thing in self.scene.things:
-            ink, white, left, upper = _shape_of(thing, self.pixels)
+            ink, white, left, upper = _stamp(thing, thing.traits.pattern, self.pixels)
             # the same colour in slightly different shades: up to 14 of 255 in each channel
             shades = [(thing.look >> (8 * channel)) % 29 - 14 for channel in range(3)]
             colour = tuple(max(0, min(255, c + s)) for c, s in zip(COLOURS[thing.traits.colour], shades))
@@ -181,4 +172,10 @@ class ShapeDrawing:
 
     def extents(self) -> list[tuple[int, int, int, int]]:
         """The pixels (left, upper, right, lower) that each thing covers, in the order of the scene."""
-        return [shape_extent(thing, self.pixels) for thing in self.scene.things]
+        boxes = []
+        for thing in self.scene.things:
+            ink, _, left, upper = _stamp(thing, "plain", self.pixels)  # every pattern keeps the edge
+            box = ink.getbbox()
+            assert box is not None, "a shape has pixels"
+            boxes.append((left + box[0], upper + box[1], left + box[2], upper + box[3]))
+        return boxes
