@@ -49,6 +49,18 @@ def test_matching_sees_each_pair_with_one_wrong_text_and_one_wrong_image():
         assert image // 2 != text // 2  # never of the same id
 
 
+def test_the_matching_loss_asks_for_a_yes_to_true_pairs_and_a_no_to_wrong_ones():
+    model, inputs = build(EVEForRetrieval), batch(4)
+    passes = []
+    model.eve.register_forward_hook(lambda _, arguments, output: passes.append(output))
+    with torch.no_grad():
+        loss = model(**inputs).losses["itm"]
+        probabilities = model.matching.match(passes[-1].text_hidden).softmax(dim=-1)
+    wanted = [1] * 4 + [0] * 8
+    expected = -sum(probabilities[row, label].log() for row, label in enumerate(wanted)) / 12
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_a_batch_without_any_negative_has_matching_loss_zero():
     model = build(EVEForRetrieval).train()
     output = model(**batch(), match_ids=torch.zeros(3, dtype=torch.long))

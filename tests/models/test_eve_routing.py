@@ -192,6 +192,22 @@ def test_an_ablation_changes_what_it_says(switch, changed):
     assert (output.router is None) == (changed is not None)
 
 
+def test_the_balance_of_a_pass_is_the_mean_over_its_soft_blocks():
+    model = build(EVEModel, soft_layers=(0, 2))
+    blocks = []
+    for index in (0, 2):
+        gate = model.layers[index].feed_forward
+        gate.norm.register_forward_hook(lambda _, arguments, states, gate=gate: blocks.append((gate, states)))
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([[7, 5, 9, 2, 4]])).router["balance"]
+    naive = [
+        references.balance(((states[0] + gate.text_vector) @ gate.gate.weight.T).softmax(dim=-1).tolist())
+        for gate, states in blocks
+    ]
+    assert naive[0] != pytest.approx(naive[1])
+    assert found.item() == pytest.approx(sum(naive) / 2, rel=1e-4)
+
+
 def test_without_its_weight_there_is_no_balance_loss():
     with_loss = EVEForPreTraining(tiny())(**pretraining_batch()).losses
     without = EVEForPreTraining(tiny(router_aux_loss_coef=0.0))(**pretraining_batch()).losses
