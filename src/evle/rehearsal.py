@@ -45,7 +45,7 @@ def rehearse(config: RunConfig) -> list[str]:
         with autocast(model, ready.train.precision):
             output = model(**batch)
         output.loss.backward()
-        losses = {name: float(loss) for name, loss in output.losses.items()}
+        losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
         model.zero_grad()
         seconds.append(time.perf_counter() - start)
     if not all(math.isfinite(loss) for loss in losses.values()):

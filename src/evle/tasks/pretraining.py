@@ -118,8 +118,12 @@ class PreTrainingTask(Task):
 
         swept = sweep(model, samples, plain(self), self.collate, measure, settings)
         found = list(swept.results.values())
-        names = [name for name in found[0] if name.startswith("loss_")]
-        scores = {name: sum(each[name] for each in found) / len(found) for name in names}
+        scores = {}
+        for name in (name for name in found[0] if name.startswith("loss_")):
+            # A batch's MLM loss is a mean over its hidden tokens, the others over its pictures.
+            weights = [each["hidden"] if name == "loss_mlm" else 1.0 for each in found]
+            total = sum(each[name] * weight for each, weight in zip(found, weights, strict=True))
+            scores[name] = total / max(1.0, sum(weights))
         scores = {"loss": sum(scores.values()), **scores}
         if "hidden" in found[0]:
             num_hidden = sum(each["hidden"] for each in found)

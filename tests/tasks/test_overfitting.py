@@ -1,0 +1,65 @@
+"""Every task: learns eight samples by heart, writes the same features for the same generator, and scores what it says."""
+
+import numpy as np
+import pytest
+import torch
+from micro import SAMPLES, micro_run
+
+from evle.recipe import finetune, prepare, pretrain
+from evle.tasks import TASKS
+
+LEARNT = {  # task -> steps, its score, and what counts as learnt
+    "pretraining": (80, "mlm_accuracy", 75.0),
+    "retrieval": (60, "R@mean", 99.0),
+    "vqa": (60, "accuracy", 99.0),
+    "nlvr2": (120, "accuracy", 99.0),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_learns_eight_samples_by_heart(name, tmp_path):
+    steps, score, learnt = LEARNT[name]
+    samples = SAMPLES[name]()
+    options = {"k_test": 0} if name == "retrieval" else {}
+    config = micro_run(tmp_path / "run", name, {"train": {"steps": steps}, "task": options})
+    run = pretrain if name == "pretraining" else finetune
+    report = run(config, samples={"train": samples, "test": samples})
+    assert report.scores["test"][score] >= learnt
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_features_are_a_function_of_the_generator(name, tmp_path):
+    samples = SAMPLES[name]()
+    ready = prepare(micro_run(tmp_path, name, {"image": {"scale": [0.5, 1.0], "flip": 0.5}}), samples={"train": samples})
+    one, two = (
+        ready.task.collate([ready.task.features(sample, np.random.default_rng(7), train=True) for sample in samples])
+        for _ in range(2)
+    )
+    assert one.keys() == two.keys()
+    for key in one:
+        assert torch.equal(one[key], two[key]), key
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_evaluation_does_not_depend_on_batches_and_leaves_no_trace(name, tmp_path):
+    samples = SAMPLES[name]()
+    ready = prepare(micro_run(tmp_path, name), samples={"train": samples})
+    model = ready.loaded.model.train()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    settings = micro_run(tmp_path, name).evaluate.settings(quick=False)
+    whole = ready.task.evaluate(model, samples, settings).scores
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training
+    small = micro_run(tmp_path, name, {"evaluate": {"batch_size": 3}}).evaluate.settings(quick=False)
+    assert ready.task.evaluate(model, samples, small).scores == pytest.approx(whole, abs=1e-4)
+
+
+def test_workers_get_the_task_by_pickle(tmp_path):
+    samples = SAMPLES["vqa"]()
+    config = micro_run(tmp_path, "vqa", {"train": {"num_workers": 1}})
+    batches = list(prepare(config, samples={"train": samples}).loader.batches(0))
+    alone = list(prepare(micro_run(tmp_path, "vqa"), samples={"train": samples}).loader.batches(0))
+    assert torch.equal(batches[0]["pixel_values"], alone[0]["pixel_values"])
