@@ -19,7 +19,7 @@ from scene_truth import Judge
 SEEDS = st.integers(0, 10_000)
 SPLITS = st.sampled_from(["train", "val", "test"])
 JUDGE = Judge()
-COUNT = 40  # samples looked at in each random data set
+COUNT = 25  # samples looked at in each random data set
 
 
 def of(task, split="train", seed=0, count=COUNT, **options):

@@ -1,5 +1,4 @@
-"""How far guessing goes without looking: the best answer given the words alone, learned on training samples and
-scored on others.
+"""How far guessing goes without looking: the best answer given the words alone.
 
 A benchmark on which this is far above chance measures language, not sight. See Goyal et al., "Making the V in VQA
 matter" (2017).
@@ -15,8 +14,9 @@ from evle.data.samples import NLVR2Sample, Sample, Tagged, VCRSample, VQASample
 
 @dataclass(frozen=True)
 class Blindness:
-    """Accuracies in percent by question type: `blind` of the guesser, `chance` of guessing evenly among the answers
-    to such questions.
+    """Accuracies in percent by question type.
+
+    `blind` is the guesser's, `chance` that of guessing evenly among the answers to such questions.
     """
 
     blind: dict[str, float]
@@ -26,8 +26,9 @@ class Blindness:
 
 @dataclass(frozen=True, slots=True)
 class _Riddle:
-    """A question without its picture: texts from the most to the least special, the choices and their texts (None:
-    all seen), the answer.
+    """A question without its picture.
+
+    `cues` are texts from the most to the least special, `choices` the texts to choose from (None: all answers seen).
     """
 
     type: str
@@ -37,8 +38,7 @@ class _Riddle:
 
 
 def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness:
-    """Fit a guesser on the words of `train`, score it on `test` (VQASample, NLVR2Sample or VCRSample with known
-    answers).
+    """Fit a guesser on the words of `train` and score it on `test`; samples without answers are passed over.
 
     Questions are guessed by the likeliest answer to the very same question, to the same question type and first
     words, or to the type, whichever is the most special that training has seen at least five times. Choices are

@@ -1,6 +1,4 @@
-"""Check the user's own folder before long work: count, measure, and name every picture that cannot be read and every
-text that is empty.
-"""
+"""Check the user's own folder before long work, naming every picture that cannot be read and every empty text."""
 
 import hashlib
 import os
@@ -204,8 +202,9 @@ def _decode(
 def _looked_at(
     root: Path, names: list[str], num_threads: int
 ) -> Iterator[tuple[str, str | tuple[tuple[int, int], bytes]]]:
-    """(name, size and digest, or why it cannot be read), in order; a few hundred pictures at a time, so that memory
-    stays small.
+    """(name, its size and digest, or why it cannot be read), in order.
+
+    A few hundred pictures are looked at together, so that memory stays small.
     """
 
     def look(name: str) -> tuple[str, str | tuple[tuple[int, int], bytes]]:

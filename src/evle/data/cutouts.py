@@ -118,8 +118,9 @@ def _placed(thing: Thing, pixels: int) -> tuple[Image.Image, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class CutoutDrawing:
-    """A scene of cut-outs, `pixels` wide and high, pasted together when asked for. Raises SampleError for an
-    unreadable picture.
+    """A scene of cut-outs, `pixels` wide and high, pasted together when asked for.
+
+    Raises SampleError for a picture that cannot be read.
     """
 
     scene: Scene

@@ -119,8 +119,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit, 32-bit or float greyscale picture as mode L, scaled instead of clipped (as Pillow's own conversion
-    would).
+    """A 16-bit, 32-bit or float greyscale picture as mode L, scaled where Pillow's own conversion would clip.
 
     Integers count as 8 bits when none is above 255, as 16 bits up to 65535; floats as shares when none is above 1.
     Beyond these the largest value is white.

@@ -1,5 +1,4 @@
-"""Batches whose order, augmentation and masks are functions of (seed, epoch, sample key): not of workers, ranks, or
-interruptions.
+"""Batches whose order and randomness are functions of (seed, epoch, sample key), whatever the workers and ranks.
 
 So a run resumes exactly from (epoch, batch) alone, and one process with batches of 32 sees what four see with batches
 of 8 each.
@@ -44,8 +43,10 @@ def epoch_order(num_samples: int, seed: int, epoch: int, shuffle: bool = True) -
 
 @dataclass
 class _Made:
-    """What a worker sends back: a batch (None where nothing could be read), (key, line) of each skipped sample, or
-    one of our errors."""
+    """What a worker sends back.
+
+    A batch (None where nothing could be read), (key, line) of each skipped sample, or one of our errors.
+    """
 
     batch: Any = None
     skipped: tuple[tuple[str, str], ...] = ()

@@ -55,8 +55,9 @@ class CaptionSample:
 
 @dataclass(frozen=True, slots=True)
 class VQASample:
-    """A picture, a question, and what annotators answered (one, or ten as in VQAv2; empty where the answers are not
-    public).
+    """A picture, a question, and what annotators answered.
+
+    One answer, or ten as in VQAv2; none where the answers are not public.
     """
 
     key: str
@@ -69,8 +70,9 @@ class VQASample:
 
 @dataclass(frozen=True, slots=True)
 class NLVR2Sample:
-    """Two pictures and a sentence that is true of the pair or not; `set_id` groups the pairs of one sentence (for
-    consistency).
+    """Two pictures and a sentence that is true of the pair or not.
+
+    `set_id` groups the pairs of one sentence, for consistency.
     """
 
     key: str

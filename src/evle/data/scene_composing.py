@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from evle.data.scene_language import GRID, Scene, Thing, Traits, alike, pick
+from evle.errors import DataError
 
 Place = tuple[int, int]
 ALL_PLACES = tuple((row, column) for row in range(GRID) for column in range(GRID))
@@ -21,8 +22,7 @@ the other.
 
 
 class Composer:
-    """Makes scenes from what may occur: the `usual` traits, and half of the time the `held` ones (combinations that
-    training never shows).
+    """Makes scenes of the `usual` traits and, half of the time, of the `held` ones that training never shows.
 
     `pictures` holds the files of each kind of cut-out; without it things are drawn shapes.
     """
@@ -51,8 +51,9 @@ class Composer:
         raise LookupError(f"no thing may have {fixed}")
 
     def differing(self, rng: np.random.Generator, traits: Traits, keys: Sequence[str], key: str) -> Traits:
-        """Traits that agree with `traits` on `keys` except for `key`: a near miss. Unlike in all of `keys` where no
-        such may occur.
+        """A near miss: traits that agree on `keys` except for `key`.
+
+        Where no such thing may occur, one that differs in more of them.
         """
         fixed = {each: getattr(traits, each) for each in keys if each != key}
         return self.until(rng, lambda other: not alike(other, traits, (key,)), fixed)
@@ -68,7 +69,7 @@ class Composer:
                 continue
             if accept(found):
                 return found
-        raise LookupError("no thing agrees; give the generator more kinds")
+        raise DataError("the things that may occur are too much alike to compose a scene; give more of them")
 
     def scene(
         self,
@@ -80,8 +81,9 @@ class Composer:
         free: Iterable[Place] = ALL_PLACES,
         forbid: Callable[[Traits], bool] | None = None,
     ) -> Scene:
-        """A scene of the `wanted` things (in this order, the first ones at `places`) and then others, in `free`
-        places, none forbidden.
+        """A scene of the `wanted` things, in this order, the first ones at `places`, and then of others.
+
+        All but those at `places` stand in `free` places; of the others none is such as `forbid` says.
         """
         open_places = [place for place in free if place not in places]
         order = rng.permutation(len(open_places))

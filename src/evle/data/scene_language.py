@@ -50,8 +50,9 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing in a scene: its centre and its diameter are shares of the scene's width; `look` seeds what no words
-    speak of.
+    """One thing in a scene: its centre and its diameter are shares of the scene's width.
+
+    `look` seeds what no words speak of; `picture` is the file of a cut-out, empty for a drawn shape.
 
     `picture` is the file of a cut-out, empty for a drawn shape.
     """
@@ -90,6 +91,12 @@ def alike(one: Traits, other: Traits, keys: Iterable[str]) -> bool:
         if mine != its and not (key == "kind" and (mine.endswith(" " + its) or its.endswith(" " + mine))):
             return False
     return True
+
+
+def like(traits: Traits, keys: Iterable[str]) -> Callable[[Traits], bool]:
+    """Whether a thing is meant by the name that `keys` give to `traits`."""
+    keys = tuple(keys)
+    return lambda other: alike(other, traits, keys)
 
 
 def relates(one: Thing, relation: str, other: Thing) -> bool:
@@ -199,8 +206,9 @@ def content(scene: Scene) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """True descriptions of a scene, the fullest first: all traits, then a relation, kinds and counts, places, and a
-    number.
+    """True descriptions of a scene, the fullest first.
+
+    All traits of all things; then a relation, kinds and counts, places, and a number.
     """
     things, keys = scene.things, present_keys(scene)
     full = counted(scene, lambda traits: spoken_keys(traits, keys), rng)

@@ -1,6 +1,4 @@
-"""Questions with answers about scenes, each with the scene that was made for it, so that guessing from the words is
-near chance.
-"""
+"""Questions with answers about scenes, each with a scene made for it, so that words alone do not tell the answer."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,15 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 from evle.data.scene_composing import ALL_PLACES, Composer
-from evle.data.scene_language import GRID, PLACES, RELATIONS, Scene, Traits, a, alike, noun, pick
+from evle.data.scene_language import GRID, PLACES, RELATIONS, Scene, Traits, a, alike, like, noun, pick
+from evle.errors import DataError
 
 NUM_COUNTS = 5
 """Counts asked for are 0 to 4, each as often."""
 
 
 class Question(NamedTuple):
-    """A scene, a question about it, and the one right answer; `answer_type` as in VQAv2: "yes/no", "number" or
-    "other".
+    """A scene, a question about it, and the one right answer.
+
+    `answer_type` as in VQAv2: "yes/no", "number" or "other".
     """
 
     scene: Scene
@@ -38,8 +38,9 @@ def reference_keys(composer: Composer, rng: np.random.Generator, asked: Sequence
 
 
 class TwoThings(NamedTuple):
-    """Two things, the traits that name each so that neither is meant by the other's name, and what may not stand by
-    them.
+    """Two things, and the traits that name each so that neither is meant by the other's name.
+
+    `forbid` says what may not stand by them.
     """
 
     one: Traits
@@ -57,8 +58,9 @@ def two_things(composer: Composer, rng: np.random.Generator, asked: Sequence[str
         if not alike(one, other, its) and not alike(one, other, others):
             break
     else:
-        raise LookupError("no two things differ; give the generator more kinds")
-    return TwoThings(one, its, other, others, lambda each: alike(each, one, its) or alike(each, other, others))
+        raise DataError("the things that may occur are too much alike to compose a scene; give more of them")
+    is_one, is_other = like(one, its), like(other, others)
+    return TwoThings(one, its, other, others, lambda each: is_one(each) or is_other(each))
 
 
 def related_places(rng: np.random.Generator, relation: str) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -81,7 +83,7 @@ def _trait(asked: str, templates: Sequence[str]):
     def ask(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
         keys = reference_keys(composer, rng, (asked,))
         target = composer.traits(rng)
-        scene = composer.scene(rng, [target], _others(composer, rng, 1), forbid=lambda each: alike(each, target, keys))
+        scene = composer.scene(rng, [target], _others(composer, rng, 1), forbid=like(target, keys))
         return Question(scene, pick(rng, templates).format(noun(target, keys)), getattr(target, asked))
 
     return ask
@@ -100,8 +102,7 @@ def _kind(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
 def _position(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
     keys, target = reference_keys(composer, rng), composer.traits(rng)
     place = pick(rng, ALL_PLACES)
-    forbid = lambda each: alike(each, target, keys)  # noqa: E731
-    scene = composer.scene(rng, [target], _others(composer, rng, 1), places=[place], forbid=forbid)
+    scene = composer.scene(rng, [target], _others(composer, rng, 1), places=[place], forbid=like(target, keys))
     return Question(scene, f"where is the {noun(target, keys)}?", PLACES[place])
 
 
@@ -110,8 +111,7 @@ def _count(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
     keys, target = reference_keys(composer, rng), composer.traits(rng)
     fixed = {key: getattr(target, key) for key in keys}
     wanted = [composer.traits(rng, **fixed) for _ in range(number)]
-    forbid = lambda each: alike(each, target, keys)  # noqa: E731
-    scene = composer.scene(rng, wanted, _others(composer, rng, number), forbid=forbid)
+    scene = composer.scene(rng, wanted, _others(composer, rng, number), forbid=like(target, keys))
     text = pick(rng, ("how many {} are there?", "how many {} do you see?"))
     return Question(scene, text.format(noun(target, keys, 2)), str(number), "number")
 
@@ -123,8 +123,7 @@ def _exists(composer: Composer, rng: np.random.Generator, yes: bool) -> Question
         scene = composer.scene(rng, [target], _others(composer, rng, 1))
     else:
         miss = composer.differing(rng, target, keys, pick(rng, keys))
-        forbid = lambda each: alike(each, target, keys)  # noqa: E731
-        scene = composer.scene(rng, [miss], _others(composer, rng, 1), forbid=forbid)
+        scene = composer.scene(rng, [miss], _others(composer, rng, 1), forbid=like(target, keys))
     return Question(scene, text, "yes" if yes else "no", "yes/no")
 
 
@@ -148,8 +147,9 @@ def _relation(composer: Composer, rng: np.random.Generator, yes: bool) -> Questi
     border = places[1][axis]
     before = relation in ("left of", "above")
     free = [place for place in ALL_PLACES if (place[axis] >= border if before else place[axis] <= border)]
-    forbid = lambda each: alike(each, target, keys)  # noqa: E731
-    scene = composer.scene(rng, [answer, target], _others(composer, rng, 2), places=places, free=free, forbid=forbid)
+    scene = composer.scene(
+        rng, [answer, target], _others(composer, rng, 2), places=places, free=free, forbid=like(target, keys)
+    )
     if "colour" not in composer.keys:
         return Question(scene, f"what is {relation} the {noun(target, keys)}?", answer.kind)
     asked = pick(rng, ("shape", "colour"))
@@ -173,8 +173,8 @@ def _more(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
         for each, number in zip((one, other), numbers)
         for _ in range(number)
     ]
-    forbid = lambda each: alike(each, one, (key,)) or alike(each, other, (key,))  # noqa: E731
-    scene = composer.scene(rng, wanted, int(rng.integers(3)), forbid=forbid)
+    is_one, is_other = like(one, (key,)), like(other, (key,))
+    scene = composer.scene(rng, wanted, int(rng.integers(3)), forbid=lambda each: is_one(each) or is_other(each))
     text = f"are there more {noun(one, (key,), 2)} than {noun(other, (key,), 2)}?"
     return Question(scene, text, "yes" if yes else "no", "yes/no")
 

@@ -1,5 +1,4 @@
-"""Statements about pairs of scenes, true or false (as in NLVR2), and four-way choices with tagged objects and
-rationales (as in VCR).
+"""Statements about pairs of scenes (as in NLVR2), and four-way choices with tagged objects (as in VCR).
 
 A statement is drawn first; then any number of pairs are made of which it is true, and of which it is false. The wrong
 choices of a question are of the same form as the right one, so that only the picture tells them apart.
@@ -13,7 +12,7 @@ import numpy as np
 
 from evle.data.samples import Tagged
 from evle.data.scene_composing import ALL_PLACES, Composer, Place
-from evle.data.scene_language import GRID, NUMBERS, PLACES, RELATIONS, TRAITS, Scene, Traits, a, alike, noun, pick
+from evle.data.scene_language import GRID, NUMBERS, PLACES, RELATIONS, TRAITS, Scene, Traits, a, alike, like, noun, pick
 from evle.data.scene_questions import reference_keys, related_places, two_things
 
 Pair = tuple[Scene, Scene]
@@ -28,9 +27,8 @@ def _with_number(
     wanted = [composer.traits(rng, **{key: getattr(target, key) for key in keys}) for _ in range(number)]
     if number == 0:
         wanted = [composer.differing(rng, target, keys, pick(rng, keys))]
-    forbid = lambda each: alike(each, target, keys)  # noqa: E731
     others = int(rng.integers(1, max(2, composer.max_things - number + 1)))
-    return composer.scene(rng, wanted, others - (number == 0), forbid=forbid)
+    return composer.scene(rng, wanted, others - (number == 0), forbid=like(target, keys))
 
 
 def _two(scenes: Iterable[Scene]) -> Pair:
@@ -244,14 +242,15 @@ def _what_is_it(composer: Composer, rng: np.random.Generator) -> Choice:
 def _sharing_only(composer: Composer, rng: np.random.Generator, target: Traits, key: str) -> Traits:
     """Traits of which only `key` is the target's."""
     rest = [other for other in TRAITS if other != key]
-    differs = lambda each: not any(alike(each, target, (other,)) for other in rest)  # noqa: E731
-    return composer.until(rng, lambda each: alike(each, target, (key,)) and differs(each), {key: getattr(target, key)})
+
+    def accept(each: Traits) -> bool:
+        return alike(each, target, (key,)) and not any(alike(each, target, (other,)) for other in rest)
+
+    return composer.until(rng, accept, {key: getattr(target, key)})
 
 
 def _why_odd(composer: Composer, rng: np.random.Generator) -> Choice:
-    """Which of its four traits a thing shares with none of three others; because each of these shares one of the
-    other traits.
-    """
+    """Which of its traits a thing shares with none of three others, each of which shares one of the other traits."""
     odd = pick(rng, TRAITS)
     shared = [key for key in TRAITS if key != odd]
     target = composer.traits(rng)

@@ -1,5 +1,4 @@
-"""Synthetic scenes of shapes: pictures with captions, questions, pairs with statements and four-way choices, all of
-them true.
+"""Synthetic scenes of shapes, with captions, questions, pairs and four-way choices that are true of them.
 
 Everything about sample `index` is a function of (seed, split, task, index). Some combinations of colour and shape,
 and of pattern and shape, are kept for validation and others for testing: training never shows or names them.
@@ -41,8 +40,7 @@ class SceneDrawing(Protocol):
 
 
 def held_out(traits: Traits) -> str:
-    """The split that a shape's combination of traits is kept for: "val", "test", "both" (neither shows it), or "" for
-    all splits.
+    """The split that a combination of traits is kept for: "val", "test", "both" (neither shows it), or "" for all.
 
     Each shape, colour and pattern has as many held-out combinations as any other, so that none is rarer in training.
     """
@@ -70,8 +68,9 @@ def shape_composer(split: str, max_things: int = 6) -> Composer:
 
 
 class SceneSamples(Sequence):
-    """Samples of one task about composed scenes; made one at a time, drawn when opened. Made by `scenes` and
-    `cutouts`.
+    """Samples of one task about composed scenes; made one at a time, drawn when opened.
+
+    Made by `scenes` and `cutouts`.
     """
 
     def __init__(
@@ -171,9 +170,7 @@ class SceneSamples(Sequence):
 
 
 def scene_boxes(drawing: SceneDrawing, rng: np.random.Generator) -> tuple[Box, ...]:
-    """Where each thing is, what it is, and a phrase that means it alone where there is one, else one that is true of
-    it.
-    """
+    """Where each thing is, what it is, and a phrase true of it, meaning it alone where that can be said."""
     boxes = []
     for thing, (left, upper, right, lower) in zip(drawing.scene.things, drawing.extents()):
         keys = reference(drawing.scene, thing, rng) or spoken_keys(thing.traits, present_keys(drawing.scene))

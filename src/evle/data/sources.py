@@ -22,8 +22,10 @@ sequence of samples with a `fingerprint` of the data's identity and `describe() 
 
 
 def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
-    """The samples of source `name`. Raises ConfigError for an unknown name, unknown options (all at once) or missing
-    ones."""
+    """The samples of source `name`.
+
+    Raises ConfigError for an unknown name, unknown options (all at once) or missing ones.
+    """
     if name not in SOURCES:
         raise ConfigError(f"data source {name!r} does not exist; {nearest(name, SOURCES)}")
     parameters = inspect.signature(SOURCES[name]).parameters

@@ -1,5 +1,4 @@
-"""The user's own folder: pictures and one table (captions.jsonl, .csv, .tsv or .parquet) of captions, or of questions
-and answers.
+"""The user's own folder: pictures and one table of captions, or of questions and answers.
 
     folder/captions.jsonl     {"image": "images/1.jpg", "captions": ["a dog", "a brown dog"], "keywords": ["dog"],
     "split": "train"} folder/questions.csv      image,question,answer
@@ -205,8 +204,10 @@ def folder(
 
 
 def find_table(path: Path, task: str = "captions") -> Path:
-    """The table of a folder: captions.* (questions.* for VQA) or metadata.*, else the only table there; or `path`
-    itself when it is a file."""
+    """The table of a folder, or `path` itself when it is a file.
+
+    It is captions.* (questions.* for VQA) or metadata.*, else the only table there.
+    """
     if path.is_file():
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(f"{path}: a table must be one of {', '.join(TABLE_SUFFIXES)}; convert it")
@@ -229,8 +230,10 @@ def find_table(path: Path, task: str = "captions") -> Path:
 
 
 def list_pictures(path: str | os.PathLike) -> list[str]:
-    """Every picture file below a folder, as sorted paths relative to it, by the file suffixes Pillow knows; hidden
-    files left out."""
+    """Every picture file below a folder, as sorted paths relative to it.
+
+    Known by the suffixes that Pillow knows; hidden files are left out.
+    """
     if not Path(path).is_dir():
         raise DataError(f"{path}: no such folder")
     suffixes = Image.registered_extensions()
@@ -247,8 +250,10 @@ def list_pictures(path: str | os.PathLike) -> list[str]:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, Row | DataError]]:
-    """(line number, row) of a table, counted from 1 as an editor does (a Parquet table: row number); broken rows come
-    as a DataError."""
+    """(line number, row) of a table; a broken row comes as a DataError.
+
+    Lines count from 1 as in an editor; in a Parquet table they are rows.
+    """
     readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | DataError]]]] = {
         ".jsonl": _read_jsonl,
         ".csv": _read_csv,
@@ -324,8 +329,10 @@ def _rows_from_names(root: Path, captions_from: str) -> list[tuple[int, Row | Da
 
 
 def _column(row: Row, named: str | None, usual: Sequence[str], where: str, what: str = "") -> Any:
-    """A row's value in the column `named`, else in the first of the `usual` ones; None where there is none and it is
-    not needed (`what`)."""
+    """A row's value in the column `named`, else in the first of the `usual` ones that it has.
+
+    None where there is none; where it is needed, `what` names the option in the error.
+    """
     for name in (named,) if named is not None else usual:
         if name in row:
             return row[name]
@@ -337,8 +344,9 @@ def _column(row: Row, named: str | None, usual: Sequence[str], where: str, what:
 
 
 def texts_of(value: Any, separators: str = "") -> list[str]:
-    """The texts of a cell: a list, a JSON list written as text, one text, or (with `separators`) several in one;
-    empty ones left out.
+    """The texts of a cell, empty ones left out.
+
+    A list, a JSON list written as text, one text, or (with `separators`) several in one.
 
     >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None)
     (['a dog', 'a brown dog'], ['dog', 'animal'], [])
