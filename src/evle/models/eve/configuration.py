@@ -30,6 +30,9 @@ class EVEConfig(PreTrainedConfig):
             feed-forwards and experts [P].
         image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes
             are interpolated at run time [P].
+        stem_channels: channels of strided convolutions in front of the patch projection, each stage halving the
+            picture; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; with few pictures
+            a convolutional stem learns several times faster [D].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
         layer_norm_eps: [C: 1e-6].
@@ -63,6 +66,8 @@ class EVEConfig(PreTrainedConfig):
         tie_word_embeddings: share the MLM output matrix with the word embedding [D: no].
     Heads:
         projection_dim: width of retrieval embeddings; None is hidden_size [C].
+        pooling: what ITC projects, "cls", the class token and the first text token [C], or "mean", the mean of the
+            patch states and of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
         vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it
@@ -82,6 +87,7 @@ class EVEConfig(PreTrainedConfig):
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
+    stem_channels: tuple[int, ...] = ()
     max_position_embeddings: int = 196
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-6
@@ -111,6 +117,7 @@ class EVEConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     projection_dim: int | None = None
+    pooling: str = "cls"
     temperature_init: float = 0.07
     nlvr2_head: str = "bi-attention"
     vqa_balance_loss: bool = False
@@ -120,6 +127,7 @@ class EVEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # JSON knows no tuples; the order of objectives and layers carries no meaning.
         self.soft_layers = tuple(sorted(self.soft_layers))
+        self.stem_channels = tuple(self.stem_channels)
         self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
             name for name in self.objectives if name not in OBJECTIVES
         )
@@ -179,12 +187,18 @@ class EVEConfig(PreTrainedConfig):
             yield f"decoder_hidden_size {width} is not a multiple of 4, which sin-cos positions need"
         if self.image_size % self.patch_size or self.image_size <= 0:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        if self.stem_channels and 2 ** len(self.stem_channels) != self.patch_size:
+            yield (
+                f"stem_channels {list(self.stem_channels)} make patches of {2 ** len(self.stem_channels)} pixels, "
+                f"each stage halving the picture; patch_size is {self.patch_size}"
+            )
         outside = [layer for layer in self.soft_layers if not 0 <= layer < self.num_hidden_layers]
         if outside:
             yield f"soft_layers {outside} lie outside the {self.num_hidden_layers} layers (indices start at 0)"
         for field, allowed in (
             ("deep_feed_forward", ("soft", "hard", "shared")),
             ("second_choice", ("sample", "top")),
+            ("pooling", ("cls", "mean")),
             ("nlvr2_head", ("bi-attention", "plain")),
             ("num_experts_per_tok", (1, 2)),
         ):

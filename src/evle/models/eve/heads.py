@@ -29,6 +29,7 @@ class EVEMatchingHead(nn.Module):
 
     def __init__(self, config: EVEConfig, itc: bool = True, itm: bool = True):
         super().__init__()
+        self.pooling = config.pooling
         width = config.hidden_size
         if itc:
             dimension = config.projection_dim or width
@@ -40,11 +41,19 @@ class EVEMatchingHead(nn.Module):
 
     def embed_image(self, image_hidden: Tensor) -> Tensor:
         """Image states (B, P, D) -> unit vectors (B, projection), float32."""
-        return nn.functional.normalize(self.image_projection(image_hidden[:, 0]).float(), dim=-1)
+        pooled = image_hidden[:, 1:].mean(dim=1) if self.pooling == "mean" else image_hidden[:, 0]
+        return nn.functional.normalize(self.image_projection(pooled).float(), dim=-1)
 
-    def embed_text(self, text_hidden: Tensor) -> Tensor:
-        """Text states (B, T, D) -> unit vectors (B, projection), float32."""
-        return nn.functional.normalize(self.text_projection(text_hidden[:, 0]).float(), dim=-1)
+    def embed_text(self, text_hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Text states (B, T, D), their mask (B, T) -> unit vectors (B, projection), float32."""
+        if self.pooling == "cls":
+            pooled = text_hidden[:, 0]
+        elif attention_mask is None:
+            pooled = text_hidden.mean(dim=1)
+        else:
+            real = attention_mask[..., None].to(text_hidden.dtype)
+            pooled = (text_hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1)
 
     def clamped_temperature(self) -> Tensor:
         """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can come back inside."""
@@ -86,7 +95,8 @@ def itc_pass(
     image = eve(pixel_values=pixel_values)
     text = eve(input_ids=input_ids, attention_mask=attention_mask)
     with torch.autocast(pixel_values.device.type, enabled=False):
-        image_embeds, text_embeds = head.embed_image(image.image_hidden), head.embed_text(text.text_hidden)
+        image_embeds = head.embed_image(image.image_hidden)
+        text_embeds = head.embed_text(text.text_hidden, attention_mask)
         temperature = head.clamped_temperature()
         image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
         text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
@@ -158,7 +168,7 @@ class EVEForRetrieval(EVEPreTrainedModel):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Texts (B, T) -> unit vectors (B, projection)."""
         output = self.eve(input_ids=input_ids, attention_mask=attention_mask, final_norm=self._norms_features())
-        return self.matching.embed_text(output.text_hidden)
+        return self.matching.embed_text(output.text_hidden, attention_mask)
 
     def itm_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Image-text pairs, row by row -> logits (B, 2), column 1 = match."""
@@ -174,14 +184,18 @@ class EVEForRetrieval(EVEPreTrainedModel):
         """Losses of matching pairs.
 
         `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
-        is its own. `logits` of the output are the scaled similarities image to text (B, G), the states those of the
+        is its own. `config.objective_weights` weighs itc and itm (equal as published); an ITM of weight 0 is not
+        computed. `logits` of the output are the scaled similarities image to text (B, G), the states those of the
         single passes.
         """
         ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
         losses = {}
         pairs = (self.eve, self.matching, pixel_values, input_ids, attention_mask, ids)
         losses["itc"], image_to_text, text_to_image, outputs = itc_pass(*pairs)
-        losses["itm"], joint = itm_pass(*pairs, (image_to_text, text_to_image))
+        joint = None
+        if self.config.weight_of("itm") > 0:
+            losses["itm"], joint = itm_pass(*pairs, (image_to_text, text_to_image))
+        losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
         router = average_router([output.router for output in (*outputs, joint) if output is not None])
         add_balance(losses, router, self.config)
         return EVEOutput(

@@ -8,6 +8,7 @@ B batch, N patches of an image, P image tokens (kept patches and [CLS]), T text 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -97,6 +98,40 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+class EVEStem(nn.Module):
+    """Strided convolutions that describe a patch to its projection in place of its raw pixels (`stem_channels`).
+
+    Each stage halves the picture: 3x3 convolution, batch normalisation, GELU (Xiao et al. 2021, "Early convolutions
+    help transformers see better"). Training normalises by the batch, inference by the running statistics, so that
+    there no sample depends on its neighbours; normalising each sample by itself learned markedly slower.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.config = config
+        channels = (config.num_channels, *config.stem_channels)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False) for before, after in pairwise(channels)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for after in channels[1:])
+
+    def forward(self, pixel_values: Tensor, visible: Tensor | None) -> Tensor:
+        """`pixel_values` (B, C, H, W) -> (B, N, last channels). The pixels of patches that are not in `visible` (B, V)
+        are blanked first: a convolution would carry them into their neighbours."""
+        if visible is not None:
+            batch, _, height, width = pixel_values.shape
+            size = self.config.patch_size
+            rows, columns = height // size, width // size
+            shown = pixel_values.new_zeros(batch, rows * columns).scatter_(1, visible, 1.0)
+            shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
+            pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
+        weight = self.convolutions[0].get_parameter("weight")
+        maps = pixel_values.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        for convolution, norm in zip(self.convolutions, self.norms):
+            maps = F.gelu(norm(convolution(maps)))
+        return maps.flatten(2).transpose(1, 2)
+
+
 class EVEImageEmbedding(nn.Module):
     """Patches to tokens: linear projection, [CLS] in front, learned positions, one type vector."""
 
@@ -105,7 +140,9 @@ class EVEImageEmbedding(nn.Module):
         self.config = config
         width = config.hidden_size
         # The patch convolution, written as the matrix product it is, so that only kept patches are projected.
-        self.patch = nn.Linear(config.num_channels * config.patch_size**2, width)
+        self.stem = EVEStem(config) if config.stem_channels else None
+        described = config.stem_channels[-1] if config.stem_channels else config.num_channels * config.patch_size**2
+        self.patch = nn.Linear(described, width)
         self.cls_token = nn.Parameter(torch.empty(width))
         self.position = nn.Parameter(torch.empty(1 + config.num_patches, width))
         self.type_vector = nn.Parameter(torch.empty(width))
@@ -122,7 +159,10 @@ class EVEImageEmbedding(nn.Module):
                 f"pixel_values have {channels} channels and {height} x {width} pixels; this model takes "
                 f"{self.config.num_channels} channels and sides that are multiples of its patch, {size}"
             )
-        patches = patchify(pixel_values, size).to(self.patch.weight.dtype)
+        if self.stem is None:
+            patches = patchify(pixel_values, size).to(self.patch.weight.dtype)
+        else:
+            patches = self.stem(pixel_values, visible)
         positions = resize_positions(self.position, height // size, width // size)
         patch_positions = positions[1:].expand(len(patches), -1, -1)
         if visible is not None:
@@ -257,10 +297,17 @@ class EVEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out")  # std 0.02 would fade over the stem's stages
+        elif isinstance(module, nn.Linear | nn.Embedding):
             init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for buffer, fill in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0.0)):
+                init.constant_(module.get_buffer(buffer), fill)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
