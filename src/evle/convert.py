@@ -85,14 +85,15 @@ def _to_released_file(source: Path, destination: Path) -> str:
     name = next(iter(config.architectures or []), "")
     if config.model_type != EVEConfig.model_type or name not in MODELS:
         raise CheckpointError(f"{config_file}: the release has no form for {name!r}; {nearest(name, MODELS)}")
-    if config.deep_feed_forward == "shared" and config.soft_layers:
-        raise CheckpointError(f"{config_file}: the release has no form for a shared deep feed-forward")
     model = MODELS[name].from_pretrained(source)
     ours = {
         key if key.startswith("eve.") or name != "EVEModel" else f"eve.{key}": t
         for key, t in model.state_dict().items()
     }
     state = {key: tensor.contiguous() for key, tensor in to_released(ours, config, model.released_classifier).items()}
+    ours_only = [key for key in state if key in ours]
+    if ours_only:
+        raise CheckpointError(f"{source}: the release has no form for {ours_only[0]} ({len(ours_only)} such tensors)")
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == ".safetensors":
         _write(destination, lambda: save_file(state, destination))

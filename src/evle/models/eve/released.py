@@ -94,7 +94,7 @@ def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Te
 
 
 def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str | None) -> dict[str, Tensor]:
-    """The inverse of `to_ours`, bit for bit."""
+    """The inverse of `to_ours`, bit for bit. What the release has no name for keeps ours."""
     table = {**TABLE, CLASSIFIER: classifier} if classifier else TABLE
     rename = _renamer({ours: theirs for theirs, ours in table.items()})
     names = {ours: theirs for theirs, ours in EXPERTS.items()}
@@ -104,7 +104,9 @@ def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str 
             prefix = f"backbone.encoder.layers.{found[1]}.mlp_moe.moe.experts.experts"
             for number, expert in enumerate(tensor):
                 released[f"{prefix}.{number}.{names[found[2]]}"] = expert.clone()
-        elif key == "eve.image_embedding.patch.weight":
+        elif (
+            key == "eve.image_embedding.patch.weight" and tensor.shape[1] == config.num_channels * config.patch_size**2
+        ):
             released[rename(key)] = tensor.unflatten(1, (config.num_channels, config.patch_size, config.patch_size))
         else:
             released[rename(key)] = tensor
