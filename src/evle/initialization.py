@@ -124,7 +124,7 @@ def build_model(
     Raises:
         CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
     """
-    config = _replaced(start, changes)
+    config = _replaced(start, {"id2label": None, "label2id": None, **changes})
     if options.init is None:
         return Loaded(model_class(config), origin=f"random weights of size {options.preset}")
     model = model_class(config)
@@ -161,7 +161,7 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
     config = model.config
     own = model.state_dict()
     backbone = model.base_model_prefix + "."
-    other_answers = dict(before.id2label or {}) != dict(config.id2label or {})
+    other_answers = _answers(before) != _answers(config)
     fitting: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         target = own.get(name)
@@ -189,6 +189,11 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
     loaded.new = frozenset(own.keys() - fitting.keys() - tied)
     if not any(name.startswith(backbone) for name in fitting):
         raise CheckpointError(f"{folder}: holds no tensor of this model's backbone ({backbone}*)")
+
+
+def _answers(config: PreTrainedConfig) -> dict[int, str]:
+    """The labels by number; JSON knows no numbers as keys."""
+    return {int(place): str(label) for place, label in (config.id2label or {}).items()}
 
 
 def _preset_config(name: str, overrides: dict[str, Any]) -> PreTrainedConfig:
@@ -219,8 +224,6 @@ def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
 def _replaced(config: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
     """A copy with some fields replaced, checked as a whole."""
     fields = {**config.to_dict(), **changes}
-    if "id2label" not in changes:
-        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id", "num_labels")}
     return type(config).from_dict({name: value for name, value in fields.items() if name != "architectures"})
 
 

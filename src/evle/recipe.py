@@ -315,8 +315,12 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase:
     options = config.tokenizer
     if options.path is not None:
+        if not Path(options.path).is_dir():
+            raise ConfigError(
+                f"tokenizer.path={options.path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
+            )
         try:
-            return AutoTokenizer.from_pretrained(options.path, local_files_only=Path(options.path).exists())
+            return AutoTokenizer.from_pretrained(options.path, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"tokenizer.path={options.path}: no tokenizer ({str(error).splitlines()[0]})") from None
     if config.model.init is not None:

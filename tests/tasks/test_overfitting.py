@@ -31,7 +31,9 @@ def test_a_task_learns_eight_samples_by_heart(name, tmp_path):
 @pytest.mark.parametrize("name", TASKS)
 def test_features_are_a_function_of_the_generator(name, tmp_path):
     samples = SAMPLES[name]()
-    ready = prepare(micro_run(tmp_path, name, {"image": {"scale": [0.5, 1.0], "flip": 0.5}}), samples={"train": samples})
+    ready = prepare(
+        micro_run(tmp_path, name, {"image": {"scale": [0.5, 1.0], "flip": 0.5}}), samples={"train": samples}
+    )
     one, two = (
         ready.task.collate([ready.task.features(sample, np.random.default_rng(7), train=True) for sample in samples])
         for _ in range(2)

@@ -1,0 +1,242 @@
+"""Recipes: the whole road in seconds, what is refused, what a run starts from, stages, and resuming."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from micro import MICRO, SAMPLES, micro_run
+from safetensors.torch import load_file
+
+from evle.config import dump_yaml, load_yaml
+from evle.errors import CheckpointError, ConfigError
+from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_run
+from evle.recipes import find_recipe, recipes
+from evle.rehearsal import rehearse
+from evle.stages import read_stages, run_stages
+
+SCENES = {"source": "scenes", "size": 24}
+ROAD = {
+    "title": "A small road",
+    "defaults": {
+        "model": {"preset": "eve-tiny", "overrides": MICRO},
+        "tokenizer": {"vocab_size": 400, "reads": ["captions", "vqa"]},
+        "data": {
+            "train": {**SCENES, "split": "train", "count": 48},
+            "val": {**SCENES, "split": "val", "count": 12},
+            "test": {**SCENES, "split": "test", "count": 12},
+        },
+        "text": {"max_length": 24},
+        "train": {"steps": 20, "batch_size": 8, "eval_every": 10},
+        "evaluate": {"batch_size": 12, "examples": 2},
+    },
+    "stages": {
+        "pretrain": {"task": {"name": "pretraining"}},
+        "retrieval": {"task": {"name": "retrieval", "k_test": 3}, "model": {"init": "stage:pretrain"}},
+        "vqa": {"task": {"name": "vqa"}, "model": {"init": "stage:pretrain"}},
+    },
+}
+
+
+def write(path: Path, tree: dict) -> Path:
+    path.write_text(dump_yaml(tree), encoding="utf-8")
+    return path
+
+
+def train(config: RunConfig, **options):
+    name = config.task["name"]
+    samples = SAMPLES[name]()
+    run = pretrain if name == "pretraining" else finetune
+    return run(config, samples={"train": samples, "val": samples}, **options)
+
+
+def test_the_whole_road_from_scenes_to_a_report(tmp_path):
+    recipe = read_stages(write(tmp_path / "road.yaml", ROAD), [f"output={tmp_path / 'out'}"])
+    said = []
+    report = run_stages(recipe, say=said.append)
+    assert [table.title for table in report.tables] == ["pretraining: scores", "retrieval: scores", "vqa: scores"]
+    assert {"TR@1", "IR@10", "itc/TR@1"} <= report.scores["retrieval"].keys()
+    assert 0 <= report.scores["vqa"]["accuracy"] <= 100
+    assert report.scores["vqa: chance"]["accuracy"] > 0
+    for stage in ("pretrain", "retrieval", "vqa"):
+        for name in ("report.html", "report.json", "report.md", "config.yaml", "environment.json", "log.jsonl"):
+            assert (tmp_path / "out" / stage / name).is_file(), (stage, name)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+    # Again: nothing is trained; another split is scored from the run's folder alone.
+    said.clear()
+    run_stages(recipe, say=said.append)
+    assert all("finished before" in line for line in said)
+    config = read_run(tmp_path / "out" / "vqa", ["data.test.split=val", "data.test.count=8"])
+    other = evaluate(config, output=tmp_path / "other")
+    assert other.scores["test"].keys() <= report.scores["vqa"].keys() | {"accuracy"} | other.scores["test"].keys()
+    assert len((tmp_path / "other" / "predictions.jsonl").read_text().splitlines()) == 8
+    # The same data gives the same scores as at the end of training.
+    same = evaluate(read_run(tmp_path / "out" / "vqa"), output=tmp_path / "same")
+    assert same.scores["test"] == pytest.approx(report.scores["vqa"])
+    assert same.scores["chance"] == pytest.approx(report.scores["vqa: chance"])
+
+    # A changed setting is refused, not silently kept.
+    changed = read_stages(tmp_path / "road.yaml", [f"output={tmp_path / 'out'}", "stages.vqa.train.steps=5"])
+    with pytest.raises(ConfigError, match=r"train\.steps: 20 -> 5"):
+        run_stages(changed, say=said.append)
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
+    from evle.engine.trainer import Diverged
+
+    whole = micro_run(
+        tmp_path / "whole", "retrieval", {"train": {"steps": 12, "save_every": 4}, "image": {"flip": 0.5}}
+    )
+    train(whole)
+    cut = whole.model_copy(update={"output": str(tmp_path / "cut")})
+    import evle.tasks.retrieval as retrieval
+
+    calls = 0
+    collate = retrieval.RetrievalTask.collate
+
+    def failing(self, features):
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise Diverged("the power went out")
+        return collate(self, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval.RetrievalTask, "collate", failing)
+        with pytest.raises(Diverged):
+            train(cut)
+    train(cut, resume=True)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_of_another_task_is_taken_as_far_as_it_goes(tmp_path):
+    train(micro_run(tmp_path / "pre", "pretraining", {"train": {"steps": 2}}))
+    config = micro_run(tmp_path / "vqa", "vqa", {"model": {"init": str(tmp_path / "pre")}, "image": {"size": 32}})
+    loaded = prepare(config, samples={"train": SAMPLES["vqa"]()}).loaded
+    assert loaded.new == {name for name in loaded.model.state_dict() if name.startswith("classifier.")}
+    assert {name.split(".")[0] for name in loaded.unused} == {"decoder", "mlm_head"}
+    assert loaded.resized == ["eve.image_embedding.position from 16 to 32 pixels"]
+    before = load_file(tmp_path / "pre" / "model" / "model.safetensors")
+    after = loaded.model.state_dict()
+    assert torch.equal(after["eve.layers.0.attention.qkv.weight"], before["eve.layers.0.attention.qkv.weight"])
+    assert after["eve.image_embedding.position"].shape == (17, 32)
+
+
+def test_other_answers_make_a_new_last_layer(tmp_path):
+    train(micro_run(tmp_path / "one", "vqa", {"train": {"steps": 2}}))
+    samples = SAMPLES["vqa"]()
+    config = micro_run(tmp_path / "two", "vqa", {"model": {"init": str(tmp_path / "one")}})
+    assert prepare(config, samples={"train": samples}).loaded.new == frozenset()
+    import dataclasses
+
+    other = [dataclasses.replace(sample, answers=(sample.answers[0] + "ish",)) for sample in samples]
+    assert prepare(config, samples={"train": other}).loaded.new == {"classifier.3.weight", "classifier.3.bias"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"model": {"preset": None}}, ConfigError, r"set model\.preset=NAME"),
+        ({"model": {"preset": "eve-tinny"}}, ConfigError, "did you mean 'eve-tiny'"),
+        ({"model": {"overrides": {"num_expert": 3}}}, ConfigError, "num_experts"),
+        ({"model": {"init": "nowhere"}}, CheckpointError, "nowhere: no such"),
+        ({"model": {"init": "weights.th"}}, CheckpointError, r"evle convert eve weights\.th FOLDER"),
+        ({"task": {"name": "vqaa"}}, ConfigError, "did you mean 'vqa'"),
+        ({"task": {"anwers": "x"}}, ConfigError, "did you mean 'answers'"),
+        ({"text": {"max_length": 100}}, ConfigError, "more than the model's 64 positions"),
+        ({"data": {"train": {"source": "scene"}}}, ConfigError, r"data\.train: .*did you mean 'scenes'"),
+        ({"data": {"train": {"source": "folder"}}}, ConfigError, r"add data\.path=FOLDER"),
+        ({"data": {"train": {"split": "train"}}}, ConfigError, r"data\.train\.source is missing"),
+        ({"data": {}}, ConfigError, r"data\.train is missing"),
+        ({"image": {"size": 30}}, ConfigError, "not a multiple of patch_size"),
+        ({"tokenizer": {"path": "nowhere"}}, ConfigError, r"tokenizer\.path=nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(tmp_path, changes, kind, message):
+    data = {"data": {"train": {"source": "scenes", "count": 8, "size": 24}}} if "data" not in changes else {}
+    with pytest.raises(kind, match=message):
+        prepare(micro_run(tmp_path / "run", "vqa", {**data, **changes}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_choosing_on_test_data_is_refused(tmp_path):
+    source = {"source": "scenes", "count": 8, "split": "test"}
+    with pytest.raises(ConfigError, match="val reads the split 'test': the best weights would be chosen on test data"):
+        micro_run(tmp_path, "vqa", {"data": {"val": source}})
+    source["split"] = "val"
+    with pytest.raises(ConfigError, match="val and test are the same data"):
+        micro_run(tmp_path, "vqa", {"data": {"val": source, "test": source}})
+
+
+def test_a_tokenizer_larger_than_the_weights_know_is_refused(tmp_path):
+    train(micro_run(tmp_path / "small", "vqa", {"train": {"steps": 1}, "tokenizer": {"vocab_size": 270}}))
+    train(micro_run(tmp_path / "large", "retrieval", {"train": {"steps": 1}}))
+    changes = {"model": {"init": str(tmp_path / "small")}, "tokenizer": {"path": str(tmp_path / "large" / "model")}}
+    with pytest.raises(CheckpointError, match="use the tokenizer that the model was trained with"):
+        prepare(micro_run(tmp_path / "run", "vqa", changes), samples={"train": SAMPLES["vqa"]()})
+
+
+def test_a_preset_of_another_size_than_the_weights_is_refused(tmp_path):
+    train(micro_run(tmp_path / "one", "vqa", {"train": {"steps": 1}}))
+    changes = {"model": {"init": str(tmp_path / "one"), "overrides": {"hidden_size": 64}}}
+    with pytest.raises(CheckpointError, match="has shape"):
+        prepare(micro_run(tmp_path / "two", "vqa", changes), samples={"train": SAMPLES["vqa"]()})
+    tree = micro_run(tmp_path / "two", "vqa", changes).plain()
+    tree["model"] = {"init": str(tmp_path / "one"), "preset": "eve-small"}
+    with pytest.raises(ConfigError, match=r"model\.preset=eve-small has"):
+        prepare(RunConfig.build(tree, "test"), samples={"train": SAMPLES["vqa"]()})
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            {"a": {"task": {"name": "vqa"}, "model": {"init": "stage:b"}}, "b": {"task": {"name": "vqa"}}},
+            "no earlier stage",
+        ),
+        ({"a": {"task": {"name": "vqa"}, "optim": {"lrr": 1}}}, "stage a: .*did you mean 'lr'"),
+        ({}, "at least one"),
+    ],
+)
+def test_stages_that_cannot_work_are_refused_before_the_first_runs(tmp_path, stages, message):
+    tree = {"defaults": {"train": {"steps": 1}}, "stages": stages}
+    with pytest.raises(ConfigError, match=message):
+        read_stages(write(tmp_path / "r.yaml", tree))
+
+
+def test_a_stage_runs_anew_after_the_stage_it_starts_from(tmp_path):
+    import shutil
+
+    two = {**ROAD, "stages": {name: ROAD["stages"][name] for name in ("pretrain", "vqa")}}
+    path = write(tmp_path / "r.yaml", two)
+    recipe = read_stages(path, [f"output={tmp_path / 'out'}", "train.steps=2"])
+    run_stages(recipe, say=lambda line: None)
+    shutil.rmtree(tmp_path / "out" / "pretrain")
+    said = []
+    run_stages(recipe, say=said.append)
+    assert len(said) == 2
+    assert not any("finished before" in line for line in said)
+
+
+def test_a_rehearsal_writes_nothing_and_names_all_that_is_missing(tmp_path):
+    data = {"data": {"train": {"source": "scenes", "count": 32, "size": 24}}}
+    lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", data)))
+    assert "train: 32 samples" in lines
+    assert "steps: 20 of 8 samples (5.0 epochs)" in lines
+    assert "GiB" in lines
+    assert not (tmp_path / "run").exists()
+    missing = {split: {"source": "folder", "path": str(tmp_path / split)} for split in ("train", "val", "test")}
+    with pytest.raises(ConfigError) as caught:
+        rehearse(micro_run(tmp_path / "run", "vqa", {"data": missing}))
+    assert all(str(tmp_path / split) in str(caught.value) for split in missing)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_recipes_that_come_along_are_valid(name):
+    tree = load_yaml(find_recipe(name))
+    assert tree["title"]
+    for stage in read_stages(name).stages:
+        assert RunConfig.build(json.loads(json.dumps(stage.config.plain())), "again") == stage.config
