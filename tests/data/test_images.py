@@ -156,6 +156,11 @@ def test_what_is_no_picture_is_said_in_one_line_with_the_cure(tmp_path):
         open_image(3)
 
 
+def test_postscript_is_not_run(tmp_path):
+    with pytest.raises(SampleError, match="PostScript is not read; convert it to PNG"):
+        open_image(saved(tmp_path / "a.eps", Image.new("RGB", (4, 4))))
+
+
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     path = saved(tmp_path / "wide.png", Image.new("L", (100, 100)))
     with pytest.raises(

@@ -39,6 +39,8 @@ def open_image(
     name = describe_source(source)
     try:
         opened = _open(source)
+        if opened.format == "EPS":  # Pillow would run Ghostscript, a whole interpreter, on a file of unknown origin
+            raise SampleError(f"{name}: PostScript is not read; convert it to PNG")
         if size_hint is not None and not isinstance(source, Image.Image):
             opened.draft(None, (size_hint, size_hint))  # type: ignore[arg-type]
         width, height = opened.size

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from evle.data.samples import CaptionSample, VQASample
 from evle.errors import ConfigError, DataError, nearest
@@ -31,6 +30,10 @@ ANSWER_COLUMNS = ("answers", "answer")
 ID_COLUMNS = ("question_id", "id")
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 TABLE_STEMS = {"captions": ("captions", "metadata"), "vqa": ("questions", "vqa", "captions", "metadata")}
+PICTURE_SUFFIXES = (
+    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 SPLITS = ("train", "val", "test")
 
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
@@ -230,13 +233,9 @@ def find_table(path: Path, task: str = "captions") -> Path:
 
 
 def list_pictures(path: str | os.PathLike) -> list[str]:
-    """Every picture file below a folder, as sorted paths relative to it.
-
-    Known by the suffixes that Pillow knows; hidden files are left out.
-    """
+    """Every picture file below a folder, by its suffix, as sorted paths relative to it; hidden files are left out."""
     if not Path(path).is_dir():
         raise DataError(f"{path}: no such folder")
-    suffixes = Image.registered_extensions()
     found = []
     for here, folders, files in os.walk(os.fspath(path)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -244,7 +243,7 @@ def list_pictures(path: str | os.PathLike) -> list[str]:
         found += [
             str(inside / name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
         ]
     return sorted(found)
 
