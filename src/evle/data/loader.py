@@ -119,7 +119,7 @@ class Loader:
         for made in self._made(epoch, start):
             self._skipped.update(made.skipped)
             if made.error is not None:
-                # a new one: raising the one in `made` would tie this frame into a cycle, and its workers would die slowly
+                # a new one: raising `made.error` itself would tie this frame into a cycle, and workers would die slowly
                 raise type(made.error)(*made.error.args)
             if made.batch is not None:
                 yielded = True
