@@ -20,7 +20,7 @@ FLOORS = {
     1: ["objectives", "metrics", "report", "distributed", "errors"],
 }
 # Files that belong to a room of another name.
-ROOM_OF_FILE = {"initialization": "recipe", "splits": "recipe", "rehearsal": "recipe", "recipes": "recipe", "__main__": "cli"}
+ROOM_OF_FILE = {"initialization": "recipe", "splits": "recipe", "rehearsal": "recipe", "showing": "recipe", "recipes": "recipe", "__main__": "cli"}
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
     "accelerate": ["engine/trainer.py"],

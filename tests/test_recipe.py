@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import MICRO, SAMPLES, micro_run
 from safetensors.torch import load_file
 
 from evle.config import dump_yaml, load_yaml
@@ -14,6 +13,7 @@ from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_r
 from evle.recipes import find_recipe, recipes
 from evle.rehearsal import rehearse
 from evle.stages import read_stages, run_stages
+from micro import MICRO, SAMPLES, micro_run
 
 SCENES = {"source": "scenes", "size": 24}
 ROAD = {

@@ -324,6 +324,88 @@ def train_tokenizer(
     print(f"{output}: {len(trained)} tokens")
 
 
+Kind = Annotated[str, typer.Option(help="What to read: captions, vqa, nlvr2 or vcr.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="The split; all by default, train for scenes.", show_default=False)
+]
+Source = Annotated[str, typer.Argument(help="A folder with a table, or scenes.", show_default=False)]
+SourceOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source.", show_default=False)
+]
+
+
+@data_app.command("check")
+def check(
+    folder: Annotated[
+        Path, typer.Argument(help="Your folder of pictures, with captions.jsonl, .csv or .parquet.", show_default=False)
+    ],
+    kind: Kind = "captions",
+    most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
+) -> None:
+    """Read every row and decode every picture of a folder; name what cannot be used, exit code 1 if anything cannot.
+
+    \b
+      evle data check FOLDER
+      evle data check FOLDER --kind vqa --most 1000
+    """
+    from evle.data.check import check_folder
+
+    found = check_folder(folder, kind, progress=_progress if sys.stderr.isatty() else None)
+    print("\n".join(found.lines(most)))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command("show")
+def show(
+    source: Source,
+    options: SourceOptions = None,
+    kind: Kind = "captions",
+    split: SplitOption = None,
+    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 24,
+    output: Output = None,
+) -> None:
+    """Write a page of samples, pictures with their words.
+
+    \b
+      evle data show FOLDER --split val -o look
+      evle data show scenes --kind vqa size=128
+    """
+    from evle import showing
+
+    folder = output or Path("look")
+    print(f"page: {showing.show(_samples(source, options, kind, split), num, f'{source}: {kind}').write(folder)}")
+
+
+@data_app.command("stats")
+def stats(source: Source, options: SourceOptions = None, kind: Kind = "captions", split: SplitOption = None) -> None:
+    """Count what the data holds: texts, answers, tags, and types.
+
+    \b
+      evle data stats FOLDER --split train
+      evle data stats scenes --kind vqa count=5000
+    """
+    from evle import showing
+
+    samples = _samples(source, options, kind, split)
+    print("\n".join(showing.count(samples)))
+
+
+def _samples(source: str, options: list[str] | None, kind: str, split: str | None) -> Any:
+    from evle.config import apply_overrides
+    from evle.data.sources import SOURCES, read_source
+
+    named: dict[str, Any] = {"task": kind, **({"split": split} if split is not None else {})}
+    if source not in SOURCES or Path(source).is_dir():
+        named["path"], source = source, "folder"
+    return read_source(source, apply_overrides(named, options or []))
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+
+
 def _with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 

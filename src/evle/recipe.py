@@ -207,12 +207,12 @@ def prepare(
 ) -> Prepared:
     """Read the data and build tokenizer, processor, task, model and loader of a run, without writing anything."""
     task_type = task or task_class(config)
+    start = starting_config(config.model)
     found = dict(samples) if samples is not None else read_splits(config.data, task_type.reads)
     if "train" not in found:
         raise ConfigError("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
     training = found["train"]
     torch.manual_seed(config.seed)
-    start = starting_config(config.model)
     family = start.model_type
     tokenizer = _tokenizer(config, task_type, training, start.vocab_size, family)
     image_size = config.image.size or start.image_size

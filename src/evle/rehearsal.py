@@ -4,11 +4,15 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
 from evle.engine.trainer import TrainConfig, join_processes
 from evle.errors import ConfigError, EvleError
+from evle.initialization import starting_config
 from evle.recipe import RunConfig, prepare, task_class
 from evle.splits import SPLITS, read_split
 from evle.tasks.sweep import autocast
@@ -24,10 +28,13 @@ def rehearse(config: RunConfig) -> list[str]:
         ConfigError: what is missing, all of it at once.
     """
     device = join_processes()
+    reads = task_class(config).reads
     missing = []
-    for split in SPLITS:
+    needs: list[Callable[[], Any]] = [partial(starting_config, config.model)]
+    needs += [partial(read_split, config.data, split, reads) for split in SPLITS]
+    for need in needs:
         try:
-            read_split(config.data, split, task_class(config).reads)
+            need()
         except EvleError as error:
             missing.append(str(error))
     if missing:

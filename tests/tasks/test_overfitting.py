@@ -1,12 +1,12 @@
-"""Every task: learns eight samples by heart, writes the same features for the same generator, and scores what it says."""
+"""Every task: learns eight samples by heart, and gives the same features for the same generator."""
 
 import numpy as np
 import pytest
 import torch
-from micro import SAMPLES, micro_run
 
 from evle.recipe import finetune, prepare, pretrain
 from evle.tasks import TASKS
+from micro import SAMPLES, micro_run
 
 LEARNT = {  # task -> steps, its score, and what counts as learnt
     "pretraining": (80, "mlm_accuracy", 75.0),

@@ -1,0 +1,129 @@
+"""Retrieval evaluation: what counts as right, the order of re-ranking, and its cost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from evle.recipe import prepare
+from evle.tasks.captions import CaptionOptions, training_text
+from evle.tasks.sweep import sweep
+from micro import SAMPLES, caption_samples, micro_run
+
+
+class Oracle(nn.Module):
+    """Embeds everything alike, so contrast ranks in order; its joint pass knows which colour goes with which words."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, truth: dict[tuple[int, ...], int]):
+        super().__init__()
+        self.truth = truth
+        self.pairs = 0
+        self.most_rows = 0
+
+    def get_image_features(self, pixel_values):
+        return torch.ones(len(pixel_values), 4) / 2
+
+    def get_text_features(self, input_ids, attention_mask):
+        return torch.ones(len(input_ids), 4) / 2
+
+    def itm_logits(self, pixel_values, input_ids, attention_mask):
+        self.pairs += len(input_ids)
+        self.most_rows = max(self.most_rows, len(input_ids))
+        texts = [tuple(row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask)]
+        right = torch.tensor([self.truth[text] for text in texts])
+        colours = (pixel_values.mean(dim=(2, 3)) * 100).round().long()
+        codes = torch.tensor([int(code) for code in (colours * torch.tensor([1, 1000, 1000000])).sum(dim=1)])
+        return torch.stack([torch.zeros(len(codes)), -(codes - right).abs().float()], dim=1)
+
+
+@pytest.fixture
+def task(tmp_path):
+    return prepare(micro_run(tmp_path, "retrieval", {"task": {"k_test": 8}}), samples={"train": caption_samples()}).task
+
+
+def oracle(task, samples) -> Oracle:
+    truth = {}
+    for sample in samples:
+        batch = task._collate_images([task._image_features(sample, None)])
+        colours = (batch["pixel_values"].mean(dim=(2, 3)) * 100).round().long()
+        truth[tuple(task.tokens(task.clean(sample.captions[0])))] = int(
+            (colours * torch.tensor([1, 1000, 1000000])).sum()
+        )
+    return Oracle(truth)
+
+
+def evaluate(task, model, samples, batch_size=64, quick=False):
+    settings = micro_run("unused", "retrieval", {"evaluate": {"batch_size": batch_size}}).evaluate.settings(quick)
+    return task.evaluate(model, samples, settings)
+
+
+def test_reranking_orders_the_candidates_by_the_match_logit(task):
+    samples = caption_samples()
+    model = oracle(task, samples)
+    found = evaluate(task, model, samples)
+    assert found.scores["TR@1"] == 100
+    assert found.scores["IR@1"] == 100
+    assert found.scores["itc/TR@1"] == 0  # equal scores count against the model
+    assert found.chance["TR@1"] == pytest.approx(100 / 8)
+    assert model.pairs == 64  # 8 images x 8 texts, each pair once though both directions ask for it
+    assert found.predictions[0]["texts"][0] == samples[0].captions[0]
+
+
+def test_joint_passes_never_exceed_the_batch_size(task):
+    model = oracle(task, caption_samples())
+    evaluate(task, model, caption_samples(), batch_size=3)
+    assert model.most_rows == 3
+
+
+def test_validation_leaves_out_the_second_stage(task):
+    model = oracle(task, caption_samples())
+    found = evaluate(task, model, caption_samples(), quick=True)
+    assert model.pairs == 0
+    assert "itc/TR@1" not in found.scores
+    assert task.metric in found.scores
+
+
+def test_samples_of_one_thing_are_right_answers_for_each_other(task):
+    samples = caption_samples()
+    twins = [*samples, *(replace(sample, key=sample.key + "2") for sample in samples)]
+    found = evaluate(task, oracle(task, samples), twins)
+    assert found.scores["TR@1"] == 100
+    assert found.scores["IR@1"] == 100
+    assert found.chance["IR@1"] == pytest.approx(100 * 2 / 16)  # 8 distinct texts, two right pictures each
+    assert found.chance["TR@1"] == pytest.approx(100 / 8)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(task):
+    samples = [*caption_samples(), replace(caption_samples()[0], key="broken", image=b"no picture", match_id="broken")]
+    found = evaluate(task, oracle(task, caption_samples()), samples)
+    assert len(found.skipped) == 1
+    assert "broken" in found.skipped[0]
+    assert found.chance["TR@1"] == pytest.approx(100 / 8)
+
+
+def test_a_sweep_keeps_the_order_of_the_samples(task):
+    samples = SAMPLES["retrieval"]()
+    settings = micro_run("unused", "retrieval", {"evaluate": {"batch_size": 3}}).evaluate.settings(quick=True)
+    swept = sweep(
+        oracle(task, samples), samples, task._image_features, task._collate_images, lambda keys, batch: keys, settings
+    )
+    assert list(swept.results) == [sample.key for sample in samples]
+    assert all(key == value for key, value in swept.results.items())
+
+
+def test_training_texts_mix_captions_and_tags_as_asked():
+    import numpy as np
+
+    sample = replace(caption_samples()[0], captions=("red apple", "an apple"), tags=("fruit", "round", "sweet"))
+
+    def texts(**options):
+        return {training_text(sample, CaptionOptions(**options), np.random.default_rng(seed)) for seed in range(60)}
+
+    assert texts() == {"red apple", "an apple"}
+    assert all(text.split(", ")[0] in ("fruit", "round", "sweet") for text in texts(tags_only=1.0))
+    added = texts(tags=1.0, max_tags=2)
+    assert all(text.split(", ")[0] in sample.captions and 2 <= len(text.split(", ")) <= 3 for text in added)
+    assert len(added) > 6

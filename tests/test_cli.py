@@ -1,0 +1,200 @@
+"""The command line: help in an instant, one clear line for what a user can cause, and every verb at work."""
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from evle import __version__, cli
+from evle.config import dump_yaml
+from micro import COLOURS, MICRO, THINGS, picture
+
+VERBS = ["pretrain", "finetune", "evaluate", "run", "recipes", "index", "search", "convert", "tokenizer train"]
+VERBS += ["data check", "data show", "data stats"]
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    """What a command prints, stdout and stderr; its exit code is checked."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A user's folder of pictures with captions, and a recipe for it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for turn in range(2):
+        for colour, thing in zip(COLOURS, THINGS, strict=True):
+            picture(colour).save(folder / f"{thing}{turn}.png")
+            split = ("train", "test")[turn]
+            rows.append(
+                {"image": f"{thing}{turn}.png", "captions": [f"{colour} {thing}"], "keywords": [thing], "split": split}
+            )
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory) -> Path:
+    """A retrieval run made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = {
+        "task": {"name": "retrieval", "k_test": 2},
+        "model": {"preset": "eve-tiny", "overrides": MICRO},
+        "tokenizer": {"vocab_size": 400},
+        "data": {"train": {"source": "folder", "split": "train"}, "test": {"source": "folder", "split": "test"}},
+        "text": {"max_length": 12},
+        "train": {"steps": 4, "batch_size": 4},
+    }
+    (folder / "mine.yaml").write_text(dump_yaml(recipe))
+    said = call("finetune", folder / "mine.yaml", f"data.path={pictures}", "-o", folder / "run")
+    assert "R@mean on test" in said
+    assert f"report: {folder / 'run' / 'report.html'}" in said
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(verb):
+    said = call(*verb.split(), "--help")
+    assert f"evle {verb}" in said or verb == "recipes"
+
+
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "evle", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_the_version():
+    assert call("--version") == f"evle {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quickstrat"], "did you mean 'quickstart'"),
+        (["run", "quickstart", "optim.lrr=1"], "did you mean 'lr'"),
+        (["run", "quickstart", "seed"], "write it as key=value"),
+        (["pretrain", "nothing.yaml"], "no such recipe file"),
+        (["finetune", "quickstart"], "run it with `evle run quickstart`"),
+        (["pretrain", "eve-base-pretrain"], "add data.path=FOLDER"),
+        (["finetune", "eve-base-coco-retrieval"], "or model.init=RUN"),
+        (["evaluate", "nowhere"], "there is no recipe 'nowhere'"),
+        (["search", "nowhere", "a dog"], "nowhere is no index"),
+        (["convert", "evf", "a", "b"], "did you mean 'eve'"),
+        (["convert", "eve", "nowhere.th", "b"], "nowhere.th"),
+        (["tokenizer", "train", "nowhere.txt", "-o", "t"], "nowhere.txt: no such file"),
+        (["data", "check", "nowhere"], "nowhere"),
+        (["data", "stats", "scenes", "--kind", "vqaa"], "did you mean 'vqa'"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = call(*arguments, code=2)
+    lines = [line for line in said.splitlines() if not line.startswith("[1/")]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("evle: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/model"), 2, "the disk is full (runs/model)"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "Permission denied: runs"),
+        (KeyboardInterrupt(), 130, "--resume"),
+    ],
+)
+def test_what_the_machine_can_cause_is_one_line(error, code, message, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("evle.recipes.recipes", fail)
+    said = call("recipes", code=code)
+    assert said.startswith("evle: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_developers_get_the_traceback(monkeypatch):
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    result = CliRunner().invoke(cli.app, ["--traceback", "run", "quickstrat"], env={cli.DEBUG: ""})
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_a_dry_run_tells_and_writes_nothing(pictures, trained, tmp_path):
+    said = call("finetune", trained / "mine.yaml", f"data.path={pictures}", "-o", tmp_path / "run", "--dry-run")
+    assert "steps: 4 of 4 samples" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_scored_on_any_split_from_its_folder(pictures, trained, tmp_path):
+    said = call(
+        "evaluate", trained / "run", "data.test.split=train", f"data.path={pictures}", "-o", tmp_path / "scores"
+    )
+    assert "R@mean on test" in said
+    report = json.loads((tmp_path / "scores" / "report.json").read_text())
+    assert report["scores"]["chance"]["TR@1"] == pytest.approx(100 / 8)
+    call("evaluate", trained / "run")
+    assert (trained / "run" / "evaluation" / "report.html").is_file()
+
+
+def test_a_run_is_not_overwritten_unasked(pictures, trained):
+    again = ("finetune", trained / "mine.yaml", f"data.path={pictures}", "-o", trained / "run")
+    assert "already holds a run" in call(*again, code=2)
+    assert "R@mean on test" in call(*again, "--resume")
+
+
+def test_pictures_are_indexed_and_found(pictures, trained, tmp_path):
+    assert "16 pictures" in call("index", pictures, "-o", tmp_path / "index", "--model", trained / "run")
+    said = call("search", tmp_path / "index", "red apple", "-k", 3, "--rerank", 3, "--html", tmp_path / "found.html")
+    assert len([line for line in said.splitlines() if ".png" in line]) == 3
+    assert (tmp_path / "found.html").is_file()
+    assert "apple0.png" in call("search", tmp_path / "index", "--image", pictures / "apple0.png", "-k", 16)
+
+
+def test_a_tokenizer_is_trained_and_used(pictures, trained, tmp_path):
+    (tmp_path / "more.txt").write_text("a line of text\nanother line\n")
+    said = call("tokenizer", "train", pictures, tmp_path / "more.txt", "-o", tmp_path / "tok", "--vocab-size", 300)
+    assert "300 tokens" in said
+    run = (
+        "finetune",
+        trained / "mine.yaml",
+        f"data.path={pictures}",
+        f"tokenizer.path={tmp_path / 'tok'}",
+        "--dry-run",
+    )
+    assert "tokens: 300" in call(*run)
+
+
+def test_data_is_looked_at(pictures, tmp_path):
+    assert "every row can be used" in call("data", "check", pictures)
+    said = call("data", "stats", pictures, "--split", "train")
+    assert "texts: 8, 2 to 2 words" in said
+    assert "tags: 8 different" in said
+    assert "answers: " in call("data", "stats", "scenes", "count=40", "--kind", "vqa")
+    call("data", "show", "scenes", "count=8", "--kind", "nlvr2", "-o", tmp_path / "look")
+    call("data", "show", pictures, "-o", tmp_path / "look2")
+    assert "red apple" in (tmp_path / "look2" / "report.html").read_text()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "captions.jsonl").write_text('{"image": "missing.png", "caption": "a dog"}\n')
+    assert "missing.png" in call("data", "check", tmp_path / "bad", code=1)
+
+
+def test_the_recipes_are_listed():
+    said = call("recipes")
+    assert "quickstart" in said
+    assert "eve-base-pretrain" in said
