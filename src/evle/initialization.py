@@ -105,7 +105,10 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
     try:
         return PROCESSORS[family].from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: its processor cannot be read ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{folder}: holds no processor that can be read ({str(error).splitlines()[0]}); name a tokenizer with "
+            "tokenizer.path=FOLDER"
+        ) from None
 
 
 def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size: int) -> ProcessorMixin:

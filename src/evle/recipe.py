@@ -127,28 +127,44 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def pretrain(config: RunConfig, **objects: Any) -> Report:
+def pretrain(
+    config: RunConfig,
+    *,
+    task: type[Task] | None = None,
+    samples: Mapping[Split, Samples] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Report:
     """Run a configuration whose task is pretraining; otherwise as `finetune`."""
-    if config.task["name"] != "pretraining" and "task" not in objects:
+    if task is None and config.task["name"] != "pretraining":
         raise ConfigError(f"the task is {config.task['name']}, not pretraining: use `evle finetune`")
-    return _train(config, **objects)
+    return _train(config, task, samples, resume, overwrite)
 
 
-def finetune(config: RunConfig, **objects: Any) -> Report:
+def finetune(
+    config: RunConfig,
+    *,
+    task: type[Task] | None = None,
+    samples: Mapping[Split, Samples] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Report:
     """Train on the configuration's task, choose the best weights on val, score them on test, and write the run's
     folder.
 
     Args:
         config: the run.
-        objects: `task` (a Task class) and `samples` (a mapping from "train", "val", "test") stand in for what the
-            configuration names; `resume` goes on with the run in config.output, `overwrite` replaces it.
+        task: a class that stands in for the task that the configuration names.
+        samples: sequences of samples by split that stand in for the configuration's data.
+        resume: go on with the run in config.output, if there is one.
+        overwrite: delete the run in config.output first.
 
     Raises:
         EvleError: whatever a user can cause; the message says what to do.
     """
-    if config.task["name"] == "pretraining" and "task" not in objects:
+    if task is None and config.task["name"] == "pretraining":
         raise ConfigError("the task is pretraining: use `evle pretrain`")
-    return _train(config, **objects)
+    return _train(config, task, samples, resume, overwrite)
 
 
 def evaluate(
@@ -243,11 +259,10 @@ def prepare(
 
 def _train(
     config: RunConfig,
-    *,
-    task: type[Task] | None = None,
-    samples: Mapping[Split, Samples] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    task: type[Task] | None,
+    samples: Mapping[Split, Samples] | None,
+    resume: bool,
+    overwrite: bool,
 ) -> Report:
     join_processes()
     ready = prepare(config, task, samples)
@@ -281,6 +296,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     found = Evaluation({})
     if measured is not None:
         found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
+    left_out = [line for each in ready.samples.values() for line in getattr(each, "skipped", ())]  # rows without text
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
         *_score_lines(task, found, split),
@@ -298,7 +314,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
         },
-        tables=_skipped_table([*result.skipped, *found.skipped]),
+        tables=_skipped_table([*left_out, *result.skipped, *found.skipped]),
         curves=_curves(run, task),
         galleries=found.galleries,
         scores=_score_rows(split, found),
