@@ -42,6 +42,13 @@ class Stages:
     stages: list[Stage]
 
 
+class Comparison(Report):
+    """A report of several runs: its tables say all the scores, task by task; one table of all would be mostly empty."""
+
+    def all_tables(self) -> list[Table]:
+        return self.tables
+
+
 def read_stages(name: str | Path, overrides: Sequence[str] = ()) -> Stages:
     """A recipe of stages with `key=value` overrides, which hold for every stage; `stages.NAME.key=value` for one.
 
@@ -135,7 +142,7 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
         "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.stages)
     )
     provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.stages}
-    return Report(recipe.title, summary, provenance, tables, scores=scores)
+    return Comparison(recipe.title, summary, provenance, tables, scores=scores)
 
 
 def _refuse_changes(run: Run, config: RunConfig) -> None:
