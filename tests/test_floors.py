@@ -20,7 +20,14 @@ FLOORS = {
     1: ["objectives", "metrics", "report", "distributed", "errors"],
 }
 # Files that belong to a room of another name.
-ROOM_OF_FILE = {"initialization": "recipe", "splits": "recipe", "rehearsal": "recipe", "showing": "recipe", "recipes": "recipe", "__main__": "cli"}
+ROOM_OF_FILE = {
+    "initialization": "recipe",
+    "splits": "recipe",
+    "rehearsal": "recipe",
+    "showing": "recipe",
+    "recipes": "recipe",
+    "__main__": "cli",
+}
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
     "accelerate": ["engine/trainer.py"],
@@ -69,7 +76,9 @@ def test_imports_only_point_down(path):
         other = room(module.removeprefix("evle."))
         if other not in FLOOR_OF:  # a name of the face, such as __version__
             continue
-        assert other == own or other in NEIGHBOURS or FLOOR_OF[other] < FLOOR_OF[own], f"{name_of(path)} imports {module}"
+        assert other == own or other in NEIGHBOURS or FLOOR_OF[other] < FLOOR_OF[own], (
+            f"{name_of(path)} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -79,7 +88,9 @@ def test_each_heavy_library_has_one_door(path):
         assert doors is None or any(name_of(path).startswith(door) for door in doors), f"{name_of(path)}: {module}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(name_of(path).split("/")[0]) != "models"], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(name_of(path).split("/")[0]) != "models"], ids=name_of
+)
 def test_parameters_live_under_models(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef):
@@ -90,7 +101,9 @@ def test_parameters_live_under_models(path):
 
 
 def test_importing_the_package_costs_no_torch():
-    code = "import sys, evle, evle.cli; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
+    code = (
+        "import sys, evle, evle.cli; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,6 +1,7 @@
 """What a user can cause and cure: one exception family, one line each.
 
-A message names the value, where it stands (file, key, sample) and what to do next. The command line prints it without a traceback.
+A message names the value, where it stands (file, key, sample) and what to do next. The command line prints
+it without a traceback.
 """
 
 import difflib
