@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.models.eve import EVEConfig, EVEProcessor
-from evle.models.eve.modeling import resize_positions
+from evle.models.eve.modeling import EVEPreTrainedModel, resize_positions
+from evle.models.eve.vision_init import init_from_vision
 from evle.models.presets import PRESETS
 from evle.pipelines import model_folder
 
@@ -36,6 +37,8 @@ class ModelOptions(Config):
     """A size by name, with random weights. Beside `init` it only says which size `init` must have."""
     init: str | None = None
     """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
+    vision: str | None = None
+    """A vision Transformer's checkpoint (BEiT v2, BEiT, DeiT, ViT) that the image side of a preset starts from."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -75,6 +78,10 @@ def starting_config(options: ModelOptions) -> PreTrainedConfig:
         raise CheckpointError(
             f"model.init={options.init} is a bare checkpoint file; make a model folder of it first: "
             f"evle convert eve {options.init} FOLDER"
+        )
+    if options.init is not None and options.vision is not None:
+        raise ConfigError(
+            f"model.init={options.init} and model.vision={options.vision} both name weights; leave one of them out"
         )
     if options.init is not None:
         config = read_config(options.init)
@@ -128,9 +135,14 @@ def build_model(
         CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
     """
     config = _replaced(start, {"id2label": None, "label2id": None, **changes})
-    if options.init is None:
-        return Loaded(model_class(config), origin=f"random weights of size {options.preset}")
     model = model_class(config)
+    if options.init is None:
+        loaded = Loaded(model, origin=f"random weights of size {options.preset}")
+        if options.vision is not None:
+            if not isinstance(model, EVEPreTrainedModel):
+                raise ConfigError(f"model.vision={options.vision} starts EVE models only; {options.preset} is none")
+            loaded.origin += f"; {options.vision}: {init_from_vision(model, options.vision)}"
+        return loaded
     folder = model_folder(options.init)
     tensors = read_tensors(folder)
     loaded = Loaded(model, origin=str(options.init))
