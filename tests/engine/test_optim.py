@@ -1,5 +1,7 @@
 """Parameter groups and schedules."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -102,3 +104,55 @@ def test_impossible_settings_are_refused_together():
     assert all(word in str(caught.value) for word in ("lr", "wamup", "did you mean 'warmup'", "schedule"))
     with pytest.raises(ConfigError, match="no regular expression"):
         OptimConfig.build({"no_decay": ["("]}, "recipe.yaml")
+
+
+class TwoLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 3)])
+
+    def forward(self, inputs):
+        return self.layers[1](self.layers[0](inputs).tanh()).square().mean()
+
+
+def train_muon(steps, resume_at=None):
+    torch.manual_seed(0)
+    model = TwoLayers()
+    config = OptimConfig(lr=0.01, muon=(r"layers\.",), muon_lr=0.02, weight_decay=0.1)
+    optimizer = build_optimizer(model, config)
+    inputs = torch.randn(5, 3)
+    for step in range(steps):
+        if step == resume_at:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = build_optimizer(model, config)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        model(inputs).backward()
+        optimizer.step()
+    return model
+
+
+def test_muon_moves_the_named_matrices_and_adamw_the_rest():
+    torch.manual_seed(0)
+    model = TwoLayers()
+    matrices = [layer.weight for layer in model.layers]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([layer.bias for layer in model.layers], lr=0.01, betas=(0.9, 0.98), weight_decay=0)
+    inputs = torch.randn(5, 3)
+    for _ in range(3):
+        model.zero_grad()
+        model(inputs).backward()
+        muon.step()
+        adamw.step()
+    for ours, plain in zip(train_muon(3).parameters(), model.parameters()):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+
+
+def test_muon_resumes_from_its_state():
+    for straight, resumed in zip(train_muon(4).parameters(), train_muon(4, resume_at=2).parameters()):
+        torch.testing.assert_close(straight, resumed, rtol=0, atol=0)
+
+
+def test_muon_for_no_matrix_is_refused():
+    with pytest.raises(ConfigError, match=r"optim\.muon: blocks matches no matrix of the model"):
+        build_optimizer(TwoLayers(), OptimConfig(muon=("blocks",)))

@@ -2,7 +2,7 @@
 
     model.safetensors      weights and persistent buffers, whole
     ema.safetensors        the averaged weights, when the run keeps them
-    optimizer.safetensors  AdamW's moments, whole, and its parameter groups as JSON (no pickle anywhere)
+    optimizer.safetensors  the optimizer's moments, whole, and its parameter groups as JSON (no pickle anywhere)
     state.json             position (epoch, batch), step, best score, counters
 
 Tensors are stored whole, so a run may go on with another number of processes, and `best` opens without the engine.

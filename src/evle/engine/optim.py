@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from evle.config import Config
@@ -18,7 +18,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class OptimConfig(Config):
-    """AdamW and its schedule. Betas, epsilon and weight decay are EVE's for fine-tuning (lr varies by task)."""
+    """AdamW and its schedule. Betas, epsilon and weight decay are EVE's for fine-tuning (lr varies by task).
+
+    `muon` moves chosen matrices along their orthogonalised momentum instead (Jordan et al. 2024, scaled to AdamW's step
+    as Liu et al. 2025, arXiv 2502.16982): an option of ours for short runs from random weights.
+    """
 
     lr: Positive = Field(3e-5, description="the learning rate at its peak")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
@@ -39,12 +43,18 @@ class OptimConfig(Config):
         description="pattern (re.search on a name) -> multiplier of the learning rate; the first that matches counts",
     )
 
+    muon: tuple[str, ...] = Field(
+        (),
+        description="patterns (re.search on a name) of the matrices that learn by Muon; AdamW is for all others",
+    )
+    muon_lr: Positive | None = Field(None, description="Muon's learning rate at its peak; by default lr")
+
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
-        for pattern in (*self.no_decay, *self.lr_mult_patterns):
+        for pattern in (*self.no_decay, *self.lr_mult_patterns, *self.muon):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -52,8 +62,35 @@ class OptimConfig(Config):
         return self
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Collection[str] = ()) -> AdamW:
-    """AdamW over the parameters of `model` that are trained, in groups of equal learning rate and decay.
+class MuonAdamW(Optimizer):
+    """Muon for some matrices and AdamW for the rest, as one optimizer: one list of groups, one state."""
+
+    def __init__(self, muon: Muon, adamw: AdamW):
+        self.parts = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts work on this optimizer's groups and state; only Muon's groups have `ns_steps`."""
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = [
+                group for group in self.param_groups if ("ns_steps" in group) == (part is self.parts[0])
+            ]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None, "the training loop has no closure"
+        for part in self.parts:
+            part.step()
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Collection[str] = ()) -> Optimizer:
+    """AdamW over the parameters of `model` that are trained, in groups of equal learning rate and decay; with
+    `config.muon` a `MuonAdamW`.
 
     A parameter does not decay when it is a vector (as many elements as its longest side: biases, norm scales,
     LayerScale, [CLS] and mask tokens, a temperature) or its name matches `no_decay` (the biases of stacked experts are
@@ -63,7 +100,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
     of what `lr_mult_patterns` says.
 
     Raises:
-        ConfigError: nothing is trained, or a pattern of `lr_mult_patterns` matches no parameter.
+        ConfigError: nothing is trained, or a pattern of `lr_mult_patterns` or `muon` matches no parameter it is for.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
@@ -73,20 +110,29 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
             tops = {name.split(".")[0] for name in named}
             raise ConfigError(f"optim.lr_mult_patterns: {pattern!r} matches no parameter; {nearest(pattern, tops)}")
 
-    groups: dict[tuple[float, float], list[str]] = {}
+    matrices = {
+        name
+        for name, parameter in named.items()
+        if parameter.ndim == 2 and any(re.search(pattern, name) for pattern in config.muon)
+    }
+    if config.muon and not matrices:
+        raise ConfigError(
+            f"optim.muon: {', '.join(config.muon)} matches no matrix of the model, such as {next(iter(named))}"
+        )
+
+    groups: dict[tuple[bool, float, float], list[str]] = {}
     for name, parameter in named.items():
-        lr = config.lr * _multiplier(name, config, new_parameters)
+        peak = config.muon_lr if name in matrices and config.muon_lr else config.lr
+        lr = peak * _multiplier(name, config, new_parameters)
         is_vector = parameter.numel() == max(parameter.shape, default=1)
         decays = not is_vector and not any(re.search(pattern, name) for pattern in config.no_decay)
-        groups.setdefault((lr, config.weight_decay if decays else 0.0), []).append(name)
-    return AdamW(
-        [
-            {"params": [named[name] for name in names], "lr": lr, "weight_decay": weight_decay}
-            for (lr, weight_decay), names in groups.items()
-        ],
-        betas=config.betas,
-        eps=config.eps,
-    )
+        groups.setdefault((name in matrices, lr, config.weight_decay if decays else 0.0), []).append(name)
+    settings: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for (is_matrix, lr, weight_decay), names in groups.items():
+        group = {"params": [named[name] for name in names], "lr": lr, "weight_decay": weight_decay}
+        settings[is_matrix].append(group)
+    adamw = AdamW(settings[False], betas=config.betas, eps=config.eps)
+    return MuonAdamW(Muon(settings[True], adjust_lr_fn="match_rms_adamw"), adamw) if matrices else adamw
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, num_steps: int) -> LambdaLR:
