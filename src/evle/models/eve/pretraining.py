@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evle import objectives
@@ -27,7 +26,7 @@ from evle.models.eve.modeling import (
     take,
     unpatchify,
 )
-from evle.models.eve.routing import FeedForward
+from evle.models.eve.routing import FeedForward, activation
 
 
 def sincos_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
@@ -104,7 +103,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
             self.decoder = EVEPixelDecoder(config)
         if "mlm" in config.objectives:
             self.mlm_head = nn.Sequential(
-                nn.Linear(width, width), ACT2FN[config.hidden_act], nn.Linear(width, config.vocab_size)
+                nn.Linear(width, width), activation(config.hidden_act), nn.Linear(width, config.vocab_size)
             )
         if {"itc", "itm"} & set(config.objectives):
             self.matching = EVEMatchingHead(config, itc="itc" in config.objectives, itm="itm" in config.objectives)

@@ -35,13 +35,28 @@ class Routing(NamedTuple):
     dropped: Tensor
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), written as silu(1.702 x) / 1.702: one tensor less is kept for the backward pass.
+
+    Spelled out, x and its sigmoid are both kept; that is a tenth of all activations of EVE-Base.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.silu(1.702 * hidden) / 1.702
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of feed-forwards and experts: `quick_gelu`, or any of transformers' names."""
+    return QuickGELU() if name == "quick_gelu" else ACT2FN[name]
+
+
 class FeedForward(nn.Module):
     """Linear (D, I), activation, Linear (I, D)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.act_fn = ACT2FN[hidden_act]
+        self.act_fn = activation(hidden_act)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -130,7 +145,7 @@ class EVEExperts(nn.Module):
         self.up_proj_bias = nn.Parameter(torch.empty(self.num_experts, inner))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
         self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, width))
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = activation(config.hidden_act)
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         num_tokens, top_k = index.shape
