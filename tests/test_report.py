@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evle.report import Cell, Curve, Gallery, GalleryRow, Report, Table, flatten, format_column, picture_uri, plain
+from evle.report import (
+    Cell,
+    Curve,
+    Gallery,
+    GalleryRow,
+    Report,
+    Table,
+    flatten,
+    format_column,
+    picture_uri,
+    plain,
+    read_galleries,
+)
 
 
 def a_report() -> Report:
@@ -168,3 +180,22 @@ def test_nested_facts_become_dotted_lines():
         ("e", "1, 2.5"),
     ]
     assert plain({1: {3, 2}, "x": object}) == {"1": [2, 3], "x": "<class 'object'>"}
+
+
+def test_galleries_pass_into_another_report(tmp_path):
+    picture = Image.new("RGB", (40, 30), "red")
+    gallery = Gallery(
+        "Queries", [GalleryRow("a query", [Cell(picture, "found", "good"), Cell(None, "text")], "rank 1")]
+    )
+    Report("One", galleries=[gallery]).write(tmp_path)
+    (read,) = read_galleries(tmp_path)
+    assert (read.title, read.rows[0].heading, read.rows[0].note) == ("Queries", "a query", "rank 1")
+    shown, words = read.rows[0].cells
+    assert (shown.text, shown.mark, words.text, words.image) == ("found", "good", "text", None)
+    assert shown.image.size == picture.size
+    assert max(abs(a - b) for a, b in zip(shown.image.convert("RGB").getpixel((5, 5)), (255, 0, 0))) < 8
+
+
+def test_a_report_without_galleries_leaves_none_to_read(tmp_path):
+    Report("One").write(tmp_path)
+    assert read_galleries(tmp_path) == []

@@ -2,7 +2,8 @@
 
 `report.html` is one file that needs no network, no script and no neighbour: pictures are embedded small, curves are
 inline SVG, and the page follows the reader's light or dark scheme. `report.json` holds every number, `report.md` the
-tables. The same report always gives the same bytes: nothing here reads a clock.
+tables, `galleries.json` the pictures for other reports to show. The same report always gives the same bytes: nothing
+here reads a clock.
 
 >>> page = Report("A run", summary=["Two numbers."], scores={"accuracy": 61.25}).html()
 >>> "61.25" in page
@@ -27,6 +28,7 @@ from PIL import Image
 PICTURE_SIDE = 224  # longest side of an embedded picture, in pixels
 DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the picture only
 NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
+PICTURES_FILE = "pictures.json"
 STYLE_SHEET = Path(__file__).with_name("report.css")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
 
@@ -103,7 +105,10 @@ class Report:
         return ([_score_table(self.scores)] if self.scores else []) + self.tables
 
     def write(self, folder: str | Path) -> Path:
-        """Write report.html, report.json and report.md into `folder` and return the path of report.html.
+        """Write report.html, report.json, report.md and, where there are pictures, galleries.json into `folder` and
+        return the path of report.html.
+
+        The galleries also go to pictures.json, from where `read_galleries` takes them into another report.
 
         The folder is made when missing. Each file is put in place whole, so a reader never meets half a report.
         Raises OSError, as on a full disk.
@@ -113,7 +118,11 @@ class Report:
         write_whole(
             folder / "report.json", json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
+        if self.galleries:
+            write_whole(folder / "galleries.json", json.dumps([asdict(gallery) for gallery in self.galleries]))
         write_whole(folder / "report.md", self.markdown())
+        if self.galleries:
+            write_whole(folder / PICTURES_FILE, json.dumps([_plain_gallery(each) for each in self.galleries]) + "\n")
         write_whole(folder / "report.html", self.html())
         return folder / "report.html"
 
@@ -180,6 +189,36 @@ class Report:
             contents=contents,
             body=body,
         )
+
+
+def read_galleries(folder: str | Path) -> list[Gallery]:
+    """The galleries of the report in `folder`, with pictures of the size that the page shows; none without pictures."""
+    path = Path(folder) / PICTURES_FILE
+    if not path.is_file():
+        return []
+    galleries = []
+    for gallery in json.loads(path.read_text(encoding="utf-8")):
+        rows = []
+        for row in gallery["rows"]:
+            cells = [Cell(_picture(cell["picture"]), cell["text"], cell["mark"]) for cell in row["cells"]]
+            rows.append(GalleryRow(row["heading"], cells, row["note"]))
+        galleries.append(Gallery(gallery["title"], rows, gallery["note"]))
+    return galleries
+
+
+def _plain_gallery(gallery: Gallery) -> dict[str, Any]:
+    rows = []
+    for row in gallery.rows:
+        cells = [
+            {"picture": picture_uri(cell.image)[0] if cell.image else None, "text": cell.text, "mark": cell.mark}
+            for cell in row.cells
+        ]
+        rows.append({"heading": row.heading, "note": row.note, "cells": cells})
+    return {"title": gallery.title, "note": gallery.note, "rows": rows}
+
+
+def _picture(uri: str | None) -> Image.Image | None:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) if uri else None
 
 
 def write_whole(path: Path, text: str) -> None:
