@@ -2,8 +2,7 @@
 
 `report.html` is one file that needs no network, no script and no neighbour: pictures are embedded small, curves are
 inline SVG, and the page follows the reader's light or dark scheme. `report.json` holds every number, `report.md` the
-tables, `galleries.json` the pictures for other reports to show. The same report always gives the same bytes: nothing
-here reads a clock.
+tables. The same report always gives the same bytes: nothing here reads a clock.
 
 >>> page = Report("A run", summary=["Two numbers."], scores={"accuracy": 61.25}).html()
 >>> "61.25" in page
@@ -28,7 +27,7 @@ from PIL import Image
 PICTURE_SIDE = 224  # longest side of an embedded picture, in pixels
 DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the picture only
 NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
-PICTURES_FILE = "pictures.json"
+GALLERIES = "galleries.json"
 STYLE_SHEET = Path(__file__).with_name("report.css")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
 
@@ -105,8 +104,7 @@ class Report:
         return ([_score_table(self.scores)] if self.scores else []) + self.tables
 
     def write(self, folder: str | Path) -> Path:
-        """Write report.html, report.json, report.md and, where there are pictures, galleries.json into `folder` and
-        return the path of report.html.
+        """Write report.html, report.json and report.md into `folder` and return the path of report.html.
 
         The galleries also go to pictures.json, from where `read_galleries` takes them into another report.
 
@@ -118,11 +116,9 @@ class Report:
         write_whole(
             folder / "report.json", json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
-        if self.galleries:
-            write_whole(folder / "galleries.json", json.dumps([asdict(gallery) for gallery in self.galleries]))
         write_whole(folder / "report.md", self.markdown())
         if self.galleries:
-            write_whole(folder / PICTURES_FILE, json.dumps([_plain_gallery(each) for each in self.galleries]) + "\n")
+            write_whole(folder / GALLERIES, json.dumps([_plain_gallery(each) for each in self.galleries]) + "\n")
         write_whole(folder / "report.html", self.html())
         return folder / "report.html"
 
@@ -193,7 +189,7 @@ class Report:
 
 def read_galleries(folder: str | Path) -> list[Gallery]:
     """The galleries of the report in `folder`, with pictures of the size that the page shows; none without pictures."""
-    path = Path(folder) / PICTURES_FILE
+    path = Path(folder) / GALLERIES
     if not path.is_file():
         return []
     galleries = []
