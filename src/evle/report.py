@@ -2,7 +2,8 @@
 
 `report.html` is one file that needs no network, no script and no neighbour: pictures are embedded small, curves are
 inline SVG, and the page follows the reader's light or dark scheme. `report.json` holds every number, `report.md` the
-tables. The same report always gives the same bytes: nothing here reads a clock.
+tables, `galleries.json` the pictures for other reports. The same report always gives the same bytes: nothing here reads
+a clock.
 
 >>> page = Report("A run", summary=["Two numbers."], scores={"accuracy": 61.25}).html()
 >>> "61.25" in page

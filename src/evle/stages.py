@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from evle.config import apply_overrides, load_yaml, merge
-from evle.distributed import is_main
+from evle.distributed import barrier, is_main
 from evle.engine.run import MAY_CHANGE, Run
+from evle.engine.trainer import join_processes
 from evle.errors import ConfigError, nearest
 from evle.recipe import RunConfig, finetune, pretrain
 from evle.recipes import find_recipe
-from evle.report import Report, Table
+from evle.report import Curve, Gallery, Report, Table, read_galleries
 
 STAGE = "stage:"
+SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
 TOP_KEYS = {"title", "about", "output", "defaults", "stages"}
 
 
@@ -91,20 +93,23 @@ def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], 
     A finished stage of the same configuration is skipped; one whose weights came from a stage that ran anew runs
     anew too. Raises ConfigError for a finished stage of another configuration, unless `overwrite`.
     """
+    join_processes()
     ran: set[str] = set()
     reports: dict[str, Path] = {}
     for number, stage in enumerate(recipe.stages, 1):
         run = Run(stage.config.output)
         label = f"[{number}/{len(recipe.stages)}] {stage.name}"
         anew = overwrite or stage.after in ran
-        if not anew and is_finished(run):
+        is_kept = not anew and is_finished(run)
+        if is_main():
+            say(f"{label}: finished before, kept" if is_kept else f"{label}: {stage.config.output}")
+        if is_kept:
             _refuse_changes(run, stage.config)
-            say(f"{label}: finished before, kept")
         else:
-            say(f"{label}: {stage.config.output}")
             verb = pretrain if stage.config.task["name"] == "pretraining" else finetune
             verb(stage.config, resume=not anew, overwrite=anew)
             ran.add(stage.name)
+            barrier()  # the main process writes the report that all of them read
         reports[stage.name] = run.folder / "report.json"
     report = combine(recipe, reports)
     if is_main():
@@ -118,10 +123,12 @@ def is_finished(run: Run) -> bool:
 
 
 def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
-    """One report of all stages: a table of scores for each task, chance in the first row, and links to the stages'
-    own."""
+    """One report of all stages: for each task a table of scores, chance in the first row, and the losses beside each
+    other; then the first pictures of every stage."""
     read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
-    tables = []
+    tables: list[Table] = []
+    curves: list[Curve] = []
+    galleries: list[Gallery] = []
     scores: dict[str, Any] = {}
     for task in dict.fromkeys(stage.config.task["name"] for stage in recipe.stages):
         rows: dict[str, dict[str, float]] = {}
@@ -135,6 +142,8 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         table = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
         tables.append(Table(f"{task}: scores", [task, *columns], table))
+        losses = {name: _losses(read[name]) for name in rows if name in read}
+        curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
     summary = [recipe.about] if recipe.about else []
     for stage in recipe.stages:
         summary += [f"{stage.name}: {line}" for line in read[stage.name]["summary"][:1]]
@@ -142,7 +151,16 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
         "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.stages)
     )
     provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.stages}
-    return Comparison(recipe.title, summary, provenance, tables, scores=scores)
+    for name, path in reports.items():
+        for gallery in read_galleries(path.parent):
+            galleries.append(Gallery(f"{name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note))
+    return Comparison(recipe.title, summary, provenance, tables, curves, galleries, scores)
+
+
+def _losses(report: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The points of the training loss in a stage's report.json."""
+    points = (curve["series"]["loss"] for curve in report["curves"] if "loss" in curve["series"])
+    return [(x, y if y is not None else float("nan")) for x, y in next(points, [])]
 
 
 def _refuse_changes(run: Run, config: RunConfig) -> None:
