@@ -1,0 +1,121 @@
+"""The tables of docs/recipes.md and docs/eve.md that say what every key means, made from the code itself.
+
+python tests/reference_tables.py        writes them anew, between the marks; a test holds them against the code
+"""
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from evle.models.eve import EVEConfig
+from evle.recipe import EvaluateOptions, ModelOptions, OptimConfig, RunConfig, TokenizerOptions, TrainConfig
+from evle.report import plain
+from evle.splits import DataOptions
+from evle.tasks import TASKS
+from evle.tasks.task import TaskOptions, TextOptions
+from evle.transforms.image import ImageOptions
+
+DOCS = Path(__file__).parents[1] / "docs"
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelOptions,
+    "tokenizer": TokenizerOptions,
+    "data": DataOptions,
+    "image": ImageOptions,
+    "text": TextOptions,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateOptions,
+}
+OWN_SECTIONS = {*SECTIONS, "task"}
+
+
+def attribute_docstrings(model: type) -> dict[str, str]:
+    """The string below each annotated name of a class and of its parents, on one line."""
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if cls in (object, BaseModel) or not cls.__module__.startswith("evle."):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, after in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                found[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
+    return found
+
+
+def rows(prefix: str, model: type[BaseModel], leave_out: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    """A table's row for each field of a configuration class: its key, default and meaning."""
+    docstrings = attribute_docstrings(model)
+    lines = []
+    for name, field in model.model_fields.items():
+        if name in leave_out:
+            continue
+        meaning = field.description or docstrings.get(name, "")
+        default = "required" if field.is_required() else f"`{json.dumps(plain(field.get_default()))}`"
+        if get_origin(field.annotation) is Literal:
+            meaning += f" ({', '.join(get_args(field.annotation))})"
+        lines.append(f"| `{prefix}{name}` | {default} | {meaning.rstrip('.')} |")
+    return lines
+
+
+def recipe_tables() -> str:
+    head = ["", "| key | default | meaning |", "|---|---|---|"]
+    parts = ["### The run", *head, *rows("", RunConfig, OWN_SECTIONS)]
+    common = {"image", "text"}
+    parts += ["", "### task, whatever its name", *head, "| `task.name` | required | " + ", ".join(TASKS) + " |"]
+    parts += rows("task.", TaskOptions, common)
+    for name, task in TASKS.items():
+        if own := rows("task.", task.options_type, common | TaskOptions.model_fields.keys()):
+            parts += ["", f"### task, when its name is {name}", *head, *own]
+    for name, model in SECTIONS.items():
+        parts += ["", f"### {name}", *head, *rows(f"{name}.", model)]
+    return "\n".join(parts)
+
+
+def model_table() -> str:
+    """The fields of `EVEConfig` as its docstring describes them, with their defaults."""
+    described: dict[str, str] = {}
+    section = ""
+    lines = ["| field | default (EVE-Base) | meaning |", "|---|---|---|"]
+    for block in re.split(r"\n(?= {4}\w|\w)", inspect.cleandoc(EVEConfig.__doc__ or "")):
+        text = " ".join(block.split())
+        if heading := re.fullmatch(r"(\w+):", text):
+            section = heading[1]
+        elif section and (item := re.match(r"([a-z0-9_, ]+): (.*)", text)):
+            described[item[1]] = item[2]
+    for names, meaning in described.items():
+        fields = [name.strip() for name in names.split(",")]
+        defaults = ", ".join(f"`{json.dumps(plain(_default(name)))}`" for name in fields)
+        lines.append(f"| {', '.join(f'`{name}`' for name in fields)} | {defaults} | {meaning.rstrip('.')} |")
+    return "\n".join(lines)
+
+
+def _default(name: str) -> Any:
+    return getattr(EVEConfig(), name) if name != "id2label" else None
+
+
+TABLES = {"recipes.md": recipe_tables, "eve.md": model_table}
+BEGIN, END = "<!-- made by tests/reference_tables.py -->", "<!-- end -->"
+
+
+def filled(name: str) -> str:
+    """A page of docs/ with its table made anew."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{TABLES[name]()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    for name in TABLES:
+        (DOCS / name).write_text(filled(name), encoding="utf-8")

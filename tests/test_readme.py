@@ -1,0 +1,337 @@
+"""README and docs say what is true: their commands parse, their examples run, their tables are those of the code.
+
+A block of shell or Python is checked without being run: commands go through the command line up to the point where the
+work would begin, Python is compiled and its evle names looked up. A block marked `run` is run, those of a page one
+after another, in a folder of tiny pictures and models that bear the names the page uses. A YAML block marked
+`file=NAME` is that file.
+"""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import evle
+import reference_tables
+from evle import cli
+from evle.config import dump_yaml, load_yaml, merge
+from evle.data.sources import SOURCES
+from evle.initialization import starting_config
+from evle.models.eve import EVEConfig
+from evle.recipe import RunConfig, finetune, task_class
+from evle.recipes import find_recipe
+from evle.stages import read_stages
+from micro import COLOURS, MICRO, THINGS, micro_run, picture
+
+ROOT = Path(__file__).parents[1]
+PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+HARMLESS = {"cp", "cat", "tensorboard"}
+BLOCK = re.compile(r"^```(shell|python|yaml)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHORT = {"train": {"steps": 4, "epochs": None, "batch_size": 4, "eval_every": 0}, "text": {"max_length": 16}}
+
+
+@dataclass
+class Block:
+    """One fenced block of a page; `mark` is what follows the language."""
+
+    place: str
+    language: str
+    mark: str
+    text: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        place = f"{page}:{text.count(chr(10), 0, found.start()) + 1}"
+        yield Block(place, found[1], found[2].strip(), found[3])
+
+
+def commands(block: Block) -> list[list[str]]:
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def write_files(folder: Path, over: dict[str, Any] | None = None) -> None:
+    """The recipes that the pages show, laid over with `over`."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.mark.startswith("file="):
+                path = folder / block.mark.removeprefix("file=")
+                path.write_text(block.text, encoding="utf-8")
+                if over:
+                    tree = load_yaml(path)
+                    if "stages" in tree:
+                        tree["defaults"] = merge(tree.get("defaults") or {}, over)
+                        tree["stages"] = {
+                            name: merge(stage, {"train": over["train"]}) for name, stage in tree["stages"].items()
+                        }
+                    else:
+                        tree = merge(tree, over)
+                    path.write_text(dump_yaml(tree), encoding="utf-8")
+
+
+# What is not run
+
+
+class ReachedError(Exception):
+    """A command was understood: its work would begin here."""
+
+
+def check_config(config: RunConfig) -> None:
+    """What a run refuses before any work, as far as it needs no file."""
+    task = task_class(config)
+    task.options_type.build({name: value for name, value in config.task.items() if name != "name"}, "task")
+    if config.model.init is None and config.model.preset is not None:
+        starting_config(config.model)
+    else:
+        EVEConfig.check_fields(config.model.overrides)
+    for sources in (config.data.train, config.data.val, config.data.test):
+        for source in sources if isinstance(sources, list) else [sources] if sources else []:
+            known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight"}
+            assert source.keys() <= known, f"{source.keys() - known} is no option of the source"
+
+
+def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    def checked(config: RunConfig, **_: Any) -> None:
+        check_config(config)
+        raise ReachedError
+
+    def stages_checked(read: Any, **_: Any) -> None:
+        for stage in read.stages:
+            check_config(stage.config)
+        raise ReachedError
+
+    for name in ("pretrain", "finetune", "evaluate"):
+        monkeypatch.setattr(f"evle.recipe.{name}", checked)
+    monkeypatch.setattr("evle.rehearsal.rehearse", checked)
+    monkeypatch.setattr("evle.stages.run_stages", stages_checked)
+    monkeypatch.setattr("evle.search.build_index", reached)
+    monkeypatch.setattr("evle.search.ImageIndex.load", reached)
+    monkeypatch.setattr("evle.convert.convert_eve", reached)
+    monkeypatch.setattr("evle.data.corpus.read_texts", reached)
+    monkeypatch.setattr("evle.data.check.check_folder", reached)
+    monkeypatch.setattr("evle.cli._samples", reached)
+
+
+def write_run(folder: Path) -> None:
+    """What is left of a run that some page speaks of: its settings."""
+    source = {"source": "folder", "path": "FOLDER"}
+    data = {split: {**source, "split": split} for split in ("train", "val", "test")}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_yaml(micro_run(folder, "retrieval", {"data": data}).plain()))
+
+
+def check_command(words: list[str]) -> None:
+    program = words[0]
+    if program == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+        assert {word for word in words[1:] if "=" not in word} <= targets
+    elif program in ("torchrun", "accelerate"):
+        place = words.index("-m")
+        assert words[place + 1] == "evle"
+        check_command(words[place + 1 :])
+    elif program == "python":
+        assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+    elif program == "evle":
+        if words[1] == "evaluate" and "/" in words[2]:
+            write_run(Path(words[2]))
+        result = CliRunner().invoke(cli.app, words[1:])
+        done = isinstance(result.exception, ReachedError) or result.exit_code == 0
+        assert done, f"{result.output} {result.exception}"
+    else:
+        assert program in HARMLESS, f"what is {program}?"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
+    stub_the_work(monkeypatch)
+    for block in blocks(page):
+        for words in commands(block) if block.language == "shell" else ():
+            try:
+                check_command(words)
+            except (AssertionError, ValueError) as error:
+                pytest.fail(f"{block.place}: {' '.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_in_python_exists(page):
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evle":
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), f"{block.place}: {ast.unparse(node)}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "evle":
+                assert hasattr(evle, node.attr), f"{block.place}: evle.{node.attr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_recipe_shown_can_be_built(page, tmp_path):
+    write_files(tmp_path)
+    for block in blocks(page):
+        if block.language == "yaml":
+            path = tmp_path / "shown.yaml"
+            path.write_text(block.text, encoding="utf-8")
+            for stage in read_stages(path).stages:
+                check_config(stage.config)
+
+
+# What is run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder as the pages suppose it: photos with captions and questions, trained runs, a released checkpoint."""
+    folder = tmp_path_factory.mktemp("world")
+    photos = folder / "photos"
+    photos.mkdir()
+    captions, questions = [], []
+    for turn, split in enumerate(["train", "train", "val", "test"]):
+        for colour, thing in zip(COLOURS, THINGS, strict=True):
+            name = f"{thing}{turn}.png"
+            picture(colour).save(photos / name)
+            captions.append({"image": name, "captions": [f"a {colour} {thing}"], "keywords": [thing], "split": split})
+            questions.append({"image": name, "question": "which colour is it?", "answer": colour, "split": split})
+    for name, rows in (("captions", captions), ("questions", questions)):
+        (photos / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    for name, colour in (("a", "red"), ("b", "blue")):
+        picture(colour).save(folder / f"{name}.jpg")
+
+    source = {"source": "folder", "path": str(photos), "split": "train"}
+    changes = {
+        "data": {"train": source},
+        "model": {"overrides": {"num_attention_heads": 1, "hidden_size": 64}},
+        **SHORT,
+    }
+    for name, task in (("runs/pictures/retrieval", "retrieval"), ("runs/quickstart/retrieval-pretrained", "retrieval")):
+        if "quickstart" in name:
+            shutil.copytree(folder / "runs/pictures/retrieval", folder / name)
+        else:
+            finetune(micro_run(folder / name, task, changes))
+    finetune(micro_run(folder / "runs/quickstart/vqa-pretrained", "vqa", changes))
+    vqa = folder / "runs/quickstart/vqa-pretrained/model"
+    evle.EVEProcessor.from_pretrained(vqa).tokenizer.save_pretrained(folder / "tokenizers/eve")
+    CliRunner().invoke(cli.app, ["convert", "eve", str(vqa), str(folder / "eve_base_vqa.th")])
+    write_files(
+        folder, {"model": {"preset": "eve-tiny", "overrides": MICRO}, "tokenizer": {"vocab_size": 300}, **SHORT}
+    )
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any("run" in block.mark.split() for block in blocks(page))])
+def test_what_is_marked_runs(page, world, monkeypatch):
+    monkeypatch.chdir(world)
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        if "run" not in block.mark.split():
+            continue
+        if block.language == "python":
+            exec(compile(block.text, block.place, "exec"), names)
+            continue
+        for words in commands(block):
+            assert words[0] == "evle", f"{block.place}: only evle is run"
+            result = CliRunner().invoke(cli.app, words[1:])
+            if result.exception is not None and not isinstance(result.exception, SystemExit):
+                raise result.exception
+            assert result.exit_code == 0, f"{block.place}: {' '.join(words)}: {result.output}"
+
+
+# What is said
+
+
+@pytest.mark.parametrize("page", reference_tables.TABLES)
+def test_reference_tables_are_the_codes(page):
+    shown = PAGES[page].read_text(encoding="utf-8")
+    assert shown == reference_tables.filled(page), "write them anew: python tests/reference_tables.py"
+
+
+def test_every_key_and_field_says_what_it_is_for():
+    for line in reference_tables.recipe_tables().splitlines():
+        assert not line.startswith("| `") or line.split("|")[3].strip(), line
+
+
+def test_the_readme_names_every_file():
+    text = PAGES["README.md"].read_text(encoding="utf-8")
+    tree = text.split("src/evle/\n")[1].split("```")[0]
+    folders, shown = [Path()], set()
+    for line in tree.splitlines():
+        if not (entry := re.match(r"( +)(\S+)", line)):
+            continue
+        depth = len(entry[1]) // 2 - 1
+        del folders[depth + 1 :]
+        if entry[2].endswith("/"):
+            folders.append(folders[depth] / entry[2])
+        else:
+            shown.add(str(folders[depth] / entry[2]))
+    root = ROOT / "src/evle"
+    there = {str(path.relative_to(root)) for path in [*root.rglob("*.py"), *root.rglob("*.css")]}
+    assert shown - {"recipes/*.yaml"} == {path for path in there if Path(path).name != "__init__.py"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_option_of_a_source_is_described(source):
+    text = PAGES["data.md"].read_text(encoding="utf-8")
+    options = inspect.signature(SOURCES[source]).parameters.keys() - {"task"}
+    assert {option for option in options if f"`{option}" not in text} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = BLOCK.sub("", PAGES[page].read_text(encoding="utf-8"))
+    headings = {
+        name: {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines if line[:1] == "#"}
+        for name, lines in ((name, each.read_text(encoding="utf-8").splitlines()) for name, each in PAGES.items())
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = PAGES[page].parent / file if file else PAGES[page]
+        assert path.exists(), f"{page}: {target}"
+        assert not anchor or anchor in headings[path.name], f"{page}: {target}"
+
+
+def test_the_faithfulness_tables_name_real_tests_and_fields():
+    text = PAGES["eve.md"].read_text(encoding="utf-8")
+    tests = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named, "the page names its tests"
+    assert named <= tests, named - tests
+    keys = set(re.findall(r"^\| `([\w.]+)`", reference_tables.recipe_tables(), re.MULTILINE))
+    fields = {*EVEConfig.__dataclass_fields__, "num_labels", "id2label"}
+    for key in re.findall(
+        r"`((?:task|model|data|image|text|optim|train|evaluate|tokenizer)\.[\w.]+)(?:=[^`]*)?`", text
+    ):
+        inner = key.removeprefix("model.overrides.")
+        known = (
+            fields
+            if inner != key
+            else keys | {f"data.{split}.{name}" for split in ("train", "val", "test") for name in ("split", "source")}
+        )
+        assert inner in known or key in keys, f"{key} is no key"
+
+
+def test_recipes_named_in_the_docs_exist():
+    for page in PAGES.values():
+        for name in re.findall(r"`((?:eve|vle)-[\w-]+)`", page.read_text(encoding="utf-8")):
+            if name not in ("eve-tiny", "eve-small", "eve-base", "eve-large"):
+                find_recipe(name)
