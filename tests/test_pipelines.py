@@ -100,6 +100,13 @@ def test_a_match_is_a_probability_and_one_picture_serves_many_texts(models):
     assert [row["score"] for row in found] == pytest.approx(each, abs=1e-5)
 
 
+def test_a_model_that_never_learned_matching_is_not_asked(models):
+    match = MatchPipeline(models["retrieval"])
+    match.model.config.objective_weights = {"itm": 0.0}
+    with pytest.raises(ConfigError, match="trained by contrast alone"):
+        match(picture("red"), "red")
+
+
 def test_margins_name_unreadable_pictures_and_rank_the_rest(models, tmp_path):
     match = MatchPipeline(models["retrieval"], batch_size=2)
     margins, failures = match.margins([picture("red"), tmp_path / "no.png", picture("blue")], "red")

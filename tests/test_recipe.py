@@ -72,6 +72,7 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
     other = evaluate(config, output=tmp_path / "other")
     assert other.scores["test"].keys() <= report.scores["vqa"].keys() | {"accuracy"} | other.scores["test"].keys()
     assert len((tmp_path / "other" / "predictions.jsonl").read_text().splitlines()) == 8
+    assert read_run(tmp_path / "out" / "vqa", ["data.test.split=val"]).data.val is None  # nothing is chosen any more
     # The same data gives the same scores as at the end of training.
     same = evaluate(read_run(tmp_path / "out" / "vqa"), output=tmp_path / "same")
     assert same.scores["test"] == pytest.approx(report.scores["vqa"])
@@ -146,6 +147,11 @@ def test_other_answers_make_a_new_last_layer(tmp_path):
         ({"model": {"init": "nowhere"}}, CheckpointError, "nowhere: no such"),
         ({"model": {"init": "weights.th"}}, CheckpointError, r"evle convert eve weights\.th FOLDER"),
         ({"task": {"name": "vqaa"}}, ConfigError, "did you mean 'vqa'"),
+        (
+            {"task": {"name": "retrieval"}, "model": {"overrides": {"objective_weights": {"itm": 0}}}},
+            ConfigError,
+            "k_test=0",
+        ),
         ({"task": {"anwers": "x"}}, ConfigError, "did you mean 'answers'"),
         ({"text": {"max_length": 100}}, ConfigError, "more than the model's 64 positions"),
         ({"data": {"train": {"source": "scene"}}}, ConfigError, r"data\.train: .*did you mean 'scenes'"),

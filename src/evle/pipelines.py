@@ -24,7 +24,7 @@ from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
 from evle.models.eve import EVEProcessor
-from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.retrieval import RetrievalTask, learns_matching
 from evle.tasks.task import TextOptions
 from evle.tasks.vqa import VQATask
 from evle.transforms.collate import pad_text
@@ -286,8 +286,14 @@ class MatchPipeline(Pipeline):
     def margins(self, images: Images, texts: Texts) -> tuple[Tensor, dict[int, SampleError]]:
         """log(p / (1 - p)) of the match probability p, (N,) float32, to rank by: it does not run into 1 as p does.
 
-        A picture that cannot be read has nan, and its error under its position in the second result.
+        A picture that cannot be read has nan, and its error under its position in the second result. Raises ConfigError
+        for a model that was trained by contrast alone.
         """
+        if not learns_matching(self.model.config):
+            raise ConfigError(
+                f"{self.source or 'this model'} was trained by contrast alone (objective_weights.itm=0): it does not "
+                "know matching; compare embeddings, or search without re-ranking"
+            )
         sources, listed = pairs(images, texts)
         is_one_picture = len(sources) > 1 and all(source is sources[0] for source in sources)
         read = self.read_ahead(sources[:1] if is_one_picture else sources)

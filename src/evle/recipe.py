@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
-from evle.config import Config, apply_overrides, load_yaml
+from evle.config import Config, apply_overrides, load_yaml, merge
 from evle.data.loader import Loader
 from evle.distributed import is_main, rank, world_size
 from evle.engine.optim import OptimConfig
@@ -78,6 +78,7 @@ class RunConfig(Config):
     """One run: everything that its folder's config.yaml holds."""
 
     title: str = ""
+    """What the report is called."""
     task: dict[str, Any]
     """`name` of the task, and its options."""
     model: ModelOptions = ModelOptions()
@@ -89,8 +90,9 @@ class RunConfig(Config):
     train: TrainConfig
     evaluate: EvaluateOptions = EvaluateOptions()
     seed: int = Field(default=0, ge=0)
+    """Of weights, order, augmentation, masks and dropout."""
     output: str
-    """The run's folder."""
+    """The run's folder; of a recipe that leaves it out, runs/NAME."""
 
     @model_validator(mode="after")
     def _task_is_known(self) -> "RunConfig":
@@ -211,11 +213,14 @@ def evaluate(
 
 
 def read_run(folder: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of the run in `folder`, with `key=value` overrides. Raises ConfigError."""
+    """The configuration of the run in `folder` with `key=value` overrides, to evaluate by. Raises ConfigError."""
     file = Path(folder) / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{folder}: no run's folder (no config.yaml)")
-    return RunConfig.build({**apply_overrides(load_yaml(file), overrides), "output": str(folder)}, str(file))
+    tree = apply_overrides(load_yaml(file), overrides)
+    if (tree.get("data") or {}).get("test") is not None:
+        tree = merge(tree, {"data": {"val": None}})  # nothing is chosen any more: what val held may be measured too
+    return RunConfig.build({**tree, "output": str(folder)}, str(file))
 
 
 def prepare(

@@ -29,6 +29,7 @@ class DataOptions(Config):
     path: str | None = None
     """The `path` of every source that takes one and is given none."""
     train: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What is learned from."""
     val: dict[str, Any] | list[dict[str, Any]] | None = None
     """What the best weights are chosen on."""
     test: dict[str, Any] | list[dict[str, Any]] | None = None

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
 from evle.data.samples import CaptionSample, Sample
+from evle.errors import ConfigError
 from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
@@ -79,6 +80,13 @@ class RetrievalTask(Task):
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval}
     metric = "R@mean"
     options: RetrievalOptions
+
+    def bind(self, config: PreTrainedConfig) -> None:
+        if self.options.k_test and not learns_matching(config):
+            raise ConfigError(
+                f"task.k_test={self.options.k_test} ranks again by matching, which a model with "
+                "objective_weights.itm=0 never learned: set task.k_test=0"
+            )
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
@@ -211,6 +219,11 @@ class RetrievalTask(Task):
             _reordered(to_text, logits[np.searchsorted(codes, text_codes)]),
             _reordered(to_image, logits[np.searchsorted(codes, image_codes)]),
         )
+
+
+def learns_matching(config: PreTrainedConfig) -> bool:
+    """Whether a retrieval model of this configuration trains its matching head."""
+    return (config.objective_weights or {}).get("itm", 1.0) > 0
 
 
 def _reordered(candidates: np.ndarray, logits: np.ndarray) -> np.ndarray:
