@@ -21,6 +21,7 @@ MICRO = {
     "num_experts": 2,
     "image_size": 16,
     "patch_size": 8,
+    "stem_channels": [],
     "hidden_dropout_prob": 0.0,
     "layer_scale_init": 1.0,
     "initializer_range": 0.05,

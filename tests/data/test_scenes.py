@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from evle.data.drawing import COLOURS, PATTERNS, SHAPES, TILTS, shape_masks
 from evle.data.images import open_image
 from evle.data.samples import Drawing
+from evle.data.scene_language import content
 from evle.data.scenes import PAIRS_PER_STATEMENT, held_out, scenes, shape_composer
 from evle.errors import ConfigError
 from scene_truth import Judge
@@ -156,9 +157,29 @@ def test_the_fingerprint_tells_data_sets_apart():
         of("captions", seed=1).fingerprint,
         of("captions", size=96).fingerprint,
         of("captions", max_things=4).fingerprint,
+        of("captions", min_things=1).fingerprint,
+        of("captions", num_captions=1).fingerprint,
+        of("captions", questions=0.5).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
     assert of("captions").fingerprint == of("captions").fingerprint
+
+
+def test_scenes_may_be_small_and_told_by_fewer_captions_or_by_questions_with_answers():
+    numbers = Counter(len(sample.image.scene.things) for sample in of("captions", count=90, min_things=1, max_things=3))
+    assert sorted(numbers) == [1, 2, 3]
+    assert min(numbers.values()) > 15
+    usual, fullest = of("captions")[5], of("captions", num_captions=1)[5]
+    assert fullest.captions == usual.captions[:1]
+    assert len(usual.captions) > 1
+    told = of("captions", count=200, max_things=3, questions=0.5)
+    asking = [sample for sample in told if "?" in sample.captions[0]]
+    assert 70 <= len(asking) <= 130
+    for sample in asking:
+        (text,) = sample.captions
+        question, answer = text.split("? ")
+        assert JUDGE.answer(sample.image.scene, f"{question}?") == answer, text
+        assert content(sample.image.scene) == sample.match_id
 
 
 def test_yes_and_no_are_exactly_balanced_and_so_are_labels():
@@ -184,7 +205,10 @@ def test_pictures_with_the_same_things_share_a_match_id():
     [
         ({"task": "caption"}, "did you mean 'captions'"),
         ({"task": "vqa", "split": "tset"}, "did you mean 'test'"),
-        ({"task": "vqa", "max_things": 20}, "max_things=20 must be from 4 to 8"),
+        ({"task": "vqa", "max_things": 20}, "max_things=20 must be from 2 to 8"),
+        ({"task": "vcr", "max_things": 3}, "max_things=3 must be from 4 to 8 for vcr"),
+        ({"min_things": 5, "max_things": 4}, "min_things=5 must be from 1 to max_things=4"),
+        ({"questions": 1.5}, "questions=1.5 must be from 0 to 1"),
         ({"task": "vqa", "count": 0}, "count=0 must be at least 1"),
     ],
 )

@@ -86,6 +86,9 @@ class SceneSamples(Sequence):
         size: int,
         boxes: bool = True,
         identity: str = "",
+        min_things: int = 2,
+        num_captions: int | None = None,
+        questions: float = 0.0,
     ):
         if task not in TASKS:
             raise ConfigError(f"task={task!r} is not one of scenes; {nearest(task, TASKS)}")
@@ -93,8 +96,12 @@ class SceneSamples(Sequence):
             raise ConfigError(f"count={count} must be at least 1, and size={size} at least 24 pixels")
         self.composer, self.drawing = composer, drawing
         self.name, self.task, self.split, self.seed, self.size, self.boxes = name, task, split, seed, size, boxes
+        self.min_things, self.num_captions, self.questions = min_things, num_captions, questions
         self._count = count
-        facts = repr((name, task, split, count, seed, size, boxes, identity, composer.max_things, composer.values))
+        told = (min_things, num_captions, questions)
+        facts = repr(
+            (name, task, split, count, seed, size, boxes, identity, told, composer.max_things, composer.values)
+        )
         self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
@@ -121,13 +128,19 @@ class SceneSamples(Sequence):
 
     def _caption(self, index: int, key: str) -> CaptionSample:
         rng = self._rng(index)
-        scene = self.composer.random_scene(rng)
+        if self.questions and rng.random() < self.questions:
+            types = question_types(self.composer)
+            question = QUESTIONS[types[int(rng.integers(len(types)))]](self.composer, rng, rng.random() < 0.5)
+            scene, texts = question.scene, [f"{question.text} {question.answer}"]
+        else:
+            scene = self.composer.random_scene(rng, self.min_things)
+            texts = list(captions(scene, rng)[: self.num_captions])
         drawing = self.drawing(scene, self.size)
         words = [word for thing in scene.things for word in (*thing.traits[:1], *thing.traits[2:])]
         return CaptionSample(
             key,
             drawing,
-            captions(scene, rng),
+            tuple(texts),
             boxes=scene_boxes(drawing, rng) if self.boxes else (),
             tags=tuple(dict.fromkeys(word for word in words if word not in ("", "plain"))),
             match_id=content(scene),
@@ -185,13 +198,21 @@ def scenes(
     count: int = 1000,
     seed: int = 0,
     size: int = 64,
+    min_things: int = 2,
     max_things: int = 6,
+    num_captions: int | None = None,
+    questions: float = 0.0,
 ) -> Sequence[Sample]:
     """`count` samples about synthetic scenes of shapes, `size` pixels wide.
 
     "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
-    "test" half of the things are combinations of traits that training never shows. Two to `max_things` (up to 8)
-    things stand in a scene.
+    "test" half of the things are combinations of traits that training never shows.
+
+    `min_things` to `max_things` (2 to 8; 4 or more for "nlvr2" and "vcr") things stand in a captioned scene; scenes of
+    questions hold what the question needs and some others. `num_captions` keeps so many captions of each scene, the
+    fullest first. `questions` is the share of "captions" samples whose one text is a question about the scene with its
+    answer, as vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same
+    samples.
 
     >>> sample = scenes("vqa", "test", count=20)[4]
     >>> sample.question_type, sample.answer_type
@@ -199,9 +220,14 @@ def scenes(
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split!r} of scenes does not exist; {nearest(split, SPLITS)}")
-    if not 4 <= max_things <= 8:
-        raise ConfigError(f"max_things={max_things} must be from 4 to 8")
-    composer = shape_composer(split, max_things)
+    fewest = 4 if task in ("nlvr2", "vcr") else 2
+    if not fewest <= max_things <= 8:
+        raise ConfigError(f"max_things={max_things} must be from {fewest} to 8 for {task}")
+    if not 1 <= min_things <= max_things:
+        raise ConfigError(f"min_things={min_things} must be from 1 to max_things={max_things}")
+    if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
+        raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
     return SceneSamples(
-        composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed, size=size
-    )
+        shape_composer(split, max_things), ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
+        size=size, min_things=min_things, num_captions=num_captions, questions=questions,
+    )  # fmt: skip
