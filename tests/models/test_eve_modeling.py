@@ -239,6 +239,13 @@ def test_bfloat16_autocast_is_finite_and_close(implementation):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("preset", "expected"), [("eve-tiny", "eager"), ("eve-base", "grouped_mm")])
+def test_the_size_chooses_the_experts_kernel_of_a_cpu(preset, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with torch.device("meta"):
+        assert EVEModel(EVEConfig.from_preset(preset)).config._experts_implementation == expected
+
+
 def test_the_users_implementations_win(tmp_path):
     build(EVEForVQA).save_pretrained(tmp_path)
     model = EVEForVQA.from_pretrained(tmp_path, experts_implementation="batched_mm", attn_implementation="sdpa")
