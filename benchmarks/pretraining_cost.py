@@ -357,6 +357,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, value in report.items():
         print(f"{name}: {value}")
 
+    def keep() -> None:
+        """Write what is measured so far, so that an interrupted run has not been for nothing."""
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
     def batch_of(size: int) -> dict[str, Tensor]:
         return make_batch(config, size, options.text_length, device)
 
@@ -364,6 +369,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         report["memory"] = measure_memory(bench, batch_of, options.memory)
         print(f"\nLargest batch in {options.memory / 1e9:.0f} GB")
         print(*memory_table(report["memory"]), sep="\n", flush=True)
+        keep()
     inputs = batch_of(options.batch)
     if "time" not in options.skip:
         report["time"] = measure_time(bench, inputs, options.rounds, options.peak_size)
@@ -372,6 +378,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print("machine's peak: {:.0f} Gflop/s in the median, {:.0f} at best; ".format(*rates), end="")
         print(f"an optimizer step: {report['time']['optimizer_seconds']:.3f} s")
         print(*time_table(report["time"]), sep="\n", flush=True)
+        keep()
     if "profile" not in options.skip:
         with bench.objectives(MASKED_SIGNAL):
             report["profile"] = profile_step(bench.model, lambda: bench.step(inputs), bench.optimizer.step)
@@ -379,8 +386,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for name, (seconds, share) in report["profile"]["groups"].items():
             print(f"{name:<32} {seconds:8.3f} s {share:7.1%}")
         print("\n" + report["profile"]["operators"])
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    keep()
     return report
 
 
