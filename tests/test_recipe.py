@@ -54,7 +54,16 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
     recipe = read_stages(write(tmp_path / "road.yaml", ROAD), [f"output={tmp_path / 'out'}"])
     said = []
     report = run_stages(recipe, say=said.append)
-    assert [table.title for table in report.tables] == ["pretraining: scores", "retrieval: scores", "vqa: scores"]
+    assert [table.title for table in report.tables] == [
+        "Results",
+        "pretraining: scores",
+        "retrieval: scores",
+        "vqa: scores",
+    ]
+    results = report.tables[0]
+    assert results.columns == ["percent", "chance", "weights of pretrain"]
+    assert ["vqa: accuracy", report.scores["vqa: chance"]["accuracy"], report.scores["vqa"]["accuracy"]] in results.rows
+    assert any(line.startswith("vqa, accuracy: ") and "by chance" in line for line in report.summary)
     assert "## Scores" not in report.markdown()  # a table of all tasks would be mostly empty
     assert {"TR@1", "IR@10", "itc/TR@1"} <= report.scores["retrieval"].keys()
     assert 0 <= report.scores["vqa"]["accuracy"] <= 100

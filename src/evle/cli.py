@@ -7,6 +7,7 @@ line on stderr and exit code 2; an interrupted run ends with 130.
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from evle import __version__
 from evle.errors import EvleError
 
 if TYPE_CHECKING:
-    from evle.report import Report
+    from evle.report import Report, Table
 
 DEBUG = "EVLE_DEBUG"
 
@@ -205,7 +206,8 @@ def run(
     from evle import stages
 
     read = stages.read_stages(recipe, _with_output(overrides, output))
-    _show(stages.run_stages(read, overwrite=overwrite), read.output)
+    report = stages.run_stages(read, overwrite=overwrite)
+    _show(report, read.output, report.all_tables()[:1])
 
 
 @app.command()
@@ -283,11 +285,17 @@ def convert(
     released_routing: Annotated[
         bool, typer.Option("--released-routing", help="Drop tokens over capacity, as the released code does.")
     ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer's folder, to save beside the weights.", show_default=False)
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="A JSON list of the answers of a VQA checkpoint.", show_default=False)
+    ] = None,
 ) -> None:
     """Convert a checkpoint of the authors' release to a model folder, or back.
 
     \b
-      evle convert eve eve_base_vqa.th models/eve-base-vqa
+      evle convert eve eve_base_vqa.th models/eve-base-vqa --tokenizer tokenizers/eve --answers answer_list.json
       evle convert eve models/eve-base-vqa eve_base_vqa.th
     """
     from evle.convert import convert_eve
@@ -295,7 +303,15 @@ def convert(
 
     if family != "eve":
         raise ConfigError(f"there is nothing to convert for the family {family!r}; {nearest(family, ['eve'])}")
-    print(convert_eve(source, destination, num_attention_heads=num_attention_heads, released_routing=released_routing))
+    written = convert_eve(
+        source,
+        destination,
+        num_attention_heads=num_attention_heads,
+        released_routing=released_routing,
+        tokenizer=tokenizer,
+        answers=answers,
+    )
+    print(written)
 
 
 @tokenizer_app.command("train")
@@ -410,12 +426,15 @@ def _with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
     return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
 
 
-def _show(report: "Report", folder: Path) -> None:
-    """The report's lines and where it lies, said by the main process."""
+def _show(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> None:
+    """The report's lines, some of its tables, and where it lies, said by the main process."""
     from evle.distributed import is_main
+    from evle.report import text_table
 
     if is_main():
         print("\n".join([report.title, *(f"  {line}" for line in report.summary)]))
+        for table in tables:
+            print(f"\n{text_table(table)}\n")
         print(f"report: {folder / 'report.html'}")
 
 

@@ -188,6 +188,26 @@ class Report:
         )
 
 
+def text_table(table: Table) -> str:
+    """A table for a terminal, numbers to the right.
+
+    >>> print(text_table(Table("", ["score", "chance"], [["accuracy", 25.0], ["R@1", 0.5]])))
+    score     chance
+    accuracy   25.00
+    R@1         0.50
+    """
+    rows, is_numeric = _columns(table)
+    lines = [list(table.columns), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(line, widths, is_numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
 def read_galleries(folder: str | Path) -> list[Gallery]:
     """The galleries of the report in `folder`, with pictures of the size that the page shows; none without pictures."""
     path = Path(folder) / GALLERIES

@@ -19,6 +19,7 @@ from evle.errors import ConfigError, nearest
 from evle.recipe import RunConfig, finetune, pretrain
 from evle.recipes import find_recipe
 from evle.report import Curve, Gallery, Report, Table, read_galleries
+from evle.tasks import TASKS
 
 STAGE = "stage:"
 SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
@@ -123,13 +124,15 @@ def is_finished(run: Run) -> bool:
 
 
 def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
-    """One report of all stages: for each task a table of scores, chance in the first row, and the losses beside each
-    other; then the first pictures of every stage."""
+    """One report of all stages: what each task's stages reached, beside chance; all scores task by task; the losses
+    beside each other; the first pictures of every stage."""
     read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
     tables: list[Table] = []
     curves: list[Curve] = []
     galleries: list[Gallery] = []
     scores: dict[str, Any] = {}
+    results: dict[str, dict[str, float]] = {}  # by "task: score", then by what was measured
+    summary = [recipe.about] if recipe.about else []
     for task in dict.fromkeys(stage.config.task["name"] for stage in recipe.stages):
         rows: dict[str, dict[str, float]] = {}
         for stage in recipe.stages:
@@ -140,13 +143,15 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
                 rows[stage.name] = next((row for name, row in found.items() if name != "chance"), {})
         scores |= {f"{task}: chance" if name == "chance" else name: row for name, row in rows.items()}
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        table = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
-        tables.append(Table(f"{task}: scores", [task, *columns], table))
+        tables.append(Table(f"{task}: scores", ["score", *rows], _turned(columns, rows)))
+        starts = {stage.name: start for stage in recipe.stages if (start := _start(stage, recipe)) is not None}
+        measured = {starts.get(name, name): row for name, row in rows.items()}
+        for column in columns if "chance" in rows else []:
+            if "/" not in column:  # the scores of parts have a name with a stroke
+                results[f"{task}: {column}"] = {name: row[column] for name, row in measured.items() if column in row}
+        summary.append(_in_words(task, measured))
         losses = {name: _losses(read[name]) for name in rows if name in read}
         curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
-    summary = [recipe.about] if recipe.about else []
-    for stage in recipe.stages:
-        summary += [f"{stage.name}: {line}" for line in read[stage.name]["summary"][:1]]
     summary.append(
         "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.stages)
     )
@@ -154,7 +159,36 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
     for name, path in reports.items():
         for gallery in read_galleries(path.parent):
             galleries.append(Gallery(f"{name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note))
+    if results:
+        names = list(dict.fromkeys(name for row in results.values() for name in row))
+        rows_of_results = [[score, *(row.get(name) for name in names)] for score, row in results.items()]
+        tables.insert(0, Table("Results", ["percent", *names], rows_of_results))
     return Comparison(recipe.title, summary, provenance, tables, curves, galleries, scores)
+
+
+def _turned(columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:
+    """A line a score, which has many, and a column a stage, of which there are few."""
+    return [[column, *(row.get(column) for row in rows.values())] for column in columns]
+
+
+def _start(stage: Stage, recipe: Stages) -> str | None:
+    """What a stage started from, in words; None where another stage of its task started from the same."""
+    start = stage.after or stage.config.model.init
+    task = stage.config.task["name"]
+    same = [
+        each for each in recipe.stages
+        if each.config.task["name"] == task and (each.after or each.config.model.init) == start
+    ]  # fmt: skip
+    if len(same) > 1:
+        return None
+    return f"weights of {start}" if start else "random weights"
+
+
+def _in_words(task: str, measured: Mapping[str, Mapping[str, float]]) -> str:
+    metric = TASKS[task].metric
+    found = [f"{row[metric]:.4g} by chance" if name == "chance" else f"{row[metric]:.4g} from {name}"
+             for name, row in measured.items() if metric in row]  # fmt: skip
+    return f"{task}, {metric}: {', '.join(found)}"
 
 
 def _losses(report: Mapping[str, Any]) -> list[tuple[float, float]]:
