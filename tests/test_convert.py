@@ -1,13 +1,18 @@
 """Converting released EVE checkpoints: both directions, bit for bit."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from eve_models import build
 from evle.convert import convert_eve
-from evle.errors import CheckpointError
+from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForNLVR2, EVEForPreTraining, EVEForRetrieval, EVEForVQA, EVEModel
+from evle.pipelines import VQAPipeline
+from evle.transforms.text import train_tokenizer
 
 MODELS = {
     "vqa": (EVEForVQA, {"num_labels": 5}),
@@ -63,3 +68,36 @@ def test_what_cannot_be_converted_is_refused_in_words(tmp_path):
     build(EVEForVQA, deep_feed_forward="shared").save_pretrained(tmp_path / "shared")
     with pytest.raises(CheckpointError, match=r"no form for eve\.layers\.2\.feed_forward\.feed_forward"):
         convert_eve(tmp_path / "shared", tmp_path / "a.th")
+
+
+def released_vqa(tmp_path):
+    build(EVEForVQA, num_labels=3, vocab_size=300).save_pretrained(tmp_path / "ours")
+    convert_eve(tmp_path / "ours", tmp_path / "a.th")
+    (tmp_path / "answers.json").write_text(json.dumps(["yes", "no", "two"]))
+    train_tokenizer(["a red car", "two dogs"], 290).save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "a.th"
+
+
+def test_a_converted_model_answers_with_the_tokenizer_and_answers_given(tmp_path):
+    released = released_vqa(tmp_path)
+    convert_eve(
+        released,
+        tmp_path / "model",
+        num_attention_heads=2,
+        tokenizer=tmp_path / "tokenizer",
+        answers=tmp_path / "answers.json",
+    )
+    (found,) = VQAPipeline(tmp_path / "model")(Image.new("RGB", (20, 20)), "how many dogs?")
+    assert {each["answer"] for each in found["answers"]} == {"yes", "no", "two"}
+
+
+def test_answers_that_do_not_fit_the_head_are_refused(tmp_path):
+    released = released_vqa(tmp_path)
+    (tmp_path / "answers.json").write_text(json.dumps(["yes", "no"]))
+    with pytest.raises(ConfigError, match=r"answers.json has 2 answers but the model in .*a\.th was built for 3"):
+        convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")
+    (tmp_path / "answers.json").write_text("{")
+    with pytest.raises(ConfigError, match="no answer list that can be read"):
+        convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")
+    with pytest.raises(ConfigError, match="no tokenizer that can be read"):
+        convert_eve(released, tmp_path / "b", num_attention_heads=2, tokenizer=tmp_path / "nowhere")

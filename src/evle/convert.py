@@ -1,14 +1,16 @@
 """Released EVE checkpoints <-> ours: a file of theirs to a model directory, and back, bit for bit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
-from evle.errors import CheckpointError, EvleError, nearest
-from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel
+from evle.errors import CheckpointError, ConfigError, EvleError, nearest
+from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel, EVEProcessor
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.released import read_released, to_released
 
@@ -30,6 +32,8 @@ def convert_eve(
     *,
     num_attention_heads: int | None = None,
     released_routing: bool = False,
+    tokenizer: str | Path | None = None,
+    answers: str | Path | None = None,
 ) -> str:
     """Convert one EVE checkpoint. The direction follows from `source`: a file is a released one, a directory ours.
 
@@ -38,20 +42,26 @@ def convert_eve(
         destination: the model directory to write, or the released file (`.th`, `.pth`, `.bin` hold `{"model": ...}`).
         num_attention_heads: the weights do not tell it; width / 64 by default.
         released_routing: give the directory the released `capacity_factor` of 1.0 instead of dropless routing.
+        tokenizer: a tokenizer's directory to save beside the weights, which hold none; pipelines, search and
+            evaluation need one.
+        answers: the answer list of a VQA checkpoint, a JSON list of strings in the order of its outputs.
 
     Returns:
         One line that says what was written.
 
     Raises:
         CheckpointError: nothing to convert, keys that do not fit, or a model that the release has no form for.
+        ConfigError: a tokenizer or answers that cannot be read, do not fit the weights, or have no use.
     """
     source, destination = Path(source), Path(destination)
     if source.is_dir():
+        if tokenizer is not None or answers is not None:
+            raise ConfigError(f"{destination}: a released file holds no tokenizer and no answers; leave them out")
         return _to_released_file(source, destination)
     overrides: dict[str, Any] = {"capacity_factor": 1.0} if released_routing else {}
     if num_attention_heads is not None:
         overrides["num_attention_heads"] = num_attention_heads
-    return _to_directory(source, destination, overrides)
+    return _to_directory(source, destination, overrides, tokenizer, answers)
 
 
 def released_model(source: str | Path) -> type[EVEPreTrainedModel]:
@@ -67,12 +77,49 @@ def released_model(source: str | Path) -> type[EVEPreTrainedModel]:
     return EVEModel
 
 
-def _to_directory(source: Path, destination: Path, overrides: dict[str, Any]) -> str:
+def _to_directory(
+    source: Path,
+    destination: Path,
+    overrides: dict[str, Any],
+    tokenizer: str | Path | None,
+    answers: str | Path | None,
+) -> str:
     if destination.is_file():
         raise CheckpointError(f"{destination}: is a file; name a directory for the converted model")
     model = released_model(source).from_released(source, **overrides)
+    config = model.config
+    if answers is not None:
+        labels = _read_answers(Path(answers))
+        if not isinstance(model, EVEForVQA) or len(labels) != config.num_labels:
+            built = f"was built for {config.num_labels}" if isinstance(model, EVEForVQA) else "has no VQA head"
+            raise ConfigError(f"{answers} has {len(labels)} answers but the model in {source} {built}")
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    processor = None if tokenizer is None else _processor(tokenizer, config)
     _write(destination, lambda: model.save_pretrained(destination))
-    return f"{destination}: {type(model).__name__}, {_describe(model.config)}"
+    if processor is not None:
+        _write(destination, lambda: processor.save_pretrained(destination))
+    return f"{destination}: {type(model).__name__}, {_describe(config)}"
+
+
+def _processor(tokenizer: str | Path, config: EVEConfig) -> EVEProcessor:
+    try:
+        read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{tokenizer}: no tokenizer that can be read ({str(error).splitlines()[0]})") from None
+    if len(read) > config.vocab_size:
+        raise ConfigError(f"{tokenizer} has {len(read)} tokens but the model was built for {config.vocab_size}")
+    return EVEProcessor.for_size(config.image_size, read)
+
+
+def _read_answers(path: Path) -> list[str]:
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no answer list that can be read ({error})") from None
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ConfigError(f"{path}: must hold a JSON list of strings, one answer an output")
+    return answers
 
 
 def _to_released_file(source: Path, destination: Path) -> str:
