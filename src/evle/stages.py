@@ -198,7 +198,9 @@ def _losses(report: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def _refuse_changes(run: Run, config: RunConfig) -> None:
-    before, now = _flatten(run.config()), _flatten(config.plain())
+    # Built anew, so that a setting that came after the run has the default that the run had.
+    before = _flatten(RunConfig.build(run.config(), str(run.folder / "config.yaml")).plain())
+    now = _flatten(config.plain())
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if key not in MAY_CHANGE and not key.startswith("evaluate.")]
     if changed:

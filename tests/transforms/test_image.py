@@ -307,3 +307,15 @@ def test_a_full_set_of_augmentations_stays_cheap():
     for seed in range(30):
         train_image(picture, EVERYTHING, 96, rng(seed))
     assert (time.process_time() - start) / 30 < 0.013
+
+
+def test_an_outlined_picture_has_flat_colours_and_dark_strokes_where_they_change():
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((230, 60, 60), (16, 16, 48, 48))
+    options = ImageOptions(scale=(1, 1), ratio=(1, 1), flip=0, outline=1.0)
+    view, _ = train_image(picture, options, 64, np.random.default_rng(0))
+    colours = {tuple(pixel) for pixel in view.permute(1, 2, 0).reshape(-1, 3).tolist()}
+    assert len(colours) <= 17
+    assert view[:, 16, 32].max() < 48  # on the square's upper side
+    assert view[:, 32, 32].max() > 150
+    assert view[:, 4, 4].min() > 200
