@@ -65,3 +65,16 @@ def test_matching_of_weight_zero_costs_no_joint_pass():
     assert len(passes) == 2
     assert set(output.losses) == {"itc", "balance"}
     torch.testing.assert_close(output.loss, sum(output.losses.values()))
+
+
+def test_blanked_pictures_do_not_enter_the_statistics_of_whole_ones():
+    model = eve_models.build(EVEModel, **STEM).train()
+    pixels = eve_models.batch()["pixel_values"]
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, 4:] = True
+    norm = model.image_embedding.stem.norms[0]
+    before = norm.running_mean.clone()
+    model(pixels, image_mask=mask)
+    assert torch.equal(norm.running_mean, before)
+    model(pixels)
+    assert not torch.equal(norm.running_mean, before)

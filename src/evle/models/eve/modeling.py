@@ -128,7 +128,14 @@ class EVEStem(nn.Module):
         weight = self.convolutions[0].get_parameter("weight")
         maps = pixel_values.to(weight.dtype).contiguous(memory_format=torch.channels_last)
         for convolution, norm in zip(self.convolutions, self.norms):
-            maps = F.gelu(norm(convolution(maps)))
+            maps = convolution(maps)
+            if visible is not None and self.training:
+                # Blanked pictures are another distribution: they must not enter the statistics of whole ones.
+                weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+                maps = F.batch_norm(maps, None, None, weight, bias, training=True)
+            else:
+                maps = norm(maps)
+            maps = F.gelu(maps)
         return maps.flatten(2).transpose(1, 2)
 
 
