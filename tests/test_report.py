@@ -71,7 +71,12 @@ class Page(HTMLParser):
 def test_a_report_is_files_of_numbers_pictures_and_the_page_is_returned(tmp_path):
     path = a_report().write(tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "report.html"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["galleries.json", "report.html", "report.json", "report.md"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "galleries.json",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
 
 
 def test_the_same_report_is_written_byte_for_byte_the_same(tmp_path):
