@@ -331,4 +331,4 @@ def test_recipes_named_in_the_docs_exist():
     for page in PAGES.values():
         for name in re.findall(r"`((?:eve|vle)-[\w-]+)`", page.read_text(encoding="utf-8")):
             if name not in ("eve-tiny", "eve-small", "eve-base", "eve-large"):
-                find_recipe(name)
+                assert find_recipe(name).is_file()

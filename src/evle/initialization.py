@@ -16,14 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
-from evle.models.eve import EVEConfig, EVEProcessor
+from evle.models.eve import EVEConfig
 from evle.models.eve.modeling import EVEPreTrainedModel, resize_positions
 from evle.models.eve.vision_init import init_from_vision
 from evle.models.presets import PRESETS
-from evle.pipelines import model_folder
+from evle.pipelines import PROCESSORS, model_folder
 
 CONFIGS: dict[str, type[EVEConfig]] = {"eve": EVEConfig}
-PROCESSORS: dict[str, type[EVEProcessor]] = {"eve": EVEProcessor}
 RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
 
 NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_rate"}

@@ -34,7 +34,7 @@ from evle.transforms.text import clean_caption, encode
 Images = ImageSource | Sequence[ImageSource]
 Texts = str | Sequence[str]
 
-PROCESSORS: dict[str, type[ProcessorMixin]] = {"eve": EVEProcessor}
+PROCESSORS: dict[str, type[EVEProcessor]] = {"eve": EVEProcessor}
 
 
 def model_folder(path: str | Path) -> Path:

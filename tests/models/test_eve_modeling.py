@@ -24,7 +24,8 @@ def test_a_paper_size_has_its_number_of_parameters(name, count):
 @pytest.mark.parametrize("name", [name for name, (family, _) in PRESETS.items() if family == "eve"])
 def test_every_preset_builds_every_objective(name):
     with torch.device("meta"):
-        EVEForPreTraining(EVEConfig.from_preset(name, objectives=("mim", "mlm", "itc", "itm")))
+        model = EVEForPreTraining(EVEConfig.from_preset(name, objectives=("mim", "mlm", "itc", "itm")))
+    assert {"eve", "decoder", "mlm_head", "matching"} == {child for child, _ in model.named_children()}
 
 
 def test_an_unknown_preset_or_field_is_refused_with_the_nearest():

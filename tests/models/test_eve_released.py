@@ -64,10 +64,12 @@ def test_the_key_table_goes_both_ways_bit_for_bit(name):
 
 
 def test_counting_buffers_and_data_parallel_prefixes_are_no_obstacle(vqa_file):
+    expected = EVEForVQA.from_released(vqa_file, num_attention_heads=2)
     state = torch.load(vqa_file)["model"]
     state["backbone.position_ids_text"] = torch.arange(12)
     torch.save({f"module.{key}": tensor for key, tensor in state.items()}, vqa_file)
-    EVEForVQA.from_released(vqa_file, num_attention_heads=2)
+    found = EVEForVQA.from_released(vqa_file, num_attention_heads=2)
+    assert torch.equal(found(**batch()).logits, expected(**batch()).logits)
 
 
 def test_the_backbone_alone_can_be_read_from_a_checkpoint_with_a_head(vqa_file):

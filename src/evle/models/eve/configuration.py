@@ -31,8 +31,8 @@ class EVEConfig(PreTrainedConfig):
         image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes
             are interpolated at run time [P].
         stem_channels: channels of strided convolutions in front of the patch projection, each stage halving the
-            picture; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; with few pictures
-            a convolutional stem learns several times faster [D].
+            picture; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; convolutions are
+            for training from few pictures [D].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
         layer_norm_eps: [C: 1e-6].
