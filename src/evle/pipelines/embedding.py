@@ -1,0 +1,83 @@
+"""Pictures and texts as vectors."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evle.data.samples import ImageSource
+from evle.errors import SampleError
+from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts
+from evle.tasks.retrieval import RetrievalTask
+
+
+@dataclass
+class EmbeddedImages:
+    """A batch of embedded pictures: `rows` are their positions in the input, `features` (B, D) float32 on the CPU.
+
+    `failures` names the pictures that could not be read since the last batch, by position.
+    """
+
+    rows: list[int]
+    features: Tensor
+    failures: dict[int, SampleError] = field(default_factory=dict)
+
+
+class EmbedPipeline(Pipeline):
+    """Pictures and texts as unit vectors whose dot product says how well they go together.
+
+    >>> embed = EmbedPipeline("runs/retrieval")  # doctest: +SKIP
+    >>> embed.texts(["a red circle"]) @ embed.images(["a.jpg", "b.jpg"]).T  # doctest: +SKIP
+    tensor([[0.61, 0.08]])
+    """
+
+    models = RetrievalTask.models
+
+    def texts(self, texts: Texts) -> Tensor:
+        """Embeddings (N, D) float32 on the CPU."""
+        listed = as_texts(texts)
+        parts = []
+        with self.evaluating():
+            for start in range(0, len(listed), self.batch_size):
+                tokens = self.tokens(listed[start : start + self.batch_size])
+                parts.append(self.model.get_text_features(**tokens).float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.dimension)
+
+    def images(self, images: Images) -> Tensor:
+        """Embeddings (N, D) float32 on the CPU. Raises SampleError at the first picture that cannot be read."""
+        parts = []
+        for batch in self.image_batches(as_images(images)):
+            for error in batch.failures.values():
+                raise error
+            parts.append(batch.features)
+        return torch.cat(parts) if parts else torch.empty(0, self.dimension)
+
+    def image_batches(self, sources: Iterable[ImageSource]) -> Iterator[EmbeddedImages]:
+        """Embeddings batch by batch, of any number of pictures; those that cannot be read are named and left out."""
+        rows: list[int] = []
+        pixels: list[Tensor] = []
+        failures: dict[int, SampleError] = {}
+        for row, read in enumerate(self.read_ahead(sources)):
+            if isinstance(read, SampleError):
+                failures[row] = read
+            else:
+                rows.append(row)
+                pixels.append(read)
+            if len(rows) == self.batch_size:
+                yield EmbeddedImages(rows, self._embed(pixels), failures)
+                rows, pixels, failures = [], [], {}
+        if rows or failures:
+            yield EmbeddedImages(rows, self._embed(pixels), failures)
+
+    @cached_property
+    def dimension(self) -> int:
+        """D, from embedding one short text: the one place that is sure to know."""
+        return self.texts("a").shape[1]
+
+    def _embed(self, pixels: list[Tensor]) -> Tensor:
+        if not pixels:
+            return torch.empty(0, self.dimension)
+        with self.evaluating():
+            return self.model.get_image_features(self.pixel_values(pixels)).float().cpu()
