@@ -238,7 +238,7 @@ def prepare(
     tokenizer = _tokenizer(config, task_type, training, start.vocab_size, family)
     image_size = config.image.size or start.image_size
     built = _build_task(task_type, config, build_processor(family, tokenizer, image_size))
-    built.prepare(training)
+    built.prepare(training, start)
     changes = {"image_size": image_size, "vocab_size": _vocab_size(config, tokenizer, start), **built.model_overrides()}
     if config.text.max_length > start.max_position_embeddings:
         raise ConfigError(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageDraw
+from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from evle.transforms import image as transforms
 from evle.transforms.image import ImageOptions, normalize, train_image
@@ -149,6 +150,43 @@ def test_boxes_follow_their_picture(change, mode):
             view, boxes = train_image(picture, options, 96, rng(seed), [box])
         if not np.isnan(boxes).any():
             assert np.abs(boxes[0] - coloured_box(view)).max() <= 2.5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("size", [(120, 90), (90, 121), (97, 97), (300, 100), (40, 30)])
+@pytest.mark.parametrize("center_crop", [False, True])
+def test_boxes_follow_their_picture_at_test(size, center_crop):
+    """The red rectangle is in the middle tenth, so that no crop loses it."""
+    width, height = size
+    box = (0.45 * width // 1, 0.45 * height // 1, 0.45 * width // 1 + 5, 0.45 * height // 1 + 4)
+    picture = Image.new("RGB", size, "blue")
+    picture.paste((255, 0, 0), tuple(int(edge) for edge in box))
+    view = transforms.test_image(picture, 128, center_crop=center_crop)
+    (moved,) = transforms.test_boxes([box], size, 128, center_crop=center_crop)
+    assert np.abs(moved - coloured_box(view)).max() <= 0.75
+
+
+@pytest.mark.parametrize("size", [(120, 90), (91, 120), (97, 97), (200, 61)])
+def test_a_centre_crop_is_that_of_clips_image_processor(size):
+    picture = noise(*size)
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}, do_rescale=False, do_normalize=False
+    )
+    assert transforms.framing(processor) == (48, True)
+    expected = processor(picture, return_tensors="pt")["pixel_values"][0].int()
+    assert (transforms.test_image(picture, 48, center_crop=True).int() - expected).abs().max() <= 1
+
+
+def test_framing_is_the_whole_picture_for_a_square_image_processor():
+    assert transforms.framing(ViTImageProcessor(size={"height": 32, "width": 32})) == (32, False)
+
+
+def test_a_centre_crop_cuts_boxes_and_drops_those_it_leaves_less_than_a_quarter_of():
+    """100 x 50 to 50: the middle, from column 25 to 75, at scale 1."""
+    boxes = [(15, 10, 35, 20), (5, 0, 30, 50), (30, 5, 40, 15)]
+    moved = transforms.test_boxes(boxes, (100, 50), 50, center_crop=True)
+    assert moved[0].tolist() == [0, 10, 10, 20]  # half is left
+    assert np.isnan(moved[1]).all()  # 5 of 25 columns
+    assert moved[2].tolist() == [5, 5, 15, 15]
 
 
 def test_a_box_that_is_mostly_cut_off_is_gone_and_the_others_keep_their_rows():

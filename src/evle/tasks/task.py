@@ -19,11 +19,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from evle.config import Config
 from evle.data.images import open_image
-from evle.data.samples import ImageSource, Sample
+from evle.data.samples import Box, ImageSource, Sample
 from evle.errors import ConfigError, nearest
 from evle.report import Gallery
 from evle.transforms.collate import pad_text
-from evle.transforms.image import ImageOptions, normalize, test_image, train_image
+from evle.transforms.image import ImageOptions, framing, normalize, test_boxes, test_image, train_image
 from evle.transforms.text import clean_caption, encode
 
 Features = dict[str, Any]
@@ -103,9 +103,9 @@ class Task(ABC):
         self.options = options
         self.processor = processor
 
-    def prepare(self, samples: Sequence[Sample]) -> None:
-        """Learn from the training samples what must be known before the model is made. Most tasks have nothing to
-        learn."""
+    def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
+        """Learn from the training samples what must be known before the model is made, and from the `config` that it
+        starts with. Most tasks have nothing to learn."""
         return None
 
     @classmethod
@@ -149,17 +149,26 @@ class Task(ABC):
     @property
     def image_size(self) -> int:
         """Side of the pictures given to the model, in pixels."""
-        return self.options.image.size or self.processor.image_processor.size["height"]
+        return self.options.image.size or framing(self.processor.image_processor)[0]
 
     def picture(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
-        """One picture as uint8 (3, size, size): varied in training, only resized otherwise."""
+        """One picture as uint8 (3, size, size): varied in training, only framed as the model wants it otherwise."""
+        return self.picture_with_boxes(source, (), rng, train, text)[0]
+
+    def picture_with_boxes(
+        self, source: ImageSource, boxes: Sequence[Box], rng: np.random.Generator, train: bool, text: str
+    ) -> tuple[Tensor, np.ndarray]:
+        """As `picture`, and `boxes` in it as left, top, right, bottom (N, 4); NaN where a box is out of sight."""
         options = self.options.image
         image = open_image(source, keep_alpha=train and options.background != "white")
+        corners = [(box.x, box.y, box.x + box.width, box.y + box.height) for box in boxes]
         if not train:
-            return test_image(image, self.image_size)
+            center_crop = framing(self.processor.image_processor)[1]
+            moved = test_boxes(corners, image.size, self.image_size, center_crop=center_crop)
+            return test_image(image, self.image_size, center_crop=center_crop), moved
         if self.options.keep_sides and not SIDES.isdisjoint(text.lower().split()):
             options = options.without_flip()
-        return train_image(image, options, self.image_size, rng)[0]
+        return train_image(image, options, self.image_size, rng, corners)
 
     def clean(self, text: str) -> str:
         """`text` as the options want it."""

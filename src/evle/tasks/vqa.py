@@ -59,7 +59,7 @@ class VQATask(Task):
     answers: list[str]
     prior: dict[str, str]
 
-    def prepare(self, samples: Sequence[Sample]) -> None:
+    def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Collect the answers, the most frequent first, and the prior of each type of question."""
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)

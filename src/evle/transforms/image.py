@@ -8,7 +8,7 @@ change, and last what is not linear.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -172,16 +172,53 @@ def train_image(
     return _to_tensor(picture), _move_boxes(boxes, geometry, size)
 
 
-def test_image(image: Image.Image, size: int) -> Tensor:
-    """The whole picture as uint8 (3, size, size): bicubic with antialias, transparency on white (EVE's evaluation)."""
+def test_image(image: Image.Image, size: int, *, center_crop: bool = False) -> Tensor:  # noqa: PT028
+    """A picture as uint8 (3, size, size): bicubic with antialias, transparency on white.
+
+    Squeezed whole into the square (EVE's evaluation), or with `center_crop` its shorter side made `size` and the middle
+    kept (CLIP, and so VLE): pixel by pixel what CLIP's image processor takes.
+    """
     if image.mode == "RGBA":
         ground = Image.new("RGB", image.size, "white")
         ground.paste(image, mask=image)
         image = ground
-    return _to_tensor(_resize(image.convert("RGB"), size, size))
+    width, height, left, top = _test_geometry(image.size, size, center_crop)
+    picture = _resize(image.convert("RGB"), width, height)
+    if (width, height) != (size, size):
+        picture = picture.crop((left, top, left + size, top + size))
+    return _to_tensor(picture)
 
 
-test_image.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test where it is imported
+def test_boxes(
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    image_size: tuple[int, int],
+    size: int,
+    *,
+    center_crop: bool = False,  # noqa: PT028
+) -> np.ndarray:
+    """Boxes of a picture of `image_size` (width, height) in what `test_image` makes of it, clipped and NaN as in
+    `train_image`.
+
+    >>> test_boxes([(10, 0, 20, 10), (0, 0, 10, 20)], (40, 20), 10, center_crop=True).tolist()
+    [[0.0, 0.0, 5.0, 5.0], [nan, nan, nan, nan]]
+    """
+    width, height, left, top = _test_geometry(image_size, size, center_crop)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    scale = np.array([width / image_size[0], height / image_size[1]] * 2)
+    moved = boxes * scale - np.array([left, top, left, top])
+    return _only_visible(moved, moved.clip(0, size))
+
+
+def framing(image_processor: Any) -> tuple[int, bool]:
+    """What an image processor of transformers makes of a picture: its side in pixels, and whether it is the middle of
+    the picture (`test_image`'s `center_crop`) or all of it."""
+    if image_processor.do_center_crop:
+        return int(image_processor.crop_size["height"]), True
+    return int(image_processor.size["height"]), False
+
+
+# pytest would take them for tests where they are imported
+test_image.__test__ = test_boxes.__test__ = False  # type: ignore[attr-defined]
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -203,6 +240,15 @@ def _pick_rand_augment(pair: tuple[int, float], rng: np.random.Generator) -> lis
     return [
         (RAND_AUGMENT_OPS[pick], sign * magnitude / 10) for pick, is_done, sign in zip(picks, done, signs) if is_done
     ]
+
+
+def _test_geometry(source: tuple[int, int], size: int, center_crop: bool) -> tuple[int, int, int, int]:
+    """To which width and height a picture is resized at test, and where in that the square of `size` begins."""
+    if not center_crop:
+        return size, size, 0, 0
+    short = min(source)
+    width, height = (size * side // short for side in source)
+    return width, height, (width - size) // 2, (height - size) // 2
 
 
 def _pick_geometry(
@@ -357,6 +403,12 @@ def _move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometr
     kept *= _area(moved) / np.maximum(_area(warped), 1e-9)
     moved[kept < MIN_VISIBLE] = np.nan
     return moved
+
+
+def _only_visible(whole: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The boxes `kept`, what is left of those in `whole`; NaN where that is less than `MIN_VISIBLE`."""
+    kept[_area(kept) < MIN_VISIBLE * np.maximum(_area(whole), 1e-9)] = np.nan
+    return kept
 
 
 def _bounds(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
