@@ -11,7 +11,6 @@ from evle.config import dump_yaml, load_yaml
 from evle.errors import CheckpointError, ConfigError
 from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_run
 from evle.recipes import find_recipe, recipes
-from evle.rehearsal import rehearse
 from evle.stages import read_stages, run_stages
 from micro import MICRO, SAMPLES, micro_run
 
@@ -235,19 +234,6 @@ def test_a_stage_runs_anew_after_the_stage_it_starts_from(tmp_path):
     run_stages(recipe, say=said.append)
     assert len(said) == 2
     assert not any("finished before" in line for line in said)
-
-
-def test_a_rehearsal_writes_nothing_and_names_all_that_is_missing(tmp_path):
-    data = {"data": {"train": {"source": "scenes", "count": 32, "size": 24}}}
-    lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", data)))
-    assert "train: 32 samples" in lines
-    assert "steps: 20 of 8 samples (5.0 epochs)" in lines
-    assert "GiB" in lines
-    assert not (tmp_path / "run").exists()
-    missing = {split: {"source": "folder", "path": str(tmp_path / split)} for split in ("train", "val", "test")}
-    with pytest.raises(ConfigError) as caught:
-        rehearse(micro_run(tmp_path / "run", "vqa", {"data": missing}))
-    assert all(str(tmp_path / split) in str(caught.value) for split in missing)
 
 
 @pytest.mark.parametrize("name", recipes())

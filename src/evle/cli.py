@@ -157,7 +157,10 @@ def _train(
 
     config = recipe.read_recipe(name, _with_output(overrides, output))
     if dry_run:
-        print("\n".join(rehearsal.rehearse(config)))
+        found = rehearsal.rehearse(config)
+        print("\n".join(found.lines + (["missing:", *(f"  {line}" for line in found.missing)] if found.missing else [])))
+        if found.missing:
+            raise typer.Exit(2)
         return
     run = recipe.pretrain if verb == "pretrain" else recipe.finetune
     _show(run(config, resume=resume, overwrite=overwrite), Path(config.output))

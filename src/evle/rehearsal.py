@@ -1,80 +1,243 @@
-"""A run tried out without writing anything: is everything there, does it fit, how long will it take (`--dry-run`)?"""
+"""A run tried out without writing anything: is everything there, does it fit, how long will it take (`--dry-run`)?
+
+Two small batches go forward and backward, and what depends on their size is taken as a line. No optimizer is made: its
+memory is known. Weights that this machine cannot hold are left out, and said to be.
+"""
 
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from evle.data.loader import Loader
+from evle.distributed import world_size
 from evle.engine.trainer import TrainConfig, join_processes
 from evle.errors import ConfigError, EvleError
 from evle.initialization import starting_config
-from evle.recipe import RunConfig, prepare, task_class
+from evle.recipe import Prepared, RunConfig, prepare, task_class
 from evle.splits import SPLITS, read_split
 from evle.tasks.sweep import autocast
 
-NUM_BATCHES = 2
-ADAM_BYTES = 16  # a parameter in float32: itself, its gradient, two moments
+FIRST_ROWS = 2  # of the first batch; a match needs another pair to be wrong about
+PATIENCE = 30.0  # seconds that the second batch may take
+FIXED_BYTES = 16  # a parameter in float32: itself, its gradient, AdamW's two moments
+HELD_BYTES = 8  # of these the rehearsal holds itself and its gradient
+USABLE = 0.7  # share of the free memory that it takes
+GIB = 2**30
 
 
-def rehearse(config: RunConfig) -> list[str]:
-    """Build all that a run needs, take two batches forward and backward, and say what was found, a line each.
+@dataclass
+class Rehearsal:
+    """What was found, and what must be given before the run can start (with the cure), a line each."""
 
-    Raises:
-        ConfigError: what is missing, all of it at once.
+    lines: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One batch: rows, seconds to read it and to pass it, the most bytes it held, tokens a row, and losses."""
+
+    rows: int
+    read_seconds: float
+    seconds: float
+    peak: int
+    image_tokens: float
+    text_tokens: float
+    losses: dict[str, float]
+
+
+def rehearse(config: RunConfig) -> Rehearsal:
+    """Build all that a run needs and take two batches forward and backward.
+
+    With something missing, what can be said without it is said. Raises EvleError where the run could not start
+    although everything is there: a loss that is not finite, a batch that cannot be split over the processes.
     """
     device = join_processes()
-    reads = task_class(config).reads
-    missing = []
+    found = Rehearsal(missing=_missing(config))
+    size = _size(config)
+    if found.missing:
+        train = config.train
+        found.lines += [f"steps: {_length(train)} of {train.batch_size} samples"]
+        if size is not None:
+            found.lines += [
+                f"model: about {size / 1e6:.1f} M parameters",
+                f"memory: {_fixed(size)}, beside activations",
+            ]
+        return found
+
+    free = _free_bytes(device)
+    fits = size is None or size * HELD_BYTES <= USABLE * free
+    with nullcontext() if fits else torch.device("meta"):
+        ready = prepare(config)
+    model = ready.loaded.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    skipped: list[str] = []
+    tried = _try(ready, config, torch.nn.Module.to(model, device), skipped) if fits else []
+    steps = ready.train.num_steps(ready.loader.num_batches)
+    micro = ready.train.micro_batch_size(world_size())
+    found.lines += [
+        *(f"{split}: {len(samples)} samples" for split, samples in ready.samples.items()),
+        f"model: {type(model).__name__}, {num_parameters / 1e6:.1f} M parameters, {ready.loaded.origin}",
+        *ready.notes[1:],
+        f"pictures: {ready.task.image_size} x {ready.task.image_size}; "
+        f"tokenizer: {len(ready.task.processor.tokenizer)} tokens, {_tokenizer_origin(config)}",
+        f"steps: {steps} of {ready.train.batch_size} samples{_epochs(ready.train, ready.loader.num_batches)}, each "
+        f"{world_size()} processes x {ready.train.accumulation} micro-batches x {micro} rows",
+    ]
+    if tried:
+        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device)
+    else:
+        found.lines += [
+            f"memory: {_fixed(num_parameters)}, beside activations",
+            f"left out: the two batches, since weights and gradients take {num_parameters * HELD_BYTES / GIB:.1f} "
+            f"GiB and {free / GIB:.1f} GiB are free here; try them where the run shall be",
+        ]
+    found.lines += [f"skipped: {line}" for line in skipped]
+    return found
+
+
+def _missing(config: RunConfig) -> list[str]:
+    """What the configuration names and is not there, or does not name and is needed; a line each."""
     needs: list[Callable[[], Any]] = [partial(starting_config, config.model)]
-    needs += [partial(read_split, config.data, split, reads) for split in SPLITS]
+    needs += [partial(read_split, config.data, split, task_class(config).reads) for split in SPLITS]
+    needs += [partial(_find_tokenizer, config)]
+    missing = []
     for need in needs:
         try:
             need()
         except EvleError as error:
             missing.append(str(error))
-    if missing:
-        raise ConfigError("; ".join(dict.fromkeys(missing)))
-    ready = prepare(config)
-    model = torch.nn.Module.to(ready.loaded.model, device).train()
-    if ready.train.gradient_checkpointing:
+    if config.data.train is None:
+        missing.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
+    return list(dict.fromkeys(missing))
+
+
+def _find_tokenizer(config: RunConfig) -> None:
+    path = config.tokenizer.path
+    if path is not None and not Path(path).is_dir():
+        raise ConfigError(
+            f"tokenizer.path={path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
+        )
+
+
+def _tokenizer_origin(config: RunConfig) -> str:
+    if config.tokenizer.path is not None:
+        return f"from {config.tokenizer.path}"
+    return "that of model.init" if config.model.init is not None else "trained on the training texts"
+
+
+def _size(config: RunConfig) -> int | None:
+    """About how many parameters the run's model has, without making them; None where that cannot be known."""
+    try:
+        start = starting_config(config.model)
+        model_class = task_class(config).model_class(start.model_type)
+    except EvleError:
+        return None
+    return count_parameters(model_class, start)
+
+
+def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> int:
+    """The parameters of a model that is not made: tensors without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(config).parameters())
+
+
+# Two batches
+
+
+def _try(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: list[str]) -> list[Tried]:
+    """A batch of `FIRST_ROWS`, and one of a whole micro-batch if that is quick and fits, else of twice as many."""
+    train = ready.train
+    micro = train.micro_batch_size(world_size())
+    model.train()
+    if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    before = _peak_bytes(device)
-    seconds = []
-    losses: dict[str, float] = {}
-    for _, batch in zip(range(NUM_BATCHES), ready.loader.batches(epoch=0), strict=False):
-        start = time.perf_counter()
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    first = _try_rows(ready, config, model, min(FIRST_ROWS, micro), skipped)
+    whole = micro / first.rows
+    quick = whole * (first.seconds + first.read_seconds) <= PATIENCE
+    fits = whole * first.peak <= USABLE * _free_bytes(model.device)
+    return [first, _try_rows(ready, config, model, micro if quick and fits else min(2 * first.rows, micro), skipped)]
+
+
+def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: int, skipped: list[str]) -> Tried:
+    loader = Loader(
+        ready.samples["train"],
+        partial(ready.task.features, train=True),
+        ready.task.collate,
+        batch_size=rows,
+        seed=config.seed,
+    )
+    start = time.perf_counter()
+    batch = next(iter(loader.batches(epoch=0)))
+    read_seconds = time.perf_counter() - start
+    skipped += [line for line in loader.skipped if line not in skipped]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    held = [*model.parameters(), *model.buffers(), *batch.values(), *(each.grad for each in model.parameters())]
+    start = time.perf_counter()
+    with _peak_bytes(model.device, held) as peak:
         with autocast(model, ready.train.precision):
             output = model(**batch)
         output.loss.backward()
         losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
-        model.zero_grad()
-        seconds.append(time.perf_counter() - start)
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(f"a loss of the first batches is not finite: {losses}")
-    activations = max(0, _peak_bytes(device) - before)
+    pixels, text = batch["pixel_values"].shape, batch["attention_mask"]
+    pictures = math.prod(pixels[:-3]) / pixels[0]
+    patches = (pixels[-1] // model.config.patch_size) * (pixels[-2] // model.config.patch_size)
+    return Tried(
+        rows=pixels[0],
+        read_seconds=read_seconds,
+        seconds=time.perf_counter() - start,
+        peak=peak(),
+        image_tokens=pictures * (patches + 1),
+        text_tokens=float(text.sum()) / pixels[0],
+        losses=losses,
+    )
 
-    steps = ready.train.num_steps(ready.loader.num_batches)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    minutes = steps * ready.train.accumulation * min(seconds) / 60
+
+def _measured(
+    tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device
+) -> list[str]:
+    """Tokens, memory, time and losses, from a line through the two batches where neither is a whole micro-batch."""
+    first, last = tried
+    sample_bytes = (last.peak - first.peak) / (last.rows - first.rows) if last.rows > first.rows else 0.0
+    activations = last.peak + max(0.0, sample_bytes) * (micro - last.rows)
+    seconds = last.seconds * micro / last.rows
+    read = last.read_seconds / last.rows
+    hours = steps * train.accumulation * seconds / 3600
+    how = "" if last.rows == micro else f", taken from batches of {first.rows} and {last.rows}"
+    tokens = last.image_tokens + last.text_tokens
+    total = num_parameters * FIXED_BYTES + activations
     return [
-        *(f"{split}: {len(samples)} samples" for split, samples in ready.samples.items()),
-        f"model: {type(model).__name__}, {num_parameters / 1e6:.1f} M parameters, {ready.loaded.origin}",
-        *ready.notes[1:],
-        f"pictures: {ready.task.image_size} x {ready.task.image_size}; tokens: {len(ready.task.processor.tokenizer)}",
-        f"steps: {steps} of {ready.train.batch_size} samples{_epochs(ready.train, ready.loader.num_batches)}",
-        f"memory: about {num_parameters * ADAM_BYTES / 2**30:.2f} GiB for weights, gradients and AdamW, "
-        f"about {activations / 2**30:.2f} GiB for a batch",
-        f"time: {min(seconds):.2f} s a batch of {ready.train.batch_size // ready.train.accumulation} on {device.type}, "
-        f"about {minutes:.0f} minutes in all without evaluations",
-        "first losses: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()),
-        *(f"skipped: {line}" for line in ready.loader.skipped),
+        f"tokens: {last.image_tokens:.0f} of pictures and {last.text_tokens:.1f} of text a sample, "
+        f"{tokens * train.batch_size / 1e6:.3g} M a step",
+        f"memory of a device: {_fixed(num_parameters)}, {activations / GIB:.2f} GiB for {micro} rows{how}; "
+        f"{total / GIB:.2f} GiB in all",
+        f"time: {seconds:.2f} s for {micro} rows on {device.type}{how}; about {hours:.1f} hours in all, without "
+        f"evaluations; reading takes {1000 * read:.1f} ms a sample and worker",
+        "first losses: " + ", ".join(f"{name} {loss:.3f}" for name, loss in last.losses.items()),
     ]
+
+
+def _fixed(num_parameters: int) -> str:
+    return f"{num_parameters * FIXED_BYTES / GIB:.2f} GiB for weights, gradients and AdamW"
+
+
+def _length(train: TrainConfig) -> str:
+    return f"{train.epochs:g} epochs" if train.epochs is not None else str(train.steps)
 
 
 def _epochs(train: TrainConfig, num_batches: int) -> str:
@@ -83,9 +246,60 @@ def _epochs(train: TrainConfig, num_batches: int) -> str:
     return f" ({(train.steps or 0) * train.accumulation / num_batches:.1f} epochs)"
 
 
-def _peak_bytes(device: torch.device) -> int:
-    """The largest memory so far, of the GPU or of this process."""
+# Memory
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What could be had: of the GPU, or of this machine's memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return 2**63  # a system that does not say: try
+    amounts = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
+    return int(amounts["MemAvailable"].split()[0]) * 1024
+
+
+@contextmanager
+def _peak_bytes(device: torch.device, held: list[Any]) -> Iterator[Callable[[], int]]:
+    """Yields a function that says the most bytes that were held at once, beside `held`, within the context."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        return
+    with TensorBytes(held) as counted:
+        yield lambda: counted.peak
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators make within it, and the `peak` of them alive at once.
+
+    Tensors that share memory count once, those in `known` not at all; what lives only inside an operator is not seen.
+    """
+
+    def __init__(self, known: list[Any] = ()):  # type: ignore[assignment]
+        super().__init__()
+        self.alive = self.peak = 0
+        self._seen: dict[int, int] = {}
+        self._known = [tensor.untyped_storage() for tensor in known if tensor is not None]
+        self._known_pointers = {storage.data_ptr() for storage in self._known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                self._count(each.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if id(storage) in self._seen or storage.data_ptr() in self._known_pointers:
+            return
+        size = storage.nbytes()
+        self._seen[id(storage)] = size
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, id(storage))
+
+    def _forget(self, identity: int) -> None:
+        self.alive -= self._seen.pop(identity)
