@@ -158,7 +158,7 @@ def _train(
     config = recipe.read_recipe(name, _with_output(overrides, output))
     if dry_run:
         found = rehearsal.rehearse(config)
-        print("\n".join(found.lines + (["missing:", *(f"  {line}" for line in found.missing)] if found.missing else [])))
+        print("\n".join(found.said()))
         if found.missing:
             raise typer.Exit(2)
         return

@@ -43,6 +43,10 @@ class Rehearsal:
     lines: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
+    def said(self) -> list[str]:
+        """All of it, for a terminal."""
+        return [*self.lines, *(["missing:", *(f"  {line}" for line in self.missing)] if self.missing else [])]
+
 
 @dataclass(frozen=True)
 class Tried:
