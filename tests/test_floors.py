@@ -17,13 +17,14 @@ FLOORS = {
     4: ["engine", "pipelines", "explain", "export"],
     3: ["tasks", "convert"],
     2: ["models", "data", "transforms", "config"],
-    1: ["objectives", "metrics", "report", "distributed", "errors"],
+    1: ["objectives", "metrics", "report", "distributed", "precision", "errors"],
 }
 # Files that belong to a room of another name.
 ROOM_OF_FILE = {
     "initialization": "recipe",
     "splits": "recipe",
     "rehearsal": "recipe",
+    "zero_shot": "recipe",
     "showing": "recipe",
     "recipes": "recipe",
     "__main__": "cli",

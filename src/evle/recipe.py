@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -34,7 +34,8 @@ from evle.initialization import (
     read_processor,
     starting_config,
 )
-from evle.pipelines import load_model, model_folder
+from evle.pipelines import model_folder
+from evle.precision import Precision
 from evle.recipes import find_recipe
 from evle.report import Curve, Report, Table, plain, write_whole
 from evle.splits import DataOptions, Samples, Split, describe, hash_samples, read_split, read_splits, texts_of
@@ -42,6 +43,7 @@ from evle.tasks import TASKS
 from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
 from evle.transforms.image import ImageOptions
 from evle.transforms.text import clean_caption, train_tokenizer
+from evle.zero_shot import load_to_score, recipe_for
 
 SHOWN_SKIPPED = 20  # unreadable samples named in a report; the rest is counted
 
@@ -65,7 +67,7 @@ class EvaluateOptions(Config):
     """Rows at once, on each process."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare data."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     """Autocast type."""
     examples: int = Field(default=12, ge=0)
     """Examples in each gallery of the report."""
@@ -189,7 +191,7 @@ def evaluate(
         samples = read_split(config.data, split, task_type.reads)
     if samples is None:
         raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
-    trained, processor = load_model(folder, task_type.models)
+    trained, processor = load_to_score(folder, task_type)
     torch.nn.Module.to(trained, device)
     task = _build_task(task_type, config, processor)
     task.restore(_read_state(model_folder(folder)))
@@ -212,12 +214,13 @@ def evaluate(
     return report
 
 
-def read_run(folder: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of the run in `folder` with `key=value` overrides, to evaluate by. Raises ConfigError."""
-    file = Path(folder) / "config.yaml"
+def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Path | None = None) -> RunConfig:
+    """The configuration of the run in `folder` with `key=value` overrides, to evaluate by; with `recipe`, its task and
+    data instead (see `evle.zero_shot`). Raises ConfigError."""
+    file = Path(folder) / "config.yaml" if recipe is None else find_recipe(recipe)
     if not file.is_file():
         raise ConfigError(f"{folder}: no run's folder (no config.yaml)")
-    tree = apply_overrides(load_yaml(file), overrides)
+    tree = apply_overrides(load_yaml(file) if recipe is None else recipe_for(folder, recipe), overrides)
     if (tree.get("data") or {}).get("test") is not None:
         tree = merge(tree, {"data": {"val": None}})  # nothing is chosen any more: what val held may be measured too
     return RunConfig.build({**tree, "output": str(folder)}, str(file))

@@ -40,6 +40,7 @@ from evle.engine.progress import ProgressLine
 from evle.engine.run import Run, standing, write_folder
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
+from evle.precision import Precision, resolve_precision
 from evle.tasks.task import Batch, Task
 
 Every = int | Literal["epoch"]
@@ -63,7 +64,9 @@ class TrainConfig(Config):
     epochs: float | None = Field(None, gt=0, description="passes over the data; or give steps")
     batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches an optimizer step: more of them need less memory")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast type; fp16 needs a GPU")
+    precision: Precision = Field(
+        "no", description="autocast type; fp16 needs a GPU; auto: bf16 where the hardware multiplies it, else fp16 or no"
+    )
     gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
     compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and kept; 0 does without")
@@ -504,14 +507,15 @@ def _groups(
 def _accelerator(train: TrainConfig, run: Run) -> Accelerator:
     """The accelerator of one training. Raises ConfigError for what this machine cannot do."""
     device = join_processes()
-    if train.precision == "fp16" and device.type == "cpu":
+    precision = resolve_precision(train.precision, device)
+    if precision == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision=fp16 needs a GPU (the CPU would silently use float32): choose bf16 or no")
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != train.precision:
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # accelerate holds one precision a process; a recipe's stages may differ
     try:
         accelerator = Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision=train.precision,
+            mixed_precision=precision,
             # The loop accumulates itself: a number from the launcher's settings must not divide the loss again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # Heads leave parts of the trunk without gradient (a mask token, the other modality's experts).

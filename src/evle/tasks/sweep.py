@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from evle import distributed
 from evle.data.loader import Loader
+from evle.precision import resolve_precision
 from evle.tasks.task import Batch, EvaluationSettings, Features, Task
 
 Keyed = tuple[str, Features]
@@ -75,7 +76,8 @@ def sweep(
 
 def autocast(model: PreTrainedModel, precision: str) -> torch.autocast:
     """The context that runs `model` in `precision`: "no" leaves it as it is, "bf16" and "fp16" compute matrix
-    products so."""
+    products so, "auto" what is fast on the model's device."""
+    precision = resolve_precision(precision, model.device)
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(model.device.type, dtype, enabled=precision != "no")
 

@@ -51,7 +51,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation runs: rows at once, worker processes, precision ("no", "bf16"), examples in the report.
+    """How an evaluation runs: rows at once, worker processes, precision ("auto", "no", "bf16"), examples in the report.
 
     `quick` leaves out costly second stages and pictures: validation in the middle of training.
     """
