@@ -65,7 +65,7 @@ class TrainConfig(Config):
     batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches an optimizer step: more of them need less memory")
     precision: Precision = Field(
-        "no", description="autocast type; fp16 needs a GPU; auto: bf16 where the hardware multiplies it, else fp16 or no"
+        "no", description="autocast type; fp16 needs a GPU; auto: bf16 where the hardware has it, else fp16 or no"
     )
     gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
     compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
