@@ -175,20 +175,28 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Score this model folder instead of the run's.", show_default=False)
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Score by this recipe's task and data, not the run's own.", show_default=False),
+    ] = None,
     output: Output = None,
 ) -> None:
-    """Score a trained model on its test data, or on any other.
+    """Score a trained model on its test data, on any other, or by another recipe (zero-shot).
 
     \b
       evle evaluate runs/pictures/retrieval
+      evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
     """
     from evle import recipe
 
-    is_run = (Path(run) / "config.yaml").is_file() or Path(run).is_dir()
-    config = (recipe.read_run if is_run else recipe.read_recipe)(run, overrides or [])
-    folder = output or Path(config.output) / "evaluation"
+    if by is not None:
+        config, name = recipe.read_run(run, overrides or [], by), f"evaluation-{Path(by).stem}"
+    else:
+        is_run = (Path(run) / "config.yaml").is_file() or Path(run).is_dir()
+        config, name = (recipe.read_run if is_run else recipe.read_recipe)(run, overrides or []), "evaluation"
+    folder = output or Path(config.output) / name
     _show(recipe.evaluate(config, model=model, output=folder), folder)
 
 
