@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from evle.data.cutouts import cutouts
+from evle.data.easy_vqa import easy_vqa
 from evle.data.samples import CaptionSample, Sample
 from evle.data.scenes import scenes
 from evle.data.tables import folder
@@ -16,6 +17,7 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
     "cutouts": cutouts,
     "folder": folder,
+    "easy-vqa": easy_vqa,
 }
 """Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable
 sequence of samples with a `fingerprint` of the data's identity and `describe() -> dict` of plain facts."""
