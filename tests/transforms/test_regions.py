@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evle.transforms.regions import box_patches, patch_boxes, patch_cover
+from evle.transforms.regions import box_patches, patch_boxes, patch_cover, related_patches
 
 
 def test_any_overlap_counts_by_default_and_half_a_patch_on_request():
@@ -60,3 +60,11 @@ def test_a_box_on_the_grid_comes_back():
     box = [(16.0, 32.0, 48.0, 64.0)]
     assert patch_boxes(box_patches(box, (64, 64), 4)[0], (64, 64)).tolist() == [list(box[0])]
     assert patch_boxes(np.zeros(16, dtype=bool), (64, 64)).shape == (0, 4)
+
+
+def test_related_patches_are_the_union_of_the_boxes_and_never_leave_one_out():
+    """A grid of 4 on 64 pixels: all of patch 5; a sliver of patch 0, all that its box has; a box that is gone."""
+    boxes = [(16, 16, 32, 32), (0, 0, 3, 16), (np.nan,) * 4]
+    assert related_patches(boxes, (64, 64), 4).nonzero()[0].tolist() == [0, 5]
+    assert related_patches([(8, 0, 40, 16)], (64, 64), 4).nonzero()[0].tolist() == [1]  # half a patch is not more
+    assert not related_patches([], (64, 64), 4).any()

@@ -1,52 +1,73 @@
-"""Pre-training: masked signal modelling (EVE section 3.3), with contrast and matching where the model's objectives
-ask for them.
+"""Pre-training by the objectives that the model's configuration asks for.
 
-B batch, N patches, T text tokens.
+EVE's masked signals (EVE section 3.3: mim, mlm), VLE's four (mlm, itm, and over boxes mpc and pbc), and contrast (itc).
+
+B batch, N patches without [CLS], T text tokens, R rows that matching judges.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evle.data.samples import CaptionSample, Sample
+from evle.data.samples import Box, CaptionSample, Sample
+from evle.errors import ConfigError
+from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
-from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.captions import CaptionOptions, first_text, match_name, training_text
+from evle.tasks.pretraining_pictures import pretraining_galleries
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids, pad_rows, stack
+from evle.transforms.image import normalize
 from evle.transforms.masking import IGNORED, mask_patches, mask_tokens
-from evle.transforms.text import encode_words
+from evle.transforms.regions import box_patches, related_patches
+from evle.transforms.text import clean_caption, encode_words
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+COUNTED_SAMPLES = 100_000
+"""So many samples of a larger collection, evenly spread, tell which classes its objects have."""
+
 
 class PreTrainingOptions(CaptionOptions):
-    """Options of pre-training; the defaults are the paper's (75 % of patches, 50 % of tokens)."""
+    """Options of pre-training; the defaults are EVE's (75 % of patches, 50 % of tokens)."""
 
     image_mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches hidden for MIM."""
     text_mask_ratio: float = Field(default=0.5, gt=0, le=1)
     """Share of the tokens hidden for MLM."""
     replace: tuple[Share, Share, Share] = (1.0, 0.0, 0.0)
-    """Shares of hidden tokens shown as [MASK], as a random token, unchanged. The paper's figure shows [MASK] only;
+    """Shares of hidden tokens shown as [MASK], as a random token, unchanged. EVE's figure shows [MASK] only;
     BERT: 0.8, 0.1, 0.1."""
     whole_words: bool = False
-    """Hide all the tokens of a word together; the paper hides single tokens."""
+    """Hide all the tokens of a word together; EVE hides single tokens."""
+    phrases: Share = 0.0
+    """With PBC, share of texts that are the phrase of one of the picture's boxes instead of a caption (ours)."""
+    min_cover: Share = 0.5
+    """PBC: a patch belongs to a box that covers more than this share of it; a smaller box has the patch it covers
+    most (ours)."""
+    object_classes: str | None = None
+    """MPC: a file with the classes of objects, one a line. None: those of the training samples' boxes."""
+    max_object_classes: int | None = Field(default=None, ge=1)
+    """MPC: so many of the training samples' classes at most, the most frequent; other boxes are never hidden."""
 
 
 class PreTrainingTask(Task):
-    """Training: one caption a picture, a random image mask, a random text mask. Evaluation: the losses under fixed
-    masks.
+    """Training: one text a picture, and random masks. Evaluation: the losses under fixed masks.
 
-    `metric` is their sum, so lower is better. `mlm_accuracy` is the share of hidden tokens predicted exactly.
-    Contrastive losses depend on the evaluation's batch size.
+    Features and batch hold what `config.objectives` need and no more. `metric` is the sum of the losses, so lower is
+    better; contrast and matching depend on the evaluation's batch size, as they compare the rows of a batch. Beside
+    them, in percent: `mlm_accuracy` of hidden tokens, `itm_accuracy` of pairs and hard negatives, `mpc_accuracy` of
+    hidden objects' classes, `pbc_accuracy` of patches, and `pbc_average_precision` of the patches ranked by their
+    score. Chance is always the most frequent answer; of the last, any order.
     """
 
     name = "pretraining"
@@ -57,21 +78,106 @@ class PreTrainingTask(Task):
     metric = "loss"
     higher_is_better = False
     options: PreTrainingOptions
+    classes: tuple[str, ...] = ()
+
+    def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
+        """Collect the classes of objects, the most frequent first, where MPC asks for them."""
+        if "mpc" not in config.objectives:
+            return
+        if self.options.object_classes is not None:
+            self.classes = read_classes(self.options.object_classes)
+            return
+        places = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).astype(int)
+        counts: Counter[str] = Counter()
+        for place in places:
+            counts.update(box.label for box in cast(CaptionSample, samples[int(place)]).boxes if box.label)
+        if not counts:
+            raise ConfigError(
+                "the objective mpc needs boxes with classes, and the training samples have none: train on others, name "
+                "the classes in task.object_classes, or leave mpc out of model.overrides.objectives"
+            )
+        ranked = sorted(counts, key=lambda label: (-counts[label], label))
+        self.classes = tuple(ranked[: self.options.max_object_classes])
+
+    def model_overrides(self) -> dict[str, Any]:
+        return {"object_classes": list(self.classes)} if self.classes else {}
 
     def bind(self, config: PreTrainedConfig) -> None:
-        self.num_patches = (self.image_size // config.patch_size) ** 2
+        self.objectives = frozenset(config.objectives)
+        self.patches_per_side = self.image_size // config.patch_size
         self.vocab_size = config.vocab_size
+        self.class_ids: dict[str, int] = {}
+        if "mpc" in self.objectives:
+            self.class_ids = {label: place for place, label in enumerate(config.object_classes)}
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
-        text = training_text(sample, self.options, rng) if train else first_text(sample)
+        wanted = self.objectives
+        text = self._text(sample, rng, train)
+        tokens, word_starts = self.tokens(self.clean(text)), None
+        if "mlm" in wanted and self.options.whole_words:
+            tokens, word_starts = encode_words(self.processor.tokenizer, self.clean(text), self.options.text.max_length)
+        found: Features = {"tokens": tokens, "match": match_name(sample)}
+        if "mlm" in wanted:
+            found["masked_tokens"], found["labels"] = self._masked(tokens, word_starts, rng)
+        boxes = sample.boxes if wanted & {"mpc", "pbc"} else ()
+        found["image"], corners = self.picture_with_boxes(sample.image, boxes, rng, train, text)
+        if "mim" in wanted:
+            found["image_mask"] = mask_patches(self.patches_per_side**2, self.options.image_mask_ratio, rng)
+        if "pbc" in wanted:
+            found["pbc_labels"] = self._related(text, boxes, corners)
+        if "mpc" in wanted:
+            found["mpc_patches"], found["mpc_label"] = self._hidden(boxes, corners, rng)
+        return found
+
+    def collate(self, features: list[Features]) -> Batch:
+        def rows(name: str) -> list[Any]:
+            return [each[name] for each in features]
+
+        wanted = self.objectives
+        batch = {"pixel_values": self.collate_pictures(rows("image")), **self.collate_tokens(rows("tokens"))}
+        if "mim" in wanted:
+            batch["image_mask"] = stack(rows("image_mask"))
+        if "mlm" in wanted:
+            batch["masked_input_ids"] = pad_rows(rows("masked_tokens"), self.processor.tokenizer.pad_token_id)
+            batch["mlm_labels"] = pad_rows(rows("labels"), IGNORED)
+        if wanted & {"itc", "itm"}:
+            batch["match_ids"] = number_ids(rows("match"))
+        if "pbc" in wanted:
+            batch["pbc_labels"] = stack(rows("pbc_labels"))
+        if "mpc" in wanted:
+            batch["mpc_patches"] = stack(rows("mpc_patches"))
+            batch["mpc_labels"] = torch.tensor(rows("mpc_label"))
+            image_processor = self.processor.image_processor
+            black = torch.zeros(len(image_processor.image_mean), 1, 1, dtype=torch.uint8)
+            batch["black"] = normalize(black, image_processor.image_mean, image_processor.image_std).flatten()
+        return batch
+
+    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
+        swept = sweep(model, samples, plain(self), self.collate, partial(measure, model), settings)
+        found = list(swept.results.values())
+        scores, chance = _scores(found)
+        return Evaluation(
+            scores=scores,
+            chance=chance,
+            galleries=[] if settings.quick else pretraining_galleries(self, model, samples, settings),
+            skipped=swept.skipped,
+        )
+
+    def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> str:
+        """A caption, or the phrase of a box at random."""
+        if "pbc" in self.objectives and self.options.phrases:
+            phrases = [box.phrase for box in sample.boxes if box.phrase]
+            if phrases and rng.random() < self.options.phrases:
+                return phrases[int(rng.integers(len(phrases)))]
+        return training_text(sample, self.options, rng) if train else first_text(sample)
+
+    def _masked(
+        self, tokens: list[int], word_starts: list[bool] | None, rng: np.random.Generator
+    ) -> tuple[list[int], list[int]]:
+        """A text's tokens with some hidden, and the hidden ones as labels."""
         tokenizer = self.processor.tokenizer
-        cleaned, word_starts = self.clean(text), None
-        if self.options.whole_words:
-            tokens, word_starts = encode_words(tokenizer, cleaned, self.options.text.max_length)
-        else:
-            tokens = self.tokens(cleaned)
-        masked_tokens, labels = mask_tokens(
+        return mask_tokens(
             tokens,
             self.options.text_mask_ratio,
             rng,
@@ -81,99 +187,103 @@ class PreTrainingTask(Task):
             replace=self.options.replace,
             word_starts=word_starts,
         )
-        return {
-            "image": self.picture(sample.image, rng, train, text),
-            "image_mask": mask_patches(self.num_patches, self.options.image_mask_ratio, rng),
-            "tokens": tokens,
-            "masked_tokens": masked_tokens,
-            "labels": labels,
-            "match": match_name(sample),
-        }
 
-    def collate(self, features: list[Features]) -> Batch:
-        return {
-            "pixel_values": self.collate_pictures([each["image"] for each in features]),
-            **self.collate_tokens([each["tokens"] for each in features]),
-            "image_mask": stack([each["image_mask"] for each in features]),
-            "masked_input_ids": pad_rows(
-                [each["masked_tokens"] for each in features], self.processor.tokenizer.pad_token_id
-            ),
-            "mlm_labels": pad_rows([each["labels"] for each in features], IGNORED),
-            "match_ids": number_ids([each["match"] for each in features]),
-        }
+    def _related(self, text: str, boxes: Sequence[Box], corners: np.ndarray) -> np.ndarray:
+        """int64 (N,): 1 for the patches of the boxes whose phrase the text is or holds, 0 for the others; all -100
+        where no such box is in sight, as then nobody knows."""
+        words = f" {clean_caption(text, None)} "
+        named = [bool(box.phrase) and f" {clean_caption(box.phrase, None)} " in words for box in boxes]
+        seen = corners[np.array(named, dtype=bool)]
+        seen = seen[~np.isnan(seen).any(axis=1)]
+        if not len(seen):
+            return np.full(self.patches_per_side**2, IGNORED)
+        size = (self.image_size, self.image_size)
+        return related_patches(seen, size, self.patches_per_side, min_cover=self.options.min_cover).astype(np.int64)
 
-    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
-        def measure(keys: list[str], batch: Batch) -> list[dict[str, float]]:
-            output = model(**batch)
-            rows: dict[str, Tensor] = {f"loss_{name}": loss.expand(len(keys)) for name, loss in output.losses.items()}
-            if "mlm" in output.losses:
-                hidden = batch["mlm_labels"] != IGNORED
-                right = torch.zeros_like(hidden)
-                right[hidden] = output.logits.argmax(dim=-1) == batch["mlm_labels"][hidden]
-                rows |= {"hidden": hidden.sum(dim=1), "right": right.sum(dim=1)}
-            return [
-                {name: float(value) for name, value in zip(rows, row, strict=True)}
-                for row in torch.stack([values.float().cpu() for values in rows.values()], dim=1).tolist()
-            ]
-
-        swept = sweep(model, samples, plain(self), self.collate, measure, settings)
-        found = list(swept.results.values())
-        scores = {}
-        for name in (name for name in found[0] if name.startswith("loss_")):
-            # A batch's MLM loss is a mean over its hidden tokens, the others over its pictures.
-            weights = [each["hidden"] if name == "loss_mlm" else 1.0 for each in found]
-            total = sum(each[name] * weight for each, weight in zip(found, weights, strict=True))
-            scores[name] = total / max(1.0, sum(weights))
-        scores = {"loss": sum(scores.values()), **scores}
-        if "hidden" in found[0]:
-            num_hidden = sum(each["hidden"] for each in found)
-            scores["mlm_accuracy"] = 100 * sum(each["right"] for each in found) / max(1.0, num_hidden)
-        return Evaluation(
-            scores=scores,
-            galleries=[] if settings.quick else self._galleries(model, samples, settings),
-            skipped=swept.skipped,
-        )
-
-    def _galleries(
-        self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings
-    ) -> list[Gallery]:
-        """Pictures with three quarters hidden, what the model makes of them, and the originals."""
-        if "mim" not in model.config.objectives or settings.num_examples == 0:
-            return []
-        places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
-        chosen = [samples[int(place)] for place in places]
-
-        decoder: Any = model  # of any family with `reconstruct`
-
-        def triples(keys: list[str], batch: Batch) -> list[tuple[Any, ...]]:
-            pixels, mask = batch["pixel_values"], batch["image_mask"]
-            filled = decoder.reconstruct(pixels, batch["input_ids"], batch["attention_mask"], mask)
-            side = pixels.shape[-1] // model.config.patch_size
-            seen = (~mask).reshape(len(mask), 1, side, -1).float()
-            seen = torch.nn.functional.interpolate(seen, size=pixels.shape[-2:], mode="nearest")
-            columns = (pixels * seen, filled, pixels)  # hidden patches show the mean colour, grey
-            return list(zip(*(self._to_pictures(column) for column in columns), strict=True))
-
-        swept = sweep(model, chosen, plain(self), self.collate, triples, settings)
-        texts = {
-            sample.key: first_text(cast(CaptionSample, sample)) for sample in chosen if sample.key in swept.results
-        }
-        rows = [
-            GalleryRow(texts[key], [Cell(Image.fromarray(picture), text) for picture, text in zip(triple, _TRIPLE)])
-            for key, triple in swept.results.items()
-        ]
-        note = f"{100 * self.options.image_mask_ratio:g} % of the patches are hidden; the text is given whole."
-        return [Gallery("Masked pictures and what the model makes of them", rows, note)]
-
-    def _to_pictures(self, pixel_values: Tensor) -> list[np.ndarray]:
-        """The model's pixels (B, 3, H, W) as uint8 pictures (H, W, 3)."""
-        image_processor = self.processor.image_processor
-        mean, std = (
-            torch.tensor(values, device=pixel_values.device)[:, None, None]
-            for values in (image_processor.image_mean, image_processor.image_std)
-        )
-        pixels = ((pixel_values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    def _hidden(self, boxes: Sequence[Box], corners: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """bool (N,), the patches that show any of one object, and the object's class; none and -100 without one."""
+        in_sight = ~np.isnan(corners).any(axis=1)
+        known = [place for place, box in enumerate(boxes) if in_sight[place] and box.label in self.class_ids]
+        if not known:
+            return np.zeros(self.patches_per_side**2, dtype=bool), IGNORED
+        place = known[int(rng.integers(len(known)))]
+        size = (self.image_size, self.image_size)
+        return box_patches(corners[place], size, self.patches_per_side)[0], self.class_ids[boxes[place].label]
 
 
-_TRIPLE = ("masked", "reconstruction", "original")
+def read_classes(path: str) -> tuple[str, ...]:
+    """The classes of a file, one a line, each once. Raises ConfigError for a file without any."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a list of classes ({error})") from None
+    classes = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not classes:
+        raise ConfigError(f"{path}: holds no class")
+    return classes
+
+
+def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[str, Any]]:
+    """What each row of a batch adds to the scores: losses with how much they weigh, and what was right of what."""
+    output: Any = model(**batch)  # of any family's pre-training model
+    rows: list[dict[str, Any]] = [{"losses": {}} for _ in keys]
+
+    def add(name: str, values: Tensor) -> None:
+        for row, value in zip(rows, values.float().cpu().tolist(), strict=True):
+            row[name] = value
+
+    weights = {name: torch.ones(len(keys)) for name in output.losses}
+    if "mlm" in output.losses:
+        hidden = batch["mlm_labels"] != IGNORED
+        right = torch.zeros_like(hidden)
+        right[hidden] = output.logits.argmax(dim=-1) == batch["mlm_labels"][hidden]
+        weights["mlm"] = hidden.sum(dim=1)
+        add("mlm", right.sum(dim=1))
+    if output.get("itm_logits") is not None:  # positives and hard negatives of the whole batch, shared out to its rows
+        weights["itm"] = torch.full((len(keys),), len(output.itm_labels) / len(keys))
+        right = output.itm_logits.argmax(dim=-1) == output.itm_labels
+        add("itm", (right.sum() / len(keys)).expand(len(keys)))
+        add("itm_matches", (output.itm_labels.sum() / len(keys)).expand(len(keys)))
+    if "pbc" in output.losses:
+        known = batch["pbc_labels"] != IGNORED
+        weights["pbc"] = known.sum(dim=1)
+        scores = (output.pbc_logits[..., 1] - output.pbc_logits[..., 0]).float()
+        for row, chosen, score, label in zip(rows, known, scores, batch["pbc_labels"], strict=True):
+            row["pbc"] = (score[chosen].cpu().numpy(), label[chosen].bool().cpu().numpy())
+    if "mpc" in output.losses:
+        labels = batch["mpc_labels"]
+        weights["mpc"] = labels != IGNORED
+        add("mpc", output.mpc_logits.argmax(dim=-1) == labels)
+        add("mpc_label", labels)
+    for name, loss in output.losses.items():
+        for row, weight in zip(rows, weights[name].tolist(), strict=True):
+            row["losses"][name] = (float(loss), float(weight))
+    return rows
+
+
+def _scores(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores of all rows, and what the most frequent answer would reach."""
+    losses, counts = {}, {}
+    for name in rows[0]["losses"]:
+        counts[name] = max(1.0, sum(row["losses"][name][1] for row in rows))
+        # A batch's loss is a mean over what it judged, of which rows have more or fewer.
+        losses[name] = sum(loss * weight for loss, weight in (row["losses"][name] for row in rows)) / counts[name]
+    scores = {"loss": sum(losses.values()), **{f"loss_{name}": loss for name, loss in losses.items()}}
+    chance: dict[str, float] = {}
+    for name in ("mlm", "itm", "mpc"):
+        if name in rows[0]:
+            scores[f"{name}_accuracy"] = 100 * sum(row[name] for row in rows) / counts[name]
+    if "itm" in rows[0]:
+        matches = sum(row["itm_matches"] for row in rows) / counts["itm"]
+        chance["itm_accuracy"] = 100 * max(matches, 1 - matches)
+    if "mpc" in rows[0]:
+        labels = Counter(row["mpc_label"] for row in rows if row["mpc_label"] != IGNORED)
+        chance["mpc_accuracy"] = 100 * max(labels.values(), default=0) / counts["mpc"]
+    if "pbc" in rows[0]:
+        margins, related = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*(row["pbc"] for row in rows)))
+        if related.any():
+            share = related.double().mean().item()
+            scores["pbc_accuracy"] = 100 * ((margins > 0) == related).double().mean().item()
+            scores["pbc_average_precision"] = 100 * average_precision(margins, related)
+            chance |= {"pbc_accuracy": 100 * max(share, 1 - share), "pbc_average_precision": 100 * share}
+    return scores, chance

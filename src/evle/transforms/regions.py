@@ -76,3 +76,23 @@ def patch_boxes(mask: np.ndarray, image_size: tuple[float, float]) -> np.ndarray
         boxes.append((min(columns), min(rows), max(columns) + 1, max(rows) + 1))
     unit = np.array([image_size[0], image_size[1], image_size[0], image_size[1]]) / grid
     return np.array(boxes, dtype=np.float64).reshape(-1, 4) * unit
+
+
+def related_patches(
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    image_size: tuple[float, float],
+    grid: int,
+    *,
+    min_cover: float = 0.5,
+) -> np.ndarray:
+    """bool (P,): the patches that any of the boxes covers more than `min_cover` of, and of a box too small for that
+    the patch it covers most.
+
+    >>> related_patches([(0, 0, 30, 10), (40, 40, 44, 44)], (64, 64), 4).nonzero()[0].tolist()
+    [0, 1, 10]
+    """
+    cover = patch_cover(boxes, image_size, grid)
+    related = cover > min_cover
+    small = ~related.any(axis=1) & (cover.max(axis=1, initial=0.0) > 0)
+    related[small, cover[small].argmax(axis=1)] = True
+    return related.any(axis=0)

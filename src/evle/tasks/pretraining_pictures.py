@@ -1,0 +1,118 @@
+"""Pictures of pre-training: what the model makes of hidden patches, of phrases, and of hidden things."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evle.data.samples import Sample
+from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.sweep import plain, sweep
+from evle.tasks.task import Batch, EvaluationSettings, Task
+from evle.transforms.heatmap import paint
+from evle.transforms.masking import IGNORED
+
+RECONSTRUCTED = ("masked", "reconstruction", "original")
+
+
+def pretraining_galleries(
+    task: Task, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings
+) -> list[Gallery]:
+    """Some samples of an evaluation as the model sees and completes them, a gallery an objective that has pictures."""
+    wanted = set(model.config.objectives)
+    if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
+        return []
+    places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
+    chosen = [samples[int(place)] for place in places]
+
+    def show(keys: list[str], batch: Batch) -> list[dict[str, GalleryRow]]:
+        texts = task.processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+        rows: list[dict[str, GalleryRow]] = [{} for _ in keys]
+        output: Any = model(**batch) if wanted & {"pbc", "mpc"} else None
+        for name, cells in (
+            ("mim", _reconstructed(task, model, batch) if "mim" in wanted else {}),
+            ("pbc", _related(task, output, batch) if "pbc" in wanted else {}),
+            ("mpc", _hidden(task, model, output, batch) if "mpc" in wanted else {}),
+        ):
+            for place, row_cells in cells.items():
+                rows[place][name] = GalleryRow(texts[place].strip(), row_cells)
+        return rows
+
+    shown = list(sweep(model, chosen, plain(task), task.collate, show, settings).results.values())
+    galleries = [
+        Gallery(title, [rows[name] for rows in shown if name in rows], note)
+        for name, title, note in (
+            (
+                "mim",
+                "Masked pictures and what the model makes of them",
+                "Hidden: grey. The text is given whole.",
+            ),
+            ("pbc", "Patches that the text is about", "The brighter a patch, the surer the model; then the truth."),
+            ("mpc", "Hidden things and what the model takes them for", "The text is given whole."),
+        )
+    ]
+    return [gallery for gallery in galleries if gallery.rows]
+
+
+def _reconstructed(task: Task, model: Any, batch: Batch) -> dict[int, list[Cell]]:
+    """Pictures with the masked patches hidden, filled, and as they were; `model` of any family with `reconstruct`."""
+    pixels, mask = batch["pixel_values"], batch["image_mask"]
+    filled = model.reconstruct(pixels, batch["input_ids"], batch["attention_mask"], mask)
+    seen = (~mask).float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))
+    seen = torch.nn.functional.interpolate(seen, size=pixels.shape[-2:], mode="nearest")
+    columns = [to_pictures(task, each) for each in (pixels * seen, filled, pixels)]  # hidden: the mean colour, grey
+    return {
+        place: [Cell(picture, text) for picture, text in zip(triple, RECONSTRUCTED, strict=True)]
+        for place, triple in enumerate(zip(*columns, strict=True))
+    }
+
+
+def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
+    """Pictures painted by the score of each patch and by the truth."""
+    scores = output.pbc_logits.float().softmax(dim=-1)[..., 1].cpu().numpy()  # (B, N)
+    labels = batch["pbc_labels"].cpu().numpy()
+    cells = {}
+    for place, picture in enumerate(to_pictures(task, batch["pixel_values"])):
+        known = labels[place][0] != IGNORED  # a row is labelled whole or not at all
+        side = round(labels.shape[1] ** 0.5)
+        found, truth = (
+            paint(picture, each[place].astype(np.float32).reshape(side, side), center_crop=False)
+            for each in (scores, labels)
+        )
+        right = np.mean((scores[place] > 0.5) == (labels[place] == 1))
+        if known:
+            cells[place] = [Cell(found, f"{100 * right:.0f} % of the patches right"), Cell(truth, "truth")]
+    return cells
+
+
+def _hidden(task: Task, model: PreTrainedModel, output: Any, batch: Batch) -> dict[int, list[Cell]]:
+    """Pictures with one thing blacked out, what the model takes it for, and what it is."""
+    classes = model.config.object_classes
+    pixels, patches = batch["pixel_values"], batch["mpc_patches"]
+    hidden = patches.float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))
+    hidden = torch.nn.functional.interpolate(hidden, size=pixels.shape[-2:], mode="nearest").bool()
+    blacked = to_pictures(task, torch.where(hidden, batch["black"][:, None, None], pixels))
+    guesses = output.mpc_logits.argmax(dim=-1).tolist()
+    cells = {}
+    for place, label in enumerate(batch["mpc_labels"].tolist()):
+        if label == IGNORED:
+            continue
+        mark: Mark = "good" if guesses[place] == label else "bad"
+        wrong = "" if mark == "good" else f" (right: {classes[label]})"
+        cells[place] = [Cell(blacked[place], f"{classes[guesses[place]]}{wrong}", mark)]
+    return cells
+
+
+def to_pictures(task: Task, pixel_values: Tensor) -> list[Image.Image]:
+    """The model's pixels (B, 3, H, W) as pictures."""
+    image_processor = task.processor.image_processor
+    mean, std = (
+        torch.tensor(values, device=pixel_values.device)[:, None, None]
+        for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    pixels = ((pixel_values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
