@@ -32,6 +32,10 @@ class CheckpointError(EvleError):
     """Weights that are missing, damaged, or of another model."""
 
 
+class ServiceError(EvleError):
+    """Another program, such as a language model's server, that gives no usable answer."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown `name`: the nearest known name, else the list of what exists.
 

@@ -1,0 +1,85 @@
+"""Language and captioning models of transformers in a folder on this machine, to work beside VQA."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+from evle.data.images import open_image
+from evle.errors import CheckpointError, ServiceError
+from evle.pipelines.chat import Messages
+from evle.pipelines.pipeline import Images, as_images
+
+
+class LocalLanguageModel:
+    """A causal language model of transformers in a folder on this machine; it always takes the likeliest next word."""
+
+    def __init__(self, folder: str | Path, *, device: str | torch.device | None = None, max_new_tokens: int = 60):
+        self.tokenizer, self.model = _load(folder, AutoModelForCausalLM, device)
+        self.max_new_tokens = max_new_tokens
+
+    def complete(self, messages: Messages) -> str:
+        """The reply, by the model's own chat template where it has one. Raises ServiceError for an empty one."""
+        if self.tokenizer.chat_template:
+            inputs = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            text = "\n\n".join([*(message["content"] for message in messages), "Answer:"])
+            inputs = self.tokenizer(text, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        inputs.pop("token_type_ids", None)  # some tokenizers give them, few causal models take them
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        words = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        if not words:
+            raise ServiceError(f"{self.model.name_or_path}: the language model replied with nothing")
+        return words
+
+
+class LocalCaptioner:
+    """An image-to-text model of transformers (BLIP, GIT, ViT-GPT2 ...) in a folder on this machine."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        max_new_tokens: int = 40,
+        batch_size: int = 8,
+    ):
+        self.tokenizer, self.model = _load(folder, AutoModelForImageTextToText, device)
+        self.image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+
+    def __call__(self, images: Images) -> list[str]:
+        """A caption of each picture. Raises SampleError for one that cannot be read."""
+        sources, said = as_images(images), []
+        for start in range(0, len(sources), self.batch_size):
+            pictures = [open_image(source) for source in sources[start : start + self.batch_size]]
+            pixels = self.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(self.model.device)
+            with torch.inference_mode():
+                output = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_new_tokens, do_sample=False)
+            said += [words.strip() for words in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
+        return said
+
+
+def _load(folder: str | Path, models: Any, device: str | torch.device | None) -> tuple[Any, Any]:
+    """The tokenizer and the model in `folder`, in evaluation mode on `device`, by default an accelerator's."""
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no model folder of transformers (no config.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = models.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # from_pretrained raises a dozen kinds on damaged or foreign files, none of them ours
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{folder}: cannot be loaded as {models.__name__} ({reason})") from error
+    device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return tokenizer, model.to(device).eval()
