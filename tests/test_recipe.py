@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from evle.config import dump_yaml, load_yaml
 from evle.errors import CheckpointError, ConfigError
 from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_run
-from evle.recipes import find_recipe, recipes
+from evle.recipes import find_recipe, listing, recipes
 from evle.stages import read_stages, run_stages
 from micro import MICRO, SAMPLES, micro_run
 
@@ -242,3 +242,14 @@ def test_the_recipes_that_come_along_are_valid(name):
     assert tree["title"]
     for stage in read_stages(name).stages:
         assert RunConfig.build(json.loads(json.dumps(stage.config.plain())), "again") == stage.config
+
+
+def test_the_listing_says_what_data_length_and_needs():
+    rows = {row[0]: row for row in listing().rows}
+    assert rows.keys() == recipes().keys()
+    assert rows["eve-large-pretrain-16m"][2:4] == ["coco, visual-genome, sbu, cc3m, cc12m", "280,000 steps x 2048"]
+    assert rows["quickstart"][2:4] == ["scenes", "5 runs"]
+    assert rows["eve-base-coco-retrieval"][3] == "10 epochs x 256"
+    for row in rows.values():
+        assert row[1], f"{row[0]} has no title"
+        assert row[4] or not row[0].startswith(("eve-base", "eve-large", "vle-base", "vle-large")), f"{row[0]}: no needs"

@@ -224,12 +224,11 @@ def run(
 @app.command()
 def recipes() -> None:
     """List the recipes that come with evle, and where their files are, to copy and change."""
-    from evle.config import load_yaml
+    from evle.recipes import listing
     from evle.recipes import recipes as known
+    from evle.report import text_table
 
-    for name, path in known().items():
-        tree = load_yaml(path)
-        print(f"{name:28} {tree.get('title', '')}")
+    print(text_table(listing()))
     print(f"\nThe files: {next(iter(known().values())).parent}")
 
 

@@ -81,6 +81,8 @@ class RunConfig(Config):
 
     title: str = ""
     """What the report is called."""
+    needs: str = ""
+    """What the run needs of a machine, for `evle recipes`."""
     task: dict[str, Any]
     """`name` of the task, and its options."""
     model: ModelOptions = ModelOptions()

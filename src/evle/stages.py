@@ -23,7 +23,7 @@ from evle.tasks import TASKS
 
 STAGE = "stage:"
 SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
-TOP_KEYS = {"title", "about", "output", "defaults", "stages"}
+TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages"}
 
 
 @dataclass(frozen=True)

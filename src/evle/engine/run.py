@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset(
     {
         "output",
         "title",
+        "needs",
         "train.num_workers",
         "train.log_every",
         "train.save_every",

@@ -1,8 +1,11 @@
 """The recipes that come with evle: one YAML file each, to run as it is or to copy and change."""
 
 from pathlib import Path
+from typing import Any
 
+from evle.config import load_yaml, merge
 from evle.errors import ConfigError, nearest
+from evle.report import Table
 
 
 def recipes() -> dict[str, Path]:
@@ -21,3 +24,26 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) not in known:
         raise ConfigError(f"there is no recipe {str(name)!r}; {nearest(str(name), known)} (or give a .yaml file)")
     return known[str(name)]
+
+
+def listing() -> Table:
+    """The recipes that come with evle: what each does, on which data, how long, and what it needs."""
+    rows = []
+    for name, path in recipes().items():
+        tree = load_yaml(path)
+        runs = [merge(tree.get("defaults") or {}, stage or {}) for stage in tree.get("stages", {"": tree}).values()]
+        data = dict.fromkeys(source for run in runs for source in _sources((run.get("data") or {}).get("train")))
+        length = f"{len(runs)} runs" if "stages" in tree else _length(tree["train"])
+        rows.append([name, tree.get("title", ""), ", ".join(data), length, tree.get("needs", "")])
+    return Table("Recipes", ["recipe", "what", "data", "length", "needs"], rows)
+
+
+def _sources(split: Any) -> list[str]:
+    """What a split reads: the folder's name where the recipe gives one, else the source's."""
+    sources = [each for each in (split if isinstance(split, list) else [split]) if each]
+    return [Path(each["path"]).name if "path" in each else each["source"] for each in sources if "source" in each]
+
+
+def _length(train: dict[str, Any]) -> str:
+    turns = f"{train['steps']:,} steps" if "steps" in train else f"{train['epochs']} epochs"
+    return f"{turns} x {train['batch_size']}"
