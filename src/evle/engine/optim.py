@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from evle.config import Config
+from evle.engine.muon import Muon
 from evle.errors import ConfigError, nearest
 
 Positive = Annotated[float, Field(gt=0)]
@@ -45,7 +46,8 @@ class OptimConfig(Config):
 
     muon: tuple[str, ...] = Field(
         (),
-        description="patterns (re.search on a name) of the matrices that learn by Muon; AdamW is for all others",
+        description="patterns (re.search on a name) of the matrices and stacks of matrices that learn by Muon, if they decay; "
+        "AdamW is for all others",
     )
     muon_lr: Positive | None = Field(None, description="Muon's learning rate at its peak; by default lr")
 
@@ -75,11 +77,11 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Let both parts work on this optimizer's groups and state; only Muon's groups have `ns_steps`."""
+        """Let both parts work on this optimizer's groups and state; only Muon's groups have `momentum`."""
         for part in self.parts:
             part.state = self.state
             part.param_groups = [
-                group for group in self.param_groups if ("ns_steps" in group) == (part is self.parts[0])
+                group for group in self.param_groups if ("momentum" in group) == (part is self.parts[0])
             ]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -113,7 +115,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
     matrices = {
         name
         for name, parameter in named.items()
-        if parameter.ndim == 2 and any(re.search(pattern, name) for pattern in config.muon)
+        if parameter.ndim in (2, 3)
+        and _decays(name, parameter, config)
+        and any(re.search(pattern, name) for pattern in config.muon)
     }
     if config.muon and not matrices:
         raise ConfigError(
@@ -124,15 +128,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
     for name, parameter in named.items():
         peak = config.muon_lr if name in matrices and config.muon_lr else config.lr
         lr = peak * _multiplier(name, config, new_parameters)
-        is_vector = parameter.numel() == max(parameter.shape, default=1)
-        decays = not is_vector and not any(re.search(pattern, name) for pattern in config.no_decay)
-        groups.setdefault((name in matrices, lr, config.weight_decay if decays else 0.0), []).append(name)
+        weight_decay = config.weight_decay if _decays(name, parameter, config) else 0.0
+        groups.setdefault((name in matrices, lr, weight_decay), []).append(name)
     settings: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for (is_matrix, lr, weight_decay), names in groups.items():
         group = {"params": [named[name] for name in names], "lr": lr, "weight_decay": weight_decay}
         settings[is_matrix].append(group)
     adamw = AdamW(settings[False], betas=config.betas, eps=config.eps)
-    return MuonAdamW(Muon(settings[True], adjust_lr_fn="match_rms_adamw"), adamw) if matrices else adamw
+    return MuonAdamW(Muon(settings[True]), adamw) if matrices else adamw
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, num_steps: int) -> LambdaLR:
@@ -164,6 +167,11 @@ def num_warmup_steps(config: OptimConfig, num_steps: int) -> int:
     if config.warmup < 1:
         return round(config.warmup * num_steps)
     return min(num_steps, round(config.warmup))
+
+
+def _decays(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool:
+    is_vector = parameter.numel() == max(parameter.shape, default=1)
+    return not is_vector and not any(re.search(pattern, name) for pattern in config.no_decay)
 
 
 def _multiplier(name: str, config: OptimConfig, new_parameters: Collection[str]) -> float:
