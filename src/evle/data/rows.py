@@ -51,7 +51,7 @@ class Rows(Sequence):
         """Plain facts for a report."""
         facts = {**self._facts, "samples": len(self)}
         if self.skipped:
-            facts["rows left out"] = len(self.skipped)
+            facts.setdefault("rows left out", len(self.skipped))  # a source may name only the first of many
         return facts
 
 

@@ -1,0 +1,176 @@
+"""The elements of a JSON file's arrays, one at a time: annotation files of gigabytes in a few megabytes of memory.
+
+Official annotations are one big list, or one object of several lists. Each element is decoded, handed out and
+forgotten; its place in bytes is told, so that `read_element` can come back for it.
+"""
+
+import codecs
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterator, Sequence
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]
+from typing import Any, BinaryIO, NamedTuple
+
+from evle.errors import DataError
+
+CHUNK = 1 << 20
+"""Bytes read at once."""
+LARGEST = 1 << 28
+"""Characters of one element at most; more is a file of another form."""
+
+_MARGIN = 16  # a word, escape or number cut in two fails at most so many characters before the end of what was read
+
+
+class Element(NamedTuple):
+    """One element: the array it stands in, its place in the file in bytes, and its value."""
+
+    array: str
+    offset: int
+    length: int
+    value: Any
+
+
+class JsonArrays:
+    """The elements of the arrays `names` of a JSON object, or with the name "" those of a file that is one list.
+
+    Iterate once. `fingerprint` is a hash of the file's bytes, known after the last element. Raises DataError for a
+    file that is missing, cut short, not JSON, or without one of the arrays.
+    """
+
+    def __init__(self, path: str | os.PathLike, names: Sequence[str] = ("",)):
+        self.path, self.names = os.fspath(path), tuple(names)
+        self.fingerprint = ""
+
+    def __iter__(self) -> Iterator[Element]:
+        if not os.path.isfile(self.path):
+            raise DataError(f"{self.path}: no such file")
+        with open(self.path, "rb") as file:
+            window = _Window(file, self.path)
+            first = window.peek()
+            if first == "[":
+                yield from self._array(window, "")
+                found = [""]
+            elif first == "{":
+                found = yield from self._members(window)
+            else:
+                raise DataError(f"{self.path}: starts with {first!r} and is no JSON list or object")
+            if window.peek():
+                raise window.error("there is text after its end")
+            self.fingerprint = window.digest.hexdigest()
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            sought = " and ".join(f"no list {name!r}" if name else "no list of records" for name in missing)
+            holds = ", ".join(map(repr, found)) if found != [""] else "one list"
+            raise DataError(f"{self.path}: {sought} in it: it holds {holds or 'nothing'}; is it the right file?")
+
+    def _members(self, window: "_Window") -> Generator[Element, None, list[str]]:
+        """The elements of every wanted array of an object; returns the names of its members."""
+        found: list[str] = []
+        window.take("{")
+        while window.peek() != "}":
+            if found:
+                window.take(",")
+            name = window.value("its members' names")[2]
+            window.take(":")
+            found.append(str(name))
+            if window.peek() == "[":
+                yield from self._array(window, str(name))
+            else:
+                window.value(repr(name))
+        window.take("}")
+        return found
+
+    def _array(self, window: "_Window", name: str) -> Iterator[Element]:
+        wanted, number = name in self.names, 0
+        window.take("[")
+        while window.peek() != "]":
+            if number:
+                window.take(",")
+            place = f"element {number:,}" + (f" of {name!r}" if name else "")
+            offset, length, value = window.value(place)
+            if wanted:
+                yield Element(name, offset, length, value)
+            number += 1
+        window.take("]")
+
+
+def read_element(path: str | os.PathLike, offset: int, length: int) -> Any:
+    """The element at a place that `JsonArrays` told. Raises DataError when the file is no longer the same."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise DataError(f"{path}: changed at byte {offset:,} since it was opened; start again") from None
+
+
+class _Window:
+    """The part of a file that is being decoded: characters, and how many bytes lie before the current one."""
+
+    def __init__(self, file: BinaryIO, path: str):
+        self.file, self.path = file, path
+        self.digest = hashlib.blake2b(digest_size=8)
+        self.text, self.at, self.byte, self.ended = "", 0, 0, False
+        self._characters = codecs.getincrementaldecoder("utf-8")()
+        self._decode = json.JSONDecoder().raw_decode
+        if self.peek() == "\ufeff":  # a byte order mark
+            self._advance(self.at + 1)
+
+    def peek(self) -> str:
+        """The next character that is not blank, or "" at the end."""
+        while True:
+            self._advance(WHITESPACE.match(self.text, self.at).end())
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._more():
+                return ""
+
+    def take(self, mark: str) -> None:
+        """Step over `mark`."""
+        found = self.peek()
+        if found != mark:
+            raise self.error(f"{mark!r} should stand where {found!r} does" if found else f"cut short before {mark!r}")
+        self._advance(self.at + 1)
+
+    def value(self, place: str) -> tuple[int, int, Any]:
+        """(offset, length, value) of the next value; `place` is what an error calls it."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - _MARGIN
+                if not cut or len(self.text) - self.at > LARGEST:
+                    raise self.error(f"{place} is not JSON ({error.msg})") from None
+                if not self._more():
+                    raise self.error(f"cut short in {place}") from None
+                continue
+            if end == len(self.text) and self.text[end - 1] not in '}]"' and self._more():
+                continue  # a number may go on
+            offset = self.byte
+            self._advance(end)
+            return offset, self.byte - offset, value
+
+    def error(self, what: str) -> DataError:
+        return DataError(f"{self.path}: {what}, at byte {self.byte:,}; fetch or unpack the file again")
+
+    def _advance(self, end: int) -> None:
+        passed = self.text[self.at : end]
+        self.byte += len(passed) if passed.isascii() else len(passed.encode())
+        self.at = end
+
+    def _more(self) -> bool:
+        """Read on, at least as much as is being held; False at the end of the file."""
+        if self.ended:
+            return False
+        data = self.file.read(max(CHUNK, len(self.text) - self.at))
+        self.digest.update(data)
+        self.ended = not data
+        try:
+            self.text = self.text[self.at :] + self._characters.decode(data, final=self.ended)
+        except UnicodeDecodeError:
+            raise self.error("not UTF-8 text in what follows") from None
+        self.at = 0
+        return bool(data)
