@@ -6,17 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from evle.data.captions import coco_captions, karpathy, xvlm
 from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
 from evle.data.samples import CaptionSample, Sample
 from evle.data.scenes import scenes
 from evle.data.tables import folder
+from evle.data.visual_genome import visual_genome
+from evle.data.web_captions import conceptual_captions, sbu
 from evle.errors import ConfigError, nearest
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
     "cutouts": cutouts,
     "folder": folder,
+    "karpathy": karpathy,
+    "coco-captions": coco_captions,
+    "xvlm": xvlm,
+    "visual-genome": visual_genome,
+    "sbu": sbu,
+    "cc": conceptual_captions,
     "easy-vqa": easy_vqa,
 }
 """Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable
