@@ -46,7 +46,7 @@ class OptimConfig(Config):
 
     muon: tuple[str, ...] = Field(
         (),
-        description="patterns (re.search on a name) of the matrices and stacks of matrices that learn by Muon, if they decay; "
+        description="patterns (re.search on a name) of matrices, or stacks of them, that learn by Muon if they decay; "
         "AdamW is for all others",
     )
     muon_lr: Positive | None = Field(None, description="Muon's learning rate at its peak; by default lr")
