@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evle.data.samples import Drawing, ImageSource
+from evle.data.samples import Drawing, ImageSource, Stored
 from evle.errors import SampleError
 
 MAX_PIXELS = 180_000_000
@@ -22,7 +22,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 def open_image(
     source: ImageSource, *, keep_alpha: bool = False, max_pixels: int = MAX_PIXELS, size_hint: int | None = None
 ) -> Image.Image:
-    """The picture of `source` (a path, encoded bytes, a PIL picture, or a `Drawing`), decoded.
+    """The picture of `source` (a path, encoded bytes, a `Stored` or PIL picture, or a `Drawing`), decoded.
 
     Returns mode RGB; mode RGBA when `keep_alpha` and some pixel is not opaque. EXIF rotation is applied, transparent
     parts are laid on white, 16-bit and float pictures are scaled to 8 bits, of an animation the first frame is taken
@@ -77,6 +77,8 @@ def describe_source(source: ImageSource) -> str:
         return getattr(source, "filename", "") or f"picture in memory ({source.mode}, {source.width} x {source.height})"
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
+    if isinstance(source, Stored):
+        return str(source)
     return type(source).__name__
 
 
@@ -88,6 +90,8 @@ def _open(source: ImageSource) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         with open(source, "rb") as file:  # read at once: no file stays open when the picture is kept undecoded
             return Image.open(io.BytesIO(file.read()))
+    if isinstance(source, Stored):
+        return Image.open(io.BytesIO(source.read()))
     if isinstance(source, Drawing):
         return source.draw()
     raise SampleError(
@@ -140,6 +144,8 @@ def _what_instead(source: ImageSource) -> str:
     """What a file that is no picture is, from its first bytes."""
     if isinstance(source, bytes):
         start = source[:64]
+    elif isinstance(source, Stored):
+        start = source.read()[:64]
     else:
         with open(os.fspath(source), "rb") as file:  # type: ignore[arg-type]
             start = file.read(64)

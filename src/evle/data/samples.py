@@ -1,7 +1,8 @@
 """Samples: what one example is, in a form a person could read aloud.
 
-An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a picture
-in memory, or something that can draw itself), and `evle.data.images.open_image` turns that into a picture.
+An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a place
+inside another file, a picture in memory, or something that can draw itself), and `evle.data.images.open_image` turns
+that into a picture.
 """
 
 import os
@@ -18,7 +19,17 @@ class Drawing(Protocol):
     def draw(self) -> Image.Image: ...
 
 
-ImageSource = str | os.PathLike | bytes | Image.Image | Drawing
+@runtime_checkable
+class Stored(Protocol):
+    """An encoded picture inside another file, such as a tar, read when asked for; `str()` of it says where it lies.
+
+    `read` raises SampleError where the bytes are no longer there.
+    """
+
+    def read(self) -> bytes: ...
+
+
+ImageSource = str | os.PathLike | bytes | Image.Image | Stored | Drawing
 
 
 @dataclass(frozen=True, slots=True)

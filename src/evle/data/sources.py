@@ -11,6 +11,7 @@ from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
 from evle.data.samples import CaptionSample, Sample
 from evle.data.scenes import scenes
+from evle.data.shards import shards
 from evle.data.tables import folder
 from evle.data.visual_genome import visual_genome
 from evle.data.web_captions import conceptual_captions, sbu
@@ -20,6 +21,7 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
     "cutouts": cutouts,
     "folder": folder,
+    "shards": shards,
     "karpathy": karpathy,
     "coco-captions": coco_captions,
     "xvlm": xvlm,
