@@ -1,6 +1,7 @@
 """The training objectives: pure functions of tensors, each returning one float32 scalar.
 
-B batch, G batch gathered over all processes, T text tokens, M masked positions, E experts, V vocabulary, A answers.
+B batch, G batch gathered over all processes, T text tokens, P patches, M masked positions, E experts, V vocabulary,
+A answers.
 Whatever the precision of the inputs, softmax and losses are computed in float32.
 """
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-"""The label of a text token that was not masked."""
+"""The label of what is not asked: a text token that was not masked, a patch of a text that names no region."""
 
 
 def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
@@ -93,6 +94,18 @@ def choices(logits: Tensor, labels: Tensor) -> Tensor:
     if len(labels) == 0:
         return logits.float().sum()
     return F.cross_entropy(logits.float(), labels)
+
+
+def mpc(logits: Tensor, labels: Tensor) -> Tensor:
+    """Masked patch-box classification: cross-entropy of `logits` (B, classes) of blacked-out objects against their
+    classes (B,), those of label -100 left out; 0, still with a gradient path, when none is left (VLE's README)."""
+    return mlm(logits, labels)
+
+
+def pbc(logits: Tensor, labels: Tensor) -> Tensor:
+    """Patch-box classification: mean cross-entropy of `logits` (B, P, 2), column 1 = belongs to the text, over the
+    patches whose `labels` (B, P) are not -100; 0, still with a gradient path, when there is none (VLE's README)."""
+    return mlm(logits, labels)
 
 
 def answers(logits: Tensor, targets: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ The paper's sizes are EVE, section 4.1 and the released configurations. The CPU 
 proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train, with plain
 GELU, which a CPU computes twice as fast as quick_gelu. eve-tiny is made for runs of minutes from random weights: few
 tokens behind convolutions, LayerScale 1 (0.1 costs a short run its first minutes), no dropout, mean pooling.
+
+VLE's sizes are those of its released checkpoints: DeBERTa-v3 and CLIP of the same size, CLIP without its last layer. A
+preset names what differs from VLE-base in each tower.
 """
 
 from typing import Any
@@ -62,6 +65,87 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_attention_heads": 16,
             "intermediate_size": 4096,
             "soft_layers": (21, 22, 23),
+        },
+    ),
+    "vle-tiny": (
+        "vle",
+        {
+            "text_config": {
+                "vocab_size": 2000,
+                "hidden_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 512,
+                "max_position_embeddings": 96,
+                "position_buckets": 32,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "initializer_range": 0.05,
+            },
+            "vision_config": {
+                "hidden_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 512,
+                "image_size": 64,
+                "patch_size": 16,
+            },
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "initializer_range": 0.05,
+            "pooling": "mean",
+        },
+    ),
+    "vle-small": (
+        "vle",
+        {
+            "text_config": {
+                "vocab_size": 4000,
+                "hidden_size": 256,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 1024,
+                "max_position_embeddings": 128,
+                "position_buckets": 32,
+            },
+            "vision_config": {
+                "hidden_size": 256,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 1024,
+                "image_size": 96,
+                "patch_size": 8,
+            },
+            "hidden_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+        },
+    ),
+    "vle-base": ("vle", {}),
+    "vle-large": (
+        "vle",
+        {
+            "text_config": {
+                "hidden_size": 1024,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+            },
+            "vision_config": {
+                "hidden_size": 1024,
+                "num_hidden_layers": 23,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+                "patch_size": 14,
+            },
+            "hidden_size": 1024,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
         },
     ),
 }

@@ -161,6 +161,12 @@ class EVEConfig(PreTrainedConfig):
             return None
         return max(4, math.ceil(self.capacity_factor * 2 * num_tokens / self.num_experts))
 
+    def with_changes(self, **changes: Any) -> Self:
+        """A copy with fields replaced, checked as a whole; refuses unknown names."""
+        self.check_fields(changes)
+        fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
+        return type(self).from_dict({**fields, **changes})
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
         """The configuration `name` of `evle.models.presets`, with fields replaced; refuses unknown names and fields."""

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from evle import objectives
-from evle.distributed import all_gather, rank, world_size
+from evle.distributed import all_gather
 from evle.errors import DataError
+from evle.models.contrast import (
+    ContrastHead,
+    contrast,
+    default_match_ids,
+    draw_negatives,
+    gather_text,
+    total_loss,
+)
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.modeling import EVEModel, EVEOutput, EVEPreTrainedModel, average_router
-
-
-def total_loss(losses: dict[str, Tensor]) -> Tensor | None:
-    """The sum of named losses, None when there is none."""
-    return torch.stack(list(losses.values())).sum() if losses else None
 
 
 def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, config: EVEConfig) -> None:
@@ -24,60 +27,21 @@ def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, con
         losses["balance"] = config.router_aux_loss_coef * router["balance"]
 
 
-class EVEMatchingHead(nn.Module):
+class EVEMatchingHead(ContrastHead):
     """What contrast and matching learn: two projections and a temperature (itc), a linear layer of 2 classes (itm)."""
 
     def __init__(self, config: EVEConfig, itc: bool = True, itm: bool = True):
-        super().__init__()
-        self.pooling = config.pooling
         width = config.hidden_size
         if itc:
-            dimension = config.projection_dim or width
-            self.image_projection = nn.Linear(width, dimension, bias=False)
-            self.text_projection = nn.Linear(width, dimension, bias=False)
-            self.temperature = nn.Parameter(torch.tensor(config.temperature_init))
+            super().__init__(width, config.projection_dim or width, config.pooling, config.temperature_init)
+        else:
+            nn.Module.__init__(self)
         if itm:
             self.itm = nn.Linear(width, 2)
-
-    def embed_image(self, image_hidden: Tensor) -> Tensor:
-        """Image states (B, P, D) -> unit vectors (B, projection), float32."""
-        pooled = image_hidden[:, 1:].mean(dim=1) if self.pooling == "mean" else image_hidden[:, 0]
-        return nn.functional.normalize(self.image_projection(pooled).float(), dim=-1)
-
-    def embed_text(self, text_hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Text states (B, T, D), their mask (B, T) -> unit vectors (B, projection), float32."""
-        if self.pooling == "cls":
-            pooled = text_hidden[:, 0]
-        elif attention_mask is None:
-            pooled = text_hidden.mean(dim=1)
-        else:
-            real = attention_mask[..., None].to(text_hidden.dtype)
-            pooled = (text_hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
-        return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1)
-
-    def clamped_temperature(self) -> Tensor:
-        """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can come back inside."""
-        value = self.temperature.float()
-        return value.clamp(0.001, 0.5).detach() + (value - value.detach())
 
     def match(self, text_hidden: Tensor) -> Tensor:
         """Text states (B, T, D) of a joint pass -> logits (B, 2), column 1 = match."""
         return self.itm(text_hidden[:, 0])
-
-
-def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
-    """Ids that make every pair its own, on every process."""
-    return torch.arange(num_rows, device=device) + rank() * 2**32
-
-
-def gather_text(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Texts (B, T) of all processes, padded to the longest."""
-    if world_size() == 1:
-        return input_ids, attention_mask
-    length = int(all_gather(torch.tensor([input_ids.shape[1]], device=input_ids.device)).max())
-    padding = (0, length - input_ids.shape[1])
-    padded_ids = nn.functional.pad(input_ids, padding, value=pad_token_id)
-    return all_gather(padded_ids), all_gather(nn.functional.pad(attention_mask, padding, value=0))
 
 
 def itc_pass(
@@ -94,13 +58,7 @@ def itc_pass(
     """
     image = eve(pixel_values=pixel_values)
     text = eve(input_ids=input_ids, attention_mask=attention_mask)
-    with torch.autocast(pixel_values.device.type, enabled=False):
-        image_embeds = head.embed_image(image.image_hidden)
-        text_embeds = head.embed_text(text.text_hidden, attention_mask)
-        temperature = head.clamped_temperature()
-        image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
-        text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
-    loss = objectives.itc(image_to_text, text_to_image, objectives.match_targets(match_ids, all_gather(match_ids)))
+    loss, image_to_text, text_to_image = contrast(head, image.image_hidden, text.text_hidden, attention_mask, match_ids)
     return loss, image_to_text, text_to_image, [image, text]
 
 
@@ -121,12 +79,8 @@ def itm_pass(
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    texts, images, found = draw_negatives(match_ids, similarities)
     with torch.no_grad():
-        equal = match_ids[:, None] == all_gather(match_ids)[None, :]
-        if similarities is None:
-            similarities = (torch.zeros_like(equal, dtype=torch.float32),) * 2
-        texts, found = objectives.sample_hard_negatives(similarities[0], equal)
-        images, _ = objectives.sample_hard_negatives(similarities[1], equal)
         all_pixels = all_gather(pixel_values)
         all_ids, all_masks = gather_text(input_ids, attention_mask, eve.config.pad_token_id or 0)
         length = all_ids.shape[1] - input_ids.shape[1]

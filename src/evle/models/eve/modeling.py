@@ -27,6 +27,7 @@ from evle.errors import ConfigError, DataError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import EVEExperts, HardRouter, Routing, SharedFeedForward, SoftRouter
+from evle.models.positions import resize_positions
 
 
 @dataclass
@@ -69,16 +70,6 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
     channels = pixels // patch_size**2
     grid = patches.reshape(batch, rows, columns, channels, patch_size, patch_size)
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * patch_size, columns * patch_size)
-
-
-def resize_positions(table: Tensor, rows: int, columns: int) -> Tensor:
-    """A position table (1 + side**2, D), [CLS] first, interpolated to (1 + rows * columns, D), bicubic as released."""
-    side = round((len(table) - 1) ** 0.5)
-    if (rows, columns) == (side, side):
-        return table
-    grid = table[1:].T.reshape(1, -1, side, side)
-    resized = F.interpolate(grid.float(), size=(rows, columns), mode="bicubic", align_corners=False).to(table.dtype)
-    return torch.cat([table[:1], resized.flatten(2).squeeze(0).T])
 
 
 def visible_patches(image_mask: Tensor) -> Tensor:

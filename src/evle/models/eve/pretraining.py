@@ -14,8 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evle import objectives
 from evle.errors import ConfigError, DataError
+from evle.models.contrast import default_match_ids, total_loss
 from evle.models.eve.configuration import EVEConfig
-from evle.models.eve.heads import EVEMatchingHead, add_balance, default_match_ids, itc_pass, itm_pass, total_loss
+from evle.models.eve.heads import EVEMatchingHead, add_balance, itc_pass, itm_pass
 from evle.models.eve.modeling import (
     EVEAttention,
     EVEModel,

@@ -1,0 +1,98 @@
+"""Image-text contrast over all processes and the hard negatives that it finds: what both families' retrieval shares.
+
+B batch, G batch gathered over all processes, P image tokens, T text tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from evle import objectives
+from evle.distributed import all_gather, rank, world_size
+
+
+def total_loss(losses: dict[str, Tensor]) -> Tensor | None:
+    """The sum of named losses, None when there is none."""
+    return torch.stack(list(losses.values())).sum() if losses else None
+
+
+class ContrastHead(nn.Module):
+    """What contrast learns: a projection for each modality and a temperature.
+
+    `pooling` says what is projected: "cls", the first token of each modality, or "mean", the mean of the patch states
+    and of the real text tokens.
+    """
+
+    def __init__(self, width: int, dimension: int, pooling: str, temperature_init: float):
+        super().__init__()
+        self.pooling = pooling
+        self.image_projection = nn.Linear(width, dimension, bias=False)
+        self.text_projection = nn.Linear(width, dimension, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(temperature_init))
+
+    def embed_image(self, image_hidden: Tensor) -> Tensor:
+        """Image states (B, P, D) -> unit vectors (B, projection), float32."""
+        pooled = image_hidden[:, 1:].mean(dim=1) if self.pooling == "mean" else image_hidden[:, 0]
+        return nn.functional.normalize(self.image_projection(pooled).float(), dim=-1)
+
+    def embed_text(self, text_hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Text states (B, T, D), their mask (B, T) -> unit vectors (B, projection), float32."""
+        if self.pooling == "cls":
+            pooled = text_hidden[:, 0]
+        elif attention_mask is None:
+            pooled = text_hidden.mean(dim=1)
+        else:
+            real = attention_mask[..., None].to(text_hidden.dtype)
+            pooled = (text_hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1)
+
+    def clamped_temperature(self) -> Tensor:
+        """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can come back inside."""
+        value = self.temperature.float()
+        return value.clamp(0.001, 0.5).detach() + (value - value.detach())
+
+
+def contrast(
+    head: ContrastHead, image_hidden: Tensor, text_hidden: Tensor, attention_mask: Tensor | None, match_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ITC of single-modality states (B, P, D) and (B, T, D) over all processes.
+
+    Returns the loss and the similarities image to text and text to image (B, G), divided by the temperature.
+    """
+    with torch.autocast(image_hidden.device.type, enabled=False):
+        image_embeds = head.embed_image(image_hidden.to(head.image_projection.weight.dtype))
+        text_embeds = head.embed_text(text_hidden.to(head.text_projection.weight.dtype), attention_mask)
+        temperature = head.clamped_temperature()
+        image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
+        text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
+    loss = objectives.itc(image_to_text, text_to_image, objectives.match_targets(match_ids, all_gather(match_ids)))
+    return loss, image_to_text, text_to_image
+
+
+def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
+    """Ids that make every pair its own, on every process."""
+    return torch.arange(num_rows, device=device) + rank() * 2**32
+
+
+@torch.no_grad()
+def draw_negatives(match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A text for each image and an image for each text that do not belong to it, of all processes' rows.
+
+    Drawn by `similarities` (image to text, text to image; each (B, G)), or evenly without them. Returns the texts (B,),
+    the images (B,) and which rows have a negative at all (B,); the others' indices mean nothing.
+    """
+    equal = match_ids[:, None] == all_gather(match_ids)[None, :]
+    if similarities is None:
+        similarities = (torch.zeros_like(equal, dtype=torch.float32),) * 2
+    texts, found = objectives.sample_hard_negatives(similarities[0], equal)
+    images, _ = objectives.sample_hard_negatives(similarities[1], equal)
+    return texts, images, found
+
+
+def gather_text(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Texts (B, T) of all processes, padded to the longest."""
+    if world_size() == 1:
+        return input_ids, attention_mask
+    length = int(all_gather(torch.tensor([input_ids.shape[1]], device=input_ids.device)).max())
+    padding = (0, length - input_ids.shape[1])
+    padded_ids = nn.functional.pad(input_ids, padding, value=pad_token_id)
+    return all_gather(padded_ids), all_gather(nn.functional.pad(attention_mask, padding, value=0))

@@ -1,0 +1,230 @@
+"""The configuration of VLE: two towers, the fusion on top of them, and what its heads and objectives need.
+
+Sources: [R] the authors' README and released checkpoints, [C] their released code, [M] METER (arXiv 2111.02387), whose
+line VLE follows, [D] stated nowhere and decided here. The defaults are VLE-base.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+from transformers import CLIPVisionConfig, DebertaV2Config, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from evle.errors import ConfigError, nearest
+from evle.models.presets import PRESETS
+
+OBJECTIVES = ("mlm", "itm", "mpc", "pbc", "itc")
+
+TEXT_BASE: dict[str, Any] = {
+    "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+    "pad_token_id": 0,
+}
+"""DeBERTa-v3-base (its published config.json)."""
+
+VISION_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 11,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+"""CLIP ViT-B/16 without its last layer: with 12 the model would not have its published 378 million parameters."""
+
+ROUTED = {
+    "image_size": "vision_config",
+    "patch_size": "vision_config",
+    "num_channels": "vision_config",
+    "vocab_size": "text_config",
+    "max_position_embeddings": "text_config",
+    "pad_token_id": "text_config",
+}
+"""Fields of a tower that may be read and set on the whole configuration."""
+
+
+def _routed(name: str) -> property:
+    sub = ROUTED[name]
+
+    def read(self: "VLEConfig") -> Any:
+        return getattr(getattr(self, sub), name)
+
+    def write(self: "VLEConfig", value: Any) -> None:
+        setattr(getattr(self, sub), name, value)
+
+    return property(read, write, doc=f"`{sub}.{name}`")
+
+
+class VLEConfig(PreTrainedConfig):
+    """Sizes and switches of a VLE model; the defaults are VLE-base at 224 pixels.
+
+    A released `config.json` is read as it is. Raises `ConfigError`, naming every field that cannot work.
+
+    >>> VLEConfig.from_preset("vle-tiny", image_size=96).vision_config.image_size
+    96
+
+    Towers:
+        text_config: fields of a `DebertaV2Config`; absent is DeBERTa-v3-base [R].
+        vision_config: fields of a `CLIPVisionConfig`; absent is CLIP ViT-B/16 with 11 layers [R].
+        image_size, patch_size, num_channels, vocab_size, max_position_embeddings, pad_token_id: the towers' own, which
+            may be read and set here.
+    Fusion:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, blocks, heads, feed-forward of
+            both streams [R].
+        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, initializer_range: as BERT's [C].
+        num_token_types: rows of the type table: 0 text, 1 image, from 2 upwards the objects that a VCR text names [C:
+            2, and 83 in the VCR checkpoints].
+        classifier_dropout: written by the release, obeyed by nothing; kept so that configurations round-trip [C].
+        tie_word_embeddings: the MLM decoder is the word embedding [C].
+    Pre-training:
+        objectives: of "mlm", "itm", "mpc", "pbc" [R], and "itc" [D].
+        objective_weights: weights by objective; 1 where absent [D: the release names none].
+        object_classes: the classes of masked patch-box classification, in the order of its labels.
+    Heads:
+        projection_dim: width of retrieval embeddings; None is hidden_size [D].
+        pooling: what ITC projects, "cls", the first token of each tower, or "mean", the mean of the patch states and
+            of the real text tokens, which learns faster from scratch [D].
+        temperature_init: initial ITC temperature [D: 0.07], kept within [0.001, 0.5].
+        num_labels, id2label: the answers of VQA (transformers' fields).
+    """
+
+    model_type = "vle"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "text_config": SubConfigSpec(DebertaV2Config, init_kwargs=TEXT_BASE),
+        "vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=VISION_BASE),
+    }
+
+    text_config: dict | DebertaV2Config | None = None
+    vision_config: dict | CLIPVisionConfig | None = None
+    num_token_types: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    classifier_dropout: float | None = None
+    tie_word_embeddings: bool = True
+
+    objectives: tuple[str, ...] = ("mlm", "itm", "mpc", "pbc")
+    objective_weights: dict[str, float] | None = None
+    object_classes: tuple[str, ...] = ()
+
+    projection_dim: int | None = None
+    pooling: str = "cls"
+    temperature_init: float = 0.07
+
+    image_size = _routed("image_size")
+    patch_size = _routed("patch_size")
+    num_channels = _routed("num_channels")
+    vocab_size = _routed("vocab_size")
+    max_position_embeddings = _routed("max_position_embeddings")
+    pad_token_id = _routed("pad_token_id")
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # What is set here on a tower must not reach the caller's own object.
+        self.text_config, self.vision_config = copy.deepcopy(self.text_config), copy.deepcopy(self.vision_config)
+        # JSON knows no tuples; the order of objectives carries no meaning.
+        self.object_classes = tuple(self.object_classes)
+        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
+            name for name in self.objectives if name not in OBJECTIVES
+        )
+        super().__post_init__(**kwargs)
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError("this VLE model cannot be built: " + "; ".join(problems))
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of the configured size, without [CLS]."""
+        return self.patches_per_side**2
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    def weight_of(self, objective: str) -> float:
+        """The weight of one objective's loss."""
+        return (self.objective_weights or {}).get(objective, 1.0)
+
+    def with_changes(self, **changes: Any) -> Self:
+        """A copy with fields replaced, checked as a whole; refuses unknown names.
+
+        `text_config` and `vision_config` may be partial: what they do not name stays.
+        """
+        self.check_fields(changes)
+        fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
+        for name in self.sub_configs_defaults:
+            if name in changes:
+                changes[name] = {**fields[name], **changes[name]}
+        if "num_labels" in changes and "id2label" not in changes:
+            changes |= {"id2label": None, "label2id": None}
+        return type(self).from_dict({**fields, **changes})
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """The configuration `name` of `evle.models.presets`, with fields replaced; refuses unknown names and fields.
+
+        `text_config` and `vision_config` may be partial: what they do not name is the preset's.
+        """
+        known = [preset for preset, (family, _) in PRESETS.items() if family == cls.model_type]
+        if name not in known:
+            raise ConfigError(f"there is no VLE preset {name!r}; {nearest(name, known)}")
+        cls.check_fields(overrides)
+        fields = {**PRESETS[name][1], **overrides}
+        for sub, base in (("text_config", TEXT_BASE), ("vision_config", VISION_BASE)):
+            fields[sub] = {**base, **PRESETS[name][1].get(sub, {}), **overrides.get(sub, {})}
+        return cls(**fields)
+
+    @classmethod
+    def check_fields(cls, fields: dict[str, Any]) -> None:
+        """Refuse names that are no field of this configuration, or of a tower's, with the nearest one."""
+        known = {*cls.__dataclass_fields__, *ROUTED, "num_labels", "attn_implementation"}
+        unknown = [f"{name!r} ({nearest(name, known)})" for name in fields if name not in known]
+        for sub, spec in cls.sub_configs_defaults.items():
+            allowed = {*spec.config_class.__dataclass_fields__, *spec.init_kwargs}
+            unknown += [
+                f"{sub}.{name!r} ({nearest(name, allowed)})" for name in fields.get(sub) or {} if name not in allowed
+            ]
+        if unknown:
+            raise ConfigError("no such field of a VLE model: " + ", ".join(unknown))
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Every field, also those that hold a default: the released code has other defaults than this transformers."""
+        return self.to_dict()
+
+    def _problems(self) -> Iterator[str]:
+        for where, config in (("", self), ("text_config.", self.text_config), ("vision_config.", self.vision_config)):
+            if config.hidden_size % config.num_attention_heads:
+                yield (
+                    f"{where}hidden_size {config.hidden_size} is not a multiple of {where}num_attention_heads "
+                    f"{config.num_attention_heads}"
+                )
+        if self.image_size % self.patch_size or self.image_size <= 0:
+            yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        if self.num_token_types < 2:
+            yield f"num_token_types {self.num_token_types} must be at least 2, text and image"
+        if self.pooling not in ("cls", "mean"):
+            yield f"pooling {self.pooling!r} is not one of cls, mean"
+        for name in (*self.objectives, *(self.objective_weights or {})):
+            if name not in OBJECTIVES:
+                yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
+        if len(set(self.object_classes)) < len(self.object_classes):
+            yield "object_classes names a class twice"

@@ -1,0 +1,387 @@
+"""VLE: a text tower, an image tower, and co-attention between them (iFLYTEK and HFL, 2023; in the line of METER).
+
+DeBERTa reads the text, CLIP's vision Transformer the image; both are projected to one width, get a type vector, and go
+through blocks of two layers, one a stream, each of which attends to itself and then to the other stream's output of
+the previous block. Module names are those of the released checkpoints, so that a released directory is read and
+written without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
+
+B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from evle.errors import CheckpointError, DataError
+from evle.models.vle.configuration import VLEConfig
+from evle.models.vle.text import VLETextTower
+
+TEXT_TYPE, IMAGE_TYPE = 0, 1
+
+
+@dataclass
+class VLEOutput(ModelOutput):
+    """What every VLE model returns; fields that a model or a call has no use for are None.
+
+    Attributes:
+        loss: the sum of `losses`, scalar.
+        losses: named scalars, already weighted: "mlm", "itm", "mpc", "pbc", "itc", "answers", "choice".
+        logits: the head's scores.
+        image_hidden: (B, P, D) image states after the fusion, [CLS] first.
+        text_hidden: (B, T, D) text states after the fusion.
+        pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler.
+        itm_logits, itm_labels: (pairs, 2) and (pairs,) of pre-training's matching.
+        pbc_logits: (B, P - 1, 2) of pre-training's patch-box classification, column 1 = belongs to the text.
+        mpc_logits: (B, classes) of pre-training's masked patch-box classification; rows without an object hold 0.
+        attentions: by name, one map a layer, when asked for: "text" (B, H, T, T) and "image" (B, H, P, P) of the
+            towers; "text_self", "image_self", "text_to_image" (B, H, T, P) and "image_to_text" (B, H, P, T) of the
+            fusion.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    image_hidden: Tensor | None = None
+    text_hidden: Tensor | None = None
+    pooler_output: Tensor | None = None
+    itm_logits: Tensor | None = None
+    itm_labels: Tensor | None = None
+    pbc_logits: Tensor | None = None
+    mpc_logits: Tensor | None = None
+    attentions: dict[str, tuple[Tensor, ...]] | None = None
+
+
+def extend_token_types(table: Tensor, num_types: int) -> Tensor:
+    """A type table (N, D) with `num_types` rows: the old rows first, each new one a copy of the text row (0).
+
+    A named object's tokens stand in the text, so a model that never saw object types starts by reading them as text;
+    the rows part in training. Raises `CheckpointError` when rows would be lost.
+    """
+    if num_types < len(table):
+        raise CheckpointError(
+            f"the checkpoint has {len(table)} token types and the model {num_types}; set num_token_types={len(table)}"
+        )
+    return torch.cat([table, table[TEXT_TYPE].expand(num_types - len(table), -1)])
+
+
+def key_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask (B, S), 1 or True = real, as (B, 1, 1, S) to add to attention scores; None stays None."""
+    if mask is None:
+        return None
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return added.masked_fill(~mask.bool(), torch.finfo(dtype).min)[:, None, None]
+
+
+class FusionSelfAttention(nn.Module):
+    """Attention of one stream to itself or to the other; the released names say "self" for both."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout_rate = config.attention_probs_dropout_prob
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Tensor, source: Tensor, mask: Tensor | None, keep_map: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`hidden` (B, S, D) asks, `source` (B, R, D) answers, `mask` (B, 1, 1, R) is added -> (B, S, D) and, if asked
+        for, the map (B, H, S, R)."""
+        query, key, value = (
+            projection(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection, states in ((self.query, hidden), (self.key, source), (self.value, source))
+        )  # each (B, H, S or R, D / H)
+        dropout = self.dropout_rate if self.training else 0.0
+        mask = None if mask is None else mask.to(query.dtype)
+        if not keep_map:
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            return context.transpose(1, 2).flatten(2), None
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        weights = (scores if mask is None else scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        context = F.dropout(weights, dropout) @ value
+        return context.transpose(1, 2).flatten(2), weights
+
+
+class FusionResidual(nn.Module):
+    """Linear, dropout, and the sum with what came before, normalised (post-LN)."""
+
+    def __init__(self, config: VLEConfig, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, branch: Tensor, before: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(branch)) + before)
+
+
+class FusionAttention(nn.Module):
+    """Attention and its residual."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        self.self = FusionSelfAttention(config)
+        self.output = FusionResidual(config, config.hidden_size)
+
+    def forward(
+        self, hidden: Tensor, source: Tensor, mask: Tensor | None, keep_map: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.self(hidden, source, mask, keep_map)
+        return self.output(context, hidden), weights
+
+
+class FusionIntermediate(nn.Module):
+    """The widening half of the feed-forward."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class VLEFusionLayer(GradientCheckpointingLayer):
+    """One stream's half of a block: self-attention, attention to the other stream, feed-forward; post-LN as BERT."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        self.attention = FusionAttention(config)
+        self.crossattention = FusionAttention(config)
+        self.intermediate = FusionIntermediate(config)
+        self.output = FusionResidual(config, config.intermediate_size)
+
+    def forward(
+        self, hidden: Tensor, other: Tensor, mask: Tensor | None, other_mask: Tensor | None, keep_maps: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`hidden` (B, S, D) of this stream, `other` (B, R, D), masks as `key_mask` -> (B, S, D), and the maps of both
+        attentions if asked for."""
+        hidden, self_map = self.attention(hidden, hidden, mask, keep_maps)
+        hidden, cross_map = self.crossattention(hidden, other, other_mask, keep_maps)
+        return self.output(self.intermediate(hidden), hidden), self_map, cross_map
+
+
+class VLEPooler(nn.Module):
+    """The first token through a linear layer and tanh."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class VLEVisionTower(nn.Module):
+    """transformers' CLIP vision Transformer, all of whose tokens go through its last LayerNorm.
+
+    The level between, `vision_model.vision_model`, is in the released names.
+    """
+
+    def __init__(self, config: VLEConfig):
+        super().__init__()
+        self.vision_model = CLIPVisionModel(config.vision_config)
+
+    def forward(self, pixel_values: Tensor, keep_maps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`pixel_values` (B, C, H, W) -> states (B, P, vision width) and, if asked for, the maps of all layers.
+
+        Another size than the configured one interpolates the positions.
+        """
+        config = self.vision_model.config
+        channels, height, width = pixel_values.shape[1:]
+        size = config.patch_size
+        if channels != config.num_channels or height % size or width % size or not height or not width:
+            raise DataError(
+                f"pixel_values have {channels} channels and {height} x {width} pixels; this model takes "
+                f"{config.num_channels} channels and sides that are multiples of its patch, {size}"
+            )
+        resized = (height, width) != (config.image_size, config.image_size)
+        with _eager(config) if keep_maps else _unchanged():
+            output = self.vision_model(
+                pixel_values, interpolate_pos_encoding=resized, output_attentions=keep_maps or None
+            )
+        return self.vision_model.post_layernorm(output.last_hidden_state), tuple(output.attentions or ())
+
+
+@contextmanager
+def _eager(config: PreTrainedConfig) -> Iterator[None]:
+    """Within it a stock tower keeps its attention maps, which only the eager implementation has."""
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    yield
+
+
+class VLEPreTrainedModel(PreTrainedModel):
+    """What all VLE models share: the configuration, the initialisation, reading and writing released directories."""
+
+    config: VLEConfig
+    config_class = VLEConfig
+    base_model_prefix = "vle"
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VLEFusionLayer", "DebertaV2Layer", "CLIPEncoderLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    # Counting buffers: the release keeps them in its files, they hold no weights.
+    _keys_to_ignore_on_load_unexpected = [r"position_ids$"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+
+class VLEModel(VLEPreTrainedModel):
+    """The backbone: an image and a text to states that have seen each other.
+
+    >>> model = VLEModel(VLEConfig.from_preset("vle-tiny"))
+    >>> model(torch.zeros(1, 3, 64, 64), torch.tensor([[1, 5, 2]])).pooler_output.shape
+    torch.Size([1, 256])
+    """
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        self.vision_model = VLEVisionTower(config)
+        self.text_model = VLETextTower(config.text_config)
+        self.text_projection_layer = nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        self.image_projection_layer = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.num_token_types, config.hidden_size)
+        self.cross_modal_image_layers = nn.ModuleList(VLEFusionLayer(config) for _ in range(config.num_hidden_layers))
+        self.cross_modal_text_layers = nn.ModuleList(VLEFusionLayer(config) for _ in range(config.num_hidden_layers))
+        self.cross_modal_image_pooler = VLEPooler(config)
+        self.cross_modal_text_pooler = VLEPooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type."""
+        return self.image_projection_layer(self.vision_model(pixel_values)[0])
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Texts (B, T) -> the text tower's states at the fusion's width, (B, T, D), without a type."""
+        return self.text_projection_layer(self.read_text(input_ids, attention_mask)[0])
+
+    def read_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None, keep_maps: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Texts (B, T) -> the text tower's own states (B, T, text width) and, if asked for, the maps of its layers."""
+        config = self.config.text_config
+        if input_ids.shape[1] > config.max_position_embeddings:
+            raise DataError(
+                f"a text of {input_ids.shape[1]} tokens is longer than this model's {config.max_position_embeddings} "
+                "positions; truncate it"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        output = self.text_model(input_ids, attention_mask, output_attentions=keep_maps)
+        return output.last_hidden_state, tuple(output.attentions or ())
+
+    def fuse(
+        self,
+        image: Tensor,
+        text: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        image_type_ids: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> VLEOutput:
+        """States of `encode_image` (B, P, D) and `encode_text` (B, T, D) through the fusion.
+
+        Masks (B, T) and (B, P) say 1 where a token is real, type ids (B, T) and (B, P) which row of the type table it
+        gets: by default all tokens are real, text is of type 0 and image of type 1.
+        """
+        types = self.token_type_embeddings
+        text = text + (types.weight[TEXT_TYPE] if token_type_ids is None else types(token_type_ids))
+        image = image + (types.weight[IMAGE_TYPE] if image_type_ids is None else types(image_type_ids))
+        text_mask, image_key_mask = key_mask(attention_mask, text.dtype), key_mask(image_mask, image.dtype)
+        maps: dict[str, list[Tensor]] = {}
+        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+            # Both layers of a block read the previous block.
+            after_text = text_layer(text, image, text_mask, image_key_mask, output_attentions)
+            after_image = image_layer(image, text, image_key_mask, text_mask, output_attentions)
+            (text, *text_maps), (image, *image_maps) = after_text, after_image
+            if output_attentions:
+                names = ("text_self", "text_to_image", "image_self", "image_to_text")
+                for name, each in zip(names, (*text_maps, *image_maps), strict=True):
+                    maps.setdefault(name, []).append(each)
+        pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], dim=-1)
+        return VLEOutput(
+            image_hidden=image,
+            text_hidden=text,
+            pooler_output=pooled,
+            attentions={name: tuple(each) for name, each in maps.items()} or None,
+        )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> VLEOutput:
+        """Encode image-text pairs.
+
+        Args:
+            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the
+                positions.
+            input_ids: (B, T), T at most `max_position_embeddings`.
+            attention_mask: (B, T), 1 = real token, 0 = padding; all real when absent.
+            token_type_ids: (B, T) rows of the fusion's type table; all 0, text, when absent.
+            output_attentions: also return the maps of every layer; this call then computes attention eagerly.
+
+        Raises:
+            DataError: sizes this model cannot take, or not as many images as texts.
+        """
+        if len(pixel_values) != len(input_ids):
+            raise DataError(
+                f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give as many of both"
+            )
+        image, image_maps = self.vision_model(pixel_values, output_attentions)
+        text, text_maps = self.read_text(input_ids, attention_mask, output_attentions)
+        output = self.fuse(
+            self.image_projection_layer(image),
+            self.text_projection_layer(text),
+            attention_mask,
+            token_type_ids,
+            output_attentions=output_attentions,
+        )
+        if output_attentions:
+            assert output.attentions is not None
+            output.attentions = {"text": text_maps, "image": image_maps, **output.attentions}
+        return output

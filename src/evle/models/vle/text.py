@@ -1,0 +1,111 @@
+"""The text tower: transformers' DeBERTa-v2 with its attention computed by SDPA (arXiv 2006.03654, 2111.09543).
+
+DeBERTa adds to the score of query i and key j what each thinks of their distance: `q_i . K_r(i - j)` and
+`k_j . Q_r(i - j)`. Both are terms of the score, so they can be given to SDPA as an additive mask.
+
+B batch, T tokens, H heads, d width of a head, D width, R rows of the table of relative positions.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DebertaV2Config, DebertaV2Model
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
+
+
+def shift(scores: Tensor, length: int) -> Tensor:
+    """Scores (..., T, 2 T) of a row i against the distances -(T - 1) to T -> (..., T, T), at (i, j) the distance j - i.
+
+    Row i's window starts T - 1 - i columns in: one element earlier in each row, which in memory is a fixed stride.
+    """
+    flat = scores.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
+    return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]
+
+
+class FusedDisentangledSelfAttention(DisentangledSelfAttention):
+    """The stock module's parameters and arithmetic; the attention itself by SDPA unless maps are asked for.
+
+    The stock module projects all R relative positions and scores every token against them; here only the 2 T that
+    occur in a text of T tokens, and they are laid out by a stride instead of a gather. A padding token gathers nothing,
+    as in the released code; the stock module of today gives it the mean of all tokens. No real token sees either.
+    """
+
+    def __init__(self, config: DebertaV2Config):
+        super().__init__(config)
+        self.config = config
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """States (B, T, D), `attention_mask` (B, 1, T, T), `rel_embeddings` (R, D) -> states (B, T, D) and, if asked
+        for, maps (B, H, T, T)."""
+        assert query_states is None, "VLE has no enhanced mask decoder"
+        allowed = attention_mask.bool()  # (B, 1, T, T)
+        real = allowed.any(dim=-1, keepdim=True)  # (B, 1, T, 1)
+        if output_attentions or self.config._attn_implementation == "eager":
+            context, maps = super().forward(
+                hidden_states, attention_mask, output_attentions, None, relative_pos, rel_embeddings
+            )
+            return context * real[:, 0], None if maps is None else maps * real
+        query, key, value = (
+            self.heads(projection(hidden_states)) for projection in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
+        scale = (self.attention_head_size * terms) ** -0.5
+        if self.relative_attention and terms > 1:
+            assert rel_embeddings is not None
+            mask = self.position_bias(query, key, self.pos_dropout(rel_embeddings)) * scale
+        else:
+            mask = query.new_zeros(1)
+        # With the least number, not minus infinity, a padding query, to which every key is forbidden, stays finite.
+        mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+        dropout = self.dropout.p if self.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return (context * real).transpose(1, 2).flatten(2), None
+
+    def heads(self, states: Tensor) -> Tensor:
+        """(..., T, D) -> (..., H, T, d)."""
+        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(-2, -3)
+
+    def position_bias(self, query: Tensor, key: Tensor, table: Tensor) -> Tensor:
+        """Queries and keys (B, H, T, d) and the table (R, D) -> what distances add to the scores, (B, H, T, T)."""
+        length = query.shape[-2]
+        # The row of every distance i - j from -(T - 1) to T; the last one only completes the stride of `shift`.
+        distances = torch.arange(1 - length, length + 1, device=query.device)
+        if self.position_buckets > 0:
+            distances = make_log_bucket_position(distances, self.position_buckets, self.max_relative_positions).long()
+        rows = (distances + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
+        table = table[rows]  # (2 T, D)
+        project_key = self.key_proj if self.share_att_key else getattr(self, "pos_key_proj", None)
+        project_query = self.query_proj if self.share_att_key else getattr(self, "pos_query_proj", None)
+        bias: Tensor | None = None
+        if "c2p" in self.pos_att_type:
+            assert project_key is not None
+            # j - i ascends along a row, so i - j descends.
+            position_key = self.heads(project_key(table.flip(0).roll(-1, 0)))  # (H, 2 T, d)
+            bias = shift(query @ position_key.transpose(-1, -2), length)
+        if "p2c" in self.pos_att_type:
+            assert project_query is not None
+            position_query = self.heads(project_query(table))
+            from_keys = shift(key @ position_query.transpose(-1, -2), length).transpose(-1, -2)
+            bias = from_keys if bias is None else bias + from_keys
+        assert bias is not None
+        return bias
+
+
+class VLETextTower(DebertaV2Model):
+    """transformers' DeBERTa-v2 with `FusedDisentangledSelfAttention` in every layer; the same parameters by name."""
+
+    _supports_sdpa = True
+
+    def __init__(self, config: DebertaV2Config):
+        super().__init__(config)
+        for layer in self.encoder.layer:
+            layer.attention.self = FusedDisentangledSelfAttention(config)
+        self.post_init()

@@ -1,0 +1,144 @@
+"""VCR's heads: which of the candidate answers, or rationales, is right?
+
+The release encodes the image anew for every candidate; here it is encoded once, and text and fusion run over all
+candidates of a batch at once. Nothing is kept between calls, and labels are only needed for the loss.
+
+B batch, K candidates (4 in VCR), T text tokens, P patches without [CLS], O objects that a text names, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from evle import objectives
+from evle.errors import DataError
+from evle.models.contrast import total_loss
+from evle.models.vle.configuration import VLEConfig
+from evle.models.vle.heads import two_layer_classifier
+from evle.models.vle.modeling import IMAGE_TYPE, VLEModel, VLEOutput, VLEPreTrainedModel
+
+
+def box_tokens(patch_states: Tensor, box_patches: Tensor) -> Tensor:
+    """The mean of the patch states (B, P, D) that each object covers, `box_patches` (B, K, O, P) -> (B, K, O, D).
+
+    An object that covers no patch has the token 0.
+    """
+    weights = box_patches.to(patch_states.dtype)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.einsum("bkop,bpd->bkod", weights, patch_states)
+
+
+class VLEForVCR(VLEPreTrainedModel):
+    """What both VCR models do; the head is theirs."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        self.vle = VLEModel(config)
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Pooled states (B K, 2 D) -> one logit a candidate (B K, 1)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        box_patches: Tensor,
+        box_token_types: Tensor,
+        labels: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> VLEOutput:
+        """Score the candidates of each question.
+
+        Args:
+            pixel_values: (B, C, H, W), one image a question.
+            input_ids, attention_mask, token_type_ids: (B, K, T) the candidates' texts; type 0, on the tokens of a named
+                object that object's type, from 2 upwards.
+            box_patches: (B, K, O, P) bool, the patches that each named object's box covers.
+            box_token_types: (B, K, O) the type of each object, the same as on its text tokens; 0 is a padding slot. An
+                object whose box covers no patch (it was cropped away) has nothing to show and gets no box token; the
+                type stays on its text.
+            labels: (B,) the right candidate.
+            output_attentions: also return the maps of the fusion, of B K rows.
+
+        Returns:
+            `logits` (B, K), with `labels` the loss, named "choice"; the states are (B, K, 1 + P + O, D) and
+            (B, K, T, D).
+
+        Raises:
+            DataError: shapes that do not fit each other, or more types than `config.num_token_types`.
+        """
+        self._check(pixel_values, input_ids, box_patches, box_token_types, token_type_ids)
+        num_candidates = input_ids.shape[1]
+        image = self.vle.encode_image(pixel_values)  # (B, 1 + P, D)
+        text = self.vle.encode_text(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
+        boxes = box_tokens(image[:, 1:], box_patches)
+        shown = (box_token_types > 0) & box_patches.any(dim=-1)  # (B, K, O)
+        whole = image[:, None].expand(-1, num_candidates, -1, -1)
+        image_types = box_token_types.new_full(whole.shape[:3], IMAGE_TYPE)
+        output = self.vle.fuse(
+            torch.cat([whole, boxes], dim=2).flatten(0, 1),
+            text,
+            attention_mask.flatten(0, 1),
+            token_type_ids.flatten(0, 1),
+            image_mask=torch.cat([torch.ones_like(image_types, dtype=torch.bool), shown], dim=2).flatten(0, 1),
+            image_type_ids=torch.cat([image_types, box_token_types], dim=2).flatten(0, 1),
+            output_attentions=output_attentions,
+        )
+        output.logits = self.score(output.pooler_output).view(-1, num_candidates)
+        output.image_hidden, output.text_hidden = (
+            states.unflatten(0, (-1, num_candidates)) for states in (output.image_hidden, output.text_hidden)
+        )
+        if labels is not None:
+            output.losses = {"choice": objectives.choices(output.logits, labels)}
+            output.loss = total_loss(output.losses)
+        return output
+
+    def _check(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        box_patches: Tensor,
+        box_token_types: Tensor,
+        token_type_ids: Tensor,
+    ) -> None:
+        size = self.config.patch_size
+        num_patches = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
+        expected = (*input_ids.shape[:2], box_token_types.shape[-1], num_patches)
+        if len(pixel_values) != len(input_ids) or box_patches.shape != expected:
+            raise DataError(
+                f"VCR takes pixel_values (B, C, H, W), input_ids (B, K, T), box_token_types (B, K, O) and box_patches "
+                f"(B, K, O, {num_patches} patches); got {tuple(pixel_values.shape)}, {tuple(input_ids.shape)}, "
+                f"{tuple(box_token_types.shape)} and {tuple(box_patches.shape)}"
+            )
+        highest = int(max(types.max() for types in (box_token_types, token_type_ids) if types.numel()))
+        if highest >= self.config.num_token_types:
+            raise DataError(
+                f"a text names objects up to token type {highest}, the model has {self.config.num_token_types} types; "
+                f"load it with num_token_types={highest + 1} or more"
+            )
+
+
+class VLEForVCRQ2A(VLEForVCR):
+    """VCR, question to answer: the text of a candidate is the question and that answer."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        self.vcr_q2a_logit = two_layer_classifier(2 * config.hidden_size, 1)
+        self.post_init()
+
+    def score(self, pooled: Tensor) -> Tensor:
+        return self.vcr_q2a_logit(pooled)
+
+
+class VLEForVCRQA2R(VLEForVCR):
+    """VCR, answer to rationale: the text of a candidate is the question, the right answer and that rationale."""
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        self.vcr_qa2r_logit = two_layer_classifier(2 * config.hidden_size, 1)
+        self.post_init()
+
+    def score(self, pooled: Tensor) -> Tensor:
+        return self.vcr_qa2r_logit(pooled)
