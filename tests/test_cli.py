@@ -15,7 +15,7 @@ from evle.config import dump_yaml
 from micro import COLOURS, MICRO, THINGS, picture
 
 VERBS = ["pretrain", "finetune", "evaluate", "run", "recipes", "index", "search", "convert", "tokenizer train"]
-VERBS += ["data check", "data show", "data stats"]
+VERBS += ["data check", "data show", "data stats", "data shards"]
 
 
 def call(*arguments: object, code: int = 0) -> str:
@@ -187,6 +187,10 @@ def test_data_is_looked_at(pictures, tmp_path):
     assert "tags: 8 different" in said
     assert "answers: " in call("data", "stats", "scenes", "count=40", "--kind", "vqa")
     call("data", "show", "scenes", "count=8", "--kind", "nlvr2", "-o", tmp_path / "look")
+    packed = ("data", "shards", "scenes", "count=8", "--kind", "vqa", "--per-shard", "5", "-o", tmp_path / "packed")
+    assert "8 samples in 2 shards" in call(*packed)
+    assert "2 of them from before" in call(*packed)
+    assert "answers: " in call("data", "stats", "shards", f"path={tmp_path / 'packed'}", "--kind", "vqa")
     call("data", "show", pictures, "-o", tmp_path / "look2")
     assert "red apple" in (tmp_path / "look2" / "report.html").read_text()
     (tmp_path / "bad").mkdir()

@@ -417,6 +417,32 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = "captions"
     print("\n".join(showing.count(samples)))
 
 
+@data_app.command("shards")
+def pack_shards(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the shards.", show_default=False)],
+    options: SourceOptions = None,
+    kind: Kind = "captions",
+    split: SplitOption = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check pictures.")] = 4,
+) -> None:
+    """Pack samples into webdataset shards (00000.tar ...); repeat the command to go on after an interruption.
+
+    \b
+      evle data shards FOLDER --split train -o SHARDS/train
+      evle data shards scenes --kind vqa count=100000 -o SHARDS
+      evle data stats shards path=SHARDS/train
+    """
+    from evle.data.packing import pack
+
+    samples = _samples(source, options, kind, split)
+    told = _progress if sys.stderr.isatty() else None
+    done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=told)
+    left_out = list(getattr(samples, "skipped", ()))
+    print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
+
+
 def _samples(source: str, options: list[str] | None, kind: str, split: str | None) -> Any:
     from evle.config import apply_overrides
     from evle.data.sources import SOURCES, read_source

@@ -8,6 +8,7 @@ import pytest
 from evle.data.samples import CaptionSample, VQASample
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError
+from tars import caption_members, write_tar
 
 
 class Samples(list):
@@ -25,6 +26,7 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     )
     options = {"scenes": {}, "cutouts": {"path": str(tmp_path), "pictures": ["train", "val", "test"]}}
     options["folder"] = {"path": str(tmp_path)}
+    options["shards"] = {"path": str(write_tar(tmp_path / "0.tar", caption_members(*range(8))))}
     assert set(options) == set(SOURCES)
     for name, own in options.items():
         # no picture is there: none is opened
