@@ -161,12 +161,12 @@ class ShapeDrawing:
         """The picture, mode RGB."""
         canvas = ground(self.scene.ground, self.pixels)
         for thing in self.scene.things:
-            ink, white, left, upper = _stamp(thing, thing.traits.pattern, self.pixels)
+            ink, white, left, upper = _stamp(thing, thing.traits.pattern or "plain", self.pixels)
             # the same colour in slightly different shades: up to 14 of 255 in each channel
             shades = [(thing.look >> (8 * channel)) % 29 - 14 for channel in range(3)]
             colour = tuple(max(0, min(255, c + s)) for c, s in zip(COLOURS[thing.traits.colour], shades))
             canvas.paste(colour, (left, upper), ink)
-            if thing.traits.pattern not in ("plain", "hollow"):
+            if thing.traits.pattern not in ("", "plain", "hollow"):
                 canvas.paste((255, 255, 255), (left, upper), white)
         return canvas
 

@@ -190,7 +190,9 @@ def _bigger(composer: Composer, rng: np.random.Generator, yes: bool) -> Question
 
 
 def _same(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
-    key, word = pick(rng, (("kind", "shape"), ("colour", "colour"), ("pattern", "pattern")))
+    words = {"kind": "shape", "colour": "colour", "pattern": "pattern"}
+    key = pick(rng, [key for key in words if key in composer.keys])
+    word = words[key]
     for _ in range(400):
         one, its, other, others, forbid = two_things(composer, rng, (key,))
         if alike(one, other, (key,)) == yes:

@@ -44,22 +44,26 @@ def held_out(traits: Traits) -> str:
 
     Each shape, colour and pattern has as many held-out combinations as any other, so that none is rarer in training.
     """
-    kind, colour, pattern = KINDS.index(traits.kind), HUES.index(traits.colour), PATTERNS.index(traits.pattern)
+    kind, colour = KINDS.index(traits.kind), HUES.index(traits.colour)
     by_colour = {0: "val", 5: "test"}.get((3 * kind + colour) % len(HUES), "")
-    by_pattern = {1: "val", 6: "test"}.get((kind + 2 * pattern) % len(KINDS), "")
+    if not traits.pattern:  # a world without patterns
+        return by_colour
+    by_pattern = {1: "val", 6: "test"}.get((kind + 2 * PATTERNS.index(traits.pattern)) % len(KINDS), "")
     if by_colour and by_pattern and by_colour != by_pattern:
         return "both"
     return by_colour or by_pattern
 
 
 @cache
-def shape_composer(split: str, max_things: int = 6) -> Composer:
+def shape_composer(
+    split: str, max_things: int = 6, shapes: int = len(KINDS), colours: int = len(HUES), patterns: bool = True
+) -> Composer:
     """The composer of a split: training's things, and for val and test as often those that are held out for them."""
     every = [
         Traits(kind, size, colour, pattern)
-        for kind in KINDS
-        for colour in HUES
-        for pattern in PATTERNS
+        for kind in KINDS[:shapes]
+        for colour in HUES[:colours]
+        for pattern in (PATTERNS if patterns else ("",))
         for size in SIZES
     ]
     usual = [each for each in every if held_out(each) == ""]
@@ -89,6 +93,7 @@ class SceneSamples(Sequence):
         min_things: int = 2,
         num_captions: int | None = None,
         questions: float = 0.0,
+        kinds: Sequence[str] | None = None,
     ):
         if task not in TASKS:
             raise ConfigError(f"task={task!r} is not one of scenes; {nearest(task, TASKS)}")
@@ -97,8 +102,9 @@ class SceneSamples(Sequence):
         self.composer, self.drawing = composer, drawing
         self.name, self.task, self.split, self.seed, self.size, self.boxes = name, task, split, seed, size, boxes
         self.min_things, self.num_captions, self.questions = min_things, num_captions, questions
+        self.kinds = _question_kinds(composer, kinds)
         self._count = count
-        told = (min_things, num_captions, questions)
+        told = (min_things, num_captions, questions, self.kinds)
         facts = repr(
             (name, task, split, count, seed, size, boxes, identity, told, composer.max_things, composer.values)
         )
@@ -129,8 +135,8 @@ class SceneSamples(Sequence):
     def _caption(self, index: int, key: str) -> CaptionSample:
         rng = self._rng(index)
         if self.questions and rng.random() < self.questions:
-            types = question_types(self.composer)
-            question = QUESTIONS[types[int(rng.integers(len(types)))]](self.composer, rng, rng.random() < 0.5)
+            kind = self.kinds[int(rng.integers(len(self.kinds)))]
+            question = QUESTIONS[kind](self.composer, rng, rng.random() < 0.5)
             scene, texts = question.scene, [f"{question.text} {question.answer}"]
         else:
             scene = self.composer.random_scene(rng, self.min_things)
@@ -148,16 +154,15 @@ class SceneSamples(Sequence):
 
     def _question(self, index: int, key: str) -> VQASample:
         rng = self._rng(index)
-        types = question_types(self.composer)
-        turn, place = divmod(index, len(types))
-        question = QUESTIONS[types[place]](self.composer, rng, (turn + place) % 2 == 0)
+        turn, place = divmod(index, len(self.kinds))
+        question = QUESTIONS[self.kinds[place]](self.composer, rng, (turn + place) % 2 == 0)
         return VQASample(
             key,
             self.drawing(question.scene, self.size),
             question.text,
             (question.answer,),
             answer_type=question.answer_type,
-            question_type=types[place],
+            question_type=self.kinds[place],
         )
 
     def _pair(self, index: int, key: str) -> NLVR2Sample:
@@ -202,6 +207,10 @@ def scenes(
     max_things: int = 6,
     num_captions: int | None = None,
     questions: float = 0.0,
+    kinds: Sequence[str] | None = None,
+    shapes: int = len(KINDS),
+    colours: int = len(HUES),
+    patterns: bool = True,
 ) -> Sequence[Sample]:
     """`count` samples about synthetic scenes of shapes, `size` pixels wide.
 
@@ -212,7 +221,10 @@ def scenes(
     questions hold what the question needs and some others. `num_captions` keeps so many captions of each scene, the
     fullest first. `questions` is the share of "captions" samples whose one text is a question about the scene with its
     answer, as vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same
-    samples.
+    samples. `kinds` are the types of question asked, such as ["colour", "count"]; by default all of them.
+
+    A smaller world is learned in fewer steps: the first so many `shapes` (4 to all) and `colours` (4 to all), and
+    without `patterns` all things are plain.
 
     >>> sample = scenes("vqa", "test", count=20)[4]
     >>> sample.question_type, sample.answer_type
@@ -227,7 +239,20 @@ def scenes(
         raise ConfigError(f"min_things={min_things} must be from 1 to max_things={max_things}")
     if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
         raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
+    for name, number, most in (("shapes", shapes, len(KINDS)), ("colours", colours, len(HUES))):
+        if not 4 <= number <= most:
+            raise ConfigError(f"{name}={number} must be from 4 to {most}")
+    composer = shape_composer(split, max_things, shapes, colours, patterns)
     return SceneSamples(
-        shape_composer(split, max_things), ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
+        composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
         size=size, min_things=min_things, num_captions=num_captions, questions=questions,
+        kinds=kinds,
     )  # fmt: skip
+
+
+def _question_kinds(composer: Composer, kinds: Sequence[str] | None) -> tuple[str, ...]:
+    usual = question_types(composer)
+    unknown = [kind for kind in kinds or () if kind not in usual]
+    if unknown:
+        raise ConfigError(f"kinds: no questions of the type {unknown[0]!r} here; {nearest(unknown[0], usual)}")
+    return tuple(kinds or usual)
