@@ -86,6 +86,15 @@ def test_tensors_that_are_alive_at_once_are_counted_once():
     del first
 
 
+def test_gradients_and_copies_of_weights_are_counted_apart_from_what_grows_with_the_batch():
+    weight = torch.nn.Parameter(torch.ones(256, 512))
+    with TensorBytes([weight], [weight]) as counted:
+        copy = weight.to(torch.bfloat16)  # 2 bytes an element
+        rows = torch.ones(10, 256) @ weight  # 10 x 256 given and 10 x 512 made
+    assert (counted.weight_peak, counted.peak) == (2 * 256 * 512, 4 * 10 * (256 + 512))
+    del copy, rows
+
+
 def test_the_command_prints_the_list_and_ends_with_2(tmp_path):
     tree = micro_run(tmp_path / "run", "vqa", {"data": {"train": {"source": "folder"}}}).plain()
     (tmp_path / "r.yaml").write_text(dump_yaml(tree), encoding="utf-8")

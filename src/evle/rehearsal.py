@@ -7,7 +7,7 @@ memory is known. Weights that this machine cannot hold are left out, and said to
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,12 +27,14 @@ from evle.initialization import starting_config
 from evle.recipe import Prepared, RunConfig, prepare, task_class
 from evle.splits import SPLITS, read_split
 from evle.tasks.sweep import autocast
+from evle.tasks.task import Batch
 
 FIRST_ROWS = 2  # of the first batch; a match needs another pair to be wrong about
 PATIENCE = 30.0  # seconds that the second batch may take
 FIXED_BYTES = 16  # a parameter in float32: itself, its gradient, AdamW's two moments
 HELD_BYTES = 8  # of these the rehearsal holds itself and its gradient
 USABLE = 0.7  # share of the free memory that it takes
+SMALLEST_WEIGHT = 2**16  # elements from which on a tensor may be told to be a weight's by its size
 GIB = 2**30
 
 
@@ -50,12 +52,14 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Tried:
-    """One batch: rows, seconds to read it and to pass it, the most bytes it held, tokens a row, and losses."""
+    """One batch: rows, seconds to read it and to pass it, the most bytes it held (those that grow with its rows, and
+    those of the weights' sizes), tokens a row, and losses."""
 
     rows: int
     read_seconds: float
     seconds: float
     peak: int
+    weight_peak: int
     image_tokens: float
     text_tokens: float
     losses: dict[str, float]
@@ -172,7 +176,7 @@ def _try(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: li
     first = _try_rows(ready, config, model, min(FIRST_ROWS, micro), skipped)
     whole = micro / first.rows
     quick = whole * (first.seconds + first.read_seconds) <= PATIENCE
-    fits = whole * first.peak <= USABLE * _free_bytes(model.device)
+    fits = whole * first.peak + first.weight_peak <= USABLE * _free_bytes(model.device)
     return [first, _try_rows(ready, config, model, micro if quick and fits else min(2 * first.rows, micro), skipped)]
 
 
@@ -189,23 +193,25 @@ def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: 
     read_seconds = time.perf_counter() - start
     skipped += [line for line in loader.skipped if line not in skipped]
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    held = [*model.parameters(), *model.buffers(), *batch.values(), *(each.grad for each in model.parameters())]
     start = time.perf_counter()
-    with _peak_bytes(model.device, held) as peak:
+    with _peak_bytes(model, batch) as peaks:
         with autocast(model, ready.train.precision):
             output = model(**batch)
         output.loss.backward()
         losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(f"a loss of the first batches is not finite: {losses}")
+    seconds = time.perf_counter() - start
+    peak, weight_peak = peaks()
     pixels, text = batch["pixel_values"].shape, batch["attention_mask"]
     pictures = math.prod(pixels[:-3]) / pixels[0]
     patches = (pixels[-1] // model.config.patch_size) * (pixels[-2] // model.config.patch_size)
     return Tried(
         rows=pixels[0],
         read_seconds=read_seconds,
-        seconds=time.perf_counter() - start,
-        peak=peak(),
+        seconds=seconds,
+        peak=peak,
+        weight_peak=weight_peak,
         image_tokens=pictures * (patches + 1),
         text_tokens=float(text.sum()) / pixels[0],
         losses=losses,
@@ -218,7 +224,7 @@ def _measured(
     """Tokens, memory, time and losses, from a line through the two batches where neither is a whole micro-batch."""
     first, last = tried
     sample_bytes = (last.peak - first.peak) / (last.rows - first.rows) if last.rows > first.rows else 0.0
-    activations = last.peak + max(0.0, sample_bytes) * (micro - last.rows)
+    activations = last.peak + max(0.0, sample_bytes) * (micro - last.rows) + last.weight_peak
     seconds = last.seconds * micro / last.rows
     read = last.read_seconds / last.rows
     hours = steps * train.accumulation * seconds / 3600
@@ -265,45 +271,60 @@ def _free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def _peak_bytes(device: torch.device, held: list[Any]) -> Iterator[Callable[[], int]]:
-    """Yields a function that says the most bytes that were held at once, beside `held`, within the context."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) - before
+def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Yields a function that says the most bytes held at once within the context, beside the model, its gradients and
+    the batch: those that grow with the batch, and those of the weights' sizes (on a GPU all of them are the first)."""
+    if model.device.type == "cuda":
+        before = torch.cuda.memory_allocated(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
+        yield lambda: (torch.cuda.max_memory_allocated(model.device) - before, 0)
         return
-    with TensorBytes(held) as counted:
-        yield lambda: counted.peak
+    parameters = list(model.parameters())
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    with TensorBytes([*parameters, *gradients, *model.buffers(), *batch.values()], parameters) as counted:
+        yield lambda: (counted.peak, counted.weight_peak)
 
 
 class TensorBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make within it, and the `peak` of them alive at once.
 
-    Tensors that share memory count once, those in `known` not at all; what lives only inside an operator is not seen.
+    Tensors of as many elements as one of `weights` (their gradients, copies in another precision) are counted apart, in
+    `weight_peak`: they do not grow with the batch. Tensors that share memory count once, those in `known` not at all;
+    what lives only inside an operator is not seen.
     """
 
-    def __init__(self, known: list[Any] = ()):  # type: ignore[assignment]
+    def __init__(self, known: Sequence[torch.Tensor] = (), weights: Iterable[torch.Tensor] = ()):
         super().__init__()
-        self.alive = self.peak = 0
-        self._seen: dict[int, int] = {}
-        self._known = [tensor.untyped_storage() for tensor in known if tensor is not None]
-        self._known_pointers = {storage.data_ptr() for storage in self._known}
+        self.peak = self.weight_peak = 0
+        self._alive = {False: 0, True: 0}
+        self._seen: dict[int, tuple[bool, int]] = {}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        sizes = {size for each in weights for size in (each.numel(), each[0].numel() if each.ndim > 2 else 0)}
+        self._weight_sizes = {size for size in sizes if size >= SMALLEST_WEIGHT}
+
+    @property
+    def alive(self) -> int:
+        """Bytes alive now, those of the weights' sizes left out."""
+        return self._alive[False]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, torch.Tensor):
-                self._count(each.untyped_storage())
+                self._count(each)
         return result
 
-    def _count(self, storage: Any) -> None:
-        if id(storage) in self._seen or storage.data_ptr() in self._known_pointers:
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self._seen or storage.data_ptr() in self._known:
             return
-        size = storage.nbytes()
-        self._seen[id(storage)] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
+        size, of_weights = storage.nbytes(), tensor.numel() in self._weight_sizes
+        self._seen[id(storage)] = (of_weights, size)
+        self._alive[of_weights] += size
+        self.peak = max(self.peak, self._alive[False])
+        self.weight_peak = max(self.weight_peak, self._alive[True])
         weakref.finalize(storage, self._forget, id(storage))
 
     def _forget(self, identity: int) -> None:
-        self.alive -= self._seen.pop(identity)
+        of_weights, size = self._seen.pop(identity)
+        self._alive[of_weights] -= size
