@@ -4,10 +4,15 @@ A checkpoint of another task is taken as far as it goes: what its head lacks sta
 head has no use for is left out and named. A backbone that does not fit is refused.
 """
 
+import operator
+import pickle
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,12 +22,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.models.eve import EVEConfig
-from evle.models.eve.modeling import EVEPreTrainedModel, resize_positions
+from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
+from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
+from evle.models.vle import VLEConfig
+from evle.models.vle.modeling import extend_token_types
 from evle.pipelines import PROCESSORS, model_folder
 
-CONFIGS: dict[str, type[EVEConfig]] = {"eve": EVEConfig}
+ModelConfig = EVEConfig | VLEConfig
+CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
+POSITIONS = {"eve": "image_embedding.position", "vle": "vision_model.embeddings.position_embedding.weight"}
+"""How the name of each family's table of image positions ends."""
+TOKEN_TYPES = "vle.token_type_embeddings.weight"
 RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
 
 NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_rate"}
@@ -47,7 +59,7 @@ class Loaded:
     """A model to train, and how it came about.
 
     `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
-    no use for, `resized` what was interpolated. Without a checkpoint all three are empty.
+    no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty.
     """
 
     model: PreTrainedModel
@@ -63,10 +75,10 @@ class Loaded:
             lines.append(f"{len(self.new)} tensors are new: {_heads(self.new)}")
         if self.unused:
             lines.append(f"{len(self.unused)} tensors of the checkpoint are not used: {_heads(self.unused)}")
-        return lines + [f"interpolated: {name}" for name in self.resized]
+        return lines + [f"resized: {name}" for name in self.resized]
 
 
-def starting_config(options: ModelOptions) -> PreTrainedConfig:
+def starting_config(options: ModelOptions) -> ModelConfig:
     """The config of the model to start from, before the task and the tokenizer have their say.
 
     Raises:
@@ -84,15 +96,14 @@ def starting_config(options: ModelOptions) -> PreTrainedConfig:
         )
     if options.init is not None:
         config = read_config(options.init)
-        _check_fields(config, options.overrides)
         _refuse_other_size(options, config)
-        return _replaced(config, options.overrides)
+        return config.with_changes(**options.overrides)
     if options.preset is None:
         raise ConfigError("the model is not named: set model.preset=NAME, or model.init=RUN to start from weights")
     return _preset_config(options.preset, options.overrides)
 
 
-def read_config(path: str | Path) -> PreTrainedConfig:
+def read_config(path: str | Path) -> ModelConfig:
     """The config in a run or model folder, of one of our families. Raises CheckpointError."""
     folder = model_folder(path)
     try:
@@ -123,7 +134,7 @@ def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size:
 
 
 def build_model(
-    model_class: type[PreTrainedModel], options: ModelOptions, start: PreTrainedConfig, changes: dict[str, Any]
+    model_class: type[PreTrainedModel], options: ModelOptions, start: ModelConfig, changes: dict[str, Any]
 ) -> Loaded:
     """The model of `model_class` that `start`, changed by `changes` (image size, vocabulary, answers), describes,
     with its weights.
@@ -133,7 +144,7 @@ def build_model(
     Raises:
         CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
     """
-    config = _replaced(start, {"id2label": None, "label2id": None, **changes})
+    config = start.with_changes(**{"id2label": None, "label2id": None, **changes})
     model = model_class(config)
     if options.init is None:
         loaded = Loaded(model, origin=f"random weights of size {options.preset}")
@@ -155,15 +166,20 @@ def is_released(path: str) -> bool:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All the tensors of a model folder, from one file or many. Raises CheckpointError for none or damaged ones."""
-    files = sorted(folder.glob("*.safetensors"))
+    """All the tensors of a model folder, from one file or many. Raises CheckpointError for none or damaged ones.
+
+    safetensors, or where there are none the older `pytorch_model*.bin`, of which weights alone are read and nothing is
+    executed.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
-        raise CheckpointError(f"{folder}: no weights (*.safetensors) beside config.json")
+        raise CheckpointError(f"{folder}: no weights (*.safetensors, pytorch_model.bin) beside config.json")
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
+            is_safe = file.suffix == ".safetensors"
+            tensors |= load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{file}: damaged or cut short ({str(error).splitlines()[0]})") from None
     return tensors
 
@@ -176,21 +192,34 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
     own = model.state_dict()
     backbone = model.base_model_prefix + "."
     other_answers = _answers(before) != _answers(config)
+    other_classes = _classes(before) != _classes(config)
+    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["$^"]))
     fitting: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
+        if name not in own and backbone + name in own:
+            name = backbone + name  # a folder of the backbone alone
         target = own.get(name)
         if target is None:
-            loaded.unused.append(name)
+            if not ignored.search(name):
+                loaded.unused.append(name)
         elif tensor.shape == target.shape:
-            # As many answers, but others: the rows of the last layer mean something else.
-            if other_answers and not name.startswith(backbone) and tensor.shape[:1] == (config.num_labels,):
+            # As many answers or classes, but others: the rows of the last layer mean something else.
+            means_other = other_answers and tensor.shape[:1] == (config.num_labels,) and not name.startswith(backbone)
+            means_other |= other_classes and tensor.shape[:1] == (len(_classes(config)),) and name.startswith("mpc_")
+            if means_other:
                 loaded.unused.append(name)
             else:
                 fitting[name] = tensor
-        elif name.endswith("image_embedding.position"):
+        elif name.endswith(POSITIONS[config.model_type]):
             side = config.image_size // config.patch_size
             fitting[name] = resize_positions(tensor, side, side)
             loaded.resized.append(f"{name} from {before.image_size} to {config.image_size} pixels")
+        elif name == TOKEN_TYPES:
+            # New types start beside the text's, each at a distance of its own, so that they part from the first step.
+            extended = extend_token_types(tensor, len(target))
+            extended[len(tensor) :] += target[len(tensor) :]
+            fitting[name] = extended
+            loaded.resized.append(f"{name} from {len(tensor)} to {len(target)} token types")
         elif name.startswith(backbone):
             raise CheckpointError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)} but this model needs {tuple(target.shape)}; "
@@ -210,14 +239,15 @@ def _answers(config: PreTrainedConfig) -> dict[int, str]:
     return {int(place): str(label) for place, label in (config.id2label or {}).items()}
 
 
-def _preset_config(name: str, overrides: dict[str, Any]) -> PreTrainedConfig:
+def _classes(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The classes of objects that a configuration knows, if its family knows any."""
+    return tuple(config.object_classes) if isinstance(config, VLEConfig) else ()
+
+
+def _preset_config(name: str, overrides: dict[str, Any]) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"model.preset={name!r} does not exist; {nearest(name, PRESETS)}")
     return CONFIGS[PRESETS[name][0]].from_preset(name, **overrides)
-
-
-def _check_fields(config: PreTrainedConfig, overrides: dict[str, Any]) -> None:
-    CONFIGS[config.model_type].check_fields(overrides)
 
 
 def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
@@ -227,18 +257,22 @@ def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
         raise ConfigError(f"model.preset={options.preset!r} does not exist; {nearest(options.preset, PRESETS)}")
     family, fields = PRESETS[options.preset]
     wanted = {"model_type": family, **fields, **options.overrides}
-    for name in fields.keys() - NOT_SIZES - options.overrides.keys():
-        if getattr(config, name) != wanted[name]:
+    for name, value in _flat({name: wanted[name] for name in fields.keys() - options.overrides.keys()}):
+        found = operator.attrgetter(name)(config)
+        if name.split(".")[-1] not in NOT_SIZES and found != value:
             raise ConfigError(
-                f"model.init={options.init} has {name} {getattr(config, name)}, model.preset={options.preset} "
-                f"has {wanted[name]}; leave one of them out"
+                f"model.init={options.init} has {name} {found}, model.preset={options.preset} has {value}; "
+                "leave one of them out"
             )
 
 
-def _replaced(config: PreTrainedConfig, changes: dict[str, Any]) -> PreTrainedConfig:
-    """A copy with some fields replaced, checked as a whole."""
-    fields = {**config.to_dict(), **changes}
-    return type(config).from_dict({name: value for name, value in fields.items() if name != "architectures"})
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a preset, those of a tower as tower.field."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        else:
+            yield name, value
 
 
 def _heads(names: Any) -> str:

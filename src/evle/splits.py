@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from evle.config import Config
-from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VQASample
+from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError, DataError
+from evle.transforms.tagged import object_names, spoken
 
 Split = Literal["train", "val", "test"]
 Samples = Sequence[Sample]
@@ -114,4 +115,8 @@ def texts_of(sample: Sample) -> list[str]:
             return [sample.question]
         case NLVR2Sample():
             return [sample.sentence]
+        case VCRSample():
+            names = object_names([box.label for box in sample.objects])
+            parts = (sample.question, *sample.answer_choices, *sample.rationale_choices)
+            return [" ".join(word for word, _ in spoken(part, names)) for part in parts]
     raise DataError(f"{sample.key}: no tokenizer can be trained on samples of the kind {type(sample).__name__}")

@@ -4,6 +4,7 @@ from evle.tasks.nlvr2 import NLVR2Task
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
+from evle.tasks.vcr import VCRQ2ATask, VCRQA2RTask
 from evle.tasks.vqa import VQATask
 
 TASKS: dict[str, type[Task]] = {
@@ -11,4 +12,6 @@ TASKS: dict[str, type[Task]] = {
     "retrieval": RetrievalTask,
     "vqa": VQATask,
     "nlvr2": NLVR2Task,
+    "vcr-q2a": VCRQ2ATask,
+    "vcr-qa2r": VCRQA2RTask,
 }

@@ -12,6 +12,7 @@ from evle.data.samples import NLVR2Sample, Sample
 from evle.errors import SampleError
 from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
+from evle.models.vle import VLEForNLVR2
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
@@ -28,7 +29,7 @@ class NLVR2Task(Task):
     name = "nlvr2"
     reads = "nlvr2"
     sample_type = NLVR2Sample
-    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForNLVR2}
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForNLVR2, "vle": VLEForNLVR2}
     metric = "accuracy"
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:

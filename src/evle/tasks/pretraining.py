@@ -21,6 +21,7 @@ from evle.data.samples import Box, CaptionSample, Sample
 from evle.errors import ConfigError
 from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
+from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionOptions, first_text, match_name, training_text
 from evle.tasks.pretraining_pictures import pretraining_galleries
 from evle.tasks.sweep import plain, sweep
@@ -74,7 +75,7 @@ class PreTrainingTask(Task):
     reads = "captions"
     sample_type = CaptionSample
     options_type = PreTrainingOptions
-    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForPreTraining}
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForPreTraining, "vle": VLEForPreTraining}
     metric = "loss"
     higher_is_better = False
     options: PreTrainingOptions

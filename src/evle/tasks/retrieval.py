@@ -20,6 +20,7 @@ from evle.data.samples import CaptionSample, Sample
 from evle.errors import ConfigError
 from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
+from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.captions import CaptionOptions, match_name, training_text
 from evle.tasks.sweep import sweep
@@ -77,7 +78,7 @@ class RetrievalTask(Task):
     reads = "captions"
     sample_type = CaptionSample
     options_type = RetrievalOptions
-    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval}
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval, "vle": VLEForRetrieval}
     metric = "R@mean"
     options: RetrievalOptions
 

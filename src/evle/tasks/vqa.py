@@ -21,6 +21,7 @@ from evle.data.samples import Sample, VQASample
 from evle.errors import ConfigError, SampleError
 from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEForVQA
+from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
@@ -53,7 +54,7 @@ class VQATask(Task):
     reads = "vqa"
     sample_type = VQASample
     options_type = VQAOptions
-    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForVQA}
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForVQA, "vle": VLEForVQA}
     metric = "accuracy"
     options: VQAOptions
     answers: list[str]

@@ -1,0 +1,261 @@
+"""Visual commonsense reasoning: four answers to a question, and four reasons for the right one (Zellers et al., 2019).
+
+VLE's way: each candidate is one text with names for the tagged objects; an object that it names has a token type of its
+own, on its words and on a token made of the patches that its box covers.
+
+B batch, C candidates, T text tokens, O named objects, P patches without [CLS].
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evle.data.images import open_image
+from evle.data.samples import Sample, Tagged, VCRSample
+from evle.errors import ConfigError, SampleError
+from evle.metrics import vcr_scores
+from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
+from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.sweep import plain, sweep
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
+from evle.transforms.collate import pad_rows
+from evle.transforms.regions import box_patches
+from evle.transforms.tagged import FIRST_OBJECT_TYPE, Spoken, cleaned, encode_tagged, object_names, spoken
+
+NUM_CHOICES = 4
+CHANCE = {"accuracy": 100 / NUM_CHOICES}
+BOX_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+class VCROptions(TaskOptions):
+    """Options of both halves of VCR."""
+
+    max_objects: int = Field(default=81, ge=1)
+    """Objects that one text may name; the model has as many token types, and two (81 as in the released models)."""
+    released_boxes: bool = False
+    """Map boxes to patches over the whole picture, whatever part of it the model sees, as the released code does."""
+
+
+class VCRTask(Task):
+    """What both halves share. Training and evaluation: the right one of four candidates; its metric is the accuracy.
+
+    A text is `parts` joined by [SEP], at most `text.max_length` tokens (80 as released). Names do not depend on what
+    was asked before, as those of the released code do.
+    """
+
+    reads = "vcr"
+    sample_type = VCRSample
+    options_type = VCROptions
+    metric = "accuracy"
+    options: VCROptions
+    title: ClassVar[str]
+
+    @abstractmethod
+    def parts(self, sample: VCRSample) -> list[tuple[Tagged, ...]]:
+        """The parts of each candidate's text. Raises SampleError where they are not known."""
+
+    @abstractmethod
+    def label(self, sample: VCRSample) -> int | None:
+        """Which candidate is right, where it is known."""
+
+    @abstractmethod
+    def asked(self, sample: VCRSample) -> tuple[Tagged, ...]:
+        """What is asked, for the report."""
+
+    def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
+        """Ask for as many token types as the options want, or keep those that the weights have."""
+        self.num_token_types = max(config.num_token_types, FIRST_OBJECT_TYPE + self.options.max_objects)
+
+    def model_overrides(self) -> dict[str, Any]:
+        return {"num_token_types": self.num_token_types}
+
+    def bind(self, config: PreTrainedConfig) -> None:
+        self.patches_per_side = self.image_size // config.patch_size
+        self.num_object_types = config.num_token_types - FIRST_OBJECT_TYPE
+        if self.num_object_types < 1:
+            raise ConfigError(
+                f"the model has {config.num_token_types} token types, which leaves none for the objects of a text; "
+                "fine-tune it for VCR"
+            )
+
+    def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
+        sample = cast(VCRSample, sample)
+        label = self.label(sample)
+        if train and label is None:
+            raise SampleError(f"{sample.key}: no label; training needs one")
+        names = object_names([box.label for box in sample.objects])
+        texts = [[self._spoken(part, names, sample) for part in parts] for parts in self.parts(sample)]
+        words = " ".join(word for parts in texts for part in parts for word, _ in part)
+        image, corners = self.picture_with_boxes(sample.image, sample.objects, rng, train, words)
+        size = (float(self.image_size), float(self.image_size))
+        if self.options.released_boxes:
+            size = tuple(map(float, open_image(sample.image).size))  # type: ignore[assignment]
+            corners = np.array([(box.x, box.y, box.x + box.width, box.y + box.height) for box in sample.objects])
+        patches = box_patches(corners, size, self.patches_per_side)  # (objects, P)
+
+        found: Features = {"image": image, "tokens": [], "types": [], "patches": [], "box_types": [], "label": label}
+        for parts in texts:
+            candidate = encode_tagged(self.processor.tokenizer, parts, self.options.text.max_length)
+            if len(candidate.objects) > self.num_object_types:
+                raise SampleError(
+                    f"{sample.key}: a text names {len(candidate.objects)} objects, the model knows at most "
+                    f"{self.num_object_types}; raise task.max_objects or remove its row"
+                )
+            in_sight = [place for place, index in enumerate(candidate.objects) if patches[index].any()]
+            found["tokens"].append(candidate.tokens)
+            found["types"].append(candidate.types)
+            found["patches"].append(patches[[candidate.objects[place] for place in in_sight]])
+            found["box_types"].append([FIRST_OBJECT_TYPE + place for place in in_sight])
+        return found
+
+    def collate(self, features: list[Features]) -> Batch:
+        def grid(name: str, value: int, length: int) -> Tensor:
+            """The lists of all candidates of all samples, (B, C, length)."""
+            return torch.stack([pad_rows(each[name], value, length) for each in features])
+
+        num_tokens = max(len(tokens) for each in features for tokens in each["tokens"])
+        num_boxes = max(1, *(len(types) for each in features for types in each["box_types"]))
+        patches = torch.zeros(
+            len(features), len(features[0]["tokens"]), num_boxes, self.patches_per_side**2, dtype=torch.bool
+        )
+        for row, each in enumerate(features):
+            for column, boxes in enumerate(each["patches"]):
+                patches[row, column, : len(boxes)] = torch.from_numpy(boxes)
+        input_ids = grid("tokens", self.processor.tokenizer.pad_token_id, num_tokens)
+        lengths = torch.tensor([[len(tokens) for tokens in each["tokens"]] for each in features])
+        batch = {
+            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(num_tokens) < lengths[..., None]).long(),
+            "token_type_ids": grid("types", 0, num_tokens),
+            "box_patches": patches,
+            "box_token_types": grid("box_types", 0, num_boxes),
+        }
+        if all(each["label"] is not None for each in features):
+            batch["labels"] = torch.tensor([each["label"] for each in features])
+        return batch
+
+    def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
+        swept = sweep(
+            model,
+            samples,
+            plain(self),
+            self.collate,
+            lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
+            settings,
+        )
+        judged = [cast(VCRSample, samples[place]) for place in range(len(samples))]
+        judged = [sample for sample in judged if sample.key in swept.results]
+        chosen = {key: int(np.argmax(shares)) for key, shares in swept.results.items()}
+        labels = {sample.key: label for sample in judged if (label := self.label(sample)) is not None}
+        scores, chance = {}, {}
+        if labels:
+            found = vcr_scores({"q2a": [chosen[key] for key in labels]}, {"q2a": list(labels.values())})
+            scores, chance = {"accuracy": found["q2a"]}, CHANCE
+        if settings.quick:
+            return Evaluation(scores, chance, skipped=swept.skipped)
+        return Evaluation(
+            scores,
+            chance,
+            galleries=[self._gallery(judged, chosen, settings.num_examples)],
+            predictions=[
+                {
+                    "key": sample.key,
+                    "choice": chosen[sample.key],
+                    "label": self.label(sample),
+                    "probabilities": [round(share, 4) for share in swept.results[sample.key]],
+                }
+                for sample in judged
+            ],
+            skipped=swept.skipped,
+        )
+
+    def _spoken(self, part: Tagged, names: list[str], sample: VCRSample) -> Spoken:
+        try:
+            return cleaned(spoken(part, names), self.clean)
+        except IndexError:
+            tags = [index for word in part if not isinstance(word, str) for index in word]
+            raise SampleError(
+                f"{sample.key}: a text names the object {max(tags)}, but the picture has {len(names)} (the first is 0)"
+            ) from None
+
+    def _gallery(self, samples: list[VCRSample], chosen: dict[str, int], num_examples: int) -> Gallery:
+        """Questions with the picture's objects drawn and named, and the candidates."""
+        places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
+        rows = []
+        for sample in (samples[place] for place in places):
+            names = object_names([box.label for box in sample.objects])
+            label, choice = self.label(sample), chosen[sample.key]
+            cells = [Cell(draw_objects(sample))]
+            for place, parts in enumerate(self.parts(sample)):
+                mark: Mark = "good" if place == label else "bad" if place == choice and label is not None else ""
+                text = " ".join(word for word, _ in numbered(parts[-1], names))
+                cells.append(Cell(None, f"{'→ ' if place == choice else ''}{text}", mark))
+            heading = " / ".join(" ".join(w for w, _ in numbered(part, names)) for part in self.asked(sample))
+            rows.append(GalleryRow(heading, cells))
+        return Gallery(self.title, rows, "The arrow is the model's choice, green the right one.")
+
+
+class VCRQ2ATask(VCRTask):
+    """Which of four answers to a question is right."""
+
+    name = "vcr-q2a"
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"vle": VLEForVCRQ2A}
+    title = "Questions and the answers chosen"
+
+    def parts(self, sample: VCRSample) -> list[tuple[Tagged, ...]]:
+        return [(sample.question, answer) for answer in sample.answer_choices]
+
+    def label(self, sample: VCRSample) -> int | None:
+        return sample.answer_label
+
+    def asked(self, sample: VCRSample) -> tuple[Tagged, ...]:
+        return (sample.question,)
+
+
+class VCRQA2RTask(VCRTask):
+    """Which of four reasons is the right one for the right answer."""
+
+    name = "vcr-qa2r"
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = {"vle": VLEForVCRQA2R}
+    title = "Right answers and the reasons chosen"
+
+    def parts(self, sample: VCRSample) -> list[tuple[Tagged, ...]]:
+        return [(*self.asked(sample), rationale) for rationale in sample.rationale_choices]
+
+    def label(self, sample: VCRSample) -> int | None:
+        return sample.rationale_label
+
+    def asked(self, sample: VCRSample) -> tuple[Tagged, ...]:
+        if sample.answer_label is None:
+            raise SampleError(
+                f"{sample.key}: the right answer is not known; reasons for each answer are ranked by `evle vcr`"
+            )
+        return sample.question, sample.answer_choices[sample.answer_label]
+
+
+def numbered(part: Tagged, names: Sequence[str]) -> Spoken:
+    """The words of a part, names with the number of the box that is drawn."""
+    return spoken(part, [f"{name} [{place}]" for place, name in enumerate(names)])
+
+
+def draw_objects(sample: VCRSample) -> Image.Image:
+    """The picture with the box and the number of each of its objects."""
+    picture = open_image(sample.image)
+    scale = max(1, round(224 / max(picture.size)))  # small pictures grow, or no number could be read
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, picture.width // 200)
+    for place, box in enumerate(sample.objects):
+        colour = BOX_COLOURS[place % len(BOX_COLOURS)]
+        left, top = box.x * scale, box.y * scale
+        draw.rectangle((left, top, left + box.width * scale, top + box.height * scale), outline=colour, width=line)
+        draw.text((left + 2 * line, top + line), str(place), fill=colour)
+    return picture

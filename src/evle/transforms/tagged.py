@@ -1,0 +1,108 @@
+"""Tagged text to tokens: names for the objects that a text points at, and which tokens name which object (VCR).
+
+A tagged text is a sequence of words and of tuples of indices into a picture's objects: ("why", "is", (0, 2), "here").
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from evle.errors import ConfigError
+
+PERSON_NAMES = (
+    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
+    *("Jody", "Kendall", "Payton", "Skyler", "Frankie", "Pat", "Quinn"),
+)
+"""Gender-neutral names that persons take in turn (VLE's release, after VCR's)."""
+
+FIRST_OBJECT_TYPE = 2
+"""Token types below are a text's own (0) and an image's (1)."""
+
+Spoken = list[tuple[str, int | None]]
+"""Words, each with the index of the object that it names."""
+
+
+class Candidate(NamedTuple):
+    """A text as tokens: `tokens` and their `types` are equally long, `objects` are the indices of the named objects,
+    the first of type `FIRST_OBJECT_TYPE`, the next of the type after it."""
+
+    tokens: list[int]
+    types: list[int]
+    objects: list[int]
+
+
+def object_names(labels: Sequence[str]) -> list[str]:
+    """What a picture's objects are called: the n-th person has the n-th of `PERSON_NAMES`, anything else its class.
+
+    A function of the picture alone. (The released code goes on counting persons from call to call, so that a prediction
+    depends on what was asked before: fixed.)
+
+    >>> object_names(["person", "dog", "person"])
+    ['Casey', 'dog', 'Riley']
+    """
+    num_persons = 0
+    names = []
+    for label in labels:
+        names.append(PERSON_NAMES[num_persons % len(PERSON_NAMES)] if label == "person" else label)
+        num_persons += label == "person"
+    return names
+
+
+def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoken:
+    """The words of a tagged text with names for its tags, several joined with "and".
+
+    >>> spoken(["why", "is", (0, 1), "here"], ["Casey", "dog"])
+    [('why', None), ('is', None), ('Casey', 0), ('and', None), ('dog', 1), ('here', None)]
+    """
+    words: Spoken = []
+    for word in tagged:
+        if isinstance(word, str):
+            words.append((word, None))
+            continue
+        for place, index in enumerate(word):
+            words += [("and", None)] if place else []
+            words.append((names[index], index))
+    return words
+
+
+def cleaned(words: Spoken, clean: Callable[[str], str]) -> Spoken:
+    """The words after `clean`, which may leave none or several of one; they name what it named."""
+    return [(piece, index) for word, index in words for piece in clean(word).split()]
+
+
+def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], max_length: int) -> Candidate:
+    """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens, the longest part losing its end for it.
+
+    Objects are numbered in the order in which the tokens name them; those that were cut off are not named. Raises
+    ConfigError for a tokenizer without a fast backend, which does not know where its tokens come from.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"tagged text needs a fast tokenizer, and {type(tokenizer).__name__} is not one: load its fast form"
+        )
+    encoded = [_encode_part(tokenizer, part) for part in parts]
+    while 1 + sum(len(part) + 1 for part in encoded) > max_length and any(encoded):
+        max(reversed(encoded), key=len).pop()
+    tokens, types, objects = [tokenizer.cls_token_id], [0], []
+    for part in encoded:
+        for token, index in part:
+            if index is not None and index not in objects:
+                objects.append(index)
+            tokens.append(token)
+            types.append(0 if index is None else FIRST_OBJECT_TYPE + objects.index(index))
+        tokens.append(tokenizer.sep_token_id)
+        types.append(0)
+    return Candidate(tokens, types, objects)
+
+
+def _encode_part(tokenizer: PreTrainedTokenizerBase, words: Spoken) -> list[tuple[int, int | None]]:
+    """The tokens of some words, those of the plain text, each with the object that its last character names."""
+    named: list[int | None] = []  # by character
+    for word, index in words:
+        named += ([None] if named else []) + [index] * len(word)
+    encoding = tokenizer(" ".join(word for word, _ in words), add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (token, named[end - 1] if end else None)
+        for token, (_, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    ]
