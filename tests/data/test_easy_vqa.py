@@ -6,29 +6,12 @@ import pickle
 from collections import Counter
 
 import pytest
-from PIL import Image
 
+from easy_vqa_package import QUESTIONS, write_easy_vqa
 from evle.data import easy_vqa as module
 from evle.data.easy_vqa import easy_vqa, find_data, question_type
 from evle.data.images import open_image
 from evle.errors import ConfigError, DataError
-
-QUESTIONS = [
-    ["what is the blue shape?", "rectangle", 0],
-    ["what color is the shape?", "blue", 0],
-    ["is there not a red shape?", "yes", 0],
-    ["is there a triangle?", "yes", 1],
-]
-
-
-def write_easy_vqa(folder, pictures=2, questions=QUESTIONS):
-    """The layout of the package's `data` folder."""
-    for split in ("train", "test"):
-        (folder / split / "images").mkdir(parents=True)
-        for number in range(pictures):
-            Image.new("RGB", (8, 8), "blue").save(folder / split / "images" / f"{number}.png")
-        (folder / split / "questions.json").write_text(json.dumps(questions))
-    return folder
 
 
 def test_questions_become_samples_with_types(tmp_path):

@@ -5,10 +5,15 @@ import pickle
 
 import pytest
 
-from evle.data.samples import CaptionSample, VQASample
+import corpora
+import reasoning_corpora
+from easy_vqa_package import write_easy_vqa
+from evle.data.samples import CaptionSample, NLVR2Sample, VCRSample, VQASample
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError
 from tars import caption_members, write_tar
+
+TYPES = {"captions": CaptionSample, "vqa": VQASample, "nlvr2": NLVR2Sample, "vcr": VCRSample}
 
 
 class Samples(list):
@@ -27,11 +32,15 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     options = {"scenes": {}, "cutouts": {"path": str(tmp_path), "pictures": ["train", "val", "test"]}}
     options["folder"] = {"path": str(tmp_path)}
     options["shards"] = {"path": str(write_tar(tmp_path / "0.tar", caption_members(*range(8))))}
+    corpora.write_all(tmp_path)
+    options |= {name: corpora.options_of(name, tmp_path) for name in corpora.OPTIONS}
+    options |= reasoning_corpora.write_all(tmp_path)
+    options["easy-vqa"] = {"path": str(write_easy_vqa(tmp_path / "easy-vqa")), "task": "vqa"}
     assert set(options) == set(SOURCES)
     for name, own in options.items():
-        # no picture is there: none is opened
+        # in most of them no picture is there: none is opened
         samples = read_source(name, {"task": "captions", "split": "train", **own})
-        assert isinstance(samples[0], CaptionSample)
+        assert isinstance(samples[0], TYPES[own.get("task", "captions")])
         assert pickle.loads(pickle.dumps(samples))[0] == samples[0]
         assert samples.fingerprint
         assert samples.describe()["samples"] == len(samples)

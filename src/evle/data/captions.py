@@ -217,7 +217,7 @@ def xvlm(
     """
     require_task("xvlm", task)
     excluded = read_exclusion(exclude)
-    found = _xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
+    found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
     left_out: Counter[str] = Counter()
     prints: list[str] = []
     schema = pa.schema([("image", pa.large_string()), ("caption", pa.large_string())])
@@ -233,7 +233,8 @@ def xvlm(
     return _captions(table_of(rows, _SCHEMA), root, found[0], facts, print_, pairs, left_out)
 
 
-def _xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
+def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
+    """The lists that `files` names in `path`, else the one whose name ends in `split`. Raises DataError."""
     if files is not None:
         return [find_file(path / name, [], "X-VLM's JSON") for name in files]
     if path.is_file():

@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from evle.data.captions import coco_captions, karpathy, xvlm
+from evle.data.captions import coco_captions, karpathy
 from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
+from evle.data.nlvr2 import nlvr2
 from evle.data.samples import CaptionSample, Sample
 from evle.data.scenes import scenes
 from evle.data.shards import shards
 from evle.data.tables import folder
+from evle.data.vcr import vcr
 from evle.data.visual_genome import visual_genome
+from evle.data.vqav2 import vqav2
 from evle.data.web_captions import conceptual_captions, sbu
+from evle.data.xvlm import xvlm
 from evle.errors import ConfigError, nearest
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
@@ -29,6 +33,9 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "sbu": sbu,
     "cc": conceptual_captions,
     "easy-vqa": easy_vqa,
+    "vqav2": vqav2,
+    "nlvr2": nlvr2,
+    "vcr": vcr,
 }
 """Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable
 sequence of samples with a `fingerprint` of the data's identity and `describe() -> dict` of plain facts."""

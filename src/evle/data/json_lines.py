@@ -1,0 +1,57 @@
+"""JSON lines: a record a line, and the place of each in bytes, so that `json_arrays.read_element` can come back for
+it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from evle.errors import DataError
+
+
+class Line(NamedTuple):
+    """One record: its line counted from 1, its place in the file in bytes, and its value."""
+
+    number: int
+    offset: int
+    length: int
+    value: dict[str, Any]
+
+
+class JsonLines:
+    """The records of a file. Iterate once; `fingerprint` is a hash of its bytes, known after the last one.
+
+    Raises DataError, with file and line, for a file that is missing, and for a line that is cut short or no object.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self.fingerprint = ""
+
+    def __iter__(self) -> Iterator[Line]:
+        if not os.path.isfile(self.path):
+            raise DataError(f"{self.path}: no such file")
+        digest, offset = hashlib.blake2b(digest_size=8), 0
+        with open(self.path, "rb") as file:
+            for number, data in enumerate(file, 1):
+                digest.update(data)
+                if data.strip():
+                    yield Line(number, offset, len(data), self._record(data, number))
+                offset += len(data)
+        self.fingerprint = digest.hexdigest()
+
+    def _record(self, data: bytes, number: int) -> dict[str, Any]:
+        where = f"{self.path}:{number}"
+        try:
+            record = json.loads(data.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: not UTF-8 text; fetch or unpack the file again") from None
+        except json.JSONDecodeError as error:
+            how = "cut short" if not data.endswith(b"\n") else "not JSON"
+            raise DataError(
+                f"{where}: {how} ({error.msg}, column {error.colno}); fetch or unpack the file again"
+            ) from None
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: each line must be an object {{...}}, not {str(record)[:40]!r}")
+        return record
