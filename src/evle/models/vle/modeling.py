@@ -8,22 +8,26 @@ written without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pre
 B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LMPredictionHead
 from transformers.utils import ModelOutput
 
-from evle.errors import CheckpointError, DataError
+from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.text import VLETextTower
+from evle.models.vle.towers import read_clip, read_deberta
+from evle.models.vle.vision import VLEVisionTower
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 
@@ -184,53 +188,6 @@ class VLEPooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-class VLEVisionTower(nn.Module):
-    """transformers' CLIP vision Transformer, all of whose tokens go through its last LayerNorm.
-
-    The level between, `vision_model.vision_model`, is in the released names.
-    """
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        self.vision_model = CLIPVisionModel(config.vision_config)
-
-    def forward(self, pixel_values: Tensor, keep_maps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`pixel_values` (B, C, H, W) -> states (B, P, vision width) and, if asked for, the maps of all layers.
-
-        Another size than the configured one interpolates the positions.
-        """
-        config = self.vision_model.config
-        channels, height, width = pixel_values.shape[1:]
-        size = config.patch_size
-        if channels != config.num_channels or height % size or width % size or not height or not width:
-            raise DataError(
-                f"pixel_values have {channels} channels and {height} x {width} pixels; this model takes "
-                f"{config.num_channels} channels and sides that are multiples of its patch, {size}"
-            )
-        resized = (height, width) != (config.image_size, config.image_size)
-        with _eager(config) if keep_maps else _unchanged():
-            output = self.vision_model(
-                pixel_values, interpolate_pos_encoding=resized, output_attentions=keep_maps or None
-            )
-        return self.vision_model.post_layernorm(output.last_hidden_state), tuple(output.attentions or ())
-
-
-@contextmanager
-def _eager(config: PreTrainedConfig) -> Iterator[None]:
-    """Within it a stock tower keeps its attention maps, which only the eager implementation has."""
-    before = config._attn_implementation
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-@contextmanager
-def _unchanged() -> Iterator[None]:
-    yield
-
-
 class VLEPreTrainedModel(PreTrainedModel):
     """What all VLE models share: the configuration, the initialisation, reading and writing released directories."""
 
@@ -244,10 +201,13 @@ class VLEPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # Counting buffers: the release keeps them in its files, they hold no weights.
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]  # noqa: RUF012
+    decoder_in_file: Tensor | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, LegacyDebertaV2LMPredictionHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
@@ -258,6 +218,122 @@ class VLEPreTrainedModel(PreTrainedModel):
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *args: Any,
+        image_size: int | None = None,
+        num_token_types: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model in a directory or hub repository, released or of `save_pretrained`, as transformers reads it.
+
+        `image_size`: interpolate the positions for images of that many pixels a side (`resize_images`).
+        `num_token_types`: make room for that many token types (`add_token_types`). All else is transformers'.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if image_size is not None:
+            model.resize_images(image_size)
+        if num_token_types is not None:
+            model.add_token_types(num_token_types)
+        return loaded
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | Path, text: str | Path, *, vision_layers: int | None = None, **config_fields: Any
+    ) -> Self:
+        """A new VLE whose towers are a trained CLIP and a trained DeBERTa; fusion and head start at random.
+
+        Args:
+            vision: a directory or hub repository of a CLIP, whole or its vision model alone.
+            text: one of a DeBERTa-v2 or v3, with or without a head.
+            vision_layers: how many of CLIP's layers to keep, from the first; all by default. The published VLE models
+                leave out the last one.
+            config_fields: fields of `VLEConfig`, such as `image_size` (interpolates the positions) or `hidden_size`.
+
+        Raises:
+            CheckpointError: a directory that holds no such model, or not all of its weights.
+            ConfigError: unknown fields, or more layers than CLIP has.
+        """
+        VLEConfig.check_fields(config_fields)
+        image_size = config_fields.pop("image_size", None)
+        image_tower, text_tower = read_clip(vision, vision_layers), read_deberta(text)
+        sub_configs = {
+            name: {**tower.config.to_dict(), **config_fields.pop(name, {})}
+            for name, tower in (("vision_config", image_tower), ("text_config", text_tower))
+        }
+        model = cls(cls.config_class(**sub_configs, **config_fields))
+        base = model.base_model
+        base.vision_model.vision_model.load_state_dict(image_tower.state_dict())
+        base.text_model.load_state_dict(text_tower.state_dict())
+        if image_size is not None:
+            model.resize_images(image_size)
+        return model.eval()
+
+    def resize_images(self, image_size: int) -> None:
+        """Interpolate the image positions, bicubic, for images of `image_size` pixels a side, and configure that size.
+
+        Raises ConfigError when it is no multiple of the patch.
+        """
+        if image_size <= 0 or image_size % self.config.patch_size:
+            raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {self.config.patch_size}")
+        self.base_model.vision_model.resize_images(image_size)
+        self.config.image_size = image_size
+
+    def add_token_types(self, num_types: int) -> None:
+        """Extend the type table to `num_types` rows, as `extend_token_types`, and configure that number.
+
+        Each new row starts at a small distance of its own from the text's, so that named objects are told apart.
+        Raises CheckpointError when rows would be lost.
+        """
+        table = self.base_model.token_type_embeddings.weight
+        extended = extend_token_types(table.detach(), num_types)
+        extended[len(table) :] += torch.randn_like(extended[len(table) :]) * self.config.initializer_range
+        self.base_model.token_type_embeddings = nn.Embedding.from_pretrained(extended, freeze=not table.requires_grad)
+        self.config.num_token_types = num_types
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Tie the MLM decoder to the word embeddings, as the released code does whatever its file holds.
+
+        transformers would leave them apart where a file holds two different ones. The file's decoder, which nothing
+        reads, is kept aside, so that what was loaded is what is saved.
+        """
+        decoder = self.get_output_embeddings()
+        if missing_keys is not None and decoder is not None and self.config.tie_word_embeddings:
+            words = self.get_input_embeddings().get_parameter("weight")
+            weight = decoder.get_parameter("weight")
+            names = {name for name, each in self.named_parameters() if each is words or each is weight}
+            if weight is not words and not names & missing_keys and not torch.equal(weight, words):
+                self.decoder_in_file = weight.detach().clone()
+                weight.data.copy_(words.data)
+        super().tie_weights(missing_keys, recompute_mapping)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write a directory that the released code reads: its keys, all of them (`released_state`)."""
+        state = self.released_state(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
+
+    def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this model with exactly the keys that the released code writes.
+
+        Counting buffers belong to them, and the tied MLM decoder, once more than needed.
+        """
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        config = self.config
+        counts = {
+            "vision_model.vision_model.embeddings": 1 + config.num_patches,
+            "text_model.embeddings": config.max_position_embeddings,
+        }
+        released = {key: tensor for key, tensor in state.items() if not key.endswith("predictions.decoder.bias")}
+        for key, tensor in released.items():
+            if key.endswith("predictions.decoder.weight"):
+                released[key] = tensor.clone() if self.decoder_in_file is None else self.decoder_in_file
+        return released | {f"{prefix}{name}.position_ids": torch.arange(count)[None] for name, count in counts.items()}
 
 
 class VLEModel(VLEPreTrainedModel):
@@ -270,7 +346,7 @@ class VLEModel(VLEPreTrainedModel):
 
     def __init__(self, config: VLEConfig):
         super().__init__(config)
-        self.vision_model = VLEVisionTower(config)
+        self.vision_model = VLEVisionTower(config.vision_config)
         self.text_model = VLETextTower(config.text_config)
         self.text_projection_layer = nn.Linear(config.text_config.hidden_size, config.hidden_size)
         self.image_projection_layer = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
