@@ -1,9 +1,9 @@
 """Questions about pictures, answered."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from evle.data.samples import ImageSource
 from evle.errors import ConfigError
 from evle.pipelines.pipeline import Images, Pipeline, Texts, pairs
 from evle.tasks.vqa import VQAOptions, VQATask
@@ -29,16 +29,26 @@ class VQAPipeline(Pipeline):
         As many pictures as questions, or one of either for all of the other. A score is a probability of its own (the
         scores do not sum to 1). Raises SampleError for a picture that cannot be read.
         """
+        sources, listed = pairs(images, questions)
+        found = self.best(sources, listed, top_k)
+        return [{"question": question, **row[0], "answers": row} for question, row in zip(listed, found, strict=True)]
+
+    def best(
+        self, sources: Sequence[ImageSource], questions: Sequence[str], top_k: int, *, softmax: bool = False
+    ) -> list[list[dict[str, Any]]]:
+        """The `top_k` best {"answer", "score"} of each picture and its question.
+
+        With `softmax` the scores sum to 1 over all answers, as if one alone were right.
+        """
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
-        sources, listed = pairs(images, questions)
         names = self.model.config.id2label
         found = []
-        for pictures, asked in self.batches(sources, listed):
+        for pictures, asked in self.batches(sources, questions):
             with self.evaluating():
                 logits = self.model(pixel_values=self.pixel_values(pictures), **self.tokens(asked)).logits.float()
-            scores, answers = torch.sigmoid(logits).topk(min(top_k, logits.shape[1]))  # (B, k)
-            for question, row, ids in zip(asked, scores.tolist(), answers.tolist(), strict=True):
-                best = [{"answer": names[i], "score": score} for i, score in zip(ids, row, strict=True)]
-                found.append({"question": question, **best[0], "answers": best})
+            shares = logits.softmax(dim=-1) if softmax else logits.sigmoid()
+            scores, answers = shares.topk(min(top_k, logits.shape[1]))  # (B, k)
+            for row, ids in zip(scores.tolist(), answers.tolist(), strict=True):
+                found.append([{"answer": names[i], "score": score} for i, score in zip(ids, row, strict=True)])
         return found

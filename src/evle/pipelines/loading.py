@@ -10,12 +10,13 @@ from transformers.utils import logging
 from evle.config import load_yaml
 from evle.errors import CheckpointError, nearest
 from evle.models.eve import EVEProcessor
+from evle.models.vle import VLEProcessor
 from evle.tasks.task import TextOptions
 
-PROCESSORS: dict[str, type[EVEProcessor]] = {"eve": EVEProcessor}
+PROCESSORS: dict[str, type[EVEProcessor] | type[VLEProcessor]] = {"eve": EVEProcessor, "vle": VLEProcessor}
 
-TEXTS: dict[str, TextOptions] = {"eve": TextOptions()}
-"""How a family's released models read texts, where no run says how its own were read."""
+TEXTS = {"eve": TextOptions(), "vle": TextOptions(clean=False, max_length=512)}
+"""How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
 
 
 def model_folder(path: str | Path) -> Path:

@@ -1,12 +1,16 @@
 """Does a text belong to a picture, is a sentence true of two?"""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from evle.errors import ConfigError, SampleError
-from evle.pipelines.pipeline import Images, Pipeline, Texts, pairs
+from evle.errors import ConfigError, DataError, SampleError
+from evle.models.vle import VLEForITM
+from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, pairs, readable
+from evle.tasks.nlvr2 import NLVR2Task
 from evle.tasks.retrieval import RetrievalTask, learns_matching
 
 
@@ -17,7 +21,8 @@ class MatchPipeline(Pipeline):
     [{'text': 'a red circle', 'score': 0.97}, {'text': 'two dogs', 'score': 0.01}]
     """
 
-    models = RetrievalTask.models
+    # Matching needs the matching head alone, which VLE's pre-trained, matching and retrieval checkpoints all have.
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {**RetrievalTask.models, "vle": VLEForITM}
 
     def __call__(self, images: Images, texts: Texts) -> list[dict[str, Any]]:
         """One {"text", "score"} a pair: as many pictures as texts, or one of either for all of the other."""
@@ -56,7 +61,49 @@ class MatchPipeline(Pipeline):
                     pixels.append(picture)
             if rows:
                 with self.evaluating():
-                    tokens = self.tokens([listed[row] for row in rows])
-                    logits = self.model.itm_logits(self.pixel_values(pixels), **tokens).float().cpu()
+                    logits = self._logits(self.pixel_values(pixels), self.tokens([listed[row] for row in rows]))
                 margins[rows] = logits[:, 1] - logits[:, 0]
         return margins, failures
+
+    def _logits(self, pixel_values: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+        """(B, 2) float32 on the CPU, column 1 = match."""
+        if isinstance(self.model, VLEForITM):
+            return self.model(pixel_values, **tokens).logits.float().cpu()
+        return self.model.itm_logits(pixel_values, **tokens).float().cpu()
+
+
+class ComparePipeline(Pipeline):
+    """The probability that a sentence is true of two pictures (NLVR2).
+
+    >>> ComparePipeline("runs/nlvr2")("left.jpg", "right.jpg", "both pictures show a dog")  # doctest: +SKIP
+    [{'text': 'both pictures show a dog', 'score': 0.93}]
+    """
+
+    models = NLVR2Task.models
+
+    def __call__(self, left: Images, right: Images, texts: Texts) -> list[dict[str, Any]]:
+        """One {"text", "score"} a pair of pictures and its sentence; one of any of the three serves all of the others.
+
+        Raises SampleError for a picture that cannot be read.
+        """
+        lefts, rights, listed = as_images(left), as_images(right), as_texts(texts)
+        counts = len(lefts), len(rights), len(listed)
+        count = max(counts) if min(counts) else 0
+        if not set(counts) <= {1, count}:
+            raise DataError(
+                f"{counts[0]} left pictures, {counts[1]} right ones and {counts[2]} texts do not go together; "
+                "give as many of each, or one"
+            )
+        lefts, rights = (side * (count // len(side) if side else 0) for side in (lefts, rights))
+        listed = listed * (count // len(listed) if listed else 0)
+        found = []
+        # Rows of two pictures, one after the other.
+        pictures = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)
+        for start in range(0, count, self.batch_size):
+            said = listed[start : start + self.batch_size]
+            pixels = self.pixel_values([readable(next(pictures)) for _ in range(2 * len(said))]).unflatten(0, (-1, 2))
+            with self.evaluating():
+                logits = self.model(pixel_values=pixels, **self.tokens(said)).logits.float()
+            scores = logits.softmax(dim=-1)[:, 1].tolist()
+            found += [{"text": text, "score": score} for text, score in zip(said, scores, strict=True)]
+        return found

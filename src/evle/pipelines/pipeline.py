@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -20,7 +21,7 @@ from evle.errors import ConfigError, DataError, SampleError
 from evle.pipelines.loading import family_text_options, load_model, text_options
 from evle.tasks.task import TextOptions
 from evle.transforms.collate import pad_text
-from evle.transforms.image import normalize, test_image
+from evle.transforms.image import framing, normalize, test_image
 from evle.transforms.text import clean_caption, encode
 
 Images = ImageSource | Sequence[ImageSource]
@@ -35,7 +36,7 @@ class Pipeline:
     for objects, else an accelerator if there is one. `num_workers` threads read and resize pictures.
     """
 
-    models: Mapping[str, type[PreTrainedModel]]
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]]
 
     def __init__(
         self,
@@ -80,12 +81,16 @@ class Pipeline:
 
     def read(self, source: ImageSource) -> Tensor | SampleError:
         """The pixels (3, S, S) uint8 of one picture as the model's tasks see it, or why there are none."""
-        size = self.processor.image_processor.size["height"]
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
-            return test_image(open_image(source, size_hint=2 * size), size)
+            return self.frame(open_image(source, size_hint=2 * framing(self.processor.image_processor)[0]))
         except SampleError as error:
             return error
+
+    def frame(self, image: Image.Image) -> Tensor:
+        """An open picture as `read` gives it: what the model sees of it, in its size."""
+        size, center_crop = framing(self.processor.image_processor)
+        return test_image(image, size, center_crop=center_crop)
 
     def pixel_values(self, pictures: list[Tensor]) -> Tensor:
         """Pictures as `read` gives them, as the model's input (B, 3, S, S) on its device."""
@@ -117,13 +122,7 @@ class Pipeline:
         pictures = self.read_ahead(sources)
         for start in range(0, len(texts), self.batch_size):
             asked = list(texts[start : start + self.batch_size])
-            yield [self._readable(next(pictures)) for _ in asked], asked
-
-    @staticmethod
-    def _readable(picture: Tensor | SampleError) -> Tensor:
-        if isinstance(picture, SampleError):
-            raise picture
-        return picture
+            yield [readable(next(pictures)) for _ in asked], asked
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -135,6 +134,13 @@ class Pipeline:
                 yield
         finally:
             self.model.train(was_training)
+
+
+def readable(picture: Tensor | SampleError) -> Tensor:
+    """What `Pipeline.read` gave, where it could read; its error is raised where not."""
+    if isinstance(picture, SampleError):
+        raise picture
+    return picture
 
 
 def as_images(images: Images) -> list[ImageSource]:

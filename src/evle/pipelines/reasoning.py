@@ -1,0 +1,110 @@
+"""Which answer to a question about a picture's objects is right, and for which reason? (VCR)"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evle.data.samples import VCRSample
+from evle.errors import DataError
+from evle.pipelines.pipeline import Pipeline
+from evle.tasks.task import TextOptions
+from evle.tasks.vcr import VCROptions, VCRQ2ATask, VCRQA2RTask, VCRTask
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model chose among a sample's candidates: its place; of each its logit, and its probability (`scores`)."""
+
+    key: str
+    choice: int
+    scores: list[float]
+    logits: list[float]
+
+
+class ChoosePipeline(Pipeline):
+    """What both halves of VCR share: samples as the task's evaluation reads them, the picture encoded once for all of
+    its candidates. Nothing is kept between calls.
+
+    Texts are of at most 80 tokens where no run says otherwise. `released_boxes` maps boxes to patches as the released
+    code does, over the whole picture although the model sees its middle.
+    """
+
+    task_type: ClassVar[type[VCRTask]]
+
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        *,
+        model: PreTrainedModel | None = None,
+        processor: ProcessorMixin | None = None,
+        text: TextOptions | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 8,
+        released_boxes: bool = False,
+    ):
+        super().__init__(
+            source, model=model, processor=processor, text=text, device=device, batch_size=batch_size, num_workers=0
+        )
+        text = self.text.model_copy(update={"max_length": min(self.text.max_length, 80)})
+        self.task = self.task_type(VCROptions(text=text, released_boxes=released_boxes), self.processor)
+        self.task.bind(self.model.config)
+
+    def choose(self, samples: Sequence[VCRSample]) -> list[Choice]:
+        """A choice a sample, in order. Raises SampleError for a sample that cannot be used."""
+        found = []
+        unused = np.random.default_rng(0)  # nothing is random outside of training
+        for start in range(0, len(samples), self.batch_size):
+            asked = samples[start : start + self.batch_size]
+            batch = self.task.collate([self.task.features(sample, unused, train=False) for sample in asked])
+            batch.pop("labels", None)
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+            with self.evaluating():
+                logits = self.model(**batch).logits.float().cpu()  # (B, C)
+            for sample, row in zip(asked, logits, strict=True):
+                found.append(Choice(sample.key, int(row.argmax()), row.softmax(dim=-1).tolist(), row.tolist()))
+        return found
+
+
+class AnswerChoicePipeline(ChoosePipeline):
+    """Which of four answers to a question is right (VCR, Q2A).
+
+    >>> AnswerChoicePipeline("runs/vcr-q2a")([sample])[0].choice  # doctest: +SKIP
+    2
+    """
+
+    task_type = VCRQ2ATask
+    models = VCRQ2ATask.models
+
+    def __call__(self, samples: VCRSample | Sequence[VCRSample]) -> list[Choice]:
+        """A choice a sample, one or many; their labels are neither needed nor looked at."""
+        return self.choose([samples] if isinstance(samples, VCRSample) else samples)
+
+
+class ReasonChoicePipeline(ChoosePipeline):
+    """Which of four reasons is the right one for an answer (VCR, QA2R).
+
+    >>> ReasonChoicePipeline("runs/vcr-qa2r")([sample], answers=[2])[0].choice  # doctest: +SKIP
+    3
+    """
+
+    task_type = VCRQA2RTask
+    models = VCRQA2RTask.models
+
+    def __call__(self, samples: VCRSample | Sequence[VCRSample], answers: Sequence[int] | None = None) -> list[Choice]:
+        """A choice a sample, one or many. `answers` are the places of the answers to find reasons for, such as those
+        that an `AnswerChoicePipeline` chose; by default each sample's `answer_label`."""
+        listed = [samples] if isinstance(samples, VCRSample) else list(samples)
+        if answers is None:
+            return self.choose(listed)
+        if len(answers) != len(listed):
+            raise DataError(f"{len(answers)} answers for {len(listed)} samples; give one each")
+        for sample, answer in zip(listed, answers):
+            if not 0 <= answer < len(sample.answer_choices):
+                raise DataError(f"{sample.key}: there is no answer {answer} of {len(sample.answer_choices)}, from 0")
+        return self.choose([replace(sample, answer_label=place) for sample, place in zip(listed, answers)])
