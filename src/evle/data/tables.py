@@ -4,7 +4,7 @@
     "split": "train"} folder/questions.csv      image,question,answer
 
 Rows are kept as Arrow arrays, so a million of them take some hundred megabytes; pictures stay undecoded until asked
-for.
+for. A Parquet table may hold the pictures themselves.
 """
 
 import csv
@@ -13,16 +13,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evle.data.samples import CaptionSample, VQASample
+from evle.data.embedded import EmbeddedPictures, picture_column
+from evle.data.samples import CaptionSample, ImageSource, VQASample
 from evle.errors import ConfigError, DataError, nearest
 
 IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
+EMBEDDED_COLUMNS = ("image", "jpg", "img", "picture")
 CAPTION_COLUMNS = ("captions", "caption", "text", "title")
 TAG_COLUMNS = ("keywords", "tags")
 QUESTION_COLUMNS = ("question",)
@@ -63,10 +65,18 @@ class Folder(Sequence):
     `fingerprint` changes with the table's bytes and the options; `skipped` names each row left out for an empty text.
     """
 
-    def __init__(self, task: str, table: pa.Table, root: Path, fingerprint: str, skipped: list[str], origin: str):
+    def __init__(
+        self,
+        task: str,
+        table: pa.Table,
+        pictures: Path | EmbeddedPictures,
+        fingerprint: str,
+        skipped: list[str],
+        origin: str,
+    ):
         self.fingerprint = fingerprint
         self.skipped = skipped
-        self._task, self._root, self._origin = task, root, origin
+        self._task, self._pictures, self._origin = task, pictures, origin
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
         if task == "captions":  # rows of one picture become one sample
             codes = table.column("image").combine_chunks().dictionary_encode().indices.to_numpy()
@@ -93,6 +103,11 @@ class Folder(Sequence):
             facts["rows without text"] = len(self.skipped)
         return facts
 
+    def _picture(self, name: str) -> ImageSource:
+        if isinstance(self._pictures, Path):
+            return str(self._pictures / name)
+        return self._pictures[int(name.rpartition("#")[2])]
+
     def _value(self, column: str, row: int) -> Any:
         return self._columns[column][row].as_py()
 
@@ -102,12 +117,12 @@ class Folder(Sequence):
         captions = tuple(dict.fromkeys(text for row in rows for text in self._value("captions", row)))
         tags = tuple(dict.fromkeys(tag for row in rows for tag in self._value("tags", row)))
         match = self._value("match", rows[0]) or captions[0]
-        return CaptionSample(image, str(self._root / image), captions, tags=tags, match_id=match.casefold())
+        return CaptionSample(image, self._picture(image), captions, tags=tags, match_id=match.casefold())
 
     def _vqa_sample(self, row: int) -> VQASample:
         return VQASample(
             key=self._value("key", row),
-            image=str(self._root / self._value("image", row)),
+            image=self._picture(self._value("image", row)),
             question=self._value("question", row),
             answers=tuple(self._value("answers", row)),
             answer_type=self._value("answer_type", row),
@@ -146,38 +161,92 @@ def folder(
     Rows without any caption (or question) are left out and named in `.skipped`. Raises DataError, with file and line,
     for a broken row, a missing column, a picture outside of the folder (unless `allow_outside`); ConfigError for
     options that cannot work.
+
+    A Parquet table may hold the pictures themselves, as bytes or as Hugging Face's structs of bytes and path, in the
+    `image_column` or the first of `EMBEDDED_COLUMNS`: they are read when asked for, and each row is a picture.
     """
-    if task not in _SCHEMAS:
-        raise ConfigError(f"task={task!r} cannot be read from a folder's table; {nearest(task, _SCHEMAS)}")
-    wanted = [split] if isinstance(split, str) else list(split) if split is not None else None
-    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
-    columns = {
-        "image": image_column,
-        "caption": caption_column,
-        "tags": tags_column,
-        "match": match_column,
-        "question": question_column,
-        "answer": answer_column,
-    }
     base = Path(path)
+    columns = Columns(
+        image=image_column,
+        caption=caption_column,
+        tags=tags_column,
+        match=match_column,
+        question=question_column,
+        answer=answer_column,
+        split=split_column,
+    )
     rows: Iterable[tuple[int, Row | DataError]]
+    pictures: Path | EmbeddedPictures = base
+    digest = hashlib.blake2b(digest_size=8)
     if captions_from is not None:
         if task != "captions":
             raise ConfigError("captions_from makes captions, not questions; give a table with a question column")
-        rows, root, origin = _rows_from_names(base, captions_from), base, base
-        digest = hashlib.blake2b(repr(rows).encode(), digest_size=8)
+        rows, origin = _rows_from_names(base, captions_from), base
+        digest.update(repr(rows).encode())
     else:
-        origin = find_table(base, task)
-        rows, root = read_rows(origin), Path(images) if images is not None else origin.parent
-        digest = hashlib.blake2b(digest_size=8)
-        with open(origin, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    digest.update(repr((task, wanted, columns, split_column, tuple(shares), captions_from)).encode())
+        origin = find_table(base, _known_task(task))
+        held = picture_column(origin, image_column, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
+        if held is not None:
+            pictures, columns = EmbeddedPictures([origin], held), columns._replace(image=held)
+            rows = pictures.rows()
+        else:
+            pictures = Path(images) if images is not None else origin.parent
+            rows = read_rows(origin)
+            with open(origin, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    named = {name: value for name, value in columns._asdict().items() if name != "split"}
+    digest.update(repr((task, _as_list(split), named, split_column, tuple(shares), captions_from)).encode())
+    inside = pictures if isinstance(pictures, Path) and not allow_outside else None
+    return collect(rows, task, split, columns, shares, pictures, inside, str(origin), digest)
+
+
+class Columns(NamedTuple):
+    """The columns of a table by what they hold; None: found by their usual names."""
+
+    image: str | None = None
+    caption: str | Sequence[str] | None = None
+    tags: str | None = None
+    match: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    split: str | None = "split"
+
+
+def _known_task(task: str) -> str:
+    if task not in _SCHEMAS:
+        raise ConfigError(f"task={task!r} cannot be read from a folder's table; {nearest(task, _SCHEMAS)}")
+    return task
+
+
+def _as_list(split: str | Sequence[str] | None) -> list[str] | None:
+    return [split] if isinstance(split, str) else list(split) if split is not None else None
+
+
+def collect(
+    rows: Iterable[tuple[int, Row | DataError]],
+    task: str,
+    split: str | Sequence[str] | None,
+    columns: Columns,
+    shares: Sequence[float],
+    pictures: Path | EmbeddedPictures,
+    inside: Path | None,
+    origin: str,
+    digest: "hashlib.blake2b",
+) -> Folder:
+    """The samples that rows make; their pictures lie in a folder, or inside the table.
+
+    With `inside`, a picture outside of that folder is refused. `digest` has taken in what the rows come from and the
+    options.
+    """
+    _known_task(task)
+    wanted = _as_list(split)
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
+    embedded = isinstance(pictures, EmbeddedPictures)
 
     parse = _caption_row if task == "captions" else _question_row
-    splits = _SplitFilter(wanted, split_column, shares)
+    splits = _SplitFilter(wanted, columns.split, shares)
     skipped: list[str] = []
     batches: list[pa.RecordBatch] = []
     kept: list[Row] = []
@@ -185,13 +254,15 @@ def folder(
         where = f"{origin}:{line}"
         if isinstance(row, DataError):
             raise row
-        image = image_of(row, image_column, where, None if allow_outside else root)
-        if not splits.keeps(row, image, where):
+        image = image_of(row, columns.image, where, inside)
+        if not splits.keeps(row, (image.rpartition("#")[0] or image) if embedded else image, where):
             continue
         parsed = parse(row, image, columns, where)
         if parsed is None:
             skipped.append(f"{where}: no {'caption' if task == 'captions' else 'question'} for {image}")
             continue
+        if embedded:  # the files themselves are not hashed: gigabytes of pictures would take minutes
+            digest.update(repr(parsed).encode("utf-8", "surrogatepass"))
         kept.append(parsed)
         if len(kept) == _CHUNK:
             batches.append(pa.RecordBatch.from_pylist(kept, schema=_SCHEMAS[task]))
@@ -203,7 +274,7 @@ def folder(
         raise DataError(
             f"{origin}: no usable rows{f' in split {split!r}' if wanted else ''}; `evle data check` says why"
         )
-    return Folder(task, table, root, digest.hexdigest(), skipped, str(origin))
+    return Folder(task, table, pictures, digest.hexdigest(), skipped, origin)
 
 
 def find_table(path: Path, task: str = "captions") -> Path:
@@ -400,17 +471,17 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
     return _texts(_column(row, question_column, QUESTION_COLUMNS, where, "question"), where, "question")
 
 
-def _caption_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
-    captions = captions_of(row, columns["caption"], where)
+def _caption_row(row: Row, image: str, columns: Columns, where: str) -> Row | None:
+    captions = captions_of(row, columns.caption, where)
     if not captions:
         return None
-    tags = _texts(_column(row, columns["tags"], TAG_COLUMNS, where), where, "tags", ";,")
-    match = _column(row, columns["match"], (), where, "match" if columns["match"] else "")
+    tags = _texts(_column(row, columns.tags, TAG_COLUMNS, where), where, "tags", ";,")
+    match = _column(row, columns.match, (), where, "match" if columns.match else "")
     return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else str(match)}
 
 
-def _question_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
-    question = question_of(row, columns["question"], where)
+def _question_row(row: Row, image: str, columns: Columns, where: str) -> Row | None:
+    question = question_of(row, columns.question, where)
     if not question:
         return None
     key = _column(row, None, ID_COLUMNS, where)
@@ -418,7 +489,7 @@ def _question_row(row: Row, image: str, columns: Row, where: str) -> Row | None:
         "image": image,
         "key": str(key) if key not in (None, "") else f"{image}#{where.rpartition(':')[2]}",
         "question": question[0],
-        "answers": _texts(_column(row, columns["answer"], ANSWER_COLUMNS, where), where, "answer"),
+        "answers": _texts(_column(row, columns.answer, ANSWER_COLUMNS, where), where, "answer"),
         "answer_type": str(row.get("answer_type") or ""),
         "question_type": str(row.get("question_type") or ""),
     }
@@ -454,7 +525,7 @@ class _SplitFilter:
         self.seen.add(split)
         return split in self.wanted
 
-    def refuse_unknown(self, origin: Path) -> None:
+    def refuse_unknown(self, origin: str) -> None:
         known = self.seen if self.named else set(SPLITS)
         for split in self.wanted or ():
             if split not in known:
