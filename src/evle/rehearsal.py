@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.loader import Loader
 from evle.distributed import world_size
-from evle.engine.trainer import TrainConfig, join_processes
+from evle.engine.trainer import TrainConfig, checkpoint_activations, join_processes
 from evle.errors import ConfigError, EvleError
 from evle.initialization import starting_config
 from evle.recipe import Prepared, RunConfig, prepare, task_class
@@ -170,7 +170,7 @@ def _try(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: li
     micro = train.micro_batch_size(world_size())
     model.train()
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     first = _try_rows(ready, config, model, min(FIRST_ROWS, micro), skipped)

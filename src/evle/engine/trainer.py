@@ -228,7 +228,7 @@ class _Training:
         self.accelerator = _accelerator(train, run)
         self.bare = model
         if train.gradient_checkpointing:
-            _checkpoint_activations(model, True)
+            checkpoint_activations(model, True)
         if train.compile:
             model.compile()  # in place: the names of the weights stay
         model.train()
@@ -420,7 +420,7 @@ class _Training:
         for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
             self.bare.__dict__.pop(name, None)
         if self.train.gradient_checkpointing:
-            _checkpoint_activations(self.bare, False)
+            checkpoint_activations(self.bare, False)
         self.bare.eval()
 
     def epoch(self) -> float:
@@ -535,7 +535,8 @@ def _accelerator(train: TrainConfig, run: Run) -> Accelerator:
     return accelerator
 
 
-def _checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
+def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
+    """Compute activations twice to hold fewer of them, or once again. Raises ConfigError for a model that cannot."""
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
     with warnings.catch_warnings():
