@@ -1,12 +1,23 @@
 """VLE's processor: pictures and text in, the model's tensors out."""
 
+from pathlib import Path
 from typing import Any, Self, cast
 
 from PIL import Image
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    CLIPImageProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 from transformers.image_utils import ImageInput
+from transformers.utils import cached_file
 
 from evle.models.pictures import upright_rgb
+from evle.models.vle.tokenization import read_json, read_sentencepiece
+
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 
 
 class VLEProcessor(ProcessorMixin):
@@ -29,6 +40,33 @@ class VLEProcessor(ProcessorMixin):
             ),
             tokenizer,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """The processor in a directory or hub repository, released or of `save_pretrained`.
+
+        The tokenizer is made from `spm.model` where there is one, so that it tokenizes as SentencePiece
+        (`tokenization.py`), else read from `tokenizer.json`; a directory with neither is left to transformers.
+        `options` are transformers' (`revision`, `token`, `local_files_only`, ...).
+
+        Raises:
+            CheckpointError: an `spm.model` or a file beside it that cannot be followed.
+            OSError: no directory, or no `preprocessor_config.json`.
+        """
+        path = str(pretrained_model_name_or_path)
+        hub = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+
+        def find(name: str) -> str | None:
+            return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+
+        if pieces := find("spm.model"):
+            added = read_json(find("added_tokens.json"))
+            tokenizer = read_sentencepiece(pieces, read_json(find("tokenizer_config.json")), added)
+        elif find("tokenizer.json"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
+        else:
+            return super().from_pretrained(path, **options)
+        return cls(CLIPImageProcessor.from_pretrained(path, **options), tokenizer)
 
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any

@@ -1,0 +1,183 @@
+"""DeBERTa's tokenizer from the SentencePiece model that released directories hold (`spm.model`), tokenizing as it does.
+
+The DeBERTa tokenizer of transformers 5 leaves out the model's table of characters, so that full-width forms, no-break
+spaces or an ellipsis come out otherwise. Here the table stays. The file is read as what it is, a Protocol Buffers
+message (`sentencepiece_model.proto` of github.com/google/sentencepiece), without another library. One difference is
+left: the tokenizers library loses a combining mark behind a character of the table, such as a full-width letter.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from evle.errors import CheckpointError
+
+SPECIAL_TOKENS = {
+    "bos_token": "[CLS]",
+    "eos_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+"""DeBERTa's; one that the model has no piece for, such as [MASK], is added behind the pieces."""
+
+UNKNOWN, BYTE = 2, 6
+UNIGRAM = 1
+SPACE = "▁"
+
+
+@dataclass
+class SentencePieceModel:
+    """What a SentencePiece unigram model says: pieces with scores, and how text becomes pieces."""
+
+    pieces: list[tuple[str, float]]
+    unknown: int
+    """The index of the unknown piece."""
+    has_bytes: bool
+    """Whether characters without a piece fall back to their bytes."""
+    characters: bytes
+    """The precompiled table that normalises characters; empty for none."""
+    adds_prefix: bool
+    """Whether a space is put in front of the text."""
+    collapses_spaces: bool
+    """Whether spaces at both ends go, and several become one."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SentencePieceModel":
+        """The model in a file. Raises `CheckpointError` when it is none, or not of the unigram kind."""
+        data = Path(path).read_bytes()
+        try:
+            message = list(_fields(data))
+            pieces = [_Piece.read(content) for number, content in message if number == 1]
+            trainer = dict(_fields(next((content for number, content in message if number == 2), b"")))
+            normalizer = dict(_fields(next((content for number, content in message if number == 3), b"")))
+        except (IndexError, struct.error, UnicodeDecodeError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a SentencePiece model ({error})") from None
+        unknown = [index for index, piece in enumerate(pieces) if piece.kind == UNKNOWN]
+        if not unknown:
+            raise CheckpointError(f"{path}: not a SentencePiece model (it has no unknown piece)")
+        if (kind := trainer.get(3, UNIGRAM)) != UNIGRAM:
+            raise CheckpointError(f"{path}: a SentencePiece model of type {kind}; DeBERTa's are unigram models (1)")
+        return cls(
+            pieces=[(piece.text, piece.score) for piece in pieces],
+            unknown=unknown[0],
+            has_bytes=any(piece.kind == BYTE for piece in pieces),
+            characters=normalizer.get(2, b""),
+            adds_prefix=bool(normalizer.get(3, True)),
+            collapses_spaces=bool(normalizer.get(4, True)),
+        )
+
+    def tokenizer(self, lower_case: bool = False) -> Tokenizer:
+        """The same segmentation by the tokenizers library, without special tokens."""
+        tokenizer = Tokenizer(models.Unigram(self.pieces, unk_id=self.unknown, byte_fallback=self.has_bytes))
+        steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lower_case else []
+        if self.characters:
+            steps.append(normalizers.Precompiled(self.characters))
+        if self.collapses_spaces:
+            steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        prefix = "always" if self.adds_prefix else "never"
+        # Word by word, which is faster, unless a piece spans several words.
+        spans = any(SPACE in text[1:] and text.strip(SPACE) for text, _ in self.pieces)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=prefix, split=not spans)
+        tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme=prefix)
+        return tokenizer
+
+
+def read_sentencepiece(
+    path: str | Path, settings: dict[str, Any] | None = None, added: dict[str, int] | None = None
+) -> PreTrainedTokenizerFast:
+    """DeBERTa's tokenizer, `[CLS] text [SEP]` or `[CLS] text [SEP] text [SEP]`, from a SentencePiece model.
+
+    `settings` are those of a `tokenizer_config.json` beside it (special tokens, `do_lower_case`), `added` the tokens of
+    an `added_tokens.json` with their ids.
+
+    Raises:
+        CheckpointError: no unigram model, a setting that cannot be followed, added tokens whose ids do not fit.
+    """
+    settings = settings or {}
+    if settings.get("split_by_punct"):
+        raise CheckpointError(f"{path}: tokenizer_config.json asks for split_by_punct, which is not supported")
+    tokens = {name: _text(settings.get(name) or default) for name, default in SPECIAL_TOKENS.items()}
+    tokenizer = SentencePieceModel.read(path).tokenizer(bool(settings.get("do_lower_case")))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    for token, number in sorted((added or {}).items(), key=lambda item: item[1]):
+        fast.add_tokens(token, special_tokens=token in tokens.values())
+        if (found := fast.convert_tokens_to_ids(token)) != number:
+            raise CheckpointError(f"{path}: added_tokens.json gives {token!r} the id {number}, the model {found}")
+    fast.add_special_tokens(tokens)
+    cls_token, sep_token = tokens["cls_token"], tokens["sep_token"]
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token} $A {sep_token}",
+        pair=f"{cls_token} $A {sep_token} $B:1 {sep_token}:1",
+        special_tokens=[(token, fast.convert_tokens_to_ids(token)) for token in (cls_token, sep_token)],
+    )
+    return fast
+
+
+def read_json(path: str | Path | None) -> dict[str, Any]:
+    """The object in a JSON file; empty without a file. Raises `CheckpointError` for anything else."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+@dataclass
+class _Piece:
+    text: str
+    score: float
+    kind: int
+
+    @classmethod
+    def read(cls, data: bytes) -> "_Piece":
+        fields = dict(_fields(data))
+        return cls(fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, 1))
+
+
+def _text(token: Any) -> str:
+    """A special token, which a configuration may describe as an object."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a Protocol Buffers message: number and content, an int for varints, else bytes."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value, shift = 0, 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    while place < len(data):
+        tag = varint()
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            yield number, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"field {number} has wire type {kind}")
+        size = {1: 8, 5: 4}.get(kind) or (varint() if kind == 2 else 0)
+        if place + size > len(data):
+            raise ValueError(f"field {number} is cut short")
+        yield number, data[place : place + size]
+        place += size
