@@ -11,6 +11,7 @@ from easy_vqa_package import write_easy_vqa
 from evle.data.samples import CaptionSample, NLVR2Sample, VCRSample, VQASample
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError
+from saved_tables import rows, save, table
 from tars import caption_members, write_tar
 
 TYPES = {"captions": CaptionSample, "vqa": VQASample, "nlvr2": NLVR2Sample, "vcr": VCRSample}
@@ -32,6 +33,7 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     options = {"scenes": {}, "cutouts": {"path": str(tmp_path), "pictures": ["train", "val", "test"]}}
     options["folder"] = {"path": str(tmp_path)}
     options["shards"] = {"path": str(write_tar(tmp_path / "0.tar", caption_members(*range(8))))}
+    options["saved-dataset"] = {"path": str(save(tmp_path / "saved", [table(rows(*range(8)))]))}
     corpora.write_all(tmp_path)
     options |= {name: corpora.options_of(name, tmp_path) for name in corpora.OPTIONS}
     options |= reasoning_corpora.write_all(tmp_path)

@@ -47,9 +47,7 @@ class Cell:
         content = value.get("bytes") if isinstance(value, dict) else value
         if not content:
             only = f", only the path {value['path']}" if isinstance(value, dict) and value.get("path") else ""
-            raise SampleError(
-                f"{self}: no picture inside the table{only}; save it with save_to_disk, which embeds them"
-            )
+            raise SampleError(f"{self}: no picture inside the table{only}; save_to_disk embeds pictures")
         return content
 
 

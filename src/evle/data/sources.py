@@ -11,6 +11,7 @@ from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
 from evle.data.nlvr2 import nlvr2
 from evle.data.samples import CaptionSample, Sample
+from evle.data.saved_datasets import saved_dataset
 from evle.data.scenes import scenes
 from evle.data.shards import shards
 from evle.data.tables import folder
@@ -26,6 +27,7 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "cutouts": cutouts,
     "folder": folder,
     "shards": shards,
+    "saved-dataset": saved_dataset,
     "karpathy": karpathy,
     "coco-captions": coco_captions,
     "xvlm": xvlm,
