@@ -162,6 +162,9 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGIT_COMMA = re.compile(r"\d,\d")
 # The official pattern also means to look for a digit before the point, but is misspelt and never does: followed.
 STRAY_PERIOD = re.compile(r"\.(?!\d)")
+MOST_PERIODS = 32
+"""So many stray periods are dropped at most: the official code hands a flag of that value over as a count. Followed."""
+OFFICIAL_ANNOTATORS = 10
 
 # The words whose apostrophe the official table restores. A word is found under each spelling that lacks one of its
 # apostrophes.
@@ -195,27 +198,40 @@ def normalize_answer(answer: str) -> str:
     >>> [normalize_answer(answer) for answer in ("The two dogs.", "10,000", "yes/no", "dont know", "1.5")]
     ['2 dogs', '10000', 'yes no', "don't know", '1.5']
     """
-    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    text = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip())
+    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+@lru_cache(maxsize=65_536)
+def strip_punctuation(answer: str) -> str:
+    """The official evaluator's treatment of punctuation alone (see `normalize_answer`)."""
     has_digit_comma = DIGIT_COMMA.search(answer) is not None
     text = answer
     for mark in PUNCTUATION:
         beside_blank = f"{mark} " in answer or f" {mark}" in answer
         text = text.replace(mark, "" if beside_blank or has_digit_comma else " ")
-    text = STRAY_PERIOD.sub("", text)
-    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return STRAY_PERIOD.sub("", text, count=MOST_PERIODS)
 
 
-def vqa_score(answer: str, annotators: Sequence[str]) -> float:
+def vqa_score(answer: str, annotators: Sequence[str], *, official: bool = False) -> float:
     """How right an answer is, 0 to 1: the mean over the leave-one-out sets of annotators of min(matches / 3, 1).
 
-    Both sides are normalised. (The official code leaves the annotators' articles and number words as they are, since
-    its files hold them normalised; files of one's own do not.) One annotator is simply right; two or three, whom the
-    official rule does not foresee, must all agree for a full score. Raises DataError without annotators.
+    Both sides are normalised. With `official`, ten annotators (VQAv2's number) are compared to the letter of the
+    official code: it normalises the answer, but of the annotators only their punctuation, and where all ten say the
+    same not even that, so that nobody can be right where ten say "t-shirt". Its files hold them nearly normalised;
+    files of one's own do not.
+
+    One annotator is simply right; two or three, whom the official rule does not foresee, must all agree for a full
+    score. Raises DataError without annotators.
     """
     if not annotators:
         raise DataError("a question without annotators' answers cannot be scored: leave it out, or only predict")
-    matches = sum(normalize_answer(other) == normalize_answer(answer) for other in annotators)
+    if official and len(annotators) == OFFICIAL_ANNOTATORS:
+        others_say = list(map(strip_punctuation, annotators)) if len(set(annotators)) > 1 else list(annotators)
+    else:
+        others_say = list(map(normalize_answer, annotators))
+    matches = others_say.count(normalize_answer(answer))
     others = len(annotators) - 1
     if not others:
         return float(matches)
@@ -232,16 +248,17 @@ def vqa_accuracy(
     *,
     answer_types: Sequence[str] | None = None,
     question_types: Sequence[str] | None = None,
+    official: bool = False,
 ) -> dict[str, float]:
     """Percent: `accuracy` of all answers, and of each type that is not empty, as `accuracy/answer/number`,
-    `accuracy/question/what is`.
+    `accuracy/question/what is`. `official` is that of `vqa_score`.
 
     Raises DataError for no answers at all.
 
     >>> vqa_accuracy(["Red", "2"], [["red"], ["3"]], answer_types=["other", "number"])
     {'accuracy': 50.0, 'accuracy/answer/number': 0.0, 'accuracy/answer/other': 100.0}
     """
-    points = [vqa_score(answer, others) for answer, others in zip(answers, annotators, strict=True)]
+    points = [vqa_score(answer, others, official=official) for answer, others in zip(answers, annotators, strict=True)]
     scores = {"accuracy": _percent(points)}
     for group, types in (("answer", answer_types), ("question", question_types)):
         by_type = defaultdict(list)

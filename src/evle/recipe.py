@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from evle.config import Config, apply_overrides, load_yaml, merge
 from evle.data.loader import Loader
@@ -28,10 +28,12 @@ from evle.engine.trainer import FitResult, TrainConfig, fit, join_processes
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.initialization import (
     Loaded,
+    ModelConfig,
     ModelOptions,
     build_model,
     build_processor,
     read_processor,
+    read_tokenizer,
     starting_config,
 )
 from evle.pipelines import model_folder
@@ -193,27 +195,33 @@ def evaluate(
         samples = read_split(config.data, split, task_type.reads)
     if samples is None:
         raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
-    trained, processor = load_to_score(folder, task_type)
+    trained, task = load_trained(config, folder, task_type)
     torch.nn.Module.to(trained, device)
-    task = _build_task(task_type, config, processor)
-    task.restore(_read_state(model_folder(folder)))
-    task.bind(trained.config)
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=_score_lines(task, found, split),
+        summary=[*_score_lines(task, found, split), *_file_lines(found)],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},
             "config": config.plain(),
             "trained in": Run(folder).environment(),
         },
-        tables=_skipped_table(found.skipped),
+        tables=skipped_table(found.skipped),
         galleries=found.galleries,
-        scores=_score_rows(split, found),
+        scores=score_rows(split, found),
     )
-    _write_report(report, found, Path(output or folder / "evaluation"))
+    write_report(report, found, Path(output or folder / "evaluation"))
     return report
+
+
+def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -> tuple[PreTrainedModel, Task]:
+    """The model in a run's or model folder, and its task with the options of `config`. Raises CheckpointError."""
+    model, processor = load_to_score(folder, task_type)
+    task = _build_task(task_type, config, processor)
+    task.restore(_read_state(model_folder(folder)))
+    task.bind(model.config)
+    return model, task
 
 
 def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Path | None = None) -> RunConfig:
@@ -264,7 +272,7 @@ def prepare(
         world_size=world_size(),
     )
     data_hash = hash_samples(found)
-    return Prepared(built, loaded, found, loader, config.train, data_hash, loaded.lines())
+    return Prepared(built, loaded, found, loader, config.train, data_hash, [*loaded.lines(), *built.notes()])
 
 
 def _train(
@@ -310,6 +318,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
         *_score_lines(task, found, split),
+        *_file_lines(found),
         f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
         *ready.notes,
@@ -324,12 +333,12 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
         },
-        tables=_skipped_table([*left_out, *result.skipped, *found.skipped]),
+        tables=skipped_table([*left_out, *result.skipped, *found.skipped]),
         curves=_curves(run, task),
         galleries=found.galleries,
-        scores=_score_rows(split, found),
+        scores=score_rows(split, found),
     )
-    _write_report(report, found, run.folder)
+    write_report(report, found, run.folder)
     return report
 
 
@@ -345,12 +354,11 @@ def _tokenizer(
             raise ConfigError(
                 f"tokenizer.path={options.path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
             )
-        try:
-            return AutoTokenizer.from_pretrained(options.path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"tokenizer.path={options.path}: no tokenizer ({str(error).splitlines()[0]})") from None
+        return read_tokenizer(options.path)
     if config.model.init is not None:
         return read_processor(config.model.init, family).tokenizer
+    if config.model.text is not None:
+        return read_tokenizer(config.model.text)
     kinds = options.reads or (task.reads,)
     others = (read_split(config.data, "train", kind) for kind in kinds if kind != task.reads)
     corpora = [*([training] if task.reads in kinds else []), *(each for each in others if each is not None)]
@@ -360,13 +368,14 @@ def _tokenizer(
     return train_tokenizer(texts, options.vocab_size or vocab_size)
 
 
-def _vocab_size(config: RunConfig, tokenizer: PreTrainedTokenizerBase, start: Any) -> int:
+def _vocab_size(config: RunConfig, tokenizer: PreTrainedTokenizerBase, start: ModelConfig) -> int:
     """Rows of the word embedding. Weights keep theirs, which must do for the tokenizer."""
-    if config.model.init is None:
+    weights = config.model.init or config.model.text
+    if weights is None:
         return config.model.overrides.get("vocab_size", len(tokenizer))
     if len(tokenizer) > start.vocab_size:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.init} knows {start.vocab_size}; "
+            f"the tokenizer has {len(tokenizer)} tokens, but {weights} knows {start.vocab_size}; "
             "use the tokenizer that the model was trained with (leave out tokenizer.path)"
         )
     return start.vocab_size
@@ -398,7 +407,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 # Report
 
 
-def _score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
+def score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
     rows = {split: found.scores, "chance": found.chance}
     return {name: scores for name, scores in rows.items() if scores}
 
@@ -410,7 +419,13 @@ def _score_lines(task: Task, found: Evaluation, split: str) -> list[str]:
     return [f"{task.metric} on {split}: {found.scores[task.metric]:.2f}{chance}"]
 
 
-def _skipped_table(skipped: list[str]) -> list[Table]:
+def _file_lines(found: Evaluation) -> list[str]:
+    """The files for leaderboards that are written beside the report, and what they lack."""
+    lacks = f" (without {len(found.skipped)} samples that could not be read)" if found.skipped else ""
+    return [f"to submit: {name}{lacks}" for name in found.files]
+
+
+def skipped_table(skipped: list[str]) -> list[Table]:
     lines = list(dict.fromkeys(skipped))
     if not lines:
         return []
@@ -430,10 +445,12 @@ def _curves(run: Run, task: Task) -> list[Curve]:
     return curves
 
 
-def _write_report(report: Report, found: Evaluation, folder: Path) -> None:
+def write_report(report: Report, found: Evaluation, folder: Path) -> None:
     if not is_main():
         return
     report.write(folder)
     if found.predictions:
         lines = (json.dumps(plain(record), ensure_ascii=False) for record in found.predictions)
         write_whole(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    for name, text in found.files.items():
+        write_whole(folder / name, text)

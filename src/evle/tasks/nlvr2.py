@@ -14,6 +14,7 @@ from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
 from evle.models.vle import VLEForNLVR2
 from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.submission import nlvr2_submission
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 
@@ -74,6 +75,7 @@ class NLVR2Task(Task):
                 for sample in judged
             ],
             skipped=swept.skipped,
+            files=nlvr2_submission({sample.key: bool(swept.results[sample.key]) for sample in judged}),
         )
 
 

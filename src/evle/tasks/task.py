@@ -39,7 +39,8 @@ class Evaluation:
 
     `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
     same names, `galleries` pictures for the report, `predictions` one JSON-able record a sample, `skipped` what
-    could not be read, a line each.
+    could not be read, a line each, `files` the text of each file to write beside the report, by name (see
+    `evle.tasks.submission`).
     """
 
     scores: dict[str, float]
@@ -47,6 +48,7 @@ class Evaluation:
     galleries: list[Gallery] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class Task(ABC):
         """Learn from the model's config what features need, such as the patch size. Raises ConfigError when they
         cannot fit."""
         return None
+
+    def notes(self) -> list[str]:
+        """What `prepare` found that a person should know, a line each."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """What `prepare` learned and the model's config does not hold, as JSON values; saved beside the model."""

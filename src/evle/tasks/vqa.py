@@ -4,10 +4,8 @@ evaluator).
 B batch, A answers.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -23,6 +21,8 @@ from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
+from evle.tasks.answers import frequent, main_answer, places_of, read_answers
+from evle.tasks.submission import vqa_submission
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
 from evle.transforms.text import clean_question
@@ -36,7 +36,13 @@ class VQAOptions(TaskOptions):
     answers: str | None = None
     """A file with the answers the model shall know: a JSON list, or one a line. None: those of the training samples."""
     min_count: int = Field(default=1, ge=1)
-    """Training samples that must give an answer for the model to know it. VQAv2's usual list of 3129 answers has 9."""
+    """Training questions that must have an answer as their main one for the model to know it; 9 gives VQAv2's usual
+    list of 3129."""
+    new_head: bool = False
+    """Start with a new head where `model.init` has one for another number of answers than the file."""
+    official: bool = True
+    """Score questions with ten annotators to the letter of the official evaluator, which takes the annotators' words
+    nearly as they are; false normalises them too (see `evle.metrics.vqa_score`)."""
     max_test_words: int = Field(default=50, ge=1)
     """Words of a question kept at test; in training `text.max_words`, 30 as in EVE."""
 
@@ -62,27 +68,50 @@ class VQATask(Task):
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Collect the answers, the most frequent first, and the prior of each type of question."""
+        given = None if self.options.answers is None else self._given_answers(self.options.answers, config)
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)
         for place in range(len(samples)):
             sample = cast(VQASample, samples[place])
-            counts.update(soft_scores(sample.answers).keys())
+            if main := main_answer(sample.answers):
+                counts[main] += 1
             by_type[sample.question_type].update(map(normalize_answer, sample.answers))
             by_type[""].update(map(normalize_answer, sample.answers))
         self.prior = {
             kind: min(found, key=lambda answer: (-found[answer], answer)) for kind, found in by_type.items() if found
         }
-        if self.options.answers is not None:
-            self.answers = read_answers(self.options.answers)
-        else:
-            known = [answer for answer, count in counts.items() if count >= self.options.min_count]
-            self.answers = sorted(known, key=lambda answer: (-counts[answer], answer))
+        self.answers = frequent(counts, self.options.min_count) if given is None else given
         if not self.answers:
             raise ConfigError(
-                f"no answer occurs in min_count={self.options.min_count} training samples; lower it, "
+                f"no answer is the main one of min_count={self.options.min_count} training questions; lower it, "
                 "or name a file in task.answers"
             )
-        self._index = {answer: place for place, answer in enumerate(self.answers)}
+        self._index = places_of(self.answers)
+        self._asked = counts.total(), sum(times for answer, times in counts.items() if answer in self._index)
+        if not self._asked[1]:
+            raise ConfigError(
+                f"{self.options.answers}: none of its {len(self.answers):,} answers is the main one of a training "
+                "question; is it the list of other data?"
+            )
+
+    def notes(self) -> list[str]:
+        questions, known = self._asked
+        if known == questions:
+            return []
+        return [
+            f"the main answer of {questions - known:,} of {questions:,} training questions is not among the "
+            f"{len(self.answers):,} known ones and cannot be learned"
+        ]
+
+    def _given_answers(self, path: str, config: PreTrainedConfig) -> list[str]:
+        """Those of a file, which must be as many as the head to start from has outputs."""
+        answers, built = read_answers(path), known_answers(config)
+        if built and len(answers) != len(built) and not self.options.new_head:
+            raise ConfigError(
+                f"{path} has {len(answers)} answers but the head was built for {len(built)}; name the list that it was "
+                "built for, or set task.new_head=true to learn a new head"
+            )
+        return answers
 
     def model_overrides(self) -> dict[str, Any]:
         return {
@@ -91,8 +120,21 @@ class VQATask(Task):
         }
 
     def bind(self, config: PreTrainedConfig) -> None:
-        self.answers = [answer for _, answer in sorted((config.id2label or {}).items())]
-        self._index = {normalize_answer(answer): place for place, answer in enumerate(self.answers)}
+        """Take the answers from the model. A head without them, such as a converted one, needs the file."""
+        self.answers = known_answers(config)
+        if not self.answers:
+            if self.options.answers is None:
+                raise ConfigError(
+                    f"the model does not say which {config.num_labels} answers it knows; name their list with "
+                    "task.answers=FILE"
+                )
+            self.answers = read_answers(self.options.answers)
+            if len(self.answers) != config.num_labels:
+                raise ConfigError(
+                    f"{self.options.answers} has {len(self.answers)} answers but the head was built for "
+                    f"{config.num_labels}; name the list that it was built for"
+                )
+        self._index = places_of(self.answers)
 
     def state(self) -> dict[str, Any]:
         return {"prior": self.prior}
@@ -135,13 +177,13 @@ class VQATask(Task):
         # Where the answers are not public (VQAv2 test), there are predictions and no scores.
         known = [sample for sample in asked if sample.answers]
         if settings.quick:
-            scores = _accuracy(known, [given[sample.key] for sample in known])
+            scores = self._accuracy(known, [given[sample.key] for sample in known])
             return Evaluation(
                 {name: score for name, score in scores.items() if name == self.metric}, skipped=swept.skipped
             )
         return Evaluation(
-            scores=_accuracy(known, [given[sample.key] for sample in known]),
-            chance=_accuracy(known, [self._guess(sample) for sample in known]) if self.prior else {},
+            scores=self._accuracy(known, [given[sample.key] for sample in known]),
+            chance=self._accuracy(known, [self._guess(sample) for sample in known]) if self.prior else {},
             galleries=[_gallery(asked, given, settings.num_examples)],
             predictions=[
                 {
@@ -154,6 +196,18 @@ class VQATask(Task):
                 for sample in asked
             ],
             skipped=swept.skipped,
+            files=vqa_submission(given),
+        )
+
+    def _accuracy(self, samples: list[VQASample], answers: list[str]) -> dict[str, float]:
+        if not samples:
+            return {}
+        return vqa_accuracy(
+            answers,
+            [sample.answers for sample in samples],
+            answer_types=[sample.answer_type for sample in samples],
+            question_types=[sample.question_type for sample in samples],
+            official=self.options.official,
         )
 
     def _clean_question(self, question: str, train: bool) -> str:
@@ -165,31 +219,10 @@ class VQATask(Task):
         return self.prior.get(sample.question_type, self.prior[""])
 
 
-def read_answers(path: str) -> list[str]:
-    """The answers of a file, a JSON list or one a line, normalised, each once. Raises ConfigError for a file without
-    any."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a list of answers ({error})") from None
-    if not isinstance(answers, list):
-        raise ConfigError(f"{path}: must hold a list of answers, not a {type(answers).__name__}")
-    answers = list(dict.fromkeys(normalize_answer(str(answer)) for answer in answers if str(answer).strip()))
-    if not answers:
-        raise ConfigError(f"{path}: holds no answer")
-    return answers
-
-
-def _accuracy(samples: list[VQASample], answers: list[str]) -> dict[str, float]:
-    if not samples:
-        return {}
-    return vqa_accuracy(
-        answers,
-        [sample.answers for sample in samples],
-        answer_types=[sample.answer_type for sample in samples],
-        question_types=[sample.question_type for sample in samples],
-    )
+def known_answers(config: PreTrainedConfig) -> list[str]:
+    """The answers that a model's config holds; none where it has only placeholders LABEL_0, LABEL_1 ..."""
+    labels = [str(answer) for _, answer in sorted((config.id2label or {}).items(), key=lambda item: int(item[0]))]
+    return [] if labels == [f"LABEL_{place}" for place in range(len(labels))] else labels
 
 
 def _gallery(samples: list[VQASample], given: dict[str, str], num_examples: int) -> Gallery:

@@ -1,0 +1,36 @@
+"""Files that leaderboards and official evaluators take, made of predictions.
+
+VQA: a JSON list of {"question_id", "answer"} (visualqa.org); NLVR2: lines "identifier,True" (its evaluator's script).
+A file is made where the samples' keys are official ones: numbers, and identifiers.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+VQA_FILE = "vqa_submission.json"
+NLVR2_FILE = "nlvr2_submission.csv"
+
+_IDENTIFIER = re.compile(r"\w+-\d+-\d+-\d+")
+
+
+def vqa_submission(answers: Mapping[str, str]) -> dict[str, str]:
+    """{file name: text} of the answers by question_id; nothing where some key is no number.
+
+    >>> vqa_submission({"262148000": "down"})
+    {'vqa_submission.json': '[{"question_id": 262148000, "answer": "down"}]'}
+    """
+    if not answers or not all(key.isascii() and key.isdigit() for key in answers):
+        return {}
+    return {VQA_FILE: json.dumps([{"question_id": int(key), "answer": answer} for key, answer in answers.items()])}
+
+
+def nlvr2_submission(verdicts: Mapping[str, bool]) -> dict[str, str]:
+    """{file name: text} of the verdicts by identifier; nothing where some key is none.
+
+    >>> nlvr2_submission({"dev-850-0-0": True, "dev-850-1-0": False})
+    {'nlvr2_submission.csv': 'dev-850-0-0,True\\ndev-850-1-0,False\\n'}
+    """
+    if not verdicts or not all(_IDENTIFIER.fullmatch(key) for key in verdicts):
+        return {}
+    return {NLVR2_FILE: "".join(f"{key},{bool(verdict)}\n" for key, verdict in verdicts.items())}
