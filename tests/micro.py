@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from evle.config import merge
-from evle.data.samples import CaptionSample, NLVR2Sample, VQASample
+from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
 from evle.recipe import RunConfig
 
 THINGS = ("apple", "frog", "sky", "sun", "coal", "snow", "grape", "carrot")
@@ -30,16 +30,31 @@ MICRO = {
     "decoder_num_heads": 2,
 }
 
+TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+MICRO_VLE = {
+    **TOWER,
+    "text_config": TOWER,
+    "vision_config": {**TOWER, "image_size": 16, "patch_size": 8},
+}
+SMALLEST = {"eve": ("eve-tiny", MICRO), "vle": ("vle-tiny", MICRO_VLE)}
+
 
 def picture(colour: str) -> Image.Image:
     return Image.new("RGB", (20, 20), colour)
 
 
 def caption_samples() -> list[CaptionSample]:
-    """Pictures of one colour; either word of a caption tells the other."""
+    """Pictures of one colour, a thing in one quarter; either word of a caption tells the other."""
     return [
-        CaptionSample(colour, picture(colour), (f"{colour} {thing}",), tags=(thing, "plain"), match_id=thing)
-        for colour, thing in zip(COLOURS, THINGS, strict=True)
+        CaptionSample(
+            colour,
+            picture(colour),
+            (f"{colour} {thing}",),
+            boxes=(Box(10 * (place % 2), 10 * (place // 2 % 2), 10, 10, label=thing, phrase=f"{colour} {thing}"),),
+            tags=(thing, "plain"),
+            match_id=thing,
+        )
+        for place, (colour, thing) in enumerate(zip(COLOURS, THINGS, strict=True))
     ]
 
 
@@ -58,23 +73,49 @@ def nlvr2_samples() -> list[NLVR2Sample]:
     ]
 
 
+def vcr_samples() -> list[VCRSample]:
+    """Which colour a person's half of a picture is; because the other half is the same or not."""
+    samples = []
+    for place, colour in enumerate(COLOURS):
+        image = picture(colour)
+        image.paste("gray", (10, 0, 20, 20))
+        choices = [COLOURS[(place + step - place % 4) % 8] for step in range(4)]
+        reasons = [COLOURS[(place + step - (place + 1) % 4) % 8] for step in range(4)]
+        samples.append(
+            VCRSample(
+                colour,
+                image,
+                (Box(0, 0, 10, 20, label="person"), Box(10, 0, 10, 20, label="cloth")),
+                ("what", "is", (0,), "?"),
+                tuple((each,) for each in choices),
+                tuple(("because", (0, 1), "show", each) for each in reasons),
+                answer_label=place % 4,
+                rationale_label=(place + 1) % 4,
+            )
+        )
+    return samples
+
+
 SAMPLES = {
     "pretraining": caption_samples,
     "retrieval": caption_samples,
     "vqa": vqa_samples,
     "nlvr2": nlvr2_samples,
+    "vcr-q2a": vcr_samples,
+    "vcr-qa2r": vcr_samples,
 }
 
 
-def micro_run(output: Path, task: str, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A run of the micro model that takes a second or two."""
+def micro_run(output: Path, task: str, changes: dict[str, Any] | None = None, family: str = "eve") -> RunConfig:
+    """A run of a family's micro model that takes a second or two."""
+    preset, overrides = SMALLEST[family]
     tree = {
         "task": {"name": task},
-        "model": {"preset": "eve-tiny", "overrides": MICRO},
+        "model": {"preset": preset, "overrides": overrides},
         "tokenizer": {"vocab_size": 400},
         "image": {"flip": 0.0, "scale": [1.0, 1.0]},
-        "text": {"max_length": 12},
-        "optim": {"lr": 5e-3, "warmup": 0.1},
+        "text": {"max_length": 40 if task.startswith("vcr") else 12},
+        "optim": {"lr": {"eve": 5e-3, "vle": 2e-3}[family], "warmup": 0.1},
         "train": {"steps": 20, "batch_size": 8, "eval_every": 0, "log_every": 5},
         "evaluate": {"batch_size": 8, "examples": 2},
         "output": str(output),

@@ -12,6 +12,7 @@ from evle.errors import CheckpointError, ConfigError
 from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_run
 from evle.recipes import find_recipe, listing, recipes
 from evle.stages import read_stages, run_stages
+from evle.tasks import TASKS
 from micro import MICRO, SAMPLES, micro_run
 
 SCENES = {"source": "scenes", "size": 24}
@@ -92,18 +93,21 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
         run_stages(changed, say=said.append)
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("family", "name"), [("eve", "retrieval"), ("vle", "pretraining"), ("vle", "vqa"), ("vle", "vcr-qa2r")]
+)
+def test_an_interrupted_run_resumes_to_the_same_weights(family, name, tmp_path):
     from evle.engine.trainer import Diverged
 
-    whole = micro_run(
-        tmp_path / "whole", "retrieval", {"train": {"steps": 12, "save_every": 4}, "image": {"flip": 0.5}}
-    )
+    changes = {"train": {"steps": 12, "save_every": 4}, "image": {"flip": 0.5}}
+    if family == "vle":  # dropout too draws the same again
+        changes["model"] = {"overrides": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}}
+    whole = micro_run(tmp_path / "whole", name, changes, family)
     train(whole)
     cut = whole.model_copy(update={"output": str(tmp_path / "cut")})
-    import evle.tasks.retrieval as retrieval
 
     calls = 0
-    collate = retrieval.RetrievalTask.collate
+    collate = TASKS[name].collate
 
     def failing(self, features):
         nonlocal calls
@@ -113,7 +117,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
         return collate(self, features)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval.RetrievalTask, "collate", failing)
+        patch.setattr(TASKS[name], "collate", failing)
         with pytest.raises(Diverged):
             train(cut)
     train(cut, resume=True)
@@ -252,4 +256,6 @@ def test_the_listing_says_what_data_length_and_needs():
     assert rows["eve-base-coco-retrieval"][3] == "10 epochs x 256"
     for row in rows.values():
         assert row[1], f"{row[0]} has no title"
-        assert row[4] or not row[0].startswith(("eve-base", "eve-large", "vle-base", "vle-large")), f"{row[0]}: no needs"
+        assert row[4] or not row[0].startswith(("eve-base", "eve-large", "vle-base", "vle-large")), (
+            f"{row[0]}: no needs"
+        )

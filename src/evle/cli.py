@@ -201,6 +201,27 @@ def evaluate(
 
 
 @app.command()
+def vcr(
+    q2a: Annotated[str, typer.Argument(help="A run or model folder of vcr-q2a, which answers.", show_default=False)],
+    qa2r: Annotated[
+        str, typer.Argument(help="One of vcr-qa2r, which gives the reason for an answer.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Score two models together, question to answer and reason, and write the leaderboard's file.
+
+    \b
+      evle vcr runs/q2a runs/qa2r
+      evle vcr models/q2a models/qa2r data.test.source=vcr data.test.split=val data.path=FOLDER -o scores
+    """
+    from evle import joint
+
+    folder = output or Path(qa2r) / "joint"
+    _show(joint.judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
+
+
+@app.command()
 def run(
     recipe: Recipe,
     overrides: Overrides = None,

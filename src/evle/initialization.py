@@ -17,17 +17,26 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    DebertaV2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.models.eve import EVEConfig
-from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
 from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
 from evle.models.vle import VLEConfig
-from evle.models.vle.modeling import extend_token_types
+from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
+from evle.models.vle.tokenization import read_json, read_sentencepiece
+from evle.models.vle.towers import read_clip, read_deberta
 from evle.pipelines import PROCESSORS, model_folder
 
 ModelConfig = EVEConfig | VLEConfig
@@ -49,7 +58,10 @@ class ModelOptions(Config):
     init: str | None = None
     """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
     vision: str | None = None
-    """A vision Transformer's checkpoint (BEiT v2, BEiT, DeiT, ViT) that the image side of a preset starts from."""
+    """A trained image model that a preset starts from: a vision Transformer's checkpoint for EVE (BEiT v2, BEiT, DeiT,
+    ViT), the folder of a CLIP for VLE, of which the preset's number of layers is kept."""
+    text: str | None = None
+    """The folder of a trained DeBERTa-v2 or v3 that a VLE preset starts from, with its tokenizer."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -90,17 +102,23 @@ def starting_config(options: ModelOptions) -> ModelConfig:
             f"model.init={options.init} is a bare checkpoint file; make a model folder of it first: "
             f"evle convert eve {options.init} FOLDER"
         )
-    if options.init is not None and options.vision is not None:
-        raise ConfigError(
-            f"model.init={options.init} and model.vision={options.vision} both name weights; leave one of them out"
-        )
+    for name in ("vision", "text"):
+        if options.init is not None and (other := getattr(options, name)) is not None:
+            raise ConfigError(
+                f"model.init={options.init} and model.{name}={other} both name weights; leave one of them out"
+            )
     if options.init is not None:
         config = read_config(options.init)
         _refuse_other_size(options, config)
         return config.with_changes(**options.overrides)
     if options.preset is None:
         raise ConfigError("the model is not named: set model.preset=NAME, or model.init=RUN to start from weights")
-    return _preset_config(options.preset, options.overrides)
+    config = _preset_config(options.preset, options.overrides)
+    if isinstance(config, VLEConfig):
+        return _with_towers(config, options)
+    if options.text is not None:
+        raise ConfigError(f"model.text={options.text} starts VLE models only; {options.preset} is none")
+    return config
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -148,9 +166,9 @@ def build_model(
     model = model_class(config)
     if options.init is None:
         loaded = Loaded(model, origin=f"random weights of size {options.preset}")
-        if options.vision is not None:
-            if not isinstance(model, EVEPreTrainedModel):
-                raise ConfigError(f"model.vision={options.vision} starts EVE models only; {options.preset} is none")
+        if isinstance(model, VLEPreTrainedModel):
+            _load_towers(loaded, options)
+        elif options.vision is not None:
             loaded.origin += f"; {options.vision}: {init_from_vision(model, options.vision)}"
         return loaded
     folder = model_folder(options.init)
@@ -158,6 +176,25 @@ def build_model(
     loaded = Loaded(model, origin=str(options.init))
     _fit_tensors(loaded, tensors, start, folder)
     return loaded
+
+
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder: a SentencePiece model as DeBERTa's release has it, or any that AutoTokenizer reads.
+
+    Raises ConfigError for a folder without one.
+    """
+    folder = Path(folder)
+    if (folder / "spm.model").is_file():
+        settings, added = (folder / name for name in ("tokenizer_config.json", "added_tokens.json"))
+        return read_sentencepiece(
+            folder / "spm.model",
+            read_json(settings if settings.is_file() else None),
+            read_json(added if added.is_file() else None),
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no tokenizer ({str(error).splitlines()[0]})") from None
 
 
 def is_released(path: str) -> bool:
@@ -232,6 +269,40 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
     loaded.new = frozenset(own.keys() - fitting.keys() - tied)
     if not any(name.startswith(backbone) for name in fitting):
         raise CheckpointError(f"{folder}: holds no tensor of this model's backbone ({backbone}*)")
+
+
+def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
+    """`config` with the towers that the options name in place of the preset's, but its image size and its number of
+    image layers."""
+    fields = config.to_dict()
+    for name, path, kind in (
+        ("vision_config", options.vision, CLIPVisionConfig),
+        ("text_config", options.text, DebertaV2Config),
+    ):
+        if path is not None:
+            try:
+                tower = kind.from_pretrained(path, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: holds no model ({str(error).splitlines()[0]})") from None
+            kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}
+            fields[name] = {**tower.to_dict(), **kept, **options.overrides.get(name, {})}
+    return VLEConfig.from_dict(fields)
+
+
+def _load_towers(loaded: Loaded, options: ModelOptions) -> None:
+    """Give the loaded VLE the weights of the towers that the options name."""
+    model, config = loaded.model.base_model, loaded.model.config
+    if options.vision is not None:
+        tower = read_clip(options.vision, config.vision_config.num_hidden_layers)
+        weights = tower.state_dict()
+        for name, table in weights.items():
+            if name.endswith("position_embedding.weight"):
+                weights[name] = resize_positions(table, config.patches_per_side, config.patches_per_side)
+        model.vision_model.vision_model.load_state_dict(weights)
+        loaded.origin += f"; the image tower is {options.vision}"
+    if options.text is not None:
+        model.text_model.load_state_dict(read_deberta(options.text).state_dict())
+        loaded.origin += f"; the text tower is {options.text}"
 
 
 def _answers(config: PreTrainedConfig) -> dict[int, str]:

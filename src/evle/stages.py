@@ -3,6 +3,8 @@
 A recipe of stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}. `model.init:
 stage:NAME` starts from the model of an earlier stage. Running it again skips finished stages and resumes unfinished
 ones.
+
+`vcr: {NAME: [Q2A_STAGE, QA2R_STAGE]}` beside the stages scores two of them together, VCR's Q to AR, in <output>/NAME.
 """
 
 import json
@@ -16,6 +18,7 @@ from evle.distributed import barrier, is_main
 from evle.engine.run import MAY_CHANGE, Run
 from evle.engine.trainer import join_processes
 from evle.errors import ConfigError, nearest
+from evle.joint import judge_vcr
 from evle.recipe import RunConfig, finetune, pretrain
 from evle.recipes import find_recipe
 from evle.report import Curve, Gallery, Report, Table, read_galleries
@@ -23,7 +26,9 @@ from evle.tasks import TASKS
 
 STAGE = "stage:"
 SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
-TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages"}
+TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr"}
+JOINT = "vcr"
+METRICS = {**{name: task.metric for name, task in TASKS.items()}, JOINT: "q2ar"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,33 @@ class Stage:
     config: RunConfig
     after: str = ""
 
+    @property
+    def task(self) -> str:
+        return self.config.task["name"]
+
+    @property
+    def start(self) -> str:
+        """Where its weights come from, "" for nowhere."""
+        return self.after or self.config.model.init or ""
+
+
+@dataclass(frozen=True)
+class JointStage:
+    """Two stages scored together: which answer is right, and for which reason."""
+
+    name: str
+    q2a: Stage
+    qa2r: Stage
+    output: Path
+
+    @property
+    def task(self) -> str:
+        return JOINT
+
+    @property
+    def start(self) -> str:
+        return self.q2a.start if self.q2a.start == self.qa2r.start else f"{self.q2a.start} and {self.qa2r.start}"
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -43,6 +75,12 @@ class Stages:
     about: str
     output: Path
     stages: list[Stage]
+    joint: list[JointStage]
+
+    @property
+    def every(self) -> list[Stage | JointStage]:
+        """What is trained, then what is scored together."""
+        return [*self.stages, *self.joint]
 
 
 class Comparison(Report):
@@ -85,7 +123,20 @@ def read_stages(name: str | Path, overrides: Sequence[str] = ()) -> Stages:
             own = merge(own, {"model": {"init": str(output / after)}})
         own = {"title": stage, **own, "output": str(output / stage)}
         stages.append(Stage(stage, RunConfig.build(own, f"{path}, stage {stage}"), after))
-    return Stages(tree.get("title") or path.stem, tree.get("about") or "", output, stages)
+    joint = [_joint_stage(path, name, pair, stages, output) for name, pair in (tree.get(JOINT) or {}).items()]
+    return Stages(tree.get("title") or path.stem, tree.get("about") or "", output, stages, joint)
+
+
+def _joint_stage(path: Path, name: str, pair: Any, stages: Sequence[Stage], output: Path) -> JointStage:
+    named = {stage.name: stage for stage in stages}
+    tasks = ("vcr-q2a", "vcr-qa2r")
+    if not isinstance(pair, list) or [named[each].task for each in pair if each in named] != [*tasks]:
+        raise ConfigError(
+            f"{path}: vcr.{name}: {pair} must be two stages, one of the task {tasks[0]}, one of {tasks[1]}"
+        )
+    if name in named:
+        raise ConfigError(f"{path}: vcr.{name}: a stage has that name already")
+    return JointStage(name, named[pair[0]], named[pair[1]], output / name)
 
 
 def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], None] = print) -> Report:
@@ -99,7 +150,7 @@ def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], 
     reports: dict[str, Path] = {}
     for number, stage in enumerate(recipe.stages, 1):
         run = Run(stage.config.output)
-        label = f"[{number}/{len(recipe.stages)}] {stage.name}"
+        label = f"[{number}/{len(recipe.every)}] {stage.name}"
         anew = overwrite or stage.after in ran
         is_kept = not anew and is_finished(run)
         if is_main():
@@ -112,6 +163,15 @@ def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], 
             ran.add(stage.name)
             barrier()  # the main process writes the report that all of them read
         reports[stage.name] = run.folder / "report.json"
+    for number, pair in enumerate(recipe.joint, len(recipe.stages) + 1):
+        reports[pair.name] = pair.output / "report.json"
+        is_kept = not overwrite and not ran & {pair.q2a.name, pair.qa2r.name} and reports[pair.name].is_file()
+        if is_main():
+            label = f"[{number}/{len(recipe.every)}] {pair.name}"
+            say(f"{label}: finished before, kept" if is_kept else f"{label}: {pair.output}")
+        if not is_kept:
+            judge_vcr(pair.q2a.config.output, pair.qa2r.config.output, output=pair.output, title=pair.name)
+            barrier()
     report = combine(recipe, reports)
     if is_main():
         report.write(recipe.output)
@@ -133,10 +193,10 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
     scores: dict[str, Any] = {}
     results: dict[str, dict[str, float]] = {}  # by "task: score", then by what was measured
     summary = [recipe.about] if recipe.about else []
-    for task in dict.fromkeys(stage.config.task["name"] for stage in recipe.stages):
+    for task in dict.fromkeys(stage.task for stage in recipe.every):
         rows: dict[str, dict[str, float]] = {}
-        for stage in recipe.stages:
-            if stage.config.task["name"] == task:
+        for stage in recipe.every:
+            if stage.task == task:
                 found = read[stage.name]["scores"]
                 if chance := found.get("chance"):
                     rows.setdefault("chance", chance)
@@ -144,18 +204,19 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
         scores |= {f"{task}: chance" if name == "chance" else name: row for name, row in rows.items()}
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         tables.append(Table(f"{task}: scores", ["score", *rows], _turned(columns, rows)))
-        starts = {stage.name: start for stage in recipe.stages if (start := _start(stage, recipe)) is not None}
+        starts = {stage.name: start for stage in recipe.every if (start := _start(stage, recipe)) is not None}
         measured = {starts.get(name, name): row for name, row in rows.items()}
-        for column in columns if "chance" in rows else []:
+        for column in rows.get("chance", ()):
             if "/" not in column:  # the scores of parts have a name with a stroke
                 results[f"{task}: {column}"] = {name: row[column] for name, row in measured.items() if column in row}
         summary.append(_in_words(task, measured))
-        losses = {name: _losses(read[name]) for name in rows if name in read}
-        curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
+        losses = {name: points for name in rows if name in read and (points := _losses(read[name]))}
+        if losses:
+            curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
     summary.append(
-        "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.stages)
+        "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.every)
     )
-    provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.stages}
+    provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.every}
     for name, path in reports.items():
         for gallery in read_galleries(path.parent):
             galleries.append(Gallery(f"{name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note))
@@ -171,21 +232,15 @@ def _turned(columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> 
     return [[column, *(row.get(column) for row in rows.values())] for column in columns]
 
 
-def _start(stage: Stage, recipe: Stages) -> str | None:
+def _start(stage: Stage | JointStage, recipe: Stages) -> str | None:
     """What a stage started from, in words; None where another stage of its task started from the same."""
-    start = stage.after or stage.config.model.init
-    task = stage.config.task["name"]
-    same = [
-        each for each in recipe.stages
-        if each.config.task["name"] == task and (each.after or each.config.model.init) == start
-    ]  # fmt: skip
-    if len(same) > 1:
+    if sum((each.task, each.start) == (stage.task, stage.start) for each in recipe.every) > 1:
         return None
-    return f"weights of {start}" if start else "random weights"
+    return f"weights of {stage.start}" if stage.start else "random weights"
 
 
 def _in_words(task: str, measured: Mapping[str, Mapping[str, float]]) -> str:
-    metric = TASKS[task].metric
+    metric = METRICS[task]
     found = [f"{row[metric]:.4g} by chance" if name == "chance" else f"{row[metric]:.4g} from {name}"
              for name, row in measured.items() if metric in row]  # fmt: skip
     return f"{task}, {metric}: {', '.join(found)}"
