@@ -19,6 +19,7 @@ CHUNK = 1 << 20
 LARGEST = 1 << 28
 """Characters of one element at most; more is a file of another form."""
 
+BLANKS = " \t\n\r"
 _MARGIN = 16  # a word, escape or number cut in two fails at most so many characters before the end of what was read
 
 
@@ -71,27 +72,31 @@ class JsonArrays:
         while window.peek() != "}":
             if found:
                 window.take(",")
-            name = window.value("its members' names")[2]
+            window.peek()
+            name = str(window.value("the name of a member", len(found)))
             window.take(":")
-            found.append(str(name))
+            found.append(name)
             if window.peek() == "[":
-                yield from self._array(window, str(name))
+                yield from self._array(window, name)
             else:
-                window.value(repr(name))
+                window.value(f"member {name!r}", 0)
         window.take("}")
         return found
 
     def _array(self, window: "_Window", name: str) -> Iterator[Element]:
         wanted, number = name in self.names, 0
+        what = f"element of {name!r}" if name else "element"
         window.take("[")
-        while window.peek() != "]":
-            if number:
-                window.take(",")
-            place = f"element {number:,}" + (f" of {name!r}" if name else "")
-            offset, length, value = window.value(place)
+        more = window.peek() != "]"
+        while more:
+            window.peek()
+            offset = window.byte
+            value = window.value(what, number)
             if wanted:
-                yield Element(name, offset, length, value)
+                yield Element(name, offset, window.byte - offset, value)
             number += 1
+            more = window.peek() == ","
+            window.at += more
         window.take("]")
 
 
@@ -112,19 +117,31 @@ class _Window:
     def __init__(self, file: BinaryIO, path: str):
         self.file, self.path = file, path
         self.digest = hashlib.blake2b(digest_size=8)
-        self.text, self.at, self.byte, self.ended = "", 0, 0, False
+        self.text, self.at, self.ended = "", 0, False
+        self._known = (0, 0)  # a character of the text, and its place in the file in bytes
         self._characters = codecs.getincrementaldecoder("utf-8")()
         self._decode = json.JSONDecoder().raw_decode
         if self.peek() == "\ufeff":  # a byte order mark
-            self._advance(self.at + 1)
+            self.at += 1
+
+    @property
+    def byte(self) -> int:
+        """The place of the current character in the file."""
+        character, byte = self._known
+        if self.text.isascii():
+            return byte + self.at - character
+        byte += len(self.text[character : self.at].encode())
+        self._known = (self.at, byte)
+        return byte
 
     def peek(self) -> str:
         """The next character that is not blank, or "" at the end."""
         while True:
-            self._advance(WHITESPACE.match(self.text, self.at).end())
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._more():
+            mark = self.text[self.at : self.at + 1]
+            if mark and mark not in BLANKS:
+                return mark
+            self.at = WHITESPACE.match(self.text, self.at).end()
+            if self.at == len(self.text) and not self._more():
                 return ""
 
     def take(self, mark: str) -> None:
@@ -132,34 +149,27 @@ class _Window:
         found = self.peek()
         if found != mark:
             raise self.error(f"{mark!r} should stand where {found!r} does" if found else f"cut short before {mark!r}")
-        self._advance(self.at + 1)
+        self.at += 1
 
-    def value(self, place: str) -> tuple[int, int, Any]:
-        """(offset, length, value) of the next value; `place` is what an error calls it."""
-        self.peek()
+    def value(self, what: str, number: int) -> Any:
+        """The value that begins here, which an error calls `what` and its `number`."""
         while True:
             try:
                 value, end = self._decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - _MARGIN
                 if not cut or len(self.text) - self.at > LARGEST:
-                    raise self.error(f"{place} is not JSON ({error.msg})") from None
+                    raise self.error(f"{what} {number:,} is not JSON ({error.msg})") from None
                 if not self._more():
-                    raise self.error(f"cut short in {place}") from None
+                    raise self.error(f"cut short in {what} {number:,}") from None
                 continue
             if end == len(self.text) and self.text[end - 1] not in '}]"' and self._more():
                 continue  # a number may go on
-            offset = self.byte
-            self._advance(end)
-            return offset, self.byte - offset, value
+            self.at = end
+            return value
 
     def error(self, what: str) -> DataError:
         return DataError(f"{self.path}: {what}, at byte {self.byte:,}; fetch or unpack the file again")
-
-    def _advance(self, end: int) -> None:
-        passed = self.text[self.at : end]
-        self.byte += len(passed) if passed.isascii() else len(passed.encode())
-        self.at = end
 
     def _more(self) -> bool:
         """Read on, at least as much as is being held; False at the end of the file."""
@@ -168,9 +178,11 @@ class _Window:
         data = self.file.read(max(CHUNK, len(self.text) - self.at))
         self.digest.update(data)
         self.ended = not data
+        self._known = (0, self.byte)
         try:
             self.text = self.text[self.at :] + self._characters.decode(data, final=self.ended)
         except UnicodeDecodeError:
-            raise self.error("not UTF-8 text in what follows") from None
+            self.text, self.at = "", 0
+            raise self.error("what follows is not UTF-8 text") from None
         self.at = 0
         return bool(data)

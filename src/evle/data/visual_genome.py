@@ -125,7 +125,7 @@ class _Index:
         """Read through a file whose records hold a list `member`, "regions" or "objects"."""
         ids, offsets, lengths, counts = array("q"), array("q"), array("i"), array("i")
         arrays = JsonArrays(file)
-        boxes_of = _region_boxes if member == "regions" else _object_boxes
+        count = _count_phrases if member == "regions" else _count_names
         for number, element in enumerate(arrays):
             where = f"{file}: record {number}"
             record = element.value
@@ -133,7 +133,7 @@ class _Index:
             ids.append(_image_id(record, where))
             offsets.append(element.offset)
             lengths.append(element.length)
-            counts.append(sum(1 for _ in boxes_of(found, where)))
+            counts.append(count(found, where))
         refuse_duplicates(np.frombuffer(ids, np.int64), file, "image id")
         return cls(file, np.array(ids), np.array(offsets), np.array(lengths), np.array(counts), arrays.fingerprint)
 
@@ -176,6 +176,22 @@ class _Reader:
         return _object_boxes(self.objects.record(int(self._order[found]))["objects"], f"image {image_id}")
 
 
+def _count_phrases(regions: Sequence[Any], where: str) -> int:
+    """How many boxes `_region_boxes` makes."""
+    try:
+        return sum(1 for region in regions if region["phrase"].strip())
+    except (KeyError, TypeError, AttributeError):
+        return sum(1 for _ in _region_boxes(regions, where))  # says what is wrong
+
+
+def _count_names(objects: Sequence[Any], where: str) -> int:
+    """How many boxes `_object_boxes` makes."""
+    try:
+        return sum(1 for each in objects if each["names"] and each["names"][0].strip())
+    except (KeyError, TypeError, AttributeError):
+        return sum(1 for _ in _object_boxes(objects, where))
+
+
 def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
     """A box for each region with a phrase."""
     for region in regions:
@@ -195,7 +211,7 @@ def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
 
 def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:
     values = [field(record, name, where) for name in names]
-    if not all(isinstance(value, int | float) for value in values):
+    if not all(isinstance(value, (int, float)) for value in values):
         raise DataError(f"{where}: the box {values} must be four numbers; take the official file anew")
     return values
 

@@ -131,7 +131,7 @@ class _SbuFile:
         with open(self.path, "rb") as file:
             for row, offset in enumerate(offsets["image_urls"]):
                 file.seek(offset)
-                url = str(json.loads(file.read(lengths["image_urls"][row])))
+                url = str(json.loads(file.read(lengths["image_urls"][row]).decode()))
                 yield Link(row, offsets["captions"][row], lengths["captions"][row], url)
 
     def caption(self, offset: int, length: int) -> str:
