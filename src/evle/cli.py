@@ -438,6 +438,27 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = "captions"
     print("\n".join(showing.count(samples)))
 
 
+@data_app.command("answers")
+def list_answers(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The list: JSON, or .txt of one a line.")],
+    options: SourceOptions = None,
+    split: SplitOption = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Questions that must have an answer as their main one.")] = 9,
+) -> None:
+    """Write the list of answers that a VQA model shall know, as the official evaluator normalises them, the most
+    frequent first.
+
+    \b
+      evle data answers FOLDER --split train -o answers.json --min-count 2
+      evle data answers vqav2 path=FOLDER split=trainval -o answers.json
+      evle finetune my-vqa.yaml task.answers=answers.json
+    """
+    from evle.tasks.answers import write_answers
+
+    print(write_answers(_samples(source, options, "vqa", split), output, min_count))
+
+
 @data_app.command("shards")
 def pack_shards(
     source: Source,

@@ -2,7 +2,9 @@
 
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -16,11 +18,20 @@ from evle.transforms.tagged import object_names, spoken
 Split = Literal["train", "val", "test"]
 Samples = Sequence[Sample]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 
 
 def as_list(sources: Any) -> list[dict[str, Any]]:
     """The sources of one split: none, one, or several."""
     return list(sources) if isinstance(sources, list) else [sources] if sources is not None else []
+
+
+def _is_test(option: str, name: str) -> bool:
+    """Whether an option of a source names test data: splits such as test1 and test-dev, files such as vqa_test.json."""
+    if option == "split":
+        return name.lower().startswith("test")
+    path = PurePath(name.lower())
+    return path.suffix in FILES and re.search(r"(^|[^a-z])test([^a-z]|$)", path.stem) is not None
 
 
 class DataOptions(Config):
@@ -39,13 +50,14 @@ class DataOptions(Config):
     @model_validator(mode="after")
     def _test_is_not_for_choosing(self) -> "DataOptions":
         for source in as_list(self.val):
-            names = source.get("split") or ()
-            for name in [names] if isinstance(names, str) else names:
-                if str(name).lower().startswith("test"):
-                    raise ValueError(
-                        f"val reads the split {name!r}: the best weights would be chosen on test data and its "
-                        "scores mean nothing; choose on another split, or leave val out"
-                    )
+            for option in ("split", "files", "path"):
+                names = source.get(option) or ()
+                for name in [names] if isinstance(names, str) else names:
+                    if _is_test(option, str(name)):
+                        raise ValueError(
+                            f"val reads the {option} {name!r}: the best weights would be chosen on test data and its "
+                            "scores mean nothing; choose on another split, or leave val out"
+                        )
         if self.val is not None and as_list(self.val) == as_list(self.test):
             raise ValueError(
                 "val and test are the same data: the best weights would be chosen on what they are measured on; "

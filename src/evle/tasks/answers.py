@@ -43,6 +43,27 @@ def frequent(counts: Counter[str], min_count: int) -> list[str]:
     return sorted(known, key=lambda answer: (-counts[answer], answer))
 
 
+def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -> str:
+    """Write the frequent answers of questions to a file that `read_answers` reads; returns what to say of it.
+
+    Raises ConfigError where no answer is frequent enough.
+    """
+    counts = count_answers(samples)
+    answers = frequent(counts, min_count)
+    if not answers:
+        raise ConfigError(
+            f"no answer is the main one of {min_count} of {counts.total():,} questions; lower --min-count"
+        )
+    text = json.dumps(answers, ensure_ascii=False, indent=0) if Path(path).suffix == ".json" else "\n".join(answers)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+    share = 100 * sum(counts[answer] for answer in answers) / counts.total()
+    return (
+        f"{path}: {len(answers):,} of {len(counts):,} answers, the main ones of {share:.1f} % of "
+        f"{counts.total():,} questions"
+    )
+
+
 def read_answers(path: str | Path) -> list[str]:
     """The answers of a file, a JSON list or one a line, as they stand: their places are those of the head's outputs.
 
