@@ -13,8 +13,8 @@ ROOT = Path(evle.__file__).parent
 FLOORS = {
     7: ["cli"],
     6: ["demo", "server", "stages"],
-    5: ["recipe", "search"],
-    4: ["engine", "pipelines", "explain", "export"],
+    5: ["recipe", "search", "explain"],
+    4: ["engine", "pipelines", "export"],
     3: ["tasks", "convert"],
     2: ["models", "data", "transforms", "config"],
     1: ["objectives", "metrics", "report", "distributed", "precision", "errors"],

@@ -1,0 +1,190 @@
+"""Where a model looked: for each word of a text, how much the model's attention to it came from each patch.
+
+Attention is no proof of what decided an answer; it shows where information could flow. Two measures are offered.
+"rollout" follows it through all layers (Abnar and Zuidema 2020, arXiv 2005.00928: each layer passes on half of what a
+token already holds and half of what it attends to, heads averaged), in VLE through both towers and the fusion.
+"attention" is the last layer's attention alone, averaged over heads.
+
+Legend: T text tokens, P image tokens ([CLS] first), G patches a side, H heads, W words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evle.data.images import open_image
+from evle.data.samples import ImageSource
+from evle.errors import ConfigError, nearest
+from evle.models.eve import EVEModel
+from evle.models.vle import VLEModel
+from evle.pipelines import Pipeline
+from evle.transforms.heatmap import paint
+from evle.transforms.image import framing
+from evle.transforms.text import encode_words
+
+METHODS = ("rollout", "attention")
+
+TILE = 224
+"""Longest side of one picture on the sheet, in pixels."""
+
+COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `ExplainPipeline` found for one picture and one text.
+
+    `words` are the text's words as the tokenizer has them; `maps` (W, G, G) float32 is the share of attention that each
+    word gave to each patch, `whole` (G, G) that of the whole text (its [CLS], which the heads read). `center_crop` says
+    that the patches lie over the square in the middle of `image`.
+    """
+
+    image: Image.Image
+    text: str
+    words: list[str]
+    maps: np.ndarray
+    whole: np.ndarray
+    center_crop: bool
+
+    def picture(self) -> Image.Image:
+        """One sheet: the picture, then bright where the whole text and each word looked most.
+
+        Each map is scaled by its largest value: two maps compare where, not how much, and an even one is bright all
+        over.
+        """
+        tiles = [(self.image, "the picture"), (self._painted(self.whole), f"all: {self.text}")]
+        tiles += [(self._painted(each), word) for word, each in zip(self.words, self.maps, strict=True)]
+        return _sheet(tiles)
+
+    def _painted(self, weights: np.ndarray) -> Image.Image:
+        scaled = weights / max(float(weights.max()), 1e-12)
+        return paint(self.image, scaled, center_crop=self.center_crop, smooth=True)
+
+
+class ExplainPipeline(Pipeline):
+    """Maps from words to patches, from the attention of any trained model of either family; its head plays no part.
+
+    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is the circle")[0].picture().save("map.png")
+    ... # doctest: +SKIP
+    """
+
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"eve": EVEModel, "vle": VLEModel}
+
+    def __call__(self, image: ImageSource, text: str, *, method: str = "rollout") -> Explanation:
+        """The `Explanation` of one picture and one text; `method` is one of METHODS.
+
+        Raises SampleError for a picture that cannot be read, ConfigError for an unknown method and for a text without a
+        word.
+        """
+        if method not in METHODS:
+            raise ConfigError(f"there is no method {method!r}; {nearest(method, METHODS)}")
+        longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
+        token_ids, starts = encode_words(self.processor.tokenizer, self.clean(text), longest)
+        words = self._words(token_ids, starts)
+        if not words:
+            raise ConfigError(f"the text {text!r} holds no word; say what to look for")
+        picture = open_image(image)
+        pixel_values = self.pixel_values([self.frame(picture)])
+        attended = self._attended(pixel_values, torch.tensor([token_ids], device=self.model.device), method)  # (T, P)
+        side = pixel_values.shape[-1] // self.model.config.patch_size
+        grids = attended[:, 1:].unflatten(1, (side, side)).numpy()  # without [CLS]
+        return Explanation(
+            image=picture,
+            text=text,
+            words=[name for name, _ in words],
+            maps=np.stack([grids[places].mean(axis=0) for _, places in words]),
+            whole=grids[0],
+            center_crop=framing(self.processor.image_processor)[1],
+        )
+
+    def _words(self, token_ids: Sequence[int], starts: Sequence[bool]) -> list[tuple[str, list[int]]]:
+        """Each word and the places of its tokens; special tokens are no words."""
+        tokenizer = self.processor.tokenizer
+        special = set(tokenizer.all_special_ids)
+        groups: list[list[int]] = []
+        for place, (token, is_start) in enumerate(zip(token_ids, starts, strict=True)):
+            if token in special:
+                continue
+            if is_start or not groups:
+                groups.append([])
+            groups[-1].append(place)
+        return [(tokenizer.decode([token_ids[place] for place in places]).strip(), places) for places in groups]
+
+    def _attended(self, pixel_values: Tensor, input_ids: Tensor, method: str) -> Tensor:
+        """What each text token took from each image token, (T, P) float32 on the CPU."""
+        backbone = self.model.base_model
+        if isinstance(backbone, VLEModel):
+            with self.evaluating():
+                maps = backbone(pixel_values, input_ids, output_attentions=True).attentions
+            layers = {name: [heads[0].float().mean(dim=0).cpu() for heads in each] for name, each in maps.items()}
+            return layers["text_to_image"][-1] if method == "attention" else fusion_rollout(layers)
+        before = backbone.config._attn_implementation
+        backbone.set_attn_implementation("eager")  # the one that keeps its maps
+        try:
+            with self.evaluating():
+                output = backbone(pixel_values, input_ids, output_attentions=True)
+        finally:
+            backbone.set_attn_implementation(before)
+        joint = [heads[0].float().mean(dim=0).cpu() for heads in output.attentions]
+        num_image = output.image_hidden.shape[1]
+        whole = joint[-1] if method == "attention" else rollout(joint)
+        return whole[num_image:, :num_image]
+
+
+def rollout(maps: Sequence[Tensor]) -> Tensor:
+    """Attention maps (S, S) of successive layers to what each token of the last holds of each of the first, (S, S).
+
+    Rows sum to 1, as those of the maps do.
+    """
+    held = torch.eye(len(maps[0]))
+    for attention in maps:
+        held = 0.5 * held + 0.5 * attention @ held
+    return held
+
+
+def fusion_rollout(maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    """VLE's maps, by the names of `VLEOutput.attentions` and averaged over heads, to what each text token holds at the
+    end of each image token at the beginning, (T, P).
+
+    In each block a stream attends to itself and then to what the other stream held before the block.
+    """
+    text_own, image_own = rollout(maps["text"]), rollout(maps["image"])
+    num_text, num_image = len(text_own), len(image_own)
+    # What a token holds: of the T text tokens, then of the P image tokens.
+    text = torch.cat([text_own, torch.zeros(num_text, num_image)], dim=1)
+    image = torch.cat([torch.zeros(num_image, num_text), image_own], dim=1)
+    names = ("text_self", "text_to_image", "image_self", "image_to_text")
+    for text_self, text_to_image, image_self, image_to_text in zip(*(maps[name] for name in names), strict=True):
+        before_text, before_image = text, image
+        text = 0.5 * text + 0.5 * text_self @ text
+        text = 0.5 * text + 0.5 * text_to_image @ before_image
+        image = 0.5 * image + 0.5 * image_self @ image
+        image = 0.5 * image + 0.5 * image_to_text @ before_text
+    return text[:, num_text:]
+
+
+def _sheet(tiles: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Pictures with a line of text under each, in rows of COLUMNS."""
+    width, height = tiles[0][0].size
+    scale = TILE / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    font: Any = ImageFont.load_default(size=14)
+    gap, line = 8, 22
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    cell = (TILE + gap, size[1] + line + gap)
+    sheet = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (picture, text) in enumerate(tiles):
+        left, top = gap + place % columns * cell[0], gap + place // columns * cell[1]
+        sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
+        while len(text) > 1 and draw.textlength(text, font) > TILE:
+            text = text.removesuffix("…")[:-1] + "…"
+        draw.text((left, top + size[1] + 3), text, fill="black", font=font)
+    return sheet
