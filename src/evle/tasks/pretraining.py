@@ -190,16 +190,26 @@ class PreTrainingTask(Task):
         )
 
     def _related(self, text: str, boxes: Sequence[Box], corners: np.ndarray) -> np.ndarray:
-        """int64 (N,): 1 for the patches of the boxes whose phrase the text is or holds, 0 for the others; all -100
-        where no such box is in sight, as then nobody knows."""
-        words = f" {clean_caption(text, None)} "
-        named = [bool(box.phrase) and f" {clean_caption(box.phrase, None)} " in words for box in boxes]
-        seen = corners[np.array(named, dtype=bool)]
-        seen = seen[~np.isnan(seen).any(axis=1)]
-        if not len(seen):
-            return np.full(self.patches_per_side**2, IGNORED)
+        """int64 (N,): 1 for the patches of the boxes whose phrase the text is or holds, 0 for the others.
+
+        -100 where nobody knows: everywhere where no such box is in sight, and on the patches of other boxes when the
+        text is a caption, which may speak of them in other words.
+        """
+        words = clean_caption(text, None)
+        phrases = [clean_caption(box.phrase, None) for box in boxes]
+        in_sight = ~np.isnan(corners).any(axis=1)
+        named = in_sight & np.array([bool(each) and f" {each} " in f" {words} " for each in phrases], dtype=bool)
+        labels = np.full(self.patches_per_side**2, IGNORED)
+        if named.any():
+            labels[:] = 0
+            if words not in phrases:
+                labels[self._patches_of(corners[in_sight & ~named])] = IGNORED
+            labels[self._patches_of(corners[named])] = 1
+        return labels
+
+    def _patches_of(self, corners: np.ndarray) -> np.ndarray:
         size = (self.image_size, self.image_size)
-        return related_patches(seen, size, self.patches_per_side, min_cover=self.options.min_cover).astype(np.int64)
+        return related_patches(corners, size, self.patches_per_side, min_cover=self.options.min_cover)
 
     def _hidden(self, boxes: Sequence[Box], corners: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         """bool (N,), the patches that show any of one object, and the object's class; none and -100 without one."""
