@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from evle import __version__
+from evle import __version__, asking
 from evle.errors import EvleError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ Start here:
   evle run pictures data.path=FOLDER      train on it and report
   evle index FOLDER -o INDEX --model runs/pictures/retrieval
   evle search INDEX "a red car"
+  evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is it?"
 """,
     **STYLE,
 )
@@ -303,6 +304,10 @@ def search(
         print(f"page: {write_contact_sheet(hits, text or str(image), html, query_image=image)}")
 
 
+for verb in asking.VERBS:
+    app.command()(verb)
+
+
 @app.command()
 def convert(
     family: Annotated[str, typer.Argument(help="eve", show_default=False)],
@@ -375,7 +380,9 @@ Kind = Annotated[str, typer.Option(help="What to read: captions, vqa, nlvr2 or v
 SplitOption = Annotated[
     str | None, typer.Option(help="The split; all by default, train for scenes.", show_default=False)
 ]
-Source = Annotated[str, typer.Argument(help="A folder with a table, or scenes.", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(help="A folder with a table, or a source such as karpathy or scenes.", show_default=False)
+]
 SourceOptions = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source.", show_default=False)
 ]
@@ -383,21 +390,27 @@ SourceOptions = Annotated[
 
 @data_app.command("check")
 def check(
-    folder: Annotated[
-        Path, typer.Argument(help="Your folder of pictures, with captions.jsonl, .csv or .parquet.", show_default=False)
-    ],
+    source: Source,
+    options: SourceOptions = None,
     kind: Kind = "captions",
+    split: SplitOption = None,
     most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
 ) -> None:
-    """Read every row and decode every picture of a folder; name what cannot be used, exit code 1 if anything cannot.
+    """Read every row and decode every picture; name what cannot be used, exit code 1 if anything cannot.
 
     \b
       evle data check FOLDER
       evle data check FOLDER --kind vqa --most 1000
+      evle data check karpathy path=COCO --split val
     """
     from evle.data.check import check_folder
+    from evle.data.sample_check import check_samples
 
-    found = check_folder(folder, kind, progress=_progress if sys.stderr.isatty() else None)
+    told = _progress if sys.stderr.isatty() else None
+    if _is_source(source, options) or options or split is not None:
+        found: Any = check_samples(_samples(source, options, kind, split), progress=told)
+    else:
+        found = check_folder(source, kind, progress=told)
     print("\n".join(found.lines(most)))
     if not found.ok:
         raise typer.Exit(1)
@@ -487,12 +500,20 @@ def pack_shards(
 
 def _samples(source: str, options: list[str] | None, kind: str, split: str | None) -> Any:
     from evle.config import apply_overrides
-    from evle.data.sources import SOURCES, read_source
+    from evle.data.sources import read_source
 
     named: dict[str, Any] = {"task": kind, **({"split": split} if split is not None else {})}
-    if source not in SOURCES or Path(source).is_dir():
+    if not _is_source(source, options):
         named["path"], source = source, "folder"
     return read_source(source, apply_overrides(named, options or []))
+
+
+def _is_source(name: str, options: list[str] | None) -> bool:
+    """Whether `name` is a source's; a folder of that name wins, unless the options give another path."""
+    from evle.data.sources import SOURCES
+
+    has_path = any(option.startswith("path=") for option in options or [])
+    return name in SOURCES and (has_path or not Path(name).is_dir())
 
 
 def _progress(done: int, total: int) -> None:

@@ -33,7 +33,7 @@ from evle.data.official import (
 )
 from evle.data.rows import Row, Rows
 from evle.data.samples import Box, CaptionSample
-from evle.errors import DataError
+from evle.errors import DataError, SampleError
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 WHAT = "the unpacked files of Visual Genome"
@@ -210,9 +210,11 @@ def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
 
 
 def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:
-    values = [field(record, name, where) for name in names]
+    values = [record.get(name) for name in names]
     if not all(isinstance(value, (int, float)) for value in values):
-        raise DataError(f"{where}: the box {values} must be four numbers; take the official file anew")
+        raise SampleError(
+            f"{where}: the box {dict(zip(names, values))} must be four numbers; take the official file anew"
+        )
     return values
 
 
