@@ -13,6 +13,7 @@ from evle.report import Cell, Gallery, GalleryRow, Report
 from evle.splits import Samples, describe, texts_of
 
 COLUMNS = 4
+CAPTIONS = 8  # of one picture that are shown
 MOST = 12  # rows of a table of frequencies
 
 
@@ -33,7 +34,8 @@ def show(samples: Samples, num: int, title: str) -> Report:
 def count(samples: Samples) -> list[str]:
     """What the samples hold, a line each: texts and their lengths, answers, types, tags."""
     lengths: Counter[int] = Counter()
-    tables: dict[str, Counter[str]] = {"answers": Counter(), "question types": Counter(), "tags": Counter()}
+    names = ("answers", "question types", "tags", "objects")
+    tables: dict[str, Counter[str]] = {name: Counter() for name in names}
     labels: Counter[str] = Counter()
     for place in range(len(samples)):
         sample = samples[place]
@@ -41,6 +43,7 @@ def count(samples: Samples) -> list[str]:
         lengths.update(len(text.split()) for text in texts)
         if isinstance(sample, CaptionSample):
             tables["tags"].update(sample.tags)
+            tables["objects"].update(box.label for box in sample.boxes if box.label)
         elif isinstance(sample, VQASample):
             tables["answers"].update(sample.answers)
             tables["question types"].update([sample.question_type or "none"])
@@ -71,7 +74,9 @@ def _words(sample: Sample) -> str:
     match sample:
         case CaptionSample():
             tags = f" [{', '.join(sample.tags)}]" if sample.tags else ""
-            return " / ".join(sample.captions) + tags
+            rest = len(sample.captions) - CAPTIONS
+            more = f" / ... and {rest} more" if rest > 0 else ""
+            return " / ".join(sample.captions[:CAPTIONS]) + more + tags
         case VQASample():
             return f"{sample.question} {', '.join(dict.fromkeys(sample.answers))}"
         case VCRSample():
