@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evle.data.nlvr2 import sentence_of
 from evle.errors import DataError
 from evle.metrics import (
     CONTRACTIONS,
@@ -195,7 +196,74 @@ TRICKY = [
     ("", ""),
     ("?", ""),
     ("the the", ""),
+    # contractions: words that lack an apostrophe get it, words that have it keep it, whatever lacks two keeps lacking
+    ("isnt", "isn't"),
+    ("isn't", "isn't"),
+    ("wont", "won't"),
+    ("won't", "won't"),
+    ("cant", "can't"),
+    ("can not", "can not"),
+    ("hed", "he'd"),
+    ("hell", "hell"),  # he'll is not in the table
+    ("shes", "shes"),  # its key is spelt she's, which changes nothing
+    ("lets go", "lets go"),  # as is that of let's
+    ("ill", "ill"),
+    ("whos", "who's"),
+    ("whore", "whore"),
+    ("whereve", "where've"),
+    ("somebodyd've", "somebody'd've"),
+    ("somebodyd", "somebodyd"),
+    ("yall'd've", "y'all'd've"),
+    ("y'alldve", "y'alldve"),
+    ("'ow'sat", "'ow's'at"),
+    ("twas", "'twas"),
+    ("hadn'tve", "hadn't've"),
+    ("i'm", "i'm"),
+    ("I'dve", "i'dve"),
+    ("dont-walk", "don't walk"),  # punctuation goes first, so the word stands alone when its turn comes
+    ("oclock.", "o'clock"),
+    # number words and articles, after punctuation and in lower case
+    ("Zero", "0"),
+    ("TEN", "10"),
+    ("eleven", "eleven"),
+    ("one-two", "1 2"),
+    ("two,three", "2 3"),
+    ("a/b", "b"),
+    ("An", ""),
+    ("A+", ""),  # the plus becomes a blank, and an article is left
+    ("The-End", "end"),
+    ("none of them", "0 of them"),
+    # punctuation, mark by mark
+    ("a;b", "b"),
+    ("x;y; z", "xy z"),
+    ("2=2", "2 2"),
+    ("c++", "c"),
+    ("c++ code", "c code"),
+    ("back\\slash", "back slash"),
+    ("snake_case", "snake case"),
+    ("<b>bold</b>", "b bold b"),
+    ("me@home", "me home"),
+    ("`tick`", "tick"),
+    ("wow!", "wow"),
+    ("(left)", "left"),
+    ("{1}", "1"),
+    ("1,2,3", "123"),
+    ("1, 2", "1 2"),
+    ("7-11, 1,000", "711 1000"),
+    ("\tred\n\nblue ", "red blue"),
+    # periods: dropped unless a digit follows
+    ("st. john's", "st john's"),
+    ("u.s.a.", "usa"),
+    ("no. 5", "no 5"),
+    ("no.5", "no.5"),
+    ("...", ""),
+    ("2.50.", "2.50"),
+    ("." * 34 + "x", "..x"),  # 32 at most are dropped: a flag of the official code landed in the place of a count
 ]
+
+
+def test_the_table_of_tricky_answers_is_long_and_says_nothing_twice():
+    assert len({answer for answer, _ in TRICKY}) == len(TRICKY) >= 100
 
 
 @pytest.mark.parametrize(("answer", "normal"), TRICKY)
@@ -226,6 +294,33 @@ def test_the_vqa_score_by_hand(matches, score):
     0.9.
     """
     assert vqa_score("2", ["two"] * matches + ["many"] * (10 - matches)) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("answer", "annotators", "normalised", "official"),
+    [
+        # All ten alike: the official code leaves them alone, but not the answer.
+        ("t-shirt", ["t-shirt"] * 10, 1.0, 0.0),
+        ("t shirt", ["t-shirt"] * 10, 1.0, 0.0),
+        ("t shirt", ["t shirt"] * 10, 1.0, 1.0),
+        ("Yes", ["yes"] * 10, 1.0, 1.0),
+        ("yes", ["Yes"] * 10, 1.0, 0.0),
+        # Not all alike: punctuation is treated on both sides, the rest of the rules on the answer's side alone.
+        ("t-shirt", ["t-shirt"] * 9 + ["shirt"], 1.0, 1.0),
+        ("2", ["two"] * 5 + ["2"] * 5, 1.0, 1.0),
+        ("2", ["two"] * 8 + ["2"] * 2, 1.0, 0.6),
+        ("the dog", ["the dog"] * 9 + ["dog"], 1.0, 0.3),
+        ("dont walk", ["dont walk"] * 7 + ["don't walk"] * 3, 1.0, 0.9),
+        ("10,000", ["10,000"] * 4 + ["many"] * 6, 1.0, 1.0),
+        # Other numbers of annotators than VQAv2's ten are always normalised.
+        ("t-shirt", ["t-shirt"] * 9, 1.0, 1.0),
+        ("two", ["Two."], 1.0, 1.0),
+    ],
+)
+def test_the_letter_of_the_official_code_by_hand(answer, annotators, normalised, official):
+    assert vqa_score(answer, annotators) == pytest.approx(normalised)
+    assert vqa_score(answer, annotators, official=True) == pytest.approx(official)
+    assert vqa_accuracy([answer], [annotators], official=True)["accuracy"] == pytest.approx(100 * official)
 
 
 def test_few_annotators_are_scored_too():
@@ -290,6 +385,15 @@ def test_nlvr2_consistency_counts_sentences_that_are_right_everywhere():
     scores = nlvr2_scores([1, 0, 1, 1, 0], [1, 0, 1, 0, 0], ["a", "a", "b", "b", "c"])
     assert scores == pytest.approx({"accuracy": 80.0, "consistency": 200 / 3})
     assert nlvr2_scores([1, 0], [1, 1]) == {"accuracy": 50.0}
+
+
+def test_nlvr2_by_hand_as_the_official_script_counts():
+    """Two sets, sentences 0 and 1 of two pairs each. The pairs of sentence 0 of set 1: right, wrong; of sentence 1:
+    both right; of set 2's sentence 0: both right. Accuracy 5 of 6, consistency 2 of 3.
+    """
+    names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-1-1-1", "dev-2-0-0", "dev-2-1-0"]
+    scores = nlvr2_scores([1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0], [sentence_of(name) for name in names])
+    assert scores == pytest.approx({"accuracy": 500 / 6, "consistency": 200 / 3})
 
 
 def test_vcr_needs_both_right_for_q2ar():

@@ -1,0 +1,136 @@
+"""Lists of answers: counted by the main answer of each question, read as they stand, and held against a head."""
+
+import json
+
+import pytest
+
+from evle.data.samples import VQASample
+from evle.errors import ConfigError
+from evle.recipe import evaluate, finetune, prepare
+from evle.tasks.answers import count_answers, frequent, main_answer, places_of, read_answers, write_answers
+from micro import COLOURS, micro_run, picture, vqa_samples
+
+
+def asked(*answers):
+    return VQASample("q", picture("red"), "which?", answers)
+
+
+@pytest.fixture
+def answer_file(tmp_path):
+    def write(answers, name="answers.json"):
+        (tmp_path / name).write_text(json.dumps(answers) if name.endswith("json") else "\n".join(answers))
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_question_counts_once_by_what_most_annotators_say():
+    """Nine questions with red as the main answer; pink is said by three annotators of each, yet main nowhere."""
+    samples = [asked(*["Red."] * 7, *["pink"] * 3)] * 9 + [asked("two", "2", "many")] * 2 + [asked()] + [asked("a")]
+    counts = count_answers(samples)
+    assert counts == {"red": 9, "2": 2}
+    assert frequent(counts, 9) == ["red"]
+    assert frequent(counts, 1) == ["red", "2"]
+
+
+def test_the_first_of_equally_frequent_answers_is_the_main_one():
+    assert main_answer(["no", "yes", "yes", "no"]) == "no"
+    assert main_answer(["the", "yes"]) == "yes"
+
+
+def test_equally_frequent_answers_stand_in_the_order_of_the_alphabet():
+    assert frequent(count_answers([asked("y"), asked("x"), asked("z"), asked("z")]), 1) == ["z", "x", "y"]
+
+
+@pytest.mark.parametrize("name", ["answers.json", "deep/answers.txt"])
+def test_a_written_list_is_read_back(tmp_path, name):
+    samples = [asked("Yes")] * 3 + [asked("犬, dog")] * 2 + [asked("rare")]
+    said = write_answers(samples, tmp_path / name, 2)
+    assert said.endswith(f"{name}: 2 of 3 answers, the main ones of 83.3 % of 6 questions")
+    assert read_answers(tmp_path / name) == ["yes", "犬 dog"]
+    with pytest.raises(ConfigError, match="no answer is the main one of 4 of 6 questions; lower --min-count"):
+        write_answers(samples, tmp_path / name, 4)
+
+
+def test_a_list_keeps_its_places_whatever_it_holds(answer_file):
+    """A released head's outputs are counted off by the list: nothing may be dropped or moved."""
+    file = answer_file(["t-shirt", "yes", "t shirt", "Two"])
+    assert read_answers(file) == ["t-shirt", "yes", "t shirt", "Two"]
+    assert places_of(read_answers(file)) == {"t shirt": 0, "yes": 1, "2": 3}
+    assert read_answers(answer_file(["a b", "c"], "list.txt")) == ["a b", "c"]
+
+
+def test_what_is_wrong_with_a_list_is_said_in_one_line(answer_file, tmp_path):
+    for content, message in (
+        ({"a": 1}, "must hold a list of answers, not a dict"),
+        ([], "holds no answer"),
+        (["a", " "], "answer 1 is empty"),
+        (["a", "b", "a"], "the answer 'a' stands twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_answers(answer_file(content))
+    with pytest.raises(ConfigError, match=r"nowhere.json: cannot be read as a list of answers"):
+        read_answers(tmp_path / "nowhere.json")
+    (tmp_path / "cut.json").write_text('["a", ')
+    with pytest.raises(ConfigError, match=r"cut.json: cannot be read as a list of answers"):
+        read_answers(tmp_path / "cut.json")
+
+
+@pytest.mark.parametrize("number", [3128, 3129])
+def test_published_lists_make_heads_of_their_size(number, answer_file, tmp_path):
+    file = answer_file([*COLOURS, *(f"answer {place}" for place in range(number - len(COLOURS)))])
+    ready = prepare(micro_run(tmp_path, "vqa", {"task": {"answers": file}}), samples={"train": vqa_samples()})
+    assert ready.loaded.model.config.num_labels == number
+    batch = ready.task.collate([ready.task.features(vqa_samples()[2], None, train=False)])
+    assert batch["labels"].shape == (1, number)
+    assert batch["labels"].nonzero().tolist() == [[0, 2]]
+
+
+def test_questions_whose_answer_is_not_in_the_list_are_counted(answer_file, tmp_path):
+    config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file(["red", "blue"])}})
+    ready = prepare(config, samples={"train": vqa_samples()})
+    assert ready.notes[-1] == (
+        "the main answer of 6 of 8 training questions is not among the 2 known ones and cannot be learned"
+    )
+    batch = ready.task.collate([ready.task.features(each, None, train=False) for each in vqa_samples()])
+    assert batch["labels"].sum(dim=1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file(["up", "down"])}})
+    with pytest.raises(
+        ConfigError, match=r"answers.json: none of its 2 answers is the main one of a training question"
+    ):
+        prepare(config, samples={"train": vqa_samples()})
+    with pytest.raises(ConfigError, match="no answer is the main one of min_count=2 training questions; lower it"):
+        prepare(micro_run(tmp_path, "vqa", {"task": {"min_count": 2}}), samples={"train": vqa_samples()})
+
+
+def test_a_list_must_be_as_long_as_the_head_it_is_given_to(answer_file, tmp_path):
+    samples = {"train": vqa_samples()}
+    run = tmp_path / "run"
+    finetune(micro_run(run, "vqa", {"train": {"steps": 1}}), samples=samples)
+    stored = json.loads((run / "model" / "config.json").read_text())["id2label"]
+    assert list(stored.values()) == sorted(COLOURS)  # the answers lie beside the model
+    changes = {"model": {"init": str(run), "preset": None, "overrides": {}}, "task": {"answers": answer_file(["red"])}}
+    with pytest.raises(
+        ConfigError, match=r"answers.json has 1 answers but the head was built for 8; .* or set task.new_head=true"
+    ):
+        prepare(micro_run(tmp_path / "two", "vqa", changes), samples=samples)
+    changes["task"]["new_head"] = True
+    assert prepare(micro_run(tmp_path / "two", "vqa", changes), samples=samples).loaded.model.config.num_labels == 1
+
+
+def test_a_model_without_answers_takes_them_from_a_list_of_its_length(answer_file, tmp_path):
+    run = tmp_path / "run"
+    finetune(micro_run(run, "vqa", {"train": {"steps": 1}}), samples={"train": vqa_samples()})
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["id2label"] = {str(place): f"LABEL_{place}" for place in range(8)}
+    config["label2id"] = {label: int(place) for place, label in config["id2label"].items()}
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ConfigError, match=r"does not say which 8 answers it knows; name their list with task.answers=FILE"
+    ):
+        evaluate(micro_run(run, "vqa"), samples=vqa_samples())
+    short = micro_run(run, "vqa", {"task": {"answers": answer_file(["red"])}})
+    with pytest.raises(ConfigError, match="has 1 answers but the head was built for 8"):
+        evaluate(short, samples=vqa_samples())
+    full = micro_run(run, "vqa", {"task": {"answers": answer_file(COLOURS)}})
+    assert "accuracy" in evaluate(full, samples=vqa_samples()).scores["val"]
