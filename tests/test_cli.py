@@ -15,7 +15,7 @@ from evle.config import dump_yaml
 from micro import COLOURS, MICRO, THINGS, picture
 
 VERBS = ["pretrain", "finetune", "evaluate", "run", "recipes", "index", "search", "convert", "tokenizer train"]
-VERBS += ["data check", "data show", "data stats", "data shards"]
+VERBS += ["ask", "match", "compare", "localise", "explain", "data check", "data show", "data stats", "data shards"]
 
 
 def call(*arguments: object, code: int = 0) -> str:

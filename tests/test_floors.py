@@ -29,6 +29,7 @@ ROOM_OF_FILE = {
     "showing": "recipe",
     "recipes": "recipe",
     "__main__": "cli",
+    "asking": "cli",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
@@ -37,7 +38,7 @@ DOORS = {
     "gradio": ["demo"],
     "fastapi": ["server.py"],
     "faiss": ["search.py"],
-    "typer": ["cli.py"],
+    "typer": ["cli.py", "asking.py"],
 }
 # errors are said everywhere; the configuration class is what options of a floor's other rooms are made of.
 NEIGHBOURS = {"errors", "config"}

@@ -308,6 +308,10 @@ for verb in asking.VERBS:
     app.command()(verb)
 
 
+for verb in asking.VERBS:
+    app.command()(verb)
+
+
 @app.command()
 def convert(
     family: Annotated[str, typer.Argument(help="eve", show_default=False)],

@@ -59,8 +59,9 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
         )
     wanted = models[family]
     head = (fields.get("architectures") or ["unknown"])[0]
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # transformers would warn of missing tensors, which are an error here
+    logging.disable_progress_bar()
     try:
         loaded: Any = wanted.from_pretrained(folder, output_loading_info=True, local_files_only=True)
         processor = PROCESSORS[family].from_pretrained(folder, local_files_only=True)
@@ -68,6 +69,8 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({_first_line(error)})") from error
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing and head != wanted.__name__:
