@@ -163,8 +163,9 @@ class _Window:
                 if not self._more():
                     raise self.error(f"cut short in {what} {number:,}") from None
                 continue
-            if end == len(self.text) and self.text[end - 1] not in '}]"' and self._more():
-                continue  # a number may go on
+            if not self.ended and len(self.text) - end < _MARGIN and self.text[end - 1] not in '}]"':
+                self._more()  # a number may go on: 12 of 12.5e+3
+                continue
             self.at = end
             return value
 

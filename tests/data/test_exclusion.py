@@ -1,0 +1,91 @@
+"""Downstream test images are known by COCO's number, by file name and by their number on Flickr; nothing else is."""
+
+import pytest
+
+import corpora
+from evle.data.exclusion import read_exclusion
+from evle.data.sources import mix, read_source
+from evle.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpora.write_all(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return [str(folder / "coco/dataset_coco.json"), str(folder / "flickr30k/dataset_flickr30k.json")]
+
+
+def test_val_and_test_of_karpathy_are_left_out_and_restval_is_not(files):
+    excluded = read_exclusion(files)
+    assert excluded.coco_ids == {number for number in corpora.NUMBERS if number >= 9 + 12}
+    assert excluded.names == {str(1000092795 + place) for place in range(8, 16)}
+
+
+def test_coco_and_flickr_images_are_known_in_every_form_of_their_name(files):
+    excluded = read_exclusion(files)
+    for name in ("COCO_val2014_000000000028.jpg", "x/val2014/COCO_val2014_000000000028.jpg", "000000000028.jpg"):
+        assert excluded.holds(name), name
+    for name in (
+        "flickr30k-images/1000092805.jpg",
+        corpora.photo_link(10),
+        corpora.photo_link(10).replace("2723", "9"),
+    ):
+        assert excluded.holds(name), name
+    assert excluded.holds(coco_id=28)
+    assert excluded.holds(flickr_id=1000092805)
+    for name in ("COCO_train2014_000000000009.jpg", "28.jpg", "1000092795.jpg", corpora.photo_link(2), ""):
+        assert not excluded.holds(name), name
+    assert not excluded.holds("https://example.org/1000092805_b0f2.jpg")  # no photo of Flickr's
+    assert not excluded.holds(coco_id=9, flickr_id=None)
+
+
+def test_a_list_of_one_s_own_will_do(tmp_path):
+    (tmp_path / "out.txt").write_text("17\nval2014/COCO_val2014_000000000018.jpg\n1007129816.jpg\n\n")
+    excluded = read_exclusion(tmp_path / "out.txt")
+    assert excluded.holds("COCO_train2014_000000000017.jpg")
+    assert excluded.holds(coco_id=18)
+    assert excluded.holds(flickr_id="1007129816")
+
+
+def test_what_is_no_list_is_refused(tmp_path, files):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.txt: names no image to leave out"):
+        read_exclusion([files[0], tmp_path / "empty.txt"])
+    with pytest.raises(DataError, match=r"gone\.json: no such file"):
+        read_exclusion("gone.json")
+    with pytest.raises(DataError, match=r"gone\.txt: no such file; name it with exclude=FILE"):
+        read_exclusion("gone.txt")
+    with pytest.raises(ConfigError, match=r"exclude=a\.csv: name Karpathy's JSON, or a \.txt"):
+        read_exclusion("a.csv")
+
+
+LEFT = {"karpathy": (12, 12), "coco-captions": (12, 12), "xvlm": (12, 0), "visual-genome": (10, 2), "sbu": (6, 4)}
+"""Of the miniature corpora: samples left, and images left out. SBU's photos 8 to 11 are Flickr30K's, two of 0 to 7 are
+dead links; Visual Genome's 1 is COCO's 28, its 2 Flickr30K's 1000092807; X-VLM's training list is clean."""
+
+
+@pytest.mark.parametrize("source", LEFT)
+def test_every_source_leaves_them_out_and_says_how_many(source, folder, files):
+    options = corpora.options_of(source, folder)
+    clean = read_source(source, {**options, "exclude": files})
+    assert (len(clean), clean.describe()["left out as images of downstream tasks"]) == LEFT[source]
+    assert clean.describe()["left out by"] == "dataset_coco.json, dataset_flickr30k.json"
+    whole = read_source(source, options)
+    assert "left out as images of downstream tasks" not in whole.describe()
+    assert clean.fingerprint != whole.fingerprint
+
+
+def test_a_mix_reports_what_each_of_its_sources_left_out(folder, files):
+    sources = [read_source(name, {**corpora.options_of(name, folder), "exclude": files}) for name in LEFT]
+    facts = mix(sources).describe()
+    assert facts["samples"] == sum(left for left, _ in LEFT.values())
+    told = [facts[f"source {i}"]["left out as images of downstream tasks"] for i in range(1, 6)]
+    assert told == [out for _, out in LEFT.values()]
+
+
+def test_excluding_everything_is_an_error(folder, files):
+    with pytest.raises(DataError, match="no picture with a caption in split test; 6 were excluded"):
+        read_source("karpathy", {"path": str(folder / "coco"), "split": "test", "exclude": files})
