@@ -1,6 +1,7 @@
 """Parameter groups and schedules."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from evle.engine.muon import Muon, orthogonalize
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, lr_share, num_warmup_steps
 from evle.errors import ConfigError
+from evle.models.vle import VLEConfig, VLEForVQA
 
 
 class Parts(nn.Module):
@@ -181,3 +183,32 @@ def test_muon_resumes_from_its_state():
 def test_muon_for_no_matrix_is_refused():
     with pytest.raises(ConfigError, match=r"optim\.muon: blocks matches no matrix of the model"):
         build_optimizer(TwoLayers(), OptimConfig(muon=("blocks",)))
+
+
+def test_vles_released_recipe_has_three_groups_by_name():
+    """lr_mult_cross_modal 5 and lr_mult_head 50 of the release: a parameter's name says to which group it belongs."""
+    model = VLEForVQA(VLEConfig.from_preset("vle-tiny", num_labels=3))
+    config = OptimConfig(lr=1e-5, weight_decay=0.01, lr_mult_patterns={"cross_modal": 5, "vqa_classifier": 50})
+    found = settings(model, build_optimizer(model, config))
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    rates = Counter()
+    for name, (lr, decay) in found.items():
+        expected = 5e-5 if "cross_modal" in name else 5e-4 if "vqa_classifier" in name else 1e-5
+        assert lr == expected, name
+        assert decay == (0.0 if is_vector(name) else 0.01), name
+        rates[expected] += 1
+    assert len(rates) == 3
+    assert rates[5e-4] == 6  # two linear layers and a norm
+    # By the last step but one of ten after two of warm-up the rates have fallen together, linearly to 0.
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, OptimConfig(lr=1e-5, warmup=0.2), 10)
+    for _ in range(9):
+        optimizer.step()
+        schedule.step()
+    assert sorted({round(group["lr"] / 1e-5, 6) for group in optimizer.param_groups}) == [0.125, 0.625, 6.25]
+
+
+def is_vector(name: str) -> bool:
+    """Biases, the [CLS] of the image, and norms, of which two do not bear the name."""
+    is_norm = "norm" in name.lower() or "layrnorm" in name or name == "vqa_classifier.1.weight"
+    return is_norm or name.endswith(("bias", "class_embedding"))

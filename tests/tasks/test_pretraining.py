@@ -32,7 +32,7 @@ def task_of(tmp_path, samples, family="vle", objectives=("mlm", "itm", "mpc", "p
 
 
 def scene() -> CaptionSample:
-    """32 x 16 pixels: a red ball in the middle's upper left, a blue cube at its lower right, a dog that a crop loses."""
+    """32 x 16 pixels: a red ball in the middle's upper left, a blue cube at its lower right, a dog that is cropped."""
     image = Image.new("RGB", (32, 16), "white")
     image.paste("red", (8, 0, 16, 8))
     image.paste("blue", (17, 9, 23, 15))
