@@ -42,7 +42,9 @@ class FusionBatch:
         self.parts[name] = (image, text, mask)
 
     def run(self) -> dict[str, VLEOutput]:
-        """Each purpose's states and pooled states after the fusion, with its own T."""
+        """Each purpose's states and pooled states after the fusion, with its own T; nothing for no purpose."""
+        if not self.parts:
+            return {}
         length = max(text.shape[1] for _, text, _ in self.parts.values())
         output = self.vle.fuse(
             torch.cat([image for image, _, _ in self.parts.values()]),

@@ -1,0 +1,180 @@
+"""VLE's pre-training: each objective is what it says, and a step runs no pass that nothing asks for."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from evle.errors import DataError
+from evle.models.vle import VLEForPreTraining
+from evle.models.vle.pretraining import black_out, mean_state
+from vle_models import build, pretraining_batch, relative_difference
+
+ALL = ("mlm", "itm", "mpc", "pbc", "itc")
+
+
+def test_the_losses_bear_the_objectives_names_and_weights():
+    plain = build(VLEForPreTraining, objectives=ALL)
+    weighted = build(VLEForPreTraining, objectives=ALL, objective_weights={"mpc": 3.0, "pbc": 0.5})
+    outputs = []
+    for model in (plain, weighted):
+        torch.manual_seed(0)
+        outputs.append(model(**pretraining_batch()))
+    assert tuple(outputs[0].losses) == ALL
+    assert torch.allclose(outputs[1].losses["mpc"], 3 * outputs[0].losses["mpc"])
+    assert torch.allclose(outputs[1].losses["pbc"], 0.5 * outputs[0].losses["pbc"])
+    assert torch.allclose(outputs[1].losses["mlm"], outputs[0].losses["mlm"])
+    assert torch.allclose(outputs[0].loss, sum(outputs[0].losses.values()))
+
+
+@torch.no_grad()
+def test_each_objective_is_what_a_pass_of_its_own_gives():
+    model = build(VLEForPreTraining, objectives=ALL)
+    inputs = pretraining_batch()
+    output = model(**inputs)
+    pixels, ids, mask = (inputs[name] for name in ("pixel_values", "input_ids", "attention_mask"))
+
+    masked = model.vle(pixels, inputs["masked_input_ids"], mask)
+    chosen = inputs["mlm_labels"] != -100
+    logits = model.mlm_score(masked.text_hidden)[chosen]
+    assert relative_difference(output.logits, logits) < 1e-4
+    assert torch.allclose(output.losses["mlm"], F.cross_entropy(logits, inputs["mlm_labels"][chosen]), atol=1e-4)
+
+    whole = model.vle(pixels, ids, mask)
+    assert relative_difference(output.image_hidden, whole.image_hidden) < 1e-4
+    pbc = model.pbc_classifier(whole.image_hidden[:, 1:])
+    assert relative_difference(output.pbc_logits, pbc) < 1e-4
+    expected = F.cross_entropy(pbc.flatten(0, 1), inputs["pbc_labels"].flatten())
+    assert torch.allclose(output.losses["pbc"], expected, atol=1e-4)
+
+    assert relative_difference(output.itm_logits[:3], model.itm_score(whole.pooler_output)) < 1e-4
+    assert output.itm_labels.tolist() == [1] * 3 + [0] * 6
+    expected = F.cross_entropy(output.itm_logits, output.itm_labels)
+    assert torch.allclose(output.losses["itm"], expected, atol=1e-4)
+
+    losses = []
+    for row in range(2):
+        picture = pixels[row : row + 1].clone()
+        covered = inputs["mpc_patches"][row].nonzero()[:, 0].tolist()
+        for patch in covered:
+            top, left = 4 * (patch // 4), 4 * (patch % 4)
+            picture[0, :, top : top + 4, left : left + 4] = inputs["black"][:, None, None]
+        states = model.vle(picture, ids[row : row + 1], mask[row : row + 1]).image_hidden[0]
+        logits = model.mpc_classifier(sum(states[1 + patch] for patch in covered) / len(covered))
+        assert relative_difference(output.mpc_logits[row], logits) < 1e-4
+        losses.append(F.cross_entropy(logits, inputs["mpc_labels"][row]))
+    assert output.mpc_logits[2].tolist() == [0.0, 0.0, 0.0]
+    assert torch.allclose(output.losses["mpc"], sum(losses) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("objectives", [names for size in (1, 2) for names in itertools.combinations(ALL, size)])
+def test_any_choice_of_objectives_trains_its_own_parameters(objectives):
+    model = build(VLEForPreTraining, objectives=objectives)
+    heads = {name.split(".")[0] for name, _ in model.named_parameters() if not name.startswith("vle.")}
+    named = {
+        "mlm": "mlm_score",
+        "itm": "itm_score",
+        "mpc": "mpc_classifier",
+        "pbc": "pbc_classifier",
+        "itc": "contrast",
+    }
+    assert heads == {named[name] for name in objectives}
+    output = model(**pretraining_batch())
+    assert set(output.losses) == set(objectives)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("vle."):
+            assert parameter.grad is not None, name
+
+
+@pytest.mark.parametrize(
+    ("objectives", "images", "texts", "fused"),
+    [
+        # 3 pairs, of which 2 show an object; the mismatched pairs are 6.
+        (("mlm",), [3], [3], [3]),
+        (("pbc",), [3], [3], [3]),
+        (("itm",), [3], [3], [9]),
+        (("mpc",), [2], [3], [2]),
+        (("itc",), [3], [3], []),
+        (("mlm", "itm", "mpc", "pbc"), [5], [6], [3 + 3 + 6 + 2]),
+    ],
+)
+def test_a_step_runs_each_part_once_on_the_rows_it_needs(objectives, images, texts, fused, monkeypatch):
+    model = build(VLEForPreTraining, objectives=objectives)
+    rows = {"encode_image": [], "encode_text": [], "fuse": []}
+    for name, seen in rows.items():
+        plain = getattr(model.vle, name)
+
+        def counted(first, *rest, plain=plain, seen=seen):
+            seen.append(len(first))
+            return plain(first, *rest)
+
+        monkeypatch.setattr(model.vle, name, counted)
+    model(**pretraining_batch())
+    assert list(rows.values()) == [images, texts, fused]
+
+
+def test_a_batch_without_objects_masks_or_phrases_has_losses_of_0_with_a_gradient():
+    model = build(VLEForPreTraining, objectives=("mlm", "mpc", "pbc"))
+    inputs = pretraining_batch()
+    inputs["mpc_patches"].zero_()
+    inputs["mlm_labels"].fill_(-100)
+    inputs["pbc_labels"].fill_(-100)
+    output = model(**inputs)
+    assert {name: float(loss) for name, loss in output.losses.items()} == {"mlm": 0.0, "mpc": 0.0, "pbc": 0.0}
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("vle."):
+            assert parameter.grad is not None, name
+
+
+def test_only_an_object_with_a_class_and_patches_is_asked_for():
+    model = build(VLEForPreTraining, objectives=("mpc",))
+    inputs = pretraining_batch()
+    inputs["mpc_labels"] = torch.tensor([-100, 1, 2])  # the last row has no patches
+    with torch.no_grad():
+        output = model(**inputs)
+        expected = F.cross_entropy(output.mpc_logits[1:2], torch.tensor([1]))
+    assert torch.allclose(output.losses["mpc"], expected)
+
+
+def test_black_out_paints_patches_of_any_picture():
+    pixels = torch.ones(1, 2, 4, 6)
+    patches = torch.tensor([[True, False, False, False, False, True]])  # 2 x 3 patches of 2 pixels
+    painted = black_out(pixels, patches, torch.tensor([0.0, -3.0]))
+    expected = torch.tensor([[1.0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]) > 0
+    assert torch.equal(painted[0, 0], torch.where(expected, 0.0, 1.0))
+    assert torch.equal(painted[0, 1], torch.where(expected, -3.0, 1.0))
+    assert pixels.min() == 1
+
+
+def test_mean_state_of_chosen_patches():
+    states = torch.tensor([[[1.0], [3.0], [8.0]], [[1.0], [3.0], [8.0]]])
+    chosen = torch.tensor([[True, True, False], [False, False, False]])
+    assert mean_state(states, chosen).tolist() == [[2.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [
+        ("mlm_labels", "the objective mlm needs mlm_labels"),
+        ("mpc_patches", "the objective mpc needs mpc_patches"),
+        ("black", "the objective mpc needs black"),
+        ("pbc_labels", "the objective pbc needs pbc_labels"),
+    ],
+)
+def test_an_objective_without_its_arguments_is_named(absent, message):
+    with pytest.raises(DataError, match=message):
+        build(VLEForPreTraining)(**{**pretraining_batch(), absent: None})
+
+
+def test_gradient_checkpointing_and_autocast_work_on_a_whole_step():
+    model = build(VLEForPreTraining, objectives=ALL)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**pretraining_batch())
+    assert {loss.dtype for loss in output.losses.values()} == {torch.float32}
+    output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
