@@ -141,3 +141,15 @@ def test_padding_and_neighbours_do_not_change_nlvr2(head):
 def test_nlvr2_refuses_single_images():
     with pytest.raises(DataError, match="two images a statement"):
         build(EVEForNLVR2)(**batch())
+
+
+def test_an_answers_slot_is_the_last_token_but_one_whatever_the_padding():
+    model, inputs = build(EVEForVQA, vqa_slot=True).eval(), batch()
+    mask = torch.ones_like(inputs["attention_mask"])
+    mask[1, -2:] = 0
+    with torch.no_grad():
+        output = model(inputs["pixel_values"], inputs["input_ids"], mask)
+        shorter = model(inputs["pixel_values"][1:2], inputs["input_ids"][1:2, :-2])
+        read = model.classifier(output.text_hidden[0, -2])
+    assert relative_difference(output.logits[0], read) < 1e-5
+    assert relative_difference(output.logits[1], shorter.logits[0]) < 1e-4

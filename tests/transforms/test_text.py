@@ -14,6 +14,7 @@ from evle.transforms.text import (
     clean_caption,
     clean_question,
     encode,
+    encode_with_slot,
     encode_words,
     train_tokenizer,
 )
@@ -168,3 +169,11 @@ def test_words_need_a_fast_tokenizer():
 
     with pytest.raises(ConfigError, match="fast tokenizer, and Slow"):
         encode_words(Slow(), "text", 9)
+
+
+def test_a_slot_stands_before_the_last_token_and_is_never_cut_off(tokenizer):
+    plain = encode(tokenizer, "a red circle", 20)
+    assert encode_with_slot(tokenizer, "a red circle", 20) == [*plain[:-1], tokenizer.mask_token_id, plain[-1]]
+    cut = encode_with_slot(tokenizer, "red " * 50, 8)
+    assert len(cut) == 8
+    assert cut[-2] == tokenizer.mask_token_id

@@ -6,8 +6,8 @@ from typing import Any
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError
 from evle.pipelines.pipeline import Images, Pipeline, Texts, pairs
-from evle.tasks.vqa import VQAOptions, VQATask
-from evle.transforms.text import clean_question
+from evle.tasks.vqa import VQAOptions, VQATask, has_slot
+from evle.transforms.text import clean_question, encode, encode_with_slot
 
 
 class VQAPipeline(Pipeline):
@@ -22,6 +22,11 @@ class VQAPipeline(Pipeline):
     def clean(self, text: str) -> str:
         """A question as the task's evaluation reads it: of more words than a caption."""
         return clean_question(text, VQAOptions().max_test_words) if self.text.clean else text
+
+    def encode(self, text: str, longest: int) -> list[int]:
+        """Token ids of a question, with a place for the answer where the model reads it there."""
+        encoder = encode_with_slot if has_slot(self.model.config) else encode
+        return encoder(self.processor.tokenizer, text, longest)
 
     def __call__(self, images: Images, questions: Texts, *, top_k: int = 5) -> list[dict[str, Any]]:
         """One {"question", "answer", "score", "answers"} a pair, `answers` being the `top_k` best {"answer", "score"}.

@@ -75,9 +75,13 @@ class Pipeline:
         """`input_ids` and `attention_mask` (B, T) on the model's device, over-long texts cut."""
         tokenizer = self.processor.tokenizer
         longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
-        rows = [encode(tokenizer, self.clean(text), longest) for text in texts]
+        rows = [self.encode(self.clean(text), longest) for text in texts]
         input_ids, attention_mask = pad_text(rows, tokenizer.pad_token_id)
         return {"input_ids": input_ids.to(self.model.device), "attention_mask": attention_mask.to(self.model.device)}
+
+    def encode(self, text: str, longest: int) -> list[int]:
+        """Token ids of a cleaned text, at most `longest`."""
+        return encode(self.processor.tokenizer, text, longest)
 
     def read(self, source: ImageSource) -> Tensor | SampleError:
         """The pixels (3, S, S) uint8 of one picture as the model's tasks see it, or why there are none."""

@@ -18,14 +18,14 @@ from evle.data.images import open_image
 from evle.data.samples import Sample, VQASample
 from evle.errors import ConfigError, SampleError
 from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
-from evle.models.eve import EVEForVQA
+from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.answers import frequent, main_answer, places_of, read_answers
 from evle.tasks.submission import vqa_submission
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
-from evle.transforms.text import clean_question
+from evle.transforms.text import clean_question, encode, encode_with_slot
 
 COLUMNS = 4  # questions side by side in the report
 
@@ -135,6 +135,7 @@ class VQATask(Task):
                     f"{config.num_labels}; name the list that it was built for"
                 )
         self._index = places_of(self.answers)
+        self._slot = has_slot(config)
 
     def state(self) -> dict[str, Any]:
         return {"prior": self.prior}
@@ -148,7 +149,7 @@ class VQATask(Task):
             raise SampleError(f"{sample.key}: the question is empty; fill it in or remove its row")
         return {
             "image": self.picture(sample.image, rng, train, " ".join((sample.question, *sample.answers))),
-            "tokens": self.tokens(self._clean_question(sample.question, train)),
+            "tokens": self._question_tokens(sample.question, train),
             "scores": soft_scores(sample.answers),
         }
 
@@ -210,6 +211,10 @@ class VQATask(Task):
             official=self.options.official,
         )
 
+    def _question_tokens(self, question: str, train: bool) -> list[int]:
+        text, longest = self._clean_question(question, train), self.options.text.max_length
+        return (encode_with_slot if self._slot else encode)(self.processor.tokenizer, text, longest)
+
     def _clean_question(self, question: str, train: bool) -> str:
         if not self.options.text.clean:
             return question
@@ -223,6 +228,11 @@ def known_answers(config: PreTrainedConfig) -> list[str]:
     """The answers that a model's config holds; none where it has only placeholders LABEL_0, LABEL_1 ..."""
     labels = [str(answer) for _, answer in sorted((config.id2label or {}).items(), key=lambda item: int(item[0]))]
     return [] if labels == [f"LABEL_{place}" for place in range(len(labels))] else labels
+
+
+def has_slot(config: PreTrainedConfig) -> bool:
+    """Whether the model reads its answer at a [MASK] after the question."""
+    return isinstance(config, EVEConfig) and config.vqa_slot
 
 
 def _gallery(samples: list[VQASample], given: dict[str, str], num_examples: int) -> Gallery:

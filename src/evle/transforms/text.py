@@ -115,6 +115,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> li
     return tokenizer(text, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
 
 
+def encode_with_slot(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
+    """Token ids as `encode` gives them, and a [MASK] before the last, where a model is to fill something in."""
+    tokens = encode(tokenizer, text, max_length - 1)
+    return [*tokens[:-1], int(tokenizer.mask_token_id), tokens[-1]]
+
+
 def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], list[bool]]:
     """Token ids as `encode` gives them, and for each whether a new word starts there (special tokens count as words).
 

@@ -71,6 +71,8 @@ class EVEConfig(PreTrainedConfig):
             patch states and of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
+        vqa_slot: VQA reads the answer at a [MASK] between the question and [SEP], where pre-training learned to fill
+            words in, instead of at the text's [CLS] [D].
         vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it
             there [C: False].
         released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released
@@ -121,6 +123,7 @@ class EVEConfig(PreTrainedConfig):
     pooling: str = "cls"
     temperature_init: float = 0.07
     nlvr2_head: str = "bi-attention"
+    vqa_slot: bool = False
     vqa_balance_loss: bool = False
     released_eval_features: bool = False
     pad_token_id: int | None = 0

@@ -166,7 +166,10 @@ class EVEForRetrieval(EVEPreTrainedModel):
 
 
 class EVEForVQA(EVEPreTrainedModel):
-    """Visual question answering: classification of the text [CLS] over `config.id2label`."""
+    """Visual question answering: classification of the text [CLS] over `config.id2label`.
+
+    With `config.vqa_slot` the token before [SEP] is classified instead, which is to be [MASK].
+    """
 
     released_classifier = "classifier."
 
@@ -194,7 +197,8 @@ class EVEForVQA(EVEPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        output.logits = self.classifier(output.text_hidden[:, 0])
+        states = output.text_hidden
+        output.logits = self.classifier(self._slot(states, attention_mask) if self.config.vqa_slot else states[:, 0])
         if labels is not None:
             if labels.shape != output.logits.shape:
                 raise DataError(
@@ -206,6 +210,13 @@ class EVEForVQA(EVEPreTrainedModel):
                 add_balance(output.losses, output.router, self.config)
             output.loss = total_loss(output.losses)
         return output
+
+    def _slot(self, text_hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The state (B, D) of each text's last token but one."""
+        if attention_mask is None:
+            return text_hidden[:, -2]
+        rows = torch.arange(len(text_hidden), device=text_hidden.device)
+        return text_hidden[rows, attention_mask.long().sum(dim=1) - 2]
 
 
 class EVEForNLVR2(EVEPreTrainedModel):

@@ -1,0 +1,43 @@
+"""VQA as a task: what a question becomes."""
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from evle.models.eve import EVEConfig, EVEForVQA, EVEProcessor
+from evle.pipelines import VQAPipeline
+from evle.tasks.vqa import VQAOptions, VQATask
+from evle.transforms.text import train_tokenizer
+from micro import MICRO, vqa_samples
+
+
+def bound_task(**fields: object) -> tuple[VQATask, PreTrainedConfig]:
+    processor = EVEProcessor.for_size(16, train_tokenizer(sample.question for sample in vqa_samples()))
+    task = VQATask(VQAOptions(), processor)
+    start = EVEConfig.from_preset("eve-tiny", **{**MICRO, "vocab_size": len(processor.tokenizer)}, **fields)
+    task.prepare(vqa_samples(), start)
+    config = EVEConfig.from_dict({**start.to_dict(), **task.model_overrides()})
+    task.bind(config)
+    return task, config
+
+
+def test_a_question_ends_in_a_mask_where_the_model_reads_its_answer_there():
+    sample, rng = vqa_samples()[0], np.random.default_rng(0)
+    plain, slotted = (
+        task.features(sample, rng, train=False)["tokens"] for task, _ in (bound_task(), bound_task(vqa_slot=True))
+    )
+    mask = bound_task()[0].processor.tokenizer.mask_token_id
+    assert slotted == [*plain[:-1], mask, plain[-1]]
+
+
+def test_the_pipeline_asks_as_the_task_does():
+    task, config = bound_task(vqa_slot=True)
+    torch.manual_seed(0)
+    model = EVEForVQA(config).eval()
+    sample = vqa_samples()[0]
+    batch = task.collate([task.features(sample, np.random.default_rng(0), train=False)])
+    with torch.no_grad():
+        logits = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits[0]
+    found = VQAPipeline(model=model, processor=task.processor)(sample.image, sample.question, top_k=1)[0]
+    assert found["answer"] == config.id2label[int(logits.argmax())]
+    assert found["score"] == torch.sigmoid(logits.max()).item()
