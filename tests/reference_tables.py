@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md and docs/eve.md that say what every key means, made from the code itself.
+"""The tables of docs/recipes.md, docs/eve.md and docs/vle.md that say what every key means, made from the code itself.
 
 python tests/reference_tables.py        writes them anew, between the marks; a test holds them against the code
 """
@@ -8,12 +8,16 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from transformers import PreTrainedConfig
 
 from evle.models.eve import EVEConfig
+from evle.models.vle import VLEConfig
 from evle.recipe import EvaluateOptions, ModelOptions, OptimConfig, RunConfig, TokenizerOptions, TrainConfig
 from evle.report import plain
 from evle.splits import DataOptions
@@ -82,29 +86,36 @@ def recipe_tables() -> str:
     return "\n".join(parts)
 
 
-def model_table() -> str:
-    """The fields of `EVEConfig` as its docstring describes them, with their defaults."""
+def model_table(config: type[PreTrainedConfig], size: str) -> str:
+    """The fields of a model's configuration as its docstring describes them, with their defaults."""
     described: dict[str, str] = {}
     section = ""
-    lines = ["| field | default (EVE-Base) | meaning |", "|---|---|---|"]
-    for block in re.split(r"\n(?= {4}\w|\w)", inspect.cleandoc(EVEConfig.__doc__ or "")):
+    lines = [f"| field | default ({size}) | meaning |", "|---|---|---|"]
+    for block in re.split(r"\n(?= {4}\w|\w)", inspect.cleandoc(config.__doc__ or "")):
         text = " ".join(block.split())
-        if heading := re.fullmatch(r"(\w+):", text):
+        if heading := re.fullmatch(r"([\w-]+):", text):
             section = heading[1]
         elif section and (item := re.match(r"([a-z0-9_, ]+): (.*)", text)):
             described[item[1]] = item[2]
+    default = config()
     for names, meaning in described.items():
         fields = [name.strip() for name in names.split(",")]
-        defaults = ", ".join(f"`{json.dumps(plain(_default(name)))}`" for name in fields)
+        defaults = ", ".join(f"`{json.dumps(plain(_default(default, name)))}`" for name in fields)
         lines.append(f"| {', '.join(f'`{name}`' for name in fields)} | {defaults} | {meaning.rstrip('.')} |")
     return "\n".join(lines)
 
 
-def _default(name: str) -> Any:
-    return getattr(EVEConfig(), name) if name != "id2label" else None
+def _default(config: PreTrainedConfig, name: str) -> Any:
+    """A field's default; of a part that is a configuration itself, none: its own fields are described elsewhere."""
+    value = getattr(config, name) if name != "id2label" else None
+    return None if isinstance(value, PreTrainedConfig) else value
 
 
-TABLES = {"recipes.md": recipe_tables, "eve.md": model_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "recipes.md": recipe_tables,
+    "eve.md": partial(model_table, EVEConfig, "EVE-Base"),
+    "vle.md": partial(model_table, VLEConfig, "VLE-base"),
+}
 BEGIN, END = "<!-- made by tests/reference_tables.py -->", "<!-- end -->"
 
 

@@ -89,7 +89,7 @@ def test_the_version():
         (["run", "quickstart", "seed"], "write it as key=value"),
         (["pretrain", "nothing.yaml"], "no such recipe file"),
         (["finetune", "quickstart"], "run it with `evle run quickstart`"),
-        (["pretrain", "eve-base-pretrain"], "add data.path=FOLDER"),
+        (["pretrain", "eve-base-pretrain"], "corpora/coco"),
         (["finetune", "eve-base-coco-retrieval"], "or model.init=RUN"),
         (["evaluate", "nowhere"], "there is no recipe 'nowhere'"),
         (["search", "nowhere", "a dog"], "nowhere is no index"),

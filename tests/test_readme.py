@@ -28,14 +28,18 @@ from evle.config import dump_yaml, load_yaml, merge
 from evle.data.sources import SOURCES
 from evle.initialization import starting_config
 from evle.models.eve import EVEConfig
+from evle.models.presets import PRESETS
+from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA
+from evle.models.vle.configuration import ROUTED
 from evle.recipe import RunConfig, finetune, task_class
 from evle.recipes import find_recipe
 from evle.stages import read_stages
-from micro import COLOURS, MICRO, THINGS, micro_run, picture
+from micro import COLOURS, MICRO, THINGS, micro_run, nlvr2_samples, picture
+from vle_folders import save_released
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-HARMLESS = {"cp", "cat", "tensorboard"}
+HARMLESS = {"cp", "cat", "export", "tensorboard"}
 BLOCK = re.compile(r"^```(shell|python|yaml)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORT = {"train": {"steps": 4, "epochs": None, "batch_size": 4, "eval_every": 0}, "text": {"max_length": 16}}
 
@@ -95,7 +99,8 @@ def check_config(config: RunConfig) -> None:
     if config.model.init is None and config.model.preset is not None:
         starting_config(config.model)
     else:
-        EVEConfig.check_fields(config.model.overrides)
+        for name in config.model.overrides:  # of which family, the weights would tell
+            assert name in {*EVEConfig.__dataclass_fields__, *VLEConfig.__dataclass_fields__, *ROUTED}, name
     for sources in (config.data.train, config.data.val, config.data.test):
         for source in sources if isinstance(sources, list) else [sources] if sources else []:
             known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight"}
@@ -119,11 +124,17 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evle.recipe.{name}", checked)
     monkeypatch.setattr("evle.rehearsal.rehearse", checked)
     monkeypatch.setattr("evle.stages.run_stages", stages_checked)
+    for name in ("Match", "VQA", "Compare", "Localise"):
+        monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
+    for name in ("LocalLanguageModel", "LocalCaptioner"):
+        monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
+    monkeypatch.setattr("evle.explain.ExplainPipeline", reached)
     monkeypatch.setattr("evle.search.build_index", reached)
     monkeypatch.setattr("evle.search.ImageIndex.load", reached)
     monkeypatch.setattr("evle.convert.convert_eve", reached)
     monkeypatch.setattr("evle.data.corpus.read_texts", reached)
     monkeypatch.setattr("evle.data.check.check_folder", reached)
+    monkeypatch.setattr("evle.joint.judge_vcr", reached)
     monkeypatch.setattr("evle.cli._samples", reached)
 
 
@@ -133,6 +144,8 @@ def write_run(folder: Path) -> None:
     data = {split: {**source, "split": split} for split in ("train", "val", "test")}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_yaml(micro_run(folder, "retrieval", {"data": data}).plain()))
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "config.json").write_text("{}")
 
 
 def check_command(words: list[str]) -> None:
@@ -223,6 +236,15 @@ def world(tmp_path_factory) -> Path:
     finetune(micro_run(folder / "runs/pictures/retrieval", "retrieval", changes))
     shutil.copytree(folder / "runs/pictures/retrieval", folder / "runs/coco")
     finetune(micro_run(folder / "runs/quickstart/vqa-pretrained", "vqa", changes))
+    finetune(micro_run(folder / "nlvr2", "nlvr2"), samples={split: nlvr2_samples() for split in ("train", "test")})
+    shutil.copytree(folder / "nlvr2/model", folder / "models/nlvr2")
+    for name, head, fields in (
+        ("models/vle-pretrained", VLEForPreTraining, {"objectives": ["mlm", "itm", "pbc"]}),
+        ("models/vcr-q2a", VLEForVCRQ2A, {"num_token_types": 12}),
+        ("models/vcr-qa2r", VLEForVCRQA2R, {"num_token_types": 12}),
+        ("hfl/vle-base-for-vqa", VLEForVQA, {"num_labels": 5}),
+    ):
+        save_released(folder / name, head, **fields)
     vqa = folder / "runs/quickstart/vqa-pretrained/model"
     evle.EVEProcessor.from_pretrained(vqa).tokenizer.save_pretrained(folder / "tokenizers/eve")
     CliRunner().invoke(cli.app, ["convert", "eve", str(vqa), str(folder / "eve_base_vqa.th")])
@@ -305,30 +327,45 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in headings[path.name], f"{page}: {target}"
 
 
-def test_the_faithfulness_tables_name_real_tests_and_fields():
-    text = PAGES["eve.md"].read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["eve.md", "vle.md", "faithfulness.md"])
+def test_the_tests_that_a_page_names_exist(page):
     tests = {
         name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
     }
-    named = set(re.findall(r"`(test_\w+)`", text))
+    named = set(re.findall(r"`(test_\w+)`", PAGES[page].read_text(encoding="utf-8")))
     assert named, "the page names its tests"
     assert named <= tests, named - tests
+
+
+def test_every_deviation_names_its_test():
+    rows = [line for line in PAGES["faithfulness.md"].read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    for row in rows:
+        if row.split("|")[1].strip() not in ("paper", "article, README"):
+            assert len(row.split("|")) == 7, row
+            assert "`test_" in row.split("|")[5], row
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_that_a_page_names_exists(page):
     keys = set(re.findall(r"^\| `([\w.]+)`", reference_tables.recipe_tables(), re.MULTILINE))
-    fields = {*EVEConfig.__dataclass_fields__, "num_labels", "id2label"}
-    for key in re.findall(
-        r"`((?:task|model|data|image|text|optim|train|evaluate|tokenizer)\.[\w.]+)(?:=[^`]*)?`", text
-    ):
-        inner = key.removeprefix("model.overrides.")
-        known = (
-            fields
-            if inner != key
-            else keys | {f"data.{split}.{name}" for split in ("train", "val", "test") for name in ("split", "source")}
-        )
-        assert inner in known or key in keys, f"{key} is no key"
+    keys |= {f"data.{split}" for split in ("train", "val", "test")}
+    options = {name for each in SOURCES.values() for name in inspect.signature(each).parameters} | {"source", "weight"}
+    fields = {*EVEConfig.__dataclass_fields__, *VLEConfig.__dataclass_fields__, *ROUTED, "num_labels", "id2label"}
+    text = PAGES[page].read_text(encoding="utf-8")
+    sections = "task|model|data|image|text|optim|train|evaluate|tokenizer"
+    for key in re.findall(rf"`((?:{sections})\.[a-z][\w.]*)(?:=[^`]*)?`", text):
+        if key.endswith((".py", ".json", ".yaml", ".jsonl", ".md")):
+            continue
+        if key.startswith("model.overrides."):
+            assert key.split(".")[2] in fields, f"{key} is no field of a model"
+        elif source := re.fullmatch(r"data\.(?:train|val|test)\.(?:\d+\.)?(\w+)", key):
+            assert source[1] in options, f"{key}: no source has this option"
+        else:
+            assert re.sub(r"\.\d+$", "", key) in keys, f"{key} is no key"
 
 
 def test_recipes_named_in_the_docs_exist():
     for page in PAGES.values():
         for name in re.findall(r"`((?:eve|vle)-[\w-]+)`", page.read_text(encoding="utf-8")):
-            if name not in ("eve-tiny", "eve-small", "eve-base", "eve-large"):
+            if name not in PRESETS:
                 assert find_recipe(name).is_file()

@@ -125,10 +125,10 @@ def pretrain(
     """Pre-train a model by masked signal modelling.
 
     \b
-      evle pretrain eve-base-pretrain data.path=FOLDER --dry-run
-      evle pretrain eve-base-pretrain data.path=FOLDER train.batch_size=512 -o runs/base
-      evle pretrain eve-base-pretrain data.path=FOLDER train.batch_size=512 -o runs/base --resume
-      accelerate launch -m evle pretrain eve-base-pretrain data.path=FOLDER
+      evle pretrain eve-base-pretrain --dry-run
+      evle pretrain eve-base-pretrain train.batch_size=512 -o runs/base
+      evle pretrain eve-base-pretrain train.batch_size=512 -o runs/base --resume
+      accelerate launch -m evle pretrain eve-base-pretrain
     """
     _train("pretrain", recipe, overrides, output, resume, overwrite, dry_run)
 
@@ -308,10 +308,6 @@ for verb in asking.VERBS:
     app.command()(verb)
 
 
-for verb in asking.VERBS:
-    app.command()(verb)
-
-
 @app.command()
 def convert(
     family: Annotated[str, typer.Argument(help="eve", show_default=False)],
@@ -368,7 +364,7 @@ def train_tokenizer(
 
     \b
       evle tokenizer train books.txt wiki.txt -o tokenizers/eve --vocab-size 64000
-      evle pretrain eve-base-pretrain data.path=FOLDER tokenizer.path=tokenizers/eve
+      evle pretrain eve-base-pretrain tokenizer.path=tokenizers/eve
     """
     from evle.data.corpus import read_texts
     from evle.transforms.text import clean_caption
