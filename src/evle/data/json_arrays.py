@@ -85,7 +85,7 @@ class JsonArrays:
 
     def _array(self, window: "_Window", name: str) -> Iterator[Element]:
         wanted, number = name in self.names, 0
-        what = f"element of {name!r}" if name else "element"
+        what = f"{name!r}, element" if name else "element"
         window.take("[")
         more = window.peek() != "]"
         while more:

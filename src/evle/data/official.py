@@ -3,13 +3,14 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evle.data.tables import hashed_split
-from evle.errors import ConfigError, DataError, nearest
+from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
 """So many pictures are looked for before a data set counts as one without pictures."""
@@ -73,8 +74,10 @@ def probe_pictures(samples: Sequence[Any], file: Path) -> None:
 
     Single missing pictures are found when they are read.
     """
-    places = np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int)
-    tried = [str(samples[int(place)].image) for place in places]
+    tried = []
+    for place in np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int):
+        with suppress(SampleError):  # what is wrong with one sample is told when it is read
+            tried.append(str(samples[int(place)].image))
     if tried and not any(os.path.exists(name) for name in tried):
         raise DataError(
             f"{tried[0]}: no such file, nor any other of {len(tried)} pictures that {file} names; put the pictures "
