@@ -49,9 +49,10 @@ def test_a_sentence_that_is_mostly_true_is_found():
     assert blind_accuracy([true] * 9 + [false], [true] * 3 + [false]).blind == {"nlvr2": 75.0}
 
 
+@pytest.mark.parametrize("world", [{}, {"shapes": 6, "colours": 6, "patterns": False}], ids=["whole", "small"])
 @pytest.mark.parametrize(("task", "count", "margin"), [("vqa", 2000, 9), ("nlvr2", 600, 0.1), ("vcr", 800, 5)])
-def test_guessing_without_looking_is_near_chance_on_scenes(task, count, margin):
-    found = blind_accuracy(scenes(task, "train", count=3 * count), scenes(task, "test", count=count))
+def test_guessing_without_looking_is_near_chance_on_scenes(task, count, margin, world):
+    found = blind_accuracy(scenes(task, "train", count=3 * count, **world), scenes(task, "test", count=count, **world))
     for kind, blind in found.blind.items():
         # two standard errors of 200 yes/no questions are 7 points
         assert blind <= found.chance[kind] + margin, kind

@@ -19,6 +19,7 @@ from scene_truth import Judge
 
 SEEDS = st.integers(0, 10_000)
 SPLITS = st.sampled_from(["train", "val", "test"])
+WORLDS = st.sampled_from([{}, {"patterns": False, "shapes": 4, "colours": 5}, {"shapes": 6, "colours": 6}])
 JUDGE = Judge()
 COUNT = 25  # samples looked at in each random data set
 
@@ -33,33 +34,33 @@ def scenes_of(sample):
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, SPLITS)
-def test_every_caption_is_true_and_the_first_one_complete(seed, split):
-    for sample in of("captions", split, seed):
+@given(SEEDS, SPLITS, WORLDS)
+def test_every_caption_is_true_and_the_first_one_complete(seed, split, world):
+    for sample in of("captions", split, seed, **world):
         assert len(sample.captions) >= 3
         for caption in sample.captions:
             assert JUDGE.true_of(sample.image.scene, caption), caption
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, SPLITS)
-def test_every_answer_is_the_one_right_answer(seed, split):
-    for sample in of("vqa", split, seed):
+@given(SEEDS, SPLITS, WORLDS)
+def test_every_answer_is_the_one_right_answer(seed, split, world):
+    for sample in of("vqa", split, seed, **world):
         assert JUDGE.answer(sample.image.scene, sample.question) == sample.answers[0], sample.question
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, SPLITS)
-def test_every_statement_is_as_true_as_its_label_says(seed, split):
-    for sample in of("nlvr2", split, seed):
+@given(SEEDS, SPLITS, WORLDS)
+def test_every_statement_is_as_true_as_its_label_says(seed, split, world):
+    for sample in of("nlvr2", split, seed, **world):
         left, right = scenes_of(sample)
         assert JUDGE.true_of_pair(left, right, sample.sentence) == sample.label, sample.sentence
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, SPLITS)
-def test_exactly_the_labelled_choices_are_true(seed, split):
-    for sample in of("vcr", split, seed):
+@given(SEEDS, SPLITS, st.sampled_from([{}, {"patterns": False, "shapes": 6, "colours": 6}]))
+def test_exactly_the_labelled_choices_are_true(seed, split, world):
+    for sample in of("vcr", split, seed, **world):
         for choices, label in (
             (sample.answer_choices, sample.answer_label),
             (sample.rationale_choices, sample.rationale_label),
@@ -215,3 +216,37 @@ def test_pictures_with_the_same_things_share_a_match_id():
 def test_an_impossible_option_is_refused_with_a_hint(options, words):
     with pytest.raises(ConfigError, match=words):
         scenes(**options)
+
+
+def test_a_smaller_world_shows_and_names_only_its_things():
+    world = {"shapes": 5, "colours": 4, "patterns": False}
+    kinds, hues = set(list(SHAPES)[:5]), set(list(COLOURS)[:4])
+    for split in ("train", "test"):
+        seen = {
+            thing.traits for sample in of("captions", split, count=200, **world) for thing in sample.image.scene.things
+        }
+        assert {each.kind for each in seen} == kinds
+        assert {each.colour for each in seen} == hues
+        assert {each.pattern for each in seen} == {""}
+    trained, tested = (
+        {each for sample in of("vqa", split, count=400, **world) for each in sample.image.scene.things}
+        for split in ("train", "test")
+    )
+    combinations_of = lambda things: {(each.traits.kind, each.traits.colour) for each in things}  # noqa: E731
+    assert combinations_of(tested) - combinations_of(trained), "testing shows combinations that training never shows"
+
+
+def test_only_the_kinds_of_questions_that_were_asked_for():
+    asked = [sample.question_type for sample in of("vqa", kinds=["count", "colour"], count=6)]
+    assert asked == ["count", "colour"] * 3
+    with pytest.raises(ConfigError, match="no questions of the type 'color' here; did you mean 'colour'"):
+        of("vqa", kinds=["color"])
+    with pytest.raises(ConfigError, match="no questions of the type 'pattern' here"):
+        of("vqa", kinds=["pattern"], patterns=False)
+
+
+@pytest.mark.parametrize("name", ["shapes", "colours"])
+@pytest.mark.parametrize(("task", "least"), [("vqa", 4), ("vcr", 6)])
+def test_a_world_too_small_for_its_task_is_refused(name, task, least):
+    with pytest.raises(ConfigError, match=f"{name}={least - 1} must be from {least} to 10 for {task}"):
+        of(task, **{name: least - 1})

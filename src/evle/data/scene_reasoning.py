@@ -271,4 +271,4 @@ def _why_odd(composer: Composer, rng: np.random.Generator) -> Choice:
 def choice_makers(composer: Composer) -> tuple[Callable[[Composer, np.random.Generator], Choice], ...]:
     """Makers of four-way questions for the composer's things."""
     plain = (_which_stands, _which_is_the_same, _what_is_it)
-    return (*plain, _why_odd) if "colour" in composer.keys else plain
+    return (*plain, _why_odd) if set(TRAITS) <= set(composer.keys) else plain  # it needs four traits to tell apart

@@ -223,8 +223,8 @@ def scenes(
     answer, as vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same
     samples. `kinds` are the types of question asked, such as ["colour", "count"]; by default all of them.
 
-    A smaller world is learned in fewer steps: the first so many `shapes` (4 to all) and `colours` (4 to all), and
-    without `patterns` all things are plain.
+    A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
+    and without `patterns` all things are plain.
 
     >>> sample = scenes("vqa", "test", count=20)[4]
     >>> sample.question_type, sample.answer_type
@@ -240,8 +240,9 @@ def scenes(
     if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
         raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
     for name, number, most in (("shapes", shapes, len(KINDS)), ("colours", colours, len(HUES))):
-        if not 4 <= number <= most:
-            raise ConfigError(f"{name}={number} must be from 4 to {most}")
+        least = 6 if task == "vcr" else 4
+        if not least <= number <= most:
+            raise ConfigError(f"{name}={number} must be from {least} to {most} for {task}")
     composer = shape_composer(split, max_things, shapes, colours, patterns)
     return SceneSamples(
         composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
