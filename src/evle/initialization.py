@@ -30,6 +30,7 @@ from transformers import (
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.models.eve import EVEConfig
+from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
 from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
@@ -169,6 +170,7 @@ def build_model(
         if isinstance(model, VLEPreTrainedModel):
             _load_towers(loaded, options)
         elif options.vision is not None:
+            assert isinstance(model, EVEPreTrainedModel)
             loaded.origin += f"; {options.vision}: {init_from_vision(model, options.vision)}"
         return loaded
     folder = model_folder(options.init)
@@ -291,7 +293,8 @@ def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
 
 def _load_towers(loaded: Loaded, options: ModelOptions) -> None:
     """Give the loaded VLE the weights of the towers that the options name."""
-    model, config = loaded.model.base_model, loaded.model.config
+    model: Any = loaded.model.base_model  # a VLEModel
+    config = loaded.model.config
     if options.vision is not None:
         tower = read_clip(options.vision, config.vision_config.num_hidden_layers)
         weights = tower.state_dict()

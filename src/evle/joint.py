@@ -23,10 +23,9 @@ from evle.pipelines import family_text_options, model_folder
 from evle.recipe import RunConfig, load_trained, read_run, score_rows, skipped_table, write_report
 from evle.report import Cell, Gallery, GalleryRow, Mark, Report
 from evle.splits import Samples, Split, describe, read_split
-from evle.tasks import TASKS
-from evle.tasks.sweep import plain, sweep
-from evle.tasks.task import Evaluation, EvaluationSettings, Task
-from evle.tasks.vcr import NUM_CHOICES, VCRQA2RTask, draw_objects, numbered
+from evle.tasks.sweep import Swept, plain, sweep
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Task
+from evle.tasks.vcr import NUM_CHOICES, VCRQ2ATask, VCRQA2RTask, draw_objects, numbered
 from evle.transforms.tagged import object_names
 
 CHANCE = {"q2a": 100 / NUM_CHOICES, "qa2r": 100 / NUM_CHOICES, "q2ar": 100 / NUM_CHOICES**2}
@@ -74,7 +73,8 @@ def judge_vcr(
     if samples is None:
         raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
     loaded: list[tuple[PreTrainedModel, Task]] = []
-    for config, folder, task_type in zip(configs, (q2a, qa2r), (TASKS["vcr-q2a"], ReasonsForEachAnswer), strict=True):
+    task_types: tuple[type[Task], type[Task]] = (VCRQ2ATask, ReasonsForEachAnswer)
+    for config, folder, task_type in zip(configs, (q2a, qa2r), task_types, strict=True):
         model, task = load_trained(config, folder, task_type)
         torch.nn.Module.to(model, device)
         loaded.append((model, task))
@@ -105,20 +105,14 @@ def judge(
     settings: EvaluationSettings,
 ) -> Evaluation:
     """Percent of right answers (`q2a`), of right reasons for the right answer (`qa2r`), and of both (`q2ar`)."""
-    answers, reasons = (
-        sweep(
-            model,
-            samples,
-            plain(task),
-            task.collate,
-            # Labels are left out: they are known for some of the samples only.
-            lambda keys, batch, model=model: list(
-                model(**{name: each for name, each in batch.items() if name != "labels"}).logits.float().cpu().numpy()
-            ),
-            settings,
-        )
-        for model, task in ((answering, answer_task), (reasoning, reason_task))
-    )
+
+    def logits_of(model: PreTrainedModel, task: Task) -> Swept:
+        def predict(keys: list[str], batch: Batch) -> list[np.ndarray]:
+            return list(model(**batch).logits.float().cpu().numpy())
+
+        return sweep(model, samples, plain(task), task.collate, predict, settings)
+
+    answers, reasons = logits_of(answering, answer_task), logits_of(reasoning, reason_task)
     judged = [cast(VCRSample, samples[place]) for place in range(len(samples))]
     judged = [sample for sample in judged if sample.key in answers.results and sample.key in reasons.results]
     shares = {sample.key: _softmax(answers.results[sample.key]) for sample in judged}

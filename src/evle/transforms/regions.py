@@ -95,4 +95,4 @@ def related_patches(
     related = cover > min_cover
     small = ~related.any(axis=1) & (cover.max(axis=1, initial=0.0) > 0)
     related[small, cover[small].argmax(axis=1)] = True
-    return related.any(axis=0)
+    return np.asarray(related.any(axis=0))
