@@ -116,3 +116,31 @@ def test_extreme_logits_give_finite_losses_in_float32(dtype):
     for loss in losses:
         assert loss.dtype == torch.float32
         assert loss.isfinite()
+
+
+def test_patch_and_box_classification_equal_naive_loops(rng):
+    patches = torch.randn(3, 4, 2, generator=rng)
+    labels = torch.tensor([[0, 1, -100, 1], [1, -100, -100, 0], [-100, -100, -100, -100]])
+    terms = []
+    for row, row_labels in zip(patches.tolist(), labels.tolist(), strict=True):
+        for (no, yes), label in zip(row, row_labels, strict=True):
+            if label >= 0:
+                terms.append(math.log(math.exp(no) + math.exp(yes)) - (no, yes)[label])
+    assert objectives.pbc(patches, labels).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+    boxes, classes = torch.randn(3, 5, generator=rng), [4, -100, 0]
+    terms = []
+    for row, label in zip(boxes.tolist(), classes, strict=True):
+        if label >= 0:
+            terms.append(math.log(sum(math.exp(value) for value in row)) - row[label])
+    assert objectives.mpc(boxes, torch.tensor(classes)).item() == pytest.approx(sum(terms) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [objectives.pbc, objectives.mpc])
+def test_nothing_to_classify_is_0_with_a_gradient(objective):
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = objective(logits, torch.tensor([-100, -100]))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+    assert objective(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).item() == 0

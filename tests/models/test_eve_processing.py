@@ -56,6 +56,12 @@ def test_options_reach_whom_they_belong_to(processor):
     assert output.attention_mask.sum(1).tolist() == [5, 3]
 
 
+def test_how_the_last_call_truncated_is_not_saved(processor, tmp_path):
+    processor(text="a red ball", padding="max_length", max_length=3, truncation=True)
+    processor.save_pretrained(tmp_path)
+    assert EVEProcessor.from_pretrained(tmp_path)(text="a red ball").input_ids == [1, 4, 5, 6, 2]
+
+
 def test_text_or_pictures_alone_are_enough(processor):
     assert set(processor(text="a ball")) == {"input_ids", "attention_mask"}
     assert set(processor(images=Image.new("RGB", (4, 4)))) == {"pixel_values"}

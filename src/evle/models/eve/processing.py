@@ -1,17 +1,16 @@
 """EVE's processor: pictures and text in, the model's tensors out."""
 
-from typing import Any, Self, cast
+from typing import Self
 
-from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, ViTImageProcessor
-from transformers.image_utils import ImageInput, PILImageResampling
+from transformers import PreTrainedTokenizerBase, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
 
-from evle.models.pictures import upright_rgb
+from evle.models.processing import PairProcessor
 
 HALF = (0.5, 0.5, 0.5)
 
 
-class EVEProcessor(ProcessorMixin):
+class EVEProcessor(PairProcessor):
     """An image processor (square, bicubic, mean and deviation 0.5) and any tokenizer.
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
@@ -33,15 +32,3 @@ class EVEProcessor(ProcessorMixin):
             do_convert_rgb=True,
         )
         return cls(image_processor, tokenizer)
-
-    def __call__(
-        self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
-    ) -> BatchFeature:
-        """Encode pictures, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
-        if isinstance(images, Image.Image):
-            images = upright_rgb(images)
-        elif isinstance(images, list | tuple):
-            images = cast(
-                ImageInput, [upright_rgb(image) if isinstance(image, Image.Image) else image for image in images]
-            )
-        return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)

@@ -1,26 +1,18 @@
 """VLE's processor: pictures and text in, the model's tensors out."""
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
-from PIL import Image
-from transformers import (
-    BatchFeature,
-    CLIPImageProcessor,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
-from transformers.image_utils import ImageInput
+from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from evle.models.pictures import upright_rgb
+from evle.models.processing import PairProcessor
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 
 
-class VLEProcessor(ProcessorMixin):
+class VLEProcessor(PairProcessor):
     """An image processor of CLIP's kind (shortest edge, centre crop, bicubic, CLIP's statistics) and any tokenizer.
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
@@ -67,15 +59,3 @@ class VLEProcessor(ProcessorMixin):
         else:
             return super().from_pretrained(path, **options)
         return cls(CLIPImageProcessor.from_pretrained(path, **options), tokenizer)
-
-    def __call__(
-        self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
-    ) -> BatchFeature:
-        """Encode pictures, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
-        if isinstance(images, Image.Image):
-            images = upright_rgb(images)
-        elif isinstance(images, list | tuple):
-            images = cast(
-                ImageInput, [upright_rgb(image) if isinstance(image, Image.Image) else image for image in images]
-            )
-        return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)

@@ -3,7 +3,7 @@
 The DeBERTa tokenizer of transformers 5 leaves out the model's table of characters, so that full-width forms, no-break
 spaces or an ellipsis come out otherwise. Here the table stays. The file is read as what it is, a Protocol Buffers
 message (`sentencepiece_model.proto` of github.com/google/sentencepiece), without another library. One difference is
-left: the tokenizers library loses a combining mark behind a character of the table, such as a full-width letter.
+left: the tokenizers library loses a combining mark behind a character of the table, as in half-width kana.
 """
 
 import json
@@ -82,9 +82,11 @@ class SentencePieceModel:
         if self.characters:
             steps.append(normalizers.Precompiled(self.characters))
         if self.collapses_spaces:
-            steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+            steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        elif self.adds_prefix:
+            steps.append(normalizers.Prepend(" "))  # also before a text that begins with a space
         tokenizer.normalizer = normalizers.Sequence(steps)
-        prefix = "always" if self.adds_prefix else "never"
+        prefix = "always" if self.adds_prefix and self.collapses_spaces else "never"
         # Word by word, which is faster, unless a piece spans several words.
         spans = any(SPACE in text[1:] and text.strip(SPACE) for text, _ in self.pieces)
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=prefix, split=not spans)

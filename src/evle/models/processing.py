@@ -1,0 +1,49 @@
+"""What both families' processors do: pictures of any kind as RGB, and files that hold no call's leftovers."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_utils import ImageInput
+
+
+class PairProcessor(ProcessorMixin):
+    """An image processor and a tokenizer, for pictures, texts or both."""
+
+    def __call__(
+        self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
+    ) -> BatchFeature:
+        """Encode pictures, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
+        if isinstance(images, Image.Image):
+            images = upright_rgb(images)
+        elif isinstance(images, list | tuple):
+            images = cast(
+                ImageInput, [upright_rgb(image) if isinstance(image, Image.Image) else image for image in images]
+            )
+        return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> Any:
+        """Write the processor's files, as transformers does.
+
+        A tokenizer remembers how its last call truncated and padded, and would carry that into its file, from which
+        the next one would take it for its default.
+        """
+        if isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+        return super().save_pretrained(save_directory, **options)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
