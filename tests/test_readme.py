@@ -124,13 +124,14 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evle.recipe.{name}", checked)
     monkeypatch.setattr("evle.rehearsal.rehearse", checked)
     monkeypatch.setattr("evle.stages.run_stages", stages_checked)
+    monkeypatch.setattr("evle.search.build_index", reached)
+    monkeypatch.setattr("evle.search.ImageIndex.load", reached)
+    # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
     for name in ("Match", "VQA", "Compare", "Localise"):
         monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
     for name in ("LocalLanguageModel", "LocalCaptioner"):
         monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
     monkeypatch.setattr("evle.explain.ExplainPipeline", reached)
-    monkeypatch.setattr("evle.search.build_index", reached)
-    monkeypatch.setattr("evle.search.ImageIndex.load", reached)
     monkeypatch.setattr("evle.convert.convert_eve", reached)
     monkeypatch.setattr("evle.data.corpus.read_texts", reached)
     monkeypatch.setattr("evle.data.check.check_folder", reached)
