@@ -165,7 +165,8 @@ class _Plan(Sampler):
         self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, number) for number in range(self.start, self.num_batches)])
+        epoch = self.epoch  # of now: a generator would ask again later
+        return ((epoch, number) for number in range(self.start, self.num_batches))
 
     def __len__(self) -> int:
         return max(0, self.num_batches - self.start)
