@@ -7,8 +7,10 @@ from PIL import Image
 
 from evle.errors import ConfigError, SampleError
 from evle.explain import TILE, ExplainPipeline, Explanation, fusion_rollout, rollout
+from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForITM, VLEForVQA
-from retrieval_models import save_vqa_model
+from evle.pipelines import VQAPipeline
+from retrieval_models import SIZES, processor, save_vqa_model
 from vle_folders import ANSWERS, picture, save_released
 
 
@@ -110,6 +112,25 @@ def test_maps_are_shares_of_attention_and_tell_pictures_apart(folders, family):
     assert np.abs(found.maps - other.maps).max() > 1e-6
     again = explain(picture(), "a photo of dogs")
     assert np.array_equal(found.maps, again.maps)
+
+
+def test_a_model_that_reads_its_answer_at_a_slot_is_explained_by_it(tmp_path):
+    reader = processor()
+    answers = {"id2label": {0: "red", 1: "blue"}, "vqa_slot": True}
+    torch.manual_seed(0)
+    EVEForVQA(EVEConfig(**SIZES, vocab_size=len(reader.tokenizer), **answers)).save_pretrained(tmp_path)
+    reader.save_pretrained(tmp_path)
+    explain = ExplainPipeline(tmp_path)
+    found = explain(picture(), "what colour", method="attention")
+    asked = VQAPipeline(tmp_path)
+    tokens = asked.tokens(["what colour"])
+    slot = tokens["input_ids"][0].tolist().index(reader.tokenizer.mask_token_id)
+    asked.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = asked.model(asked.pixel_values([asked.read(picture())]), **tokens, output_attentions=True)
+    last = output.attentions[-1][0].mean(dim=0)
+    torch.testing.assert_close(torch.from_numpy(found.whole).flatten(), last[5 + slot, 1:5], atol=1e-5, rtol=0)
+    assert found.words == ["what", "colour"]
 
 
 def test_the_models_way_of_attending_is_put_back(folders):

@@ -24,6 +24,7 @@ from evle.errors import ConfigError, nearest
 from evle.models.eve import EVEModel
 from evle.models.vle import VLEModel
 from evle.pipelines import Pipeline
+from evle.tasks.vqa import has_slot
 from evle.transforms.heatmap import paint
 from evle.transforms.image import framing
 from evle.transforms.text import encode_words
@@ -41,8 +42,9 @@ class Explanation:
     """What `ExplainPipeline` found for one picture and one text.
 
     `words` are the text's words as the tokenizer has them; `maps` (W, G, G) float32 is the share of attention that each
-    word gave to each patch, `whole` (G, G) that of the whole text (its [CLS], which the heads read). `center_crop` says
-    that the patches lie over the square in the middle of `image`.
+    word gave to each patch, `whole` (G, G) that of the whole text: of the token that the head reads, [CLS], or the
+    place of the answer where the model has one (`vqa_slot`). `center_crop` says that the patches lie over the square in
+    the middle of `image`.
     """
 
     image: Image.Image
@@ -70,8 +72,7 @@ class Explanation:
 class ExplainPipeline(Pipeline):
     """Maps from words to patches, from the attention of any trained model of either family; its head plays no part.
 
-    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is the circle")[0].picture().save("map.png")
-    ... # doctest: +SKIP
+    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").picture().save("map.png")  # doctest: +SKIP
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"eve": EVEModel, "vle": VLEModel}
@@ -85,10 +86,15 @@ class ExplainPipeline(Pipeline):
         if method not in METHODS:
             raise ConfigError(f"there is no method {method!r}; {nearest(method, METHODS)}")
         longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
-        token_ids, starts = encode_words(self.processor.tokenizer, self.clean(text), longest)
+        slot = has_slot(self.model.config)
+        token_ids, starts = encode_words(self.processor.tokenizer, self.clean(text), longest - slot)
         words = self._words(token_ids, starts)
         if not words:
             raise ConfigError(f"the text {text!r} holds no word; say what to look for")
+        read = 0
+        if slot:  # before [SEP], as the task puts it
+            read = len(token_ids) - 1
+            token_ids.insert(read, int(self.processor.tokenizer.mask_token_id))
         picture = open_image(image)
         pixel_values = self.pixel_values([self.frame(picture)])
         attended = self._attended(pixel_values, torch.tensor([token_ids], device=self.model.device), method)  # (T, P)
@@ -99,7 +105,7 @@ class ExplainPipeline(Pipeline):
             text=text,
             words=[name for name, _ in words],
             maps=np.stack([grids[places].mean(axis=0) for _, places in words]),
-            whole=grids[0],
+            whole=grids[read],
             center_crop=framing(self.processor.image_processor)[1],
         )
 
