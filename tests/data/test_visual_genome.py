@@ -160,7 +160,7 @@ def test_a_box_that_is_none_costs_its_sample_alone(genome):
 
 
 def test_a_picture_s_records_are_read_again_and_not_held(genome, tmp_path):
-    """Fifty phrases and thirty objects a picture, as published: eight kilobytes of JSON, thirty bytes here."""
+    """Fifty phrases and thirty objects a picture, as published: eight kilobytes of JSON, some seventy bytes here."""
     region = {
         "phrase": "a brown dog on a beach",
         "x": 1,
