@@ -259,3 +259,17 @@ def test_the_listing_says_what_data_length_and_needs():
         assert row[4] or not row[0].startswith(("eve-base", "eve-large", "vle-base", "vle-large")), (
             f"{row[0]}: no needs"
         )
+
+
+def test_a_tokenizer_may_be_trained_on_some_samples_spread_over_all(tmp_path):
+    class Counted(list):
+        def __getitem__(self, place):
+            read.append(place)
+            return super().__getitem__(place)
+
+    read: list[int] = []
+    samples = Counted(SAMPLES["vqa"]())
+    config = micro_run(tmp_path, "vqa", {"tokenizer": {"samples": 3}})
+    ready = prepare(config, samples={"train": samples})
+    assert read[:3] == [0, 2, 5]  # of eight samples, before the answers of all are counted
+    assert ready.task.processor.tokenizer.mask_token_id is not None

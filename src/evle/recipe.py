@@ -60,6 +60,8 @@ class TokenizerOptions(Config):
     reads: tuple[str, ...] = ()
     """Kinds of training samples whose texts it is trained on ("captions", "vqa", "nlvr2"); by default the task's
     own."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples of each kind that are read for it at most, spread evenly; by default all."""
 
 
 class EvaluateOptions(Config):
@@ -362,10 +364,17 @@ def _tokenizer(
     kinds = options.reads or (task.reads,)
     others = (read_split(config.data, "train", kind) for kind in kinds if kind != task.reads)
     corpora = [*([training] if task.reads in kinds else []), *(each for each in others if each is not None)]
-    texts: Iterator[str] = chain.from_iterable(texts_of(corpus[i]) for corpus in corpora for i in range(len(corpus)))
+    read = (corpus[place] for corpus in corpora for place in _spread(len(corpus), options.samples))
+    texts: Iterator[str] = chain.from_iterable(map(texts_of, read))
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)
     return train_tokenizer(texts, options.vocab_size or vocab_size)
+
+
+def _spread(length: int, most: int | None) -> Iterator[int]:
+    """At most `most` places of a sequence, evenly spread."""
+    number = length if most is None else min(length, most)
+    return (place * length // number for place in range(number))
 
 
 def _vocab_size(config: RunConfig, tokenizer: PreTrainedTokenizerBase, start: ModelConfig) -> int:
