@@ -383,7 +383,7 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[tuple[str, Span]]:
             name = length = None
         at = body + -(-own_size // _BLOCK) * _BLOCK
     if not ended:
-        raise TarDamage("no end mark" if size else "an empty file", at)
+        raise TarDamage("no end mark" if size else "an empty file", min(at, size))
 
 
 def _read_header(block: bytes, at: int) -> tuple[bytes, str, int]:
