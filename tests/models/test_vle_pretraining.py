@@ -122,7 +122,7 @@ def test_a_batch_without_objects_masks_or_phrases_has_losses_of_0_with_a_gradien
     inputs["mlm_labels"].fill_(-100)
     inputs["pbc_labels"].fill_(-100)
     output = model(**inputs)
-    assert {name: float(loss) for name, loss in output.losses.items()} == {"mlm": 0.0, "mpc": 0.0, "pbc": 0.0}
+    assert {name: loss.item() for name, loss in output.losses.items()} == {"mlm": 0.0, "mpc": 0.0, "pbc": 0.0}
     output.loss.backward()
     for name, parameter in model.named_parameters():
         if not name.startswith("vle."):

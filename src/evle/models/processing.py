@@ -24,7 +24,7 @@ class PairProcessor(ProcessorMixin):
             )
         return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> Any:
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
         """Write the processor's files, as transformers does.
 
         A tokenizer remembers how its last call truncated and padded, and would carry that into its file, from which
@@ -33,7 +33,7 @@ class PairProcessor(ProcessorMixin):
         if isinstance(self.tokenizer, PreTrainedTokenizerFast):
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
-        return super().save_pretrained(save_directory, **options)
+        return super().save_pretrained(save_directory, push_to_hub, **options)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -108,8 +108,8 @@ class VLEConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=VISION_BASE),
     }
 
-    text_config: dict | DebertaV2Config | None = None
-    vision_config: dict | CLIPVisionConfig | None = None
+    text_config: Any = None  # given as fields, a configuration or None; then always a DebertaV2Config
+    vision_config: Any = None  # likewise a CLIPVisionConfig
     num_token_types: int = 2
     hidden_size: int = 768
     num_hidden_layers: int = 6

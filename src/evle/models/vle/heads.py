@@ -109,7 +109,7 @@ class VLEForMLM(VLEPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.mlm_score[1].predictions.decoder
+        return self.mlm_score.get_submodule("1.predictions.decoder")
 
     def forward(
         self,
@@ -255,12 +255,14 @@ class VLEForNLVR2(VLEPreTrainedModel):
             )
         text = self.vle.encode_text(input_ids, attention_mask).repeat_interleave(2, dim=0)
         mask = None if attention_mask is None else attention_mask.repeat_interleave(2, dim=0)
-        output = self.vle.fuse(self.vle.encode_image(pixel_values.flatten(0, 1)), text, mask)
-        output.logits = self.nlvr2_classifier(output.pooler_output.view(len(input_ids), -1))
-        output.image_hidden, output.text_hidden = (
-            states.unflatten(0, (-1, 2)) for states in (output.image_hidden, output.text_hidden)
+        fused = self.vle.fuse(self.vle.encode_image(pixel_values.flatten(0, 1)), text, mask)
+        logits = self.nlvr2_classifier(fused.pooler_output.view(len(input_ids), -1))
+        output = VLEOutput(
+            logits=logits,
+            image_hidden=fused.image_hidden.unflatten(0, (-1, 2)),
+            text_hidden=fused.text_hidden.unflatten(0, (-1, 2)),
         )
         if labels is not None:
-            output.losses = {"choice": objectives.choices(output.logits, labels)}
+            output.losses = {"choice": objectives.choices(logits, labels)}
             output.loss = total_loss(output.losses)
         return output

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from evle.distributed import all_gather, world_size
 from evle.models.contrast import ContrastHead, draw_negatives, gather_text
 from evle.models.vle.configuration import VLEConfig
-from evle.models.vle.modeling import VLEModel, VLEOutput
+from evle.models.vle.modeling import Fused, VLEModel
 
 
 def contrast_head(config: VLEConfig) -> ContrastHead:
@@ -41,7 +41,7 @@ class FusionBatch:
         """Image states (N, P, D), text states (N, T, D) and their mask (N, T); T may differ between purposes."""
         self.parts[name] = (image, text, mask)
 
-    def run(self) -> dict[str, VLEOutput]:
+    def run(self) -> dict[str, Fused]:
         """Each purpose's states and pooled states after the fusion, with its own T; nothing for no purpose."""
         if not self.parts:
             return {}
@@ -57,7 +57,7 @@ class FusionBatch:
             strict=True,
         )
         return {
-            name: VLEOutput(image_hidden=image, text_hidden=text[:, : own.shape[1]], pooler_output=pooled)
+            name: Fused(image, text[:, : own.shape[1]], pooled)
             for (name, (_, own, _)), (image, text, pooled) in zip(self.parts.items(), split, strict=True)
         }
 
@@ -100,12 +100,9 @@ def matching_rows(
     )
 
 
-def match_logits(score: VLEMatchScore, fused: dict[str, VLEOutput], found: Tensor) -> tuple[Tensor, Tensor]:
+def match_logits(score: VLEMatchScore, fused: dict[str, Fused], found: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, `found` (B,), and their negatives."""
-    positives = fused["pairs"].pooler_output
-    negatives = fused["negatives"].pooler_output
-    assert positives is not None
-    assert negatives is not None
+    positives, negatives = fused["pairs"].pooler_output, fused["negatives"].pooler_output
     logits = score(torch.cat([positives[found], negatives]))
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) - len(negatives)] = 1

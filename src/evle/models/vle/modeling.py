@@ -11,7 +11,7 @@ B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,15 @@ class VLEOutput(ModelOutput):
     attentions: dict[str, tuple[Tensor, ...]] | None = None
 
 
+class Fused(NamedTuple):
+    """What the fusion makes of pairs; as in `VLEOutput`."""
+
+    image_hidden: Tensor
+    text_hidden: Tensor
+    pooler_output: Tensor
+    attentions: dict[str, tuple[Tensor, ...]] | None = None
+
+
 def extend_token_types(table: Tensor, num_types: int) -> Tensor:
     """A type table (N, D) with `num_types` rows: the old rows first, each new one a copy of the text row (0).
 
@@ -91,6 +100,7 @@ class FusionSelfAttention(nn.Module):
     def __init__(self, config: VLEConfig):
         super().__init__()
         width = config.hidden_size
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
         self.query = nn.Linear(width, width)
@@ -108,7 +118,7 @@ class FusionSelfAttention(nn.Module):
         )  # each (B, H, S or R, D / H)
         dropout = self.dropout_rate if self.training else 0.0
         mask = None if mask is None else mask.to(query.dtype)
-        if not keep_map:
+        if not keep_map and self.config._attn_implementation != "eager":
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
             return context.transpose(1, 2).flatten(2), None
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -219,8 +229,15 @@ class VLEPreTrainedModel(PreTrainedModel):
     def _can_set_attn_implementation(cls) -> bool:
         return True
 
+    @property
+    def backbone(self) -> "VLEModel":
+        """The `VLEModel` in a model with a head, or the model itself."""
+        model = self.base_model
+        assert isinstance(model, VLEModel)
+        return model
+
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | Path | None,
         *args: Any,
@@ -261,14 +278,13 @@ class VLEPreTrainedModel(PreTrainedModel):
         VLEConfig.check_fields(config_fields)
         image_size = config_fields.pop("image_size", None)
         image_tower, text_tower = read_clip(vision, vision_layers), read_deberta(text)
-        sub_configs = {
+        sub_configs: dict[str, Any] = {
             name: {**tower.config.to_dict(), **config_fields.pop(name, {})}
             for name, tower in (("vision_config", image_tower), ("text_config", text_tower))
         }
         model = cls(cls.config_class(**sub_configs, **config_fields))
-        base = model.base_model
-        base.vision_model.vision_model.load_state_dict(image_tower.state_dict())
-        base.text_model.load_state_dict(text_tower.state_dict())
+        model.backbone.vision_model.vision_model.load_state_dict(image_tower.state_dict())
+        model.backbone.text_model.load_state_dict(text_tower.state_dict())
         if image_size is not None:
             model.resize_images(image_size)
         return model.eval()
@@ -280,7 +296,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         """
         if image_size <= 0 or image_size % self.config.patch_size:
             raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {self.config.patch_size}")
-        self.base_model.vision_model.resize_images(image_size)
+        self.backbone.vision_model.resize_images(image_size)
         self.config.image_size = image_size
 
     def add_token_types(self, num_types: int) -> None:
@@ -289,10 +305,10 @@ class VLEPreTrainedModel(PreTrainedModel):
         Each new row starts at a small distance of its own from the text's, so that named objects are told apart.
         Raises CheckpointError when rows would be lost.
         """
-        table = self.base_model.token_type_embeddings.weight
+        table = self.backbone.token_type_embeddings.weight
         extended = extend_token_types(table.detach(), num_types)
         extended[len(table) :] += torch.randn_like(extended[len(table) :]) * self.config.initializer_range
-        self.base_model.token_type_embeddings = nn.Embedding.from_pretrained(extended, freeze=not table.requires_grad)
+        self.backbone.token_type_embeddings = nn.Embedding.from_pretrained(extended, freeze=not table.requires_grad)
         self.config.num_token_types = num_types
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
@@ -311,12 +327,16 @@ class VLEPreTrainedModel(PreTrainedModel):
                 weight.data.copy_(words.data)
         super().tie_weights(missing_keys, recompute_mapping)
 
-    def save_pretrained(
-        self, save_directory: str | Path, *args: Any, state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Write a directory that the released code reads: its keys, all of them (`released_state`)."""
         state = self.released_state(self.state_dict() if state_dict is None else state_dict)
-        super().save_pretrained(save_directory, *args, state_dict=state, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state, **kwargs)
 
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this model with exactly the keys that the released code writes.
@@ -395,7 +415,7 @@ class VLEModel(VLEPreTrainedModel):
         image_mask: Tensor | None = None,
         image_type_ids: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> VLEOutput:
+    ) -> Fused:
         """States of `encode_image` (B, P, D) and `encode_text` (B, T, D) through the fusion.
 
         Masks (B, T) and (B, P) say 1 where a token is real, type ids (B, T) and (B, P) which row of the type table it
@@ -416,12 +436,7 @@ class VLEModel(VLEPreTrainedModel):
                 for name, each in zip(names, (*text_maps, *image_maps), strict=True):
                     maps.setdefault(name, []).append(each)
         pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], dim=-1)
-        return VLEOutput(
-            image_hidden=image,
-            text_hidden=text,
-            pooler_output=pooled,
-            attentions={name: tuple(each) for name, each in maps.items()} or None,
-        )
+        return Fused(image, text, pooled, {name: tuple(each) for name, each in maps.items()} or None)
 
     def forward(
         self,
@@ -450,14 +465,14 @@ class VLEModel(VLEPreTrainedModel):
             )
         image, image_maps = self.vision_model(pixel_values, output_attentions)
         text, text_maps = self.read_text(input_ids, attention_mask, output_attentions)
-        output = self.fuse(
+        fused = self.fuse(
             self.image_projection_layer(image),
             self.text_projection_layer(text),
             attention_mask,
             token_type_ids,
             output_attentions=output_attentions,
         )
-        if output_attentions:
-            assert output.attentions is not None
-            output.attentions = {"text": text_maps, "image": image_maps, **output.attentions}
+        output = VLEOutput(**fused._asdict())
+        if fused.attentions is not None:
+            output.attentions = {"text": text_maps, "image": image_maps, **fused.attentions}
         return output

@@ -85,7 +85,9 @@ class VLEForPreTraining(VLEPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        return self.mlm_score[1].predictions.decoder if "mlm" in self.config.objectives else None
+        if "mlm" not in self.config.objectives:
+            return None
+        return self.mlm_score.get_submodule("1.predictions.decoder")
 
     def forward(
         self,
@@ -179,12 +181,15 @@ class VLEForPreTraining(VLEPreTrainedModel):
             assert mlm_labels is not None
             # Only masked positions meet the vocabulary: it is the largest matrix of the model.
             chosen = mlm_labels != objectives.IGNORE
-            output.logits = self.mlm_score(fused["masked"].text_hidden[chosen])
-            losses["mlm"] = objectives.mlm(output.logits, mlm_labels[chosen])
+            words_found = self.mlm_score(fused["masked"].text_hidden[chosen])
+            losses["mlm"] = objectives.mlm(words_found, mlm_labels[chosen])
+            output.logits = words_found
         if "itm" in names:
-            output.itm_logits, output.itm_labels = match_logits(self.itm_score, fused, found)
-            losses["itm"] = objectives.itm(output.itm_logits, output.itm_labels)
+            matches, match_labels = match_logits(self.itm_score, fused, found)
+            losses["itm"] = objectives.itm(matches, match_labels)
+            output.itm_logits, output.itm_labels = matches, match_labels
         if "pbc" in names:
+            assert pbc_labels is not None
             output.pbc_logits = self.pbc_classifier(fused["pairs"].image_hidden[:, 1:])
             losses["pbc"] = objectives.pbc(output.pbc_logits, pbc_labels)
         if "mpc" in names:

@@ -34,7 +34,9 @@ class VLEProcessor(PairProcessor):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> Self:
         """The processor in a directory or hub repository, released or of `save_pretrained`.
 
         The tokenizer is made from `spm.model` where there is one, so that it tokenizes as SentencePiece

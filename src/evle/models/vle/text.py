@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DebertaV2Config, DebertaV2Model
-from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    DebertaV2Layer,
+    DisentangledSelfAttention,
+    make_log_bucket_position,
+)
 
 
 def shift(scores: Tensor, length: int) -> Tensor:
@@ -107,5 +111,6 @@ class VLETextTower(DebertaV2Model):
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
         for layer in self.encoder.layer:
+            assert isinstance(layer, DebertaV2Layer)
             layer.attention.self = FusedDisentangledSelfAttention(config)
         self.post_init()

@@ -108,7 +108,7 @@ def read_sentencepiece(
     settings = settings or {}
     if settings.get("split_by_punct"):
         raise CheckpointError(f"{path}: tokenizer_config.json asks for split_by_punct, which is not supported")
-    tokens = {name: _text(settings.get(name) or default) for name, default in SPECIAL_TOKENS.items()}
+    tokens: dict[str, Any] = {name: _text(settings.get(name) or default) for name, default in SPECIAL_TOKENS.items()}
     tokenizer = SentencePieceModel.read(path).tokenizer(bool(settings.get("do_lower_case")))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     for token, number in sorted((added or {}).items(), key=lambda item: item[1]):

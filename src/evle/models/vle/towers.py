@@ -36,9 +36,10 @@ def _read(path: str | Path, model_class: type[PreTrainedModel], families: tuple[
         family = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
         if family not in families:
             raise CheckpointError(f"{path}: is of model_type {family!r}; give {wanted} as transformers saves it")
-        model, info = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except OSError as error:
         raise CheckpointError(f"{path}: holds no model ({str(error).splitlines()[0]}); give {wanted}") from None
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{path}: lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}; give {wanted} whole"

@@ -77,7 +77,7 @@ class VLEForVCR(VLEPreTrainedModel):
         shown = (box_token_types > 0) & box_patches.any(dim=-1)  # (B, K, O)
         whole = image[:, None].expand(-1, num_candidates, -1, -1)
         image_types = box_token_types.new_full(whole.shape[:3], IMAGE_TYPE)
-        output = self.vle.fuse(
+        fused = self.vle.fuse(
             torch.cat([whole, boxes], dim=2).flatten(0, 1),
             text,
             attention_mask.flatten(0, 1),
@@ -86,12 +86,15 @@ class VLEForVCR(VLEPreTrainedModel):
             image_type_ids=torch.cat([image_types, box_token_types], dim=2).flatten(0, 1),
             output_attentions=output_attentions,
         )
-        output.logits = self.score(output.pooler_output).view(-1, num_candidates)
-        output.image_hidden, output.text_hidden = (
-            states.unflatten(0, (-1, num_candidates)) for states in (output.image_hidden, output.text_hidden)
+        logits = self.score(fused.pooler_output).view(-1, num_candidates)
+        output = VLEOutput(
+            logits=logits,
+            image_hidden=fused.image_hidden.unflatten(0, (-1, num_candidates)),
+            text_hidden=fused.text_hidden.unflatten(0, (-1, num_candidates)),
+            attentions=fused.attentions,
         )
         if labels is not None:
-            output.losses = {"choice": objectives.choices(output.logits, labels)}
+            output.losses = {"choice": objectives.choices(logits, labels)}
             output.loss = total_loss(output.losses)
         return output
 

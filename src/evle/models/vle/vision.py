@@ -5,6 +5,7 @@ B batch, P image tokens, [CLS] first.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class VLEVisionTower(nn.Module):
 
         Another size than the configured one interpolates the positions.
         """
-        config = self.vision_model.config
+        config: Any = self.vision_model.config
         channels, height, width = pixel_values.shape[1:]
         size = config.patch_size
         if channels != config.num_channels or height % size or width % size or not height or not width:
@@ -57,7 +58,7 @@ class VLEVisionTower(nn.Module):
 
     def resize_images(self, image_size: int) -> None:
         """Interpolate the position table for images of `image_size` pixels a side and take that size from now on."""
-        embeddings = self.vision_model.embeddings
+        embeddings: Any = self.vision_model.embeddings
         table = embeddings.position_embedding.weight
         side = image_size // embeddings.patch_size
         resized = resize_positions(table.detach(), side, side)

@@ -1,0 +1,115 @@
+"""VCR inference: the image encoded once for all candidates, against once a candidate, and one candidate at a time.
+
+The released code runs both encoders anew for every candidate, one after the other; its way is measured with our
+attention and, as a straightforward port, with stock modules and eager attention. All ways give the same scores.
+
+    python benchmarks/vle_vcr.py --rounds 5 --json vcr.json
+"""
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evle.models.vle import VLEConfig, VLEForVCRQ2A
+from side_by_side import add_options, autocast, machine, measure, show, stock_port
+
+CANDIDATES = 4
+
+
+def make_batch(config: VLEConfig, size: int, length: int, objects: int) -> dict[str, Tensor]:
+    """Noise for pictures and candidates; texts of 3/4 to all of `length`, each naming `objects` objects."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(3 * length // 4, length + 1, (size, CANDIDATES, 1), generator=generator)
+    attention_mask = (torch.arange(length) < real).long()
+    shape = (size, CANDIDATES, length)
+    input_ids = torch.randint(5, config.vocab_size, shape, generator=generator) * attention_mask
+    types = 2 + torch.arange(objects).expand(size, CANDIDATES, -1)
+    token_type_ids = torch.zeros_like(input_ids)
+    token_type_ids[..., 1 : 1 + objects] = types
+    boxes = torch.rand(size, CANDIDATES, objects, config.num_patches, generator=generator) < 0.2
+    boxes[..., 0] = True
+    side = config.image_size
+    inputs = {
+        "pixel_values": torch.randn(size, config.num_channels, side, side, generator=generator),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "box_patches": boxes,
+        "box_token_types": types,
+    }
+    return {name: tensor.to("cuda" if torch.cuda.is_available() else "cpu") for name, tensor in inputs.items()}
+
+
+def once(model: VLEForVCRQ2A, inputs: dict[str, Tensor]) -> Tensor:
+    """Our way: B questions, their candidates as a dimension."""
+    return model(**inputs).logits
+
+
+def once_a_candidate(model: VLEForVCRQ2A, inputs: dict[str, Tensor]) -> Tensor:
+    """All candidates at once, but each with an image of its own."""
+    rows = {name: tensor.flatten(0, 1)[:, None] for name, tensor in inputs.items() if name != "pixel_values"}
+    pixels = inputs["pixel_values"].repeat_interleave(CANDIDATES, dim=0)
+    return model(pixel_values=pixels, **rows).logits.view(-1, CANDIDATES)
+
+
+def one_by_one(model: VLEForVCRQ2A, inputs: dict[str, Tensor]) -> Tensor:
+    """One candidate after the other, each question's image encoded for each; no padding of the text."""
+    logits = []
+    for question in range(len(inputs["pixel_values"])):
+        for candidate in range(CANDIDATES):
+            real = int(inputs["attention_mask"][question, candidate].sum())
+            row = {"pixel_values": inputs["pixel_values"][question : question + 1]}
+            for name, tensor in inputs.items():
+                if name != "pixel_values":
+                    row[name] = tensor[question : question + 1, candidate : candidate + 1]
+            for name in ("input_ids", "attention_mask", "token_type_ids"):
+                row[name] = row[name][..., :real]
+            logits.append(model(**row).logits)
+    return torch.cat(logits).view(-1, CANDIDATES)
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--batch", type=int, default=1, help="questions at once (default: 1)")
+    parser.add_argument("--text-length", type=int, default=80, help="tokens of the longest candidate (default: 80)")
+    parser.add_argument("--objects", type=int, default=3, help="objects that a candidate names (default: 3)")
+    parser.add_argument("--image-size", type=int, help="pixels a side (default: the preset's; the release took 384)")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    config = VLEConfig.from_preset(options.preset, num_token_types=2 + options.objects)
+    if options.image_size:
+        config.image_size = options.image_size
+    model = VLEForVCRQ2A(config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    port = stock_port(copy.deepcopy(model))
+    inputs = make_batch(config, options.batch, options.text_length, options.objects)
+    ways = {
+        "image once, candidates at once": lambda: once(model, inputs),
+        "image four times, candidates at once": lambda: once_a_candidate(model, inputs),
+        "image four times, one by one": lambda: one_by_one(model, inputs),
+        "stock modules, eager, one by one": lambda: one_by_one(port, inputs),
+    }
+    with autocast(options.dtype):
+        expected, *others = (way().float() for way in ways.values())
+        difference = max(float((other - expected).abs().max()) for other in others)
+        result = measure(ways, options.rounds, options.peak_size)
+    report = {
+        **machine(),
+        "preset": options.preset,
+        "image_size": config.image_size,
+        "text_length": options.text_length,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "largest difference of a score": difference,
+        "compared": {"VCR, one call": result},
+    }
+    show(report, options.json)
+    return report
+
+
+if __name__ == "__main__":
+    main()
