@@ -20,6 +20,7 @@ from scene_truth import Judge
 SEEDS = st.integers(0, 10_000)
 SPLITS = st.sampled_from(["train", "val", "test"])
 WORLDS = st.sampled_from([{}, {"patterns": False, "shapes": 4, "colours": 5}, {"shapes": 6, "colours": 6}])
+FEWEST = st.sampled_from([1, 2])
 JUDGE = Judge()
 COUNT = 25  # samples looked at in each random data set
 
@@ -43,9 +44,9 @@ def test_every_caption_is_true_and_the_first_one_complete(seed, split, world):
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, SPLITS, WORLDS)
-def test_every_answer_is_the_one_right_answer(seed, split, world):
-    for sample in of("vqa", split, seed, **world):
+@given(SEEDS, SPLITS, WORLDS, FEWEST)
+def test_every_answer_is_the_one_right_answer(seed, split, world, fewest):
+    for sample in of("vqa", split, seed, min_things=fewest, **world):
         assert JUDGE.answer(sample.image.scene, sample.question) == sample.answers[0], sample.question
 
 
@@ -250,3 +251,9 @@ def test_only_the_kinds_of_questions_that_were_asked_for():
 def test_a_world_too_small_for_its_task_is_refused(name, task, least):
     with pytest.raises(ConfigError, match=f"{name}={least - 1} must be from {least} to 10 for {task}"):
         of(task, **{name: least - 1})
+
+
+def test_a_question_may_be_asked_of_a_thing_that_stands_alone():
+    for fewest in (1, 2):
+        asked = of("vqa", kinds=["colour"], min_things=fewest, max_things=2, count=40)
+        assert min(len(sample.image.scene.things) for sample in asked) == fewest

@@ -32,10 +32,11 @@ class Composer:
         usual: Sequence[Traits],
         held: Sequence[Traits] = (),
         *,
+        min_things: int = 2,
         max_things: int = 6,
         pictures: dict[str, list[str]] | None = None,
     ):
-        self.max_things = max_things
+        self.min_things, self.max_things = min_things, max_things
         self.pictures = pictures
         self._pools = [_Pool(usual)] + ([_Pool(held)] if held else [])
         self.keys = tuple(key for key in ("size", "pattern", "colour", "kind") if getattr(usual[0], key))

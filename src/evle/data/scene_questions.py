@@ -74,7 +74,9 @@ def related_places(rng: np.random.Generator, relation: str) -> tuple[tuple[int, 
 
 
 def _others(composer: Composer, rng: np.random.Generator, taken: int) -> int:
-    return int(rng.integers(1, max(2, composer.max_things - taken + 1)))
+    """How many things stand by those that the question takes: at least one, unless one thing makes a scene."""
+    fewest = composer.min_things - 1 if taken == 1 else 1
+    return int(rng.integers(fewest, max(fewest, composer.max_things - taken) + 1))
 
 
 def _trait(asked: str, templates: Sequence[str]):

@@ -56,7 +56,12 @@ def held_out(traits: Traits) -> str:
 
 @cache
 def shape_composer(
-    split: str, max_things: int = 6, shapes: int = len(KINDS), colours: int = len(HUES), patterns: bool = True
+    split: str,
+    max_things: int = 6,
+    shapes: int = len(KINDS),
+    colours: int = len(HUES),
+    patterns: bool = True,
+    min_things: int = 2,
 ) -> Composer:
     """The composer of a split: training's things, and for val and test as often those that are held out for them."""
     every = [
@@ -68,7 +73,7 @@ def shape_composer(
     ]
     usual = [each for each in every if held_out(each) == ""]
     held = [each for each in every if held_out(each) == split] if split != "train" else []
-    return Composer(usual, held, max_things=max_things)
+    return Composer(usual, held, min_things=min(min_things, 2), max_things=max_things)
 
 
 class SceneSamples(Sequence):
@@ -218,10 +223,10 @@ def scenes(
     "test" half of the things are combinations of traits that training never shows.
 
     `min_things` to `max_things` (2 to 8; 4 or more for "nlvr2" and "vcr") things stand in a captioned scene; scenes of
-    questions hold what the question needs and some others. `num_captions` keeps so many captions of each scene, the
-    fullest first. `questions` is the share of "captions" samples whose one text is a question about the scene with its
-    answer, as vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same
-    samples. `kinds` are the types of question asked, such as ["colour", "count"]; by default all of them.
+    questions hold what the question needs and some others, or none with `min_things` 1. `num_captions` keeps so many
+    captions of each scene, the fullest first. `questions` is the share of "captions" samples whose one text is a
+    question about the scene with its answer, as vision-language models are pre-trained on questions too; the questions
+    are those of "vqa", never the same samples. `kinds` are the types of question asked, such as ["colour", "count"]; by default all of them.
 
     A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
     and without `patterns` all things are plain.
@@ -243,7 +248,7 @@ def scenes(
         least = 6 if task == "vcr" else 4
         if not least <= number <= most:
             raise ConfigError(f"{name}={number} must be from {least} to {most} for {task}")
-    composer = shape_composer(split, max_things, shapes, colours, patterns)
+    composer = shape_composer(split, max_things, shapes, colours, patterns, min_things)
     return SceneSamples(
         composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
         size=size, min_things=min_things, num_captions=num_captions, questions=questions,
