@@ -222,11 +222,12 @@ def scenes(
     "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
     "test" half of the things are combinations of traits that training never shows.
 
-    `min_things` to `max_things` (2 to 8; 4 or more for "nlvr2" and "vcr") things stand in a captioned scene; scenes of
-    questions hold what the question needs and some others, or none with `min_things` 1. `num_captions` keeps so many
-    captions of each scene, the fullest first. `questions` is the share of "captions" samples whose one text is a
-    question about the scene with its answer, as vision-language models are pre-trained on questions too; the questions
-    are those of "vqa", never the same samples. `kinds` are the types of question asked, such as ["colour", "count"]; by default all of them.
+    `min_things` to `max_things` (2 to 8; 4 or more for "nlvr2" and "vcr") things stand in a captioned scene; scenes
+    of questions hold what the question needs and some others, or none with `min_things` 1. `num_captions` keeps so
+    many captions of each scene, the fullest first. `questions` is the share of "captions" samples whose one text is
+    a question about the scene with its answer, as vision-language models are pre-trained on questions too; the
+    questions are those of "vqa", never the same samples. `kinds` are the types of question asked, such as
+    ["colour", "count"]; by default all of them.
 
     A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
     and without `patterns` all things are plain.
