@@ -357,3 +357,18 @@ def test_an_outlined_picture_has_flat_colours_and_dark_strokes_where_they_change
     assert view[:, 16, 32].max() < 48  # on the square's upper side
     assert view[:, 32, 32].max() > 150
     assert view[:, 4, 4].min() > 200
+
+
+@pytest.mark.parametrize("size", [24, 40])
+def test_the_short_way_of_a_crop_and_a_flip_gives_the_same_view(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 70, 3), dtype=np.uint8))
+    longer = ImageOptions(blur=1e-12)  # takes the way over PIL, and draws once more at its end without effect
+    assert ImageOptions().only_moves
+    assert not longer.only_moves
+    for seed in range(8):
+        views = [
+            train_image(picture, options, size, np.random.default_rng(seed), [(3, 4, 50, 30)])
+            for options in (ImageOptions(), longer)
+        ]
+        assert torch.equal(views[0][0], views[1][0])
+        assert np.array_equal(views[0][1], views[1][1], equal_nan=True)

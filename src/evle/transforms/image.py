@@ -122,6 +122,13 @@ class ImageOptions(BaseModel):
                 )
         return self
 
+    @property
+    def only_moves(self) -> bool:
+        """Whether a view of a picture is a crop and a flip of it, colours and surroundings untouched."""
+        moves = {"size", "scale", "ratio", "flip", "background"}
+        fresh = type(self)()
+        return all(getattr(self, name) == getattr(fresh, name) for name in type(self).model_fields if name not in moves)
+
     def without_flip(self) -> "ImageOptions":
         """The same options, never flipped: for text that says left or right (EVE's rule for VQA)."""
         return self.model_copy(update={"flip": 0.0})
@@ -157,6 +164,10 @@ def train_image(
     """
     ops = _pick_rand_augment(options.rand_augment, rng) if options.rand_augment else []
     geometry = _pick_geometry(image.size, options, ops, size, rng)
+    if image.mode == "RGB" and options.only_moves:  # the same pixels without the ways back to PIL: a quarter faster
+        left, top, width, height = geometry.crop
+        pixels = _resize_pixels(_pixels(image)[:, top : top + height, left : left + width], size, size)
+        return (pixels.flip(2) if geometry.flipped else pixels.contiguous()), _move_boxes(boxes, geometry, size)
     picture = _place(image, geometry, options.background, size, rng)
     picture = _recolour(picture, _pick_colours(picture, options, ops, rng))
     for name, magnitude in ops:
@@ -183,10 +194,8 @@ def test_image(image: Image.Image, size: int, *, center_crop: bool = False) -> T
         ground.paste(image, mask=image)
         image = ground
     width, height, left, top = _test_geometry(image.size, size, center_crop)
-    picture = _resize(image.convert("RGB"), width, height)
-    if (width, height) != (size, size):
-        picture = picture.crop((left, top, left + size, top + size))
-    return _to_tensor(picture)
+    pixels = _resize_pixels(_pixels(image.convert("RGB")), width, height)
+    return pixels[:, top : top + size, left : left + size].contiguous()
 
 
 def test_boxes(
@@ -225,7 +234,7 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """uint8 (..., 3, H, W) to float32 (value / 255 - mean) / std, channel by channel (EVE: mean = std = 0.5)."""
     scale = torch.tensor(std, device=pixels.device, dtype=torch.float32).mul(255.0).reciprocal()[:, None, None]
     shift = (torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device))[:, None, None]
-    return pixels.mul(scale).sub_(shift)
+    return pixels.to(torch.float32, copy=True).mul_(scale).sub_(shift)
 
 
 # --- geometry
@@ -356,9 +365,20 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     """Bicubic with antialias; on uint8, torch gives PIL's values to within one level."""
     if image.size == (width, height):
         return image
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return Image.fromarray(pixels[0].permute(1, 2, 0).numpy(), mode=image.mode)
+    pixels = _resize_pixels(_pixels(image), width, height)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy(), mode=image.mode)
+
+
+def _resize_pixels(pixels: Tensor, width: int, height: int) -> Tensor:
+    """uint8 (C, H, W) at another size."""
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """A picture of several bands as uint8 (C, H, W), in the order of bytes that it has."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _random_ground(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -503,4 +523,4 @@ def _erase(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return _pixels(picture).contiguous()
