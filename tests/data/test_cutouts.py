@@ -85,6 +85,15 @@ def test_names_come_from_the_first_caption_and_odd_ones_are_left_out(pictures):
     assert "man in tuxedo" not in of(pictures, "vqa", longest_name=2).composer.values["kind"]
 
 
+def test_a_small_world_has_only_the_names_that_were_given(pictures):
+    names = list(PLURALS)[:8]
+    assert set(of(pictures, "vqa", names=names).composer.values["kind"]) == set(names)
+    with pytest.raises(DataError, match="no cut-out is called zebra in the split train"):
+        of(pictures, "vqa", names=[*names, "zebra"])
+    with pytest.raises(DataError, match=r"7 usable names of cut-outs, but 8 are needed; .* or give more names"):
+        of(pictures, "vqa", names=names[:7])
+
+
 def test_a_general_and_a_special_name_never_stand_for_each_other(pictures):
     names = ["heart", *[f"{word} heart" for word in ("red", "blue", "broken", "big", "small", "glass", "toy", "paper")]]
     rows = [{"image": f"{name}.png", "caption": name} for name in names]
