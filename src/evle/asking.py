@@ -58,11 +58,11 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Answer a question about a picture; a language model may weigh the answers and word the last one.
+    """Answer a question about a picture; a language model may word the answer.
 
     \b
       evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
-      evle ask runs/quickstart/vqa-pretrained a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
+      evle ask runs/vqa a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
     """
     from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
 
@@ -125,7 +125,9 @@ def localise(
     text: Annotated[str, typer.Argument(help="What to find in it.", show_default=False)],
     output: Picture,
 ) -> None:
-    """Paint where a picture shows what a phrase says; takes a VLE pre-trained with patch-box classification (pbc).
+    """Paint where a picture shows what a phrase says.
+
+    Takes a VLE pre-trained with patch-box classification (pbc).
 
     \b
       evle localise runs/vle a.jpg "the red circle" -o found.png

@@ -65,6 +65,7 @@ app = typer.Typer(
 \b
 Start here:
   evle run quickstart                     pre-training, VQA and retrieval on synthetic scenes, in minutes
+  evle run scenes-vle                     the same with VLE, and choices of answers and reasons
   evle recipes                            the recipes that come with evle
   evle data check FOLDER                  is my folder of pictures and captions in order?
   evle run pictures data.path=FOLDER      train on it and report
@@ -122,7 +123,7 @@ def pretrain(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Pre-train a model by masked signal modelling.
+    """Pre-train a model on pictures with captions, by the objectives that the recipe names.
 
     \b
       evle pretrain eve-base-pretrain --dry-run
@@ -250,8 +251,9 @@ def recipes() -> None:
     from evle.recipes import recipes as known
     from evle.report import text_table
 
-    print(text_table(listing()))
-    print(f"\nThe files: {next(iter(known().values())).parent}")
+    for table in listing():
+        print(f"{table.title}\n\n{text_table(table)}\n")
+    print(f"The files: {next(iter(known().values())).parent}")
 
 
 @app.command()
@@ -310,7 +312,7 @@ for verb in asking.VERBS:
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(help="eve", show_default=False)],
+    family: Annotated[str, typer.Argument(help="eve; a released VLE is read as it is.", show_default=False)],
     source: Annotated[
         Path, typer.Argument(help="A released checkpoint file, or a model folder of ours.", show_default=False)
     ],
@@ -396,7 +398,9 @@ def check(
     split: SplitOption = None,
     most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
 ) -> None:
-    """Read every row and decode every picture; name what cannot be used, exit code 1 if anything cannot.
+    """Read every row and decode every picture; name what cannot be used.
+
+    The exit code is 1 if anything cannot.
 
     \b
       evle data check FOLDER
@@ -454,13 +458,16 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = "captions"
 @data_app.command("answers")
 def list_answers(
     source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The list: JSON, or .txt of one a line.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The list: JSON, or .txt of one a line.", show_default=False)
+    ],
     options: SourceOptions = None,
     split: SplitOption = None,
     min_count: Annotated[int, typer.Option(min=1, help="Questions that must have an answer as their main one.")] = 9,
 ) -> None:
-    """Write the list of answers that a VQA model shall know, as the official evaluator normalises them, the most
-    frequent first.
+    """Write the list of answers that a VQA model shall know, the most frequent first.
+
+    They are written as the official evaluator normalises them.
 
     \b
       evle data answers FOLDER --split train -o answers.json --min-count 2
@@ -482,7 +489,9 @@ def pack_shards(
     per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
     num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check pictures.")] = 4,
 ) -> None:
-    """Pack samples into webdataset shards (00000.tar ...); repeat the command to go on after an interruption.
+    """Pack samples into webdataset shards.
+
+    Repeat the command to go on after an interruption.
 
     \b
       evle data shards FOLDER --split train -o SHARDS/train

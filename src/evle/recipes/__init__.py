@@ -26,16 +26,23 @@ def find_recipe(name: str | Path) -> Path:
     return known[str(name)]
 
 
-def listing() -> Table:
-    """The recipes that come with evle: what each does, on which data, how long, and what it needs."""
-    rows = []
+def listing() -> list[Table]:
+    """The recipes that come with evle: those for a CPU, which say what they do, and those of the papers' sizes, whose
+    names say it, with the GPUs that they need; of each its data and length."""
+    small, large = [], []
     for name, path in recipes().items():
         tree = load_yaml(path)
         runs = [merge(tree.get("defaults") or {}, stage or {}) for stage in tree.get("stages", {"": tree}).values()]
         data = dict.fromkeys(source for run in runs for source in _sources((run.get("data") or {}).get("train")))
         length = f"{len(runs)} runs" if "stages" in tree else _length(tree["train"])
-        rows.append([name, tree.get("title", ""), ", ".join(data), length, tree.get("needs", "")])
-    return Table("Recipes", ["recipe", "what", "data", "length", "needs"], rows)
+        if needs := tree.get("needs"):
+            large.append([name, ", ".join(data), length, needs])
+        else:
+            small.append([name, tree["title"], ", ".join(data), length])
+    return [
+        Table("For two CPU cores", ["recipe", "what", "data", "length"], small),
+        Table("As published, for GPUs", ["recipe", "data", "length", "needs"], large),
+    ]
 
 
 def _sources(split: Any) -> list[str]:
