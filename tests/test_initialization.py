@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, DebertaV2Config, DebertaV2Model, ViTConfig, ViTModel
 
 from evle.errors import CheckpointError, ConfigError
@@ -150,6 +151,19 @@ def test_other_classes_of_objects_make_a_new_last_layer(tmp_path):
     assert kept.new == frozenset()
     assert torch.equal(kept.model.mpc_classifier[3].weight, model.mpc_classifier[3].weight)
     assert other.new == {"mpc_classifier.3.weight", "mpc_classifier.3.bias"}
+
+
+def test_a_copy_of_a_tied_weight_in_the_file_does_not_overwrite_the_weight(tmp_path):
+    torch.manual_seed(0)
+    model = VLEForPreTraining(micro_vle(objectives=["mlm"]))
+    model.save_pretrained(tmp_path)
+    words = model.vle.text_model.embeddings.word_embeddings.weight
+    tensors = {**load_file(tmp_path / "model.safetensors"), "mlm_score.1.predictions.decoder.weight": words + 1}
+    save_file(tensors, tmp_path / "model.safetensors")
+    options = ModelOptions(init=str(tmp_path))
+    loaded = build_model(VLEForPreTraining, options, starting_config(options), {})
+    assert loaded.new == frozenset()
+    assert torch.equal(loaded.model.vle.text_model.embeddings.word_embeddings.weight, words)
 
 
 def test_a_vle_of_another_size_than_its_preset_is_refused(tmp_path):

@@ -233,11 +233,14 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
     other_answers = _answers(before) != _answers(config)
     other_classes = _classes(before) != _classes(config)
     ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["$^"]))
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
     fitting: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name not in own and backbone + name in own:
             name = backbone + name  # a folder of the backbone alone
         target = own.get(name)
+        if name in tied:
+            continue  # a released file may hold a copy of its own, which must not overwrite the weight it is tied to
         if target is None:
             if not ignored.search(name):
                 loaded.unused.append(name)
@@ -266,7 +269,6 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
             )
         else:
             loaded.unused.append(name)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
     model.load_state_dict(fitting, strict=False)
     loaded.new = frozenset(own.keys() - fitting.keys() - tied)
     if not any(name.startswith(backbone) for name in fitting):
