@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evle.transforms.regions import box_patches, patch_boxes, patch_cover, related_patches
+from evle.transforms.regions import box_patches, patch_boxes, patch_cover, related_patches, touched_patches
 
 
 def test_any_overlap_counts_by_default_and_half_a_patch_on_request():
@@ -18,6 +18,15 @@ def test_any_overlap_counts_by_default_and_half_a_patch_on_request():
 
 def test_a_box_that_ends_at_a_patchs_edge_does_not_touch_the_next():
     assert box_patches([(0, 0, 16, 16)], (64, 64), 4)[0].nonzero()[0].tolist() == [0]
+
+
+def test_the_released_mapping_goes_from_corner_to_corner():
+    """A grid of 4 on 96 x 64 pixels, patches of 24 x 16. A box that ends at an edge has the next patch as well, one
+    without area the patch it lies in; outside of the picture there is nothing."""
+    boxes = [(0, 0, 24, 15), (24, 16, 48, 32), (30, 20, 30, 20), (-9, -9, 5, 5), (90, 60, 200, 99), (96, 0, 120, 9)]
+    found = [row.nonzero()[0].tolist() for row in touched_patches(boxes, (96, 64), 4)]
+    assert found == [[0, 1], [5, 6, 9, 10], [5], [0], [15], []]
+    assert touched_patches([], (96, 64), 4).shape == (0, 16)
 
 
 def test_the_grid_is_stretched_over_pictures_that_are_not_square():

@@ -26,7 +26,7 @@ from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
 from evle.transforms.collate import pad_rows
-from evle.transforms.regions import box_patches
+from evle.transforms.regions import box_patches, touched_patches
 from evle.transforms.tagged import FIRST_OBJECT_TYPE, Spoken, cleaned, encode_tagged, object_names, spoken
 
 NUM_CHOICES = 4
@@ -94,11 +94,11 @@ class VCRTask(Task):
         texts = [[self._spoken(part, names, sample) for part in parts] for parts in self.parts(sample)]
         words = " ".join(word for parts in texts for part in parts for word, _ in part)
         image, corners = self.picture_with_boxes(sample.image, sample.objects, rng, train, words)
-        size = (float(self.image_size), float(self.image_size))
         if self.options.released_boxes:
-            size = tuple(map(float, open_image(sample.image).size))  # type: ignore[assignment]
             corners = np.array([(box.x, box.y, box.x + box.width, box.y + box.height) for box in sample.objects])
-        patches = box_patches(corners, size, self.patches_per_side)  # (objects, P)
+            patches = touched_patches(corners, open_image(sample.image).size, self.patches_per_side)  # (objects, P)
+        else:
+            patches = box_patches(corners, (self.image_size, self.image_size), self.patches_per_side)
 
         found: Features = {"image": image, "tokens": [], "types": [], "patches": [], "box_types": [], "label": label}
         for parts in texts:

@@ -47,6 +47,26 @@ def box_patches(
     return patch_cover(boxes, image_size, grid) > min_cover
 
 
+def touched_patches(
+    boxes: Sequence[Sequence[float]] | np.ndarray, image_size: tuple[float, float], grid: int
+) -> np.ndarray:
+    """bool (N, P): True from the patch in which a box's upper left corner lies to that of its lower right corner.
+
+    Otherwise than `box_patches`, a box that ends at the edge of a patch has the next patch too, and one without area
+    has the patch it lies in: the mapping of VLE's released code.
+
+    >>> touched_patches([(0, 0, 16, 8)], image_size=(32, 32), grid=2).tolist()
+    [[True, True, False, False]]
+    """
+    width, height = image_size
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    places = boxes // (np.array([width, height, width, height]) / grid)
+    edges = np.arange(grid)
+    columns = (places[:, 0:1] <= edges) & (edges <= places[:, 2:3])
+    rows = (places[:, 1:2] <= edges) & (edges <= places[:, 3:4])
+    return (rows[:, :, None] & columns[:, None, :]).reshape(len(boxes), grid * grid)
+
+
 def patch_boxes(mask: np.ndarray, image_size: tuple[float, float]) -> np.ndarray:
     """float (N, 4): the bounding box in pixels of each group of True patches that touch at a side, in reading order
     of their first patch.

@@ -24,8 +24,8 @@ Spoken = list[tuple[str, int | None]]
 
 
 class Candidate(NamedTuple):
-    """A text as tokens: `tokens` and their `types` are equally long, `objects` are the indices of the named objects,
-    the first of type `FIRST_OBJECT_TYPE`, the next of the type after it."""
+    """A text as tokens: `tokens` and their `types` are equally long, `objects` are the indices of the named objects in
+    rising order, the first of type `FIRST_OBJECT_TYPE`, the next of the type after it."""
 
     tokens: list[int]
     types: list[int]
@@ -74,8 +74,9 @@ def cleaned(words: Spoken, clean: Callable[[str], str]) -> Spoken:
 def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], max_length: int) -> Candidate:
     """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens, the longest part losing its end for it.
 
-    Objects are numbered in the order in which the tokens name them; those that were cut off are not named. Raises
-    ConfigError for a tokenizer without a fast backend, which does not know where its tokens come from.
+    Named objects have types in the order of the picture's list, as released models know them; those that were cut off
+    are not named. Raises ConfigError for a tokenizer without a fast backend, which does not know where its tokens come
+    from.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -84,11 +85,10 @@ def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], m
     encoded = [_encode_part(tokenizer, part) for part in parts]
     while 1 + sum(len(part) + 1 for part in encoded) > max_length and any(encoded):
         max(reversed(encoded), key=len).pop()
-    tokens, types, objects = [tokenizer.cls_token_id], [0], []
+    objects = sorted({index for part in encoded for _, index in part if index is not None})
+    tokens, types = [tokenizer.cls_token_id], [0]
     for part in encoded:
         for token, index in part:
-            if index is not None and index not in objects:
-                objects.append(index)
             tokens.append(token)
             types.append(0 if index is None else FIRST_OBJECT_TYPE + objects.index(index))
         tokens.append(tokenizer.sep_token_id)
