@@ -200,7 +200,7 @@ def test_a_tokenizer_is_trained_and_used(pictures, trained, tmp_path):
         f"tokenizer.path={tmp_path / 'tok'}",
         "--dry-run",
     )
-    assert "tokens: 300" in call(*run)
+    assert "tokenizer: 300 tokens, from" in call(*run)
 
 
 def test_data_is_looked_at(pictures, tmp_path):

@@ -126,7 +126,7 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
             vqav2(coco, split="val")
         file.write_text(good[file])
 
-    wrong(questions, good[questions][:-30], r"val2014_questions.json: cut short in element 17 of 'questions'")
+    wrong(questions, good[questions][:-30], r"val2014_questions.json: cut short in 'questions', element 17, at byte")
     wrong(questions, good[annotations], r"no list 'questions' in it: it holds 'info', .*; is it the right file\?")
     wrong(questions, good[questions].replace('"question":', '"qestion":'), "question 0: no field 'question'; did you m")
     wrong(questions, good[questions].replace("101001", "101000"), "question_id '101000' stands 2 times")
