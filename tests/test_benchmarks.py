@@ -26,8 +26,17 @@ def bench(cost):
     return cost.Bench(config, torch.float32, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("variant", ["mlm+mim", "all four"])
+def test_a_step_in_bfloat16_counts_the_operations_of_one_in_float32(cost, bench, variant):
+    inputs = cost.make_batch(bench.model.config, 2, 6, bench.device)
+    half = cost.Bench(bench.model.config, torch.bfloat16, bench.device)
+    with bench.objectives(variant), half.objectives(variant):
+        assert half.count_flops(inputs) == pytest.approx(bench.count_flops(inputs), rel=0.05)
+    half.step(inputs)
+
+
 def test_it_reports_every_variant_and_part(cost, tmp_path, capsys):
-    sizes = ["--preset", "eve-tiny", "--batch", "2", "--text-length", "8", "--decoder-layers", "1"]
+    sizes = ["--preset", "eve-tiny", "--batch", "2", "--text-length", "8", "--decoder-layers", "1", "--dtype", "fp32"]
     cost.main([*sizes, "--rounds", "1", "--peak-size", "64", "--json", str(tmp_path / "cost.json")])
     report = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
