@@ -72,6 +72,14 @@ def test_itc_equals_the_naive_loop_with_soft_targets_for_equal_ids(rng):
     assert targets[0].tolist() == [0.5, 0, 0.5, 0, 0]
 
 
+def test_itc_of_no_rows_is_0_with_a_gradient():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    loss = objectives.itc(logits, logits, torch.zeros(0, 3))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+
+
 def test_hard_negatives_are_never_excluded_and_follow_the_similarity(rng):
     logits = torch.tensor([[5.0, 5.0, -20.0], [0.0, 0.0, 0.0]]).repeat(200, 1)
     excluded = torch.tensor([[True, False, False], [False, True, False]]).repeat(200, 1)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from evle.models.vle import VLEForRetrieval
+from evle.models.vle import VLEForPreTraining, VLEForRetrieval
 from evle.models.vle.matching import matching_rows
-from vle_models import batch, build
+from vle_models import batch, build, pretraining_batch
 
 
 def pair_rows(model: VLEForRetrieval, inputs: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, ...]:
@@ -33,5 +33,22 @@ def check_negatives_across_processes(process: int) -> None:
 
     output = model(**own, match_ids=torch.tensor([process]))
     assert output.itm_labels.tolist() == [1, 0, 0]
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def check_a_process_with_nothing_to_do(process: int) -> None:
+    """The second process has no object, no masked word, no known patch and no pair to match: both still step together,
+    and all parameters learn."""
+    model = torch.nn.parallel.DistributedDataParallel(build(VLEForPreTraining).train())
+    inputs = pretraining_batch()
+    match_ids = torch.arange(3)
+    if process == 1:
+        inputs["mpc_patches"] = torch.zeros_like(inputs["mpc_patches"])
+        for name in ("mlm_labels", "pbc_labels", "mpc_labels"):
+            inputs[name] = torch.full_like(inputs[name], -100)
+        match_ids = torch.full((3,), -100)
+    output = model(**inputs, match_ids=match_ids)
+    assert (output.loss > 0) == (process == 0)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-"""The label of what is not asked: a text token that was not masked, a patch of a text that names no region."""
+"""The label of what is not asked: a text token that was not masked, a patch of a text that names no region; and the
+match id of a pair that takes no part in contrast and matching."""
 
 
 def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
@@ -61,8 +62,10 @@ def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor
     """Image-text contrast: soft cross-entropy in both directions, averaged.
 
     `image_to_text` and `text_to_image` (B, G) are similarities divided by the temperature, `targets` (B, G) rows that
-    sum to 1 (`match_targets`).
+    sum to 1 (`match_targets`). No rows give 0.
     """
+    if len(targets) == 0:
+        return image_to_text.float().sum() + text_to_image.float().sum()
     image_loss = F.cross_entropy(image_to_text.float(), targets)
     text_loss = F.cross_entropy(text_to_image.float(), targets)
     return (image_loss + text_loss) / 2

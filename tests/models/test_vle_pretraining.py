@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from evle.errors import DataError
 from evle.models.vle import VLEForPreTraining
 from evle.models.vle.pretraining import black_out, mean_state
-from vle_models import build, pretraining_batch, relative_difference
+from processes import run_on_two
+from vle_models import batch, build, pretraining_batch, relative_difference
+from vle_processes import check_a_process_with_nothing_to_do
 
 ALL = ("mlm", "itm", "mpc", "pbc", "itc")
 
@@ -68,6 +70,23 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
     assert torch.allclose(output.losses["mpc"], sum(losses) / 2, atol=1e-4)
 
 
+def test_a_pair_of_id_minus_100_takes_no_part_in_matching_and_contrast():
+    """Of three pairs the second's text may be true of any picture: the other two are each other's only negatives."""
+    model = build(VLEForPreTraining, objectives=("itm", "itc"))
+    inputs = batch(3)
+    output = model(**inputs, match_ids=torch.tensor([7, -100, 8]))
+    others = {name: rows[[0, 2]] for name, rows in inputs.items()}
+    expected = model(**others, match_ids=torch.tensor([7, 8]))
+    assert output.itm_labels.tolist() == [1, 1, 0, 0, 0, 0]
+    assert relative_difference(output.itm_logits, expected.itm_logits) < 1e-4
+    for name, loss in expected.losses.items():
+        assert torch.allclose(output.losses[name], loss, atol=1e-4), name
+    alone = model(**inputs, match_ids=torch.full((3,), -100))
+    alone.loss.backward()
+    assert alone.losses == {"itm": 0, "itc": 0}
+    assert all(parameter.grad is not None for parameter in model.itm_score.parameters())
+
+
 @pytest.mark.parametrize("objectives", [names for size in (1, 2) for names in itertools.combinations(ALL, size)])
 def test_any_choice_of_objectives_trains_its_own_parameters(objectives):
     model = build(VLEForPreTraining, objectives=objectives)
@@ -115,18 +134,23 @@ def test_a_step_runs_each_part_once_on_the_rows_it_needs(objectives, images, tex
     assert list(rows.values()) == [images, texts, fused]
 
 
-def test_a_batch_without_objects_masks_or_phrases_has_losses_of_0_with_a_gradient():
-    model = build(VLEForPreTraining, objectives=("mlm", "mpc", "pbc"))
+@pytest.mark.parametrize("objectives", [("mlm", "mpc", "pbc"), ("mpc",)])
+def test_a_batch_without_objects_masks_or_phrases_has_losses_of_0_with_a_gradient(objectives):
+    model = build(VLEForPreTraining, objectives=objectives)
     inputs = pretraining_batch()
     inputs["mpc_patches"].zero_()
     inputs["mlm_labels"].fill_(-100)
     inputs["pbc_labels"].fill_(-100)
     output = model(**inputs)
-    assert {name: loss.item() for name, loss in output.losses.items()} == {"mlm": 0.0, "mpc": 0.0, "pbc": 0.0}
+    assert {name: loss.item() for name, loss in output.losses.items()} == dict.fromkeys(objectives, 0.0)
     output.loss.backward()
     for name, parameter in model.named_parameters():
         if not name.startswith("vle."):
             assert parameter.grad is not None, name
+
+
+def test_a_process_with_nothing_to_do_keeps_step_with_the_other():
+    run_on_two(check_a_process_with_nothing_to_do)
 
 
 def test_only_an_object_with_a_class_and_patches_is_asked_for():

@@ -75,6 +75,13 @@ def test_a_phrase_belongs_to_its_box_and_to_no_other(tmp_path):
     assert seen == {"red ball": [1, 0, 0, 0], "the blue cube": [0, 0, 0, 1], "dog": [IGNORED] * 4}  # dog: cropped away
 
 
+def test_a_phrase_takes_no_part_in_matching_as_other_pictures_may_show_the_same(tmp_path):
+    for share, matched in ((1.0, False), (0.0, True)):
+        task = task_of(tmp_path, [scene()], phrases=share)
+        ids = task.collate([features(task, scene(), seed=seed) for seed in range(3)])["match_ids"]
+        assert ((ids != IGNORED) == matched).all()
+
+
 def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_path):
     """It names the ball by its phrase; the cube it may mean too, in other words."""
     task = task_of(tmp_path, [scene()])

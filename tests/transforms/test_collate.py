@@ -40,3 +40,4 @@ def test_names_have_the_same_number_in_every_process():
     assert numbers.dtype == torch.int64
     assert (numbers >= 0).all()
     assert numbers[0] == 2072328596179865167  # Python's own hash differs from process to process
+    assert number_ids([None, "dog"]).tolist() == [-100, 2072328596179865167]

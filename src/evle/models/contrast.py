@@ -54,7 +54,7 @@ class ContrastHead(nn.Module):
 def contrast(
     head: ContrastHead, image_hidden: Tensor, text_hidden: Tensor, attention_mask: Tensor | None, match_ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ITC of single-modality states (B, P, D) and (B, T, D) over all processes.
+    """ITC of single-modality states (B, P, D) and (B, T, D) over all processes; pairs of id -100 are left out.
 
     Returns the loss and the similarities image to text and text to image (B, G), divided by the temperature.
     """
@@ -64,7 +64,10 @@ def contrast(
         temperature = head.clamped_temperature()
         image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
         text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
-    loss = objectives.itc(image_to_text, text_to_image, objectives.match_targets(match_ids, all_gather(match_ids)))
+    all_ids = all_gather(match_ids)
+    rows, columns = match_ids != objectives.IGNORE, all_ids != objectives.IGNORE
+    targets = objectives.match_targets(match_ids[rows], all_ids[columns])
+    loss = objectives.itc(image_to_text[rows][:, columns], text_to_image[rows][:, columns], targets)
     return loss, image_to_text, text_to_image
 
 
@@ -77,14 +80,17 @@ def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
 def draw_negatives(match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
     """A text for each image and an image for each text that do not belong to it, of all processes' rows.
 
-    Drawn by `similarities` (image to text, text to image; each (B, G)), or evenly without them. Returns the texts (B,),
-    the images (B,) and which rows have a negative at all (B,); the others' indices mean nothing.
+    Drawn by `similarities` (image to text, text to image; each (B, G)), or evenly without them. A row of id -100, whose
+    text may be true of any image, neither has a negative nor is one. Returns the texts (B,), the images (B,) and which
+    rows have a negative at all (B,); the others' indices mean nothing.
     """
-    equal = match_ids[:, None] == all_gather(match_ids)[None, :]
+    all_ids = all_gather(match_ids)
+    unfit = match_ids[:, None] == all_ids[None, :]
+    unfit |= (match_ids == objectives.IGNORE)[:, None] | (all_ids == objectives.IGNORE)[None, :]
     if similarities is None:
-        similarities = (torch.zeros_like(equal, dtype=torch.float32),) * 2
-    texts, found = objectives.sample_hard_negatives(similarities[0], equal)
-    images, _ = objectives.sample_hard_negatives(similarities[1], equal)
+        similarities = (torch.zeros_like(unfit, dtype=torch.float32),) * 2
+    texts, found = objectives.sample_hard_negatives(similarities[0], unfit)
+    images, _ = objectives.sample_hard_negatives(similarities[1], unfit)
     return texts, images, found
 
 

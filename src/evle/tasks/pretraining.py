@@ -51,7 +51,8 @@ class PreTrainingOptions(CaptionOptions):
     whole_words: bool = False
     """Hide all the tokens of a word together; EVE hides single tokens."""
     phrases: Share = 0.0
-    """With PBC, share of texts that are the phrase of one of the picture's boxes instead of a caption (ours)."""
+    """With PBC, share of texts that are the phrase of one of the picture's boxes instead of a caption (ours). Other
+    pictures may show the same, so such a pair takes no part in matching and contrast."""
     min_cover: Share = 0.5
     """PBC: a patch belongs to a box that covers more than this share of it; a smaller box has the patch it covers
     most (ours)."""
@@ -114,11 +115,11 @@ class PreTrainingTask(Task):
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
         wanted = self.objectives
-        text = self._text(sample, rng, train)
+        text, is_phrase = self._text(sample, rng, train)
         tokens, word_starts = self.tokens(self.clean(text)), None
         if "mlm" in wanted and self.options.whole_words:
             tokens, word_starts = encode_words(self.processor.tokenizer, self.clean(text), self.options.text.max_length)
-        found: Features = {"tokens": tokens, "match": match_name(sample)}
+        found: Features = {"tokens": tokens, "match": None if is_phrase else match_name(sample)}
         if "mlm" in wanted:
             found["masked_tokens"], found["labels"] = self._masked(tokens, word_starts, rng)
         boxes = sample.boxes if wanted & {"mpc", "pbc"} else ()
@@ -165,13 +166,13 @@ class PreTrainingTask(Task):
             skipped=swept.skipped,
         )
 
-    def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> str:
-        """A caption, or the phrase of a box at random."""
+    def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> tuple[str, bool]:
+        """A caption, or the phrase of a box at random, and whether it is a phrase."""
         if "pbc" in self.objectives and self.options.phrases:
             phrases = [box.phrase for box in sample.boxes if box.phrase]
             if phrases and rng.random() < self.options.phrases:
-                return phrases[int(rng.integers(len(phrases)))]
-        return training_text(sample, self.options, rng) if train else first_text(sample)
+                return phrases[int(rng.integers(len(phrases)))], True
+        return training_text(sample, self.options, rng) if train else first_text(sample), False
 
     def _masked(
         self, tokens: list[int], word_starts: list[bool] | None, rng: np.random.Generator

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evle.transforms.masking import IGNORED
+
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, length: int | None = None) -> Tensor:
     """int64 (B, T) with each row filled up at its end with `value`; T is `length`, or the longest row's. Longer rows
@@ -36,9 +38,12 @@ def stack(rows: Sequence[Tensor | np.ndarray]) -> Tensor:
     return torch.stack([torch.as_tensor(row) for row in rows])
 
 
-def number_ids(names: Sequence[str]) -> Tensor:
+def number_ids(names: Sequence[str | None]) -> Tensor:
     """int64 (B,): equal numbers for equal names, on any rank, in any batch and in any process (a 63-bit hash, so
-    never by counting).
+    never by counting); -100, which is no name's, for None.
     """
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
+    return torch.tensor([IGNORED if name is None else _hash(name) for name in names], dtype=torch.int64)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1

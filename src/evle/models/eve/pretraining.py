@@ -138,7 +138,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
             image_mask: (B, N) bool, True = masked, as many in every row [mim].
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together; each its own by default [itc, itm].
+            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; each its own by
+                default [itc, itm].
 
         Returns:
             losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; the states of the

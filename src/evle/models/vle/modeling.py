@@ -385,6 +385,9 @@ class VLEModel(VLEPreTrainedModel):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type."""
+        if not len(pixel_values):  # transformers' CLIP takes no empty batch
+            height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+            return pixel_values.new_zeros(0, 1 + height * width, self.config.hidden_size)
         return self.image_projection_layer(self.vision_model(pixel_values)[0])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

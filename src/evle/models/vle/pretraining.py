@@ -110,7 +110,8 @@ class VLEForPreTraining(VLEPreTrainedModel):
             attention_mask: (B, T), 1 = real token.
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together; each its own by default [itm, itc].
+            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; each its own by
+                default [itm, itc].
             pbc_labels: (B, P) 1 where a patch belongs to the text, 0 where not, -100 where nobody knows [pbc].
             mpc_patches: (B, P) bool, the patches of one object of each image; none where it has no object [mpc].
             mpc_labels: (B,) that object's class, an index of `config.object_classes`, or -100 [mpc].
