@@ -173,3 +173,5 @@ def test_left_and_right_keep_their_sides(tmp_path):
     for sample, mirrored in ((sided, False), (plain, True)):
         seen = ready.task.picture(half, np.random.default_rng(0), True, sample.question)
         assert bool(seen[0, 8, 2] < 128) is mirrored
+    for text in ("What is on the left?", "the right-hand door", "the LEFTMOST cup"):
+        assert ready.task.picture(half, np.random.default_rng(0), True, text)[0, 8, 2] > 128, text

@@ -29,8 +29,8 @@ from evle.transforms.text import clean_caption, encode
 Features = dict[str, Any]
 Batch = dict[str, Tensor]
 
-SIDES = {"left", "right"}
-"""Words that a mirrored picture would make untrue."""
+SIDES = ("left", "right")
+"""What makes a text untrue of a mirrored picture, also inside of a word: "left?", "leftmost"; "bright" loses a flip."""
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Task(ABC):
             center_crop = framing(self.processor.image_processor)[1]
             moved = test_boxes(corners, image.size, self.image_size, center_crop=center_crop)
             return test_image(image, self.image_size, center_crop=center_crop), moved
-        if self.options.keep_sides and not SIDES.isdisjoint(text.lower().split()):
+        if self.options.keep_sides and any(side in text.lower() for side in SIDES):
             options = options.without_flip()
         return train_image(image, options, self.image_size, rng, corners)
 
