@@ -81,7 +81,7 @@ def test_the_fingerprint_is_of_the_bytes(tmp_path):
         ('[{"a": 1} {"a": 1}]', "']' should stand where '{' does, at byte 10"),
         ('[{"a": oops, "b": [1, 2, 3, 4, 5, 6, 7, 8]}]', "element 0 is not JSON (Expecting value), at byte 1"),
         ("<html>not found</html>", "starts with '<' and is no JSON list or object"),
-        ("", "starts with '' and is no JSON list or object"),
+        ("", "is empty; fetch or unpack the file again"),
         ("[1] [2]", "there is text after its end"),
         ('{"images": [1]}', "no list of records in it: it holds 'images'; is it the right file?"),
     ],

@@ -1,6 +1,7 @@
 """VQAv2, NLVR2, VCR and X-VLM's lists are read from their official layouts; whatever is wrong is named in one line."""
 
 import json
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -178,6 +179,14 @@ def test_labels_may_be_absent(pairs):
         del record["label"]
     (pairs / "data" / "test1.json").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert {sample.label for sample in nlvr2(pairs, split="test1")} == {None}
+
+
+def test_nlvr2_pictures_may_lie_beside_the_sentences(pairs):
+    before = nlvr2(pairs, split="dev")[0].images[0]
+    (pairs / "images" / "dev").rename(pairs / "dev")
+    after = nlvr2(pairs, split="dev")[0].images[0]
+    assert after == before.replace("images/dev", "dev")
+    assert os.path.exists(after)
 
 
 def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):

@@ -139,6 +139,17 @@ def test_what_is_wrong_is_one_line_that_names_it(case, genome):
     assert message in str(found.value)
 
 
+@pytest.mark.parametrize("name", ["VG_100K", "VG_100K_2"])
+def test_half_of_the_pictures_alone_is_found_at_once(name, genome):
+    there = next(folder for folder in ("VG_100K", "VG_100K_2") if folder != name)
+    away = (genome / name).rename(genome / "elsewhere")
+    with pytest.raises(DataError, match=rf"{name}: no such folder, and \d+\.jpg is not in {there}; unpack the other"):
+        visual_genome(genome)
+    for picture in away.iterdir():
+        picture.rename(genome / there / picture.name)
+    assert len(visual_genome(genome)) == 12
+
+
 def test_missing_pictures_are_found_at_once(genome):
     for name in ("VG_100K", "VG_100K_2"):
         for picture in (genome / name).iterdir():

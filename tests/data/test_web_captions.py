@@ -1,12 +1,14 @@
 """SBU and Conceptual Captions: rows meet the pictures that were downloaded; dead links are counted, never fatal."""
 
 import json
+import os
 import pickle
 import resource
 import sys
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 import corpora
 from evle.data import web_captions
@@ -53,6 +55,22 @@ def test_the_columns_are_seen_or_said_and_a_header_is_no_row(tmp_path, columns, 
     (folder / "cc12m.tsv").write_text(header + "\n".join(turned) + "\n")
     samples = conceptual_captions(folder / "cc12m.tsv", images=folder / "images", columns=columns)
     assert [(each.image, each.captions) for each in samples] == [(each.image, each.captions) for each in usual]
+
+
+@pytest.mark.parametrize(
+    "lines", [["a cup\t{}0.jpg", "a\tred\tcup\t{}1.jpg"], ["{}0.jpg\ta cup", "{}1.jpg\ta red cup"]]
+)
+def test_a_byte_order_mark_tabs_in_captions_and_quotes_change_no_row(tmp_path, lines):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:09}.jpg")
+    link, quoted = "https://example.org/", '"'
+    rows = [line.format(link) for line in lines]
+    rows.append(rows[0].replace("0.jpg", "2.jpg").replace("cup", f"{quoted}cup"))
+    (tmp_path / "cc.tsv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    samples = conceptual_captions(tmp_path)
+    found = [(sample.key, os.path.basename(sample.image), sample.captions) for sample in samples]
+    captions = ("a cup", "a red cup", 'a "cup')
+    assert found == [(f"cc.tsv/{row}", f"{row:09}.jpg", (text,)) for row, text in enumerate(captions)]
 
 
 def test_broken_rows_are_left_out_and_named(tmp_path):

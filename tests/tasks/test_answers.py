@@ -1,6 +1,7 @@
 """Lists of answers: counted by the main answer of each question, read as they stand, and held against a head."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,12 @@ def test_a_list_keeps_its_places_whatever_it_holds(answer_file):
     file = answer_file(["t-shirt", "yes", "t shirt", "Two"])
     assert read_answers(file) == ["t-shirt", "yes", "t shirt", "Two"]
     assert places_of(read_answers(file)) == {"t shirt": 0, "yes": 1, "2": 3}
-    assert read_answers(answer_file(["a b", "c"], "list.txt")) == ["a b", "c"]
+    listed = answer_file(["a b", "c"], "list.txt")
+    assert read_answers(listed) == ["a b", "c"]
+    for name in map(Path, (file, listed)):
+        plain = read_answers(name)
+        name.write_bytes(b"\xef\xbb\xbf" + name.read_bytes().replace(b"\n", b"\r\n"))  # as saved on Windows
+        assert read_answers(name) == plain
 
 
 def test_what_is_wrong_with_a_list_is_said_in_one_line(answer_file, tmp_path):

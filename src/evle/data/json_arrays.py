@@ -55,7 +55,8 @@ class JsonArrays:
             elif first == "{":
                 found = yield from self._members(window)
             else:
-                raise DataError(f"{self.path}: starts with {first!r} and is no JSON list or object")
+                how = f"starts with {first!r} and is no JSON list or object" if first else "is empty"
+                raise DataError(f"{self.path}: {how}; fetch or unpack the file again")
             if window.peek():
                 raise window.error("there is text after its end")
             self.fingerprint = window.digest.hexdigest()

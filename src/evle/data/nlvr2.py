@@ -45,7 +45,8 @@ def nlvr2(
     """The sentences of NLVR2 about pairs of pictures, as NLVR2Samples; a sample's key is its identifier.
 
     `path` holds train.json, dev.json and test1.json, themselves or in `data` (or `nlvr2/data`), or is one such file;
-    pictures lie below `images`, by default `images` in `path`. `split` (train for None) is train, dev or test1. Labels
+    pictures lie in a folder of the split's name below `images`, by default `images` in `path`, or beside the files.
+    `split` (train for None) is train, dev or test1. Labels
     may be absent. Raises ConfigError for options that cannot work, DataError, with file and line, for files that are
     missing or of another form, and for identifiers that stand twice.
     """
@@ -55,7 +56,10 @@ def nlvr2(
         raise ConfigError(f"nlvr2 has no split {split!r}; {nearest(str(split), SPLITS)}")
     base = Path(path)
     file = find_file(base, [f"{folder}{split}.json" for folder in ("data/", "", "nlvr2/data/")], "NLVR2's sentences")
-    root = Path(images) if images is not None else (base if base.is_dir() else base.parent) / "images"
+    beside = base if base.is_dir() else base.parent
+    root = Path(images) if images is not None else beside / "images"
+    if images is None and not (root / split).is_dir() and (beside / split).is_dir():
+        root = beside
     require_folder(root / split, f"NLVR2's pictures of {split}")
     lines = JsonLines(file)
     table = table_of(_rows(lines, file, split), _SCHEMA)

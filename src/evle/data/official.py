@@ -57,7 +57,10 @@ def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
         raise DataError(f"{base}: no such file or folder; name the folder of {what} as path")
     found = [base / name for name in names if (base / name).is_file()]
     if not found:
-        raise DataError(f"{base}: no {' or '.join(names)} there; put {what} into it, or name the file as path")
+        sought = " or ".join(dict.fromkeys(name.rpartition("/")[2] for name in names))
+        folders = ", ".join(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
+        where = f"there, nor in {folders}" if folders else "there"
+        raise DataError(f"{base}: no {sought} {where}; put {what} into it, or name the file as path")
     if len(found) > 1:
         raise DataError(f"{base}: both {' and '.join(file.name for file in found)} are there; name one as path")
     return found[0]

@@ -11,6 +11,7 @@ The annotations are over a gigabyte: they are read through once, then a picture'
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow as pa
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.json_arrays import JsonArrays, read_element
 from evle.data.official import (
+    PROBES,
     combined,
     field,
     find_file,
@@ -106,7 +108,22 @@ def visual_genome(
         facts=facts,
     )
     probe_pictures(rows, regions.file)
+    if len(folders) == 1 and folders != ("",):
+        _refuse_half(rows, root, folders[0])
     return rows
+
+
+def _refuse_half(rows: Rows, root: Path, there: str) -> None:
+    """Raise DataError where one of the two folders of pictures was not unpacked, unless the other holds them all."""
+    for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int):
+        with suppress(SampleError):  # what is wrong with one sample is told when it is read
+            image = str(rows[int(place)].image)
+            if not os.path.exists(image):
+                missing = next(name for name in FOLDERS if name != there)
+                raise DataError(
+                    f"{root / missing}: no such folder, and {os.path.basename(image)} is not in {there}; unpack the "
+                    f"other half of the pictures there, or all of them into {there}"
+                )
 
 
 @dataclass(frozen=True)

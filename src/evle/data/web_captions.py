@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ NAMED = 20
 
 _NUMBERED = 0.9  # share of names that are numbers, from which on they count as numbers of rows
 _VOTES = 100  # rows looked at to tell the columns
+_LINKS = (b"http://", b"https://")
 
 
 class Link(NamedTuple):
@@ -144,8 +146,8 @@ class _TsvFile:
     def __init__(self, path: Path, columns: Sequence[str] | None):
         self.path, self.fingerprint = path, ""
         with open(path, "rb") as file:
-            head = [file.readline().rstrip(b"\r\n").split(b"\t") for _ in range(_VOTES)]
-        linked = [[cell.startswith((b"http://", b"https://")) for cell in cells] for cells in head]
+            head = [file.readline().removeprefix(BOM_UTF8).rstrip(b"\r\n").split(b"\t") for _ in range(_VOTES)]
+        linked = [[cell.startswith(_LINKS) for cell in cells] for cells in head]
         if columns is None:
             votes = np.array([[*row, False, False][:2] for row in linked]).sum(0)
             if not votes.any():
@@ -176,8 +178,11 @@ class _TsvFile:
             return self._cells(file.read(length))[0]
 
     def _cells(self, line: bytes) -> tuple[str, str]:
-        """(caption, link), both empty for a line that is broken."""
-        cells = line.split(b"\t")
+        """(caption, link), both empty for a line that is broken. Captions before their link may hold tabs."""
+        cells = line.removeprefix(BOM_UTF8).split(b"\t")
+        if self.url_column == 1:
+            at = next((place for place, cell in enumerate(cells) if place and cell.startswith(_LINKS)), 1)
+            cells[:at] = [b" ".join(cells[:at])]
         try:
             caption, url = cells[1 - self.url_column].decode().strip(), cells[self.url_column].decode().strip()
         except (IndexError, UnicodeDecodeError):

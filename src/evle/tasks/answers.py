@@ -70,7 +70,7 @@ def read_answers(path: str | Path) -> list[str]:
     Raises ConfigError for a file that cannot be read, holds none, an empty one, or one twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         answers = json.loads(text) if Path(path).suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a list of answers ({error})") from None
