@@ -79,8 +79,8 @@ def test_a_loader_keeps_the_order_of_an_epoch_and_nothing_else(million_in_shards
 
 
 @pytest.mark.slow
-def test_a_million_rows_with_pictures_inside_hold_their_texts_alone(tmp_path):
-    count, per_group = 200_000, 100  # five times as many take five times as much
+def test_rows_with_pictures_inside_hold_a_hundred_bytes_each(tmp_path):
+    count, per_group = 200_000, 100
     pictures = pa.array([{"bytes": bytes(500), "path": None}] * per_group, IMAGE)
     schema = pa.schema([("image", IMAGE), ("caption", pa.string())])
     with pq.ParquetWriter(tmp_path / "captions.parquet", schema, compression="NONE", use_dictionary=False) as writer:
