@@ -216,6 +216,18 @@ def test_new_weights_are_what_the_configuration_says():
     assert model.layers[0].attention.q_bias.abs().max() == 0
 
 
+def test_places_may_start_larger_than_other_weights():
+    config = EVEConfig.from_preset(
+        "eve-tiny", place_init_range=0.5, initializer_range=0.02, max_position_embeddings=512
+    )
+    torch.manual_seed(0)
+    model = EVEModel(config)
+    for part in (model.image_embedding, model.text_embedding):
+        assert part.position.std().item() == pytest.approx(0.5, rel=0.1)
+        assert part.type_vector.std().item() == pytest.approx(0.5, rel=0.2)
+    assert model.text_embedding.word.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_drop_path_grows_linearly_with_depth_and_acts_in_training_only():
     model = build(EVEModel, drop_path_rate=0.4)
     assert [layer.drop_path.rate for layer in model.layers] == pytest.approx([0.0, 0.2, 0.4])

@@ -3,7 +3,8 @@
 The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's
 proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train, with plain
 GELU, which a CPU computes twice as fast as quick_gelu. eve-tiny is made for runs of minutes from random weights: few
-tokens behind convolutions, LayerScale 1 (0.1 costs a short run its first minutes), no dropout, mean pooling.
+tokens behind convolutions, LayerScale 1 (0.1 costs a short run its first minutes), positions that show from the first
+step, no dropout, mean pooling.
 
 VLE's sizes are those of its released checkpoints: DeBERTa-v3 and CLIP of the same size, CLIP without its last layer. A
 preset names what differs from VLE-base in each tower.
@@ -26,6 +27,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "stem_channels": (32, 64, 128, 256),
             "max_position_embeddings": 64,
             "layer_scale_init": 1.0,
+            "place_init_range": 0.5,
             "hidden_dropout_prob": 0.0,
             "soft_layers": (3,),
             "num_experts": 4,

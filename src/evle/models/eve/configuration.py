@@ -41,6 +41,9 @@ class EVEConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout of the text embedding [C: 0.1].
         attention_dropout: [C: 0].
         initializer_range: standard deviation of the truncated normal initialisation [C: 0.02].
+        place_init_range: that of positions, type vectors and the class token; None is initializer_range [C]. They are
+            added to words of deviation 1: at 0.02 a model sees order and place only after long training, so short
+            runs want about 0.5 [D].
     Routing:
         soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
         deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a
@@ -99,6 +102,7 @@ class EVEConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.1
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
+    place_init_range: float | None = None
 
     soft_layers: tuple[int, ...] = (10, 11)
     deep_feed_forward: str = "soft"

@@ -311,10 +311,10 @@ class EVEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, EVEImageEmbedding):
             for parameter in (module.cls_token, module.position, module.type_vector):
-                init.trunc_normal_(parameter, std=std)
+                init.trunc_normal_(parameter, std=self.config.place_init_range or std)
         elif isinstance(module, EVETextEmbedding):
             for parameter in (module.position, module.type_vector):
-                init.trunc_normal_(parameter, std=std)
+                init.trunc_normal_(parameter, std=self.config.place_init_range or std)
         elif isinstance(module, EVEAttention):
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)
