@@ -206,6 +206,12 @@ def test_a_reply_of_another_form_is_shown_and_not_asked_for_again(serve, content
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(("status", "message"), [(200, "not of OpenAI's chat form"), (400, "status 400")])
+def test_a_reply_nested_without_end_is_no_reply(serve, status, message):
+    with pytest.raises(ServiceError, match=message):
+        endpoint(serve((status, b"[" * 200_000, {}))).complete(ASK)
+
+
 @pytest.mark.parametrize("content", ["", "  ", None])
 def test_an_empty_reply_is_no_answer(serve, content):
     with pytest.raises(ServiceError, match="'a-model' replied with nothing"):

@@ -116,7 +116,7 @@ class ChatEndpoint:
     def _content(self, body: bytes) -> str:
         try:
             content = json.loads(body)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             start = self._hidden(" ".join(body[:200].decode("utf-8", "replace").split()))
             raise ServiceError(
                 f"{self.url}: the reply is not of OpenAI's chat form (choices[0].message.content); it begins "
@@ -140,7 +140,7 @@ class ChatEndpoint:
         try:
             found = json.loads(error.read(MAX_REPLY))
             said = found["error"]["message"] if isinstance(found["error"], dict) else found["error"]
-        except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError, http.client.HTTPException):
             pass  # no JSON, no more to say than the status
         cures = {
             400: "it does not take this request: are options right?",
