@@ -37,7 +37,7 @@ DOORS = {
     "webdataset": ["data/shards.py"],
     "gradio": ["demo"],
     "fastapi": ["server.py"],
-    "faiss": ["search.py"],
+    "faiss": ["search"],
     "typer": ["cli.py", "asking.py"],
 }
 # errors are said everywhere; the configuration class is what options of a floor's other rooms are made of.
