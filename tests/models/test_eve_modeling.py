@@ -219,8 +219,6 @@ def test_new_weights_are_what_the_configuration_says():
 def test_places_may_start_larger_than_other_weights():
     sizes = {"place_init_range": 0.5, "initializer_range": 0.02, "max_position_embeddings": 512}
     config = EVEConfig.from_preset("eve-tiny", **sizes)
-        "eve-tiny", place_init_range=0.5, initializer_range=0.02, max_position_embeddings=512
-    )
     torch.manual_seed(0)
     model = EVEModel(config)
     for part in (model.image_embedding, model.text_embedding):
