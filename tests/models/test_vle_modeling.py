@@ -24,6 +24,12 @@ def test_shapes():
     assert output.attentions is None
 
 
+def test_states_are_found_by_their_released_names_too():
+    output = build(VLEModel)(**batch())
+    assert output.image_embeds is output.image_hidden
+    assert output.text_embeds is output.text_hidden
+
+
 def attend(attention, asking, answering):
     """One attention of one sample, head by head and query by query: (S, D), (R, D) -> (S, D)."""
     size = 24 // 3

@@ -63,6 +63,16 @@ class VLEOutput(ModelOutput):
     mpc_logits: Tensor | None = None
     attentions: dict[str, tuple[Tensor, ...]] | None = None
 
+    @property
+    def image_embeds(self) -> Tensor | None:
+        """The released name of `image_hidden`."""
+        return self.image_hidden
+
+    @property
+    def text_embeds(self) -> Tensor | None:
+        """The released name of `text_hidden`."""
+        return self.text_hidden
+
 
 class Fused(NamedTuple):
     """What the fusion makes of pairs; as in `VLEOutput`."""
