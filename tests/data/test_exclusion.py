@@ -4,8 +4,10 @@ import pytest
 
 import corpora
 from evle.data.exclusion import read_exclusion
+from evle.data.packing import pack
 from evle.data.sources import mix, read_source
 from evle.errors import ConfigError, DataError
+from tars import encoded, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,43 @@ def test_a_mix_reports_what_each_of_its_sources_left_out(folder, files):
 def test_excluding_everything_is_an_error(folder, files):
     with pytest.raises(DataError, match="no picture with a caption in split test; 6 were excluded"):
         read_source("karpathy", {"path": str(folder / "coco"), "split": "test", "exclude": files})
+
+
+def test_lists_and_shards_of_visual_genome_are_translated_by_its_image_data(folder, files, tmp_path):
+    """Its 1 is COCO's 28 and its 2 Flickr30K's 1000092807; the corpus alone names neither."""
+    names = [str(folder / "visual-genome" / "image_data.json"), *files]
+    excluded = read_exclusion(names)
+    assert excluded.genome_ids == {1, 2}
+    for name in ("vg/VG_100K/1.jpg", "VG_100K_2/2.jpg", "data/visual_genome/images/2.jpg", "visual-genome/1"):
+        assert excluded.holds(name), name
+    for name in ("VG_100K/3.jpg", "1.jpg", "sbu/1.jpg", "visual-genome/12"):
+        assert not excluded.holds(name), name
+    assert not read_exclusion(files).holds("VG_100K/1.jpg")
+    with pytest.raises(ConfigError, match=r"image_data\.json only translates numbers: name Karpathy's JSON, too"):
+        read_exclusion(names[0])
+
+    pack(read_source("visual-genome", {"path": str(folder / "visual-genome"), "pairs": True}), tmp_path)
+    whole, clean = (read_source("shards", {"path": str(tmp_path), "exclude": each}) for each in (None, names))
+    assert {sample.key.partition("#")[0] for sample in whole} - {sample.key.partition("#")[0] for sample in clean} == {
+        "visual-genome/1",
+        "visual-genome/2",
+    }
+    assert clean.describe()["left out as images of downstream tasks"] == len(whole) - len(clean)
+
+
+def test_shards_of_img2dataset_are_known_by_their_links(files, tmp_path):
+    """A key that happens to be the number of a photo says nothing; the link beside it does."""
+    members = []
+    for key, link in (("000000000", corpora.photo_link(10)), ("1000092805", "https://example.org/a.jpg")):
+        members += [(f"{key}.jpg", encoded()), (f"{key}.json", {"caption": key, "url": link, "key": key})]
+    write_tar(tmp_path / "00000.tar", members)
+    samples = read_source("shards", {"path": str(tmp_path), "exclude": files})
+    assert [sample.captions for sample in samples] == [("1000092805",)]
+    assert samples.describe()["left out as images of downstream tasks"] == 1
+    assert samples.fingerprint != read_source("shards", {"path": str(tmp_path)}).fingerprint
+    write_tar(tmp_path / "00000.tar", [("1.jpg", encoded()), ("1.txt", "a cup")])
+    with pytest.raises(ConfigError, match=r"00000\.tar: its samples say neither their url nor the key"):
+        read_source("shards", {"path": str(tmp_path), "exclude": files})
+    write_tar(tmp_path / "00000.tar", members[:2])
+    with pytest.raises(DataError, match="no sample is left; all 1 were excluded"):
+        read_source("shards", {"path": str(tmp_path), "exclude": files})

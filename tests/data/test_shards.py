@@ -12,6 +12,7 @@ from PIL import Image
 from evle.data.images import open_image
 from evle.data.loader import Loader
 from evle.data.packing import pack
+from evle.data.sample_check import check_samples
 from evle.data.samples import CaptionSample
 from evle.data.shards import expand_braces, find_shards, shards
 from evle.data.tables import folder
@@ -114,7 +115,11 @@ def test_a_damaged_shard_costs_its_own_rest_and_nothing_else(three):
     samples = shards(three)
     assert [sample.key for sample in samples] == [f"00000/{n:09d}" for n in range(4)] + ["00001/000000004"]
     assert samples.describe() == {"shards": 3, "samples": 5, "damaged shards": 2}
+    assert samples.skipped == samples.damaged
     assert len(samples.skipped) == 2
+    found = check_samples(samples)
+    assert not found.ok
+    assert found.damaged.lines == samples.damaged
     assert "00001.tar: cut short" in samples.skipped[0]
     assert f"of {size:,}: what follows is lost; fetch the shard again" in samples.skipped[0]
     assert "00002.tar: a broken header at byte 0 of 2,200" in samples.skipped[1]

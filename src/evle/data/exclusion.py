@@ -1,14 +1,15 @@
 """Pictures that pre-training must not see: the validation and test images of downstream tasks.
 
-They are the val and test images of Karpathy's splits, told by their COCO number (which Visual Genome's
-image_data.json names too) or, for Flickr30K, by their file name, which is the photo's number on Flickr.
+They are the val and test images of Karpathy's splits, told by their COCO number or, for Flickr30K, by their file name,
+which is the photo's number on Flickr. Visual Genome's image_data.json names both numbers of its own pictures.
 """
 
 import hashlib
 import os
 import re
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,16 +23,20 @@ HELD_OUT = ("val", "test")
 
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 _FLICKR_URL = re.compile(r"(\d+)_[0-9a-f]+")
+_GENOME_NAME = re.compile(r"(?:^|.*/)(?:vg|vg_100k|vg_100k_2|visual[-_]?genome)/(?:.*/)?(\d+)(?:\.\w+)?", re.IGNORECASE)
+GENOME_FILE = "image_data.json"
+LEFT_OUT = "left out as images of downstream tasks"
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Images to leave out: COCO numbers, and stems of file names. Made by `read_exclusion`."""
+    """Images to leave out: COCO numbers, stems of file names, numbers in Visual Genome. Made by `read_exclusion`."""
 
     coco_ids: frozenset[int] = frozenset()
     names: frozenset[str] = frozenset()
     files: tuple[str, ...] = ()
     fingerprint: str = ""
+    genome_ids: frozenset[int] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.files)
@@ -51,6 +56,8 @@ class Exclusion:
             return True
         if not name:
             return False
+        if self.genome_ids and (genome := _GENOME_NAME.fullmatch(name)):
+            return int(genome[1]) in self.genome_ids
         stem = name.rpartition("/")[2].partition(".")[0]
         if stem in self.names:
             return True
@@ -64,12 +71,22 @@ class Exclusion:
         """What a report says of `count` images left out; nothing where no exclusion was asked for."""
         if not self:
             return {}
-        return {"left out as images of downstream tasks": count, "left out by": ", ".join(self.files)}
+        return {LEFT_OUT: count, "left out by": ", ".join(self.files)}
+
+
+def is_genome(name: str) -> bool:
+    """Whether a path or key names a picture of Visual Genome by its number.
+
+    >>> is_genome("vg/VG_100K_2/17.jpg"), is_genome("visual-genome/17"), is_genome("sbu/17.jpg")
+    (True, True, False)
+    """
+    return _GENOME_NAME.fullmatch(name) is not None
 
 
 def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None) -> Exclusion:
     """The images that files name: Karpathy's JSON (its val and test images), or .txt with a COCO number or a file
-    name a line.
+    name a line. Visual Genome's image_data.json beside them finds the same images in lists and shards of its pictures
+    (the source visual-genome reads it by itself).
 
     Raises DataError for a file that is missing, of another form, or names no image.
     """
@@ -79,7 +96,10 @@ def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None
     coco_ids: set[int] = set()
     names: set[str] = set()
     prints = []
+    genome = [path for path in paths if path.name == GENOME_FILE]
     for path in paths:
+        if path in genome:
+            continue
         before = len(coco_ids) + len(names)
         if path.suffix == ".json":
             prints.append(_read_karpathy(path, coco_ids, names))
@@ -89,8 +109,27 @@ def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None
             raise ConfigError(f"exclude={path}: name Karpathy's JSON, or a .txt file with an image a line")
         if len(coco_ids) + len(names) == before:
             raise DataError(f"{path}: names no image to leave out; is it the right file?")
+    if genome and not coco_ids and not names:
+        raise ConfigError(f"exclude={genome[0]} only translates numbers: name Karpathy's JSON, too")
+    found = Exclusion(frozenset(coco_ids), frozenset(names), tuple(path.name for path in paths))
+    genome_ids: set[int] = set()
+    for path in genome:
+        ids, print_ = excluded_genome_ids(path, found)
+        genome_ids.update(ids)
+        prints.append(print_)
     identity = hashlib.blake2b(repr(prints).encode(), digest_size=8).hexdigest()
-    return Exclusion(frozenset(coco_ids), frozenset(names), tuple(path.name for path in paths), identity)
+    return replace(found, fingerprint=identity, genome_ids=frozenset(genome_ids))
+
+
+def excluded_genome_ids(path: str | os.PathLike, excluded: Exclusion) -> "tuple[array[int], str]":
+    """The numbers in Visual Genome of the images to leave out, by its image_data.json, and that file's fingerprint."""
+    arrays, out = JsonArrays(path), array("q")
+    for number, element in enumerate(arrays):
+        where = f"{path}: record {number}"
+        coco_id = field(element.value, "coco_id", where)
+        if excluded.holds(coco_id=coco_id, flickr_id=element.value.get("flickr_id")):
+            out.append(int(field(element.value, "image_id" if "image_id" in element.value else "id", where)))
+    return out, arrays.fingerprint
 
 
 def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:

@@ -60,6 +60,7 @@ class SampleCheck:
     boxes: int = 0
     not_latin: float = 0.0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    damaged: Findings = field(default_factory=lambda: Findings("damaged shards", fatal=True))
     broken: Findings = field(default_factory=lambda: Findings("samples that cannot be made", fatal=True))
     repeated: Findings = field(default_factory=lambda: Findings("keys of several samples", fatal=True))
     unreadable: Findings = field(default_factory=lambda: Findings("unreadable pictures", fatal=True))
@@ -111,6 +112,8 @@ def check_samples(
     """
     own = samples.describe() if hasattr(samples, "describe") else {}
     check = SampleCheck(dict(own), list(getattr(samples, "skipped", ())), samples=len(samples))
+    for line in getattr(samples, "damaged", ()):
+        check.damaged.add(line)
     pictures = _read_texts(check, samples)
     check.images = len(pictures)
     _decode(check, samples, pictures, num_threads, progress)

@@ -15,6 +15,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from glob import glob
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -23,6 +24,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
 from evle.data.samples import Box, CaptionSample, NLVR2Sample, Sample, Tagged, VCRSample, VQASample
 from evle.data.tables import SPLITS, hashed_split, texts_of
 from evle.data.tars import Entry, Member, TarIndex, index_of, is_remote
@@ -51,8 +53,9 @@ class Shards(Sequence):
         rows: np.ndarray | None,
         caption_fields: tuple[str, ...],
         fingerprint: str,
+        facts: dict[str, Any],
     ):
-        self.fingerprint = fingerprint
+        self.fingerprint, self._facts = fingerprint, facts
         self._task, self._tars, self._names, self._rows, self._caption_fields = task, tars, names, rows, caption_fields
         self._ends = list(accumulate(map(len, tars)))
 
@@ -76,6 +79,11 @@ class Shards(Sequence):
         """One line for each sample that the tars hold and cannot be used, and for each damaged tar."""
         return list(_lines_about(self._tars))
 
+    @property
+    def damaged(self) -> list[str]:
+        """One line for each tar that cannot be read to its end."""
+        return [f"{tar.tar}: {tar.damage}" for tar in self._tars if tar.damage]
+
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
         facts: dict[str, Any] = {"shards": len(self._tars), "samples": len(self)}
@@ -84,9 +92,9 @@ class Shards(Sequence):
             left_out.update(tar.left_out)
         if left_out:
             facts["left out"] = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.most_common())
-        if damaged := sum(bool(tar.damage) for tar in self._tars):
-            facts["damaged shards"] = damaged
-        return facts
+        if self.damaged:
+            facts["damaged shards"] = len(self.damaged)
+        return facts | self._facts
 
 
 def shards(
@@ -96,6 +104,7 @@ def shards(
     *,
     caption_field: str | Sequence[str] | None = None,
     shares: Sequence[float] = (0.8, 0.1, 0.1),
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     cache: str | None = None,
 ) -> Shards:
     """The samples of webdataset shards.
@@ -109,8 +118,9 @@ def shards(
     tar and name in it; `match_id` the packed one, else the first caption.
 
     `split` reads the subfolder of that name; without one, samples with captions are divided by a hash of their key into
-    train, val, test of `shares`. Tars are indexed when first seen; `cache` is a folder for the indexes, by default
-    they lie beside the tars.
+    train, val, test of `shares`. `exclude` names images of downstream tasks (see `read_exclusion`): samples whose JSON
+    has the `url` of one, or whose packed key is its name, are left out; each sample's JSON is read for it. Tars are
+    indexed when first seen; `cache` is a folder for the indexes, by default they lie beside the tars.
 
     Raises DataError for missing and unreadable tars and tars of another task, ConfigError for options that cannot work.
     """
@@ -143,9 +153,43 @@ def shards(
     if wanted:
         keys = (f"{name}/{key}" for name, tar in zip(names, tars) for key in tar.all_keys())
         rows = np.flatnonzero(np.fromiter((hashed_split(key, shares) in wanted for key in keys), bool))
-    identity = repr(([tar.digest for tar in tars], names, task, fields, wanted, tuple(shares) if wanted else ()))
-    fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    return Shards(task, tars, names, rows, fields, fingerprint)
+    identity: tuple[Any, ...] = ([tar.digest for tar in tars], names, task, fields, wanted)
+    identity += (tuple(shares) if wanted else (),)
+    facts: dict[str, Any] = {}
+    if excluded := read_exclusion(exclude):
+        out = _excluded_rows(tars, excluded)
+        rows = np.arange(len(out)) if rows is None else rows
+        facts = excluded.facts(int(out[rows].sum()))
+        rows = rows[~out[rows]]
+        identity += (excluded.fingerprint,)
+        if not len(rows):
+            raise DataError(f"{paths[0]}: no sample is left; all {facts[LEFT_OUT]:,} were excluded")
+    fingerprint = hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest()
+    return Shards(task, tars, names, rows, fields, fingerprint, facts)
+
+
+def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
+    """bool (samples,): whether each sample of all the tars shows an image to leave out."""
+    out = np.zeros(sum(map(len, tars)), bool)
+    known, row = False, 0
+    for tar in tars:
+        for place in range(len(tar)):
+            entry = tar[place]
+            with suppress(SampleError):  # damaged; the loader will say so
+                fields = _read_fields(tar, entry, entry.key)
+                names = [str(fields["url"])] if fields.get("url") else []
+                key = str(fields.get("key", "")).partition("#")[0]
+                if (fields.get("kind") is not None and not key.rpartition("/")[2].isdecimal()) or is_genome(key):
+                    names.append(key)  # another number is that of a table's row
+                known |= bool(names)
+                out[row] = any(map(excluded.holds, names))
+            row += 1
+    if not known:
+        raise ConfigError(
+            f"{tars[0].tar}: its samples say neither their url nor the key of a packed sample, so that exclude cannot "
+            "tell the images of downstream tasks; leave it out, or pack the corpus with `evle data shards`"
+        )
+    return out
 
 
 # --- finding

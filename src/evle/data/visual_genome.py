@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evle.data.exclusion import Exclusion, read_exclusion
+from evle.data.exclusion import GENOME_FILE, Exclusion, excluded_genome_ids, read_exclusion
 from evle.data.json_arrays import JsonArrays, read_element
 from evle.data.official import (
     PROBES,
@@ -240,14 +240,9 @@ def _excluded_ids(base: Path, excluded: Exclusion) -> tuple[np.ndarray, str]:
     if not excluded:
         return np.zeros(0, np.int64), ""
     folder = base if base.is_dir() else base.parent
-    file = find_file(folder, ["image_data.json"], "Visual Genome's image_data.json, which names COCO's numbers,")
-    arrays, out = JsonArrays(file), array("q")
-    for number, element in enumerate(arrays):
-        where = f"{file}: record {number}"
-        coco_id = field(element.value, "coco_id", where)
-        if excluded.holds(coco_id=coco_id, flickr_id=element.value.get("flickr_id")):
-            out.append(_image_id(element.value, where))
-    return np.array(out, np.int64), arrays.fingerprint
+    file = find_file(folder, [GENOME_FILE], "Visual Genome's image_data.json, which names COCO's numbers,")
+    out, fingerprint = excluded_genome_ids(file, excluded)
+    return np.array(out, np.int64), fingerprint
 
 
 def _image_id(record: Any, where: str) -> int:
