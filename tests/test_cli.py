@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import reasoning_corpora
+import saved_tables
 from evle import __version__, cli
 from evle.config import dump_yaml
 from micro import COLOURS, MICRO, THINGS, picture
@@ -121,6 +124,8 @@ def test_the_version():
         (["tokenizer", "train", "nowhere.txt", "-o", "t"], "nowhere.txt: no such file"),
         (["data", "check", "nowhere"], "nowhere"),
         (["data", "stats", "scenes", "--kind", "vqaa"], "did you mean 'vqa'"),
+        (["data", "stats", "vqav22", "path=."], "'vqav22' is neither a folder nor a source; did you mean 'vqav2'"),
+        (["data", "check", "karpathi"], "'karpathi' is neither a folder nor a source; did you mean 'karpathy'"),
     ],
 )
 def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
@@ -219,6 +224,26 @@ def test_data_is_looked_at(pictures, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "captions.jsonl").write_text('{"image": "missing.png", "caption": "a dog"}\n')
     assert "missing.png" in call("data", "check", tmp_path / "bad", code=1)
+
+
+def test_a_folder_is_read_as_what_it_is(pictures, tmp_path):
+    """Shards with img2dataset's own tables beside them, a saved data set, and Parquet with its pictures inside."""
+    call("data", "shards", pictures, "--split", "train", "-o", tmp_path / "shards")
+    parquet.write_table(saved_tables.table(saved_tables.rows(0)).drop(["image"]), tmp_path / "shards" / "00000.parquet")
+    saved_tables.save(tmp_path / "saved", [saved_tables.table(saved_tables.rows(0, 1))])
+    (tmp_path / "inside").mkdir()
+    parquet.write_table(saved_tables.table(saved_tables.rows(0, 1, 2)), tmp_path / "inside" / "captions.parquet")
+    for name, samples in (("shards", 8), ("saved", 2), ("inside", 3)):
+        said = call("data", "check", tmp_path / name)
+        assert f"{samples} samples, {samples} different pictures" in said
+        assert "every sample can be used" in said
+        assert f"samples: {samples}" in call("data", "stats", tmp_path / name)
+        call("data", "show", tmp_path / name, "-o", tmp_path / "look")
+
+
+def test_a_source_is_read_as_what_it_holds(tmp_path):
+    folder = reasoning_corpora.vqav2(tmp_path)
+    assert "question types: " in call("data", "stats", "vqav2", f"path={folder}")
 
 
 def test_the_recipes_are_listed():

@@ -378,12 +378,21 @@ def train_tokenizer(
     print(f"{output}: {len(trained)} tokens")
 
 
-Kind = Annotated[str, typer.Option(help="What to read: captions, vqa, nlvr2 or vcr.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="What to read: captions, vqa, nlvr2 or vcr; by default what the source holds, captions of a folder.",
+        show_default=False,
+    ),
+]
 SplitOption = Annotated[
     str | None, typer.Option(help="The split; all by default, train for scenes.", show_default=False)
 ]
 Source = Annotated[
-    str, typer.Argument(help="A folder with a table, or a source such as karpathy or scenes.", show_default=False)
+    str,
+    typer.Argument(
+        help="A folder (a table, shards, a saved data set), or a source such as karpathy.", show_default=False
+    ),
 ]
 SourceOptions = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source.", show_default=False)
@@ -394,7 +403,7 @@ SourceOptions = Annotated[
 def check(
     source: Source,
     options: SourceOptions = None,
-    kind: Kind = "captions",
+    kind: Kind = None,
     split: SplitOption = None,
     most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
 ) -> None:
@@ -411,10 +420,10 @@ def check(
     from evle.data.sample_check import check_samples
 
     told = _progress if sys.stderr.isatty() else None
-    if _is_source(source, options) or options or split is not None:
+    if _is_source(source, options) or options or split is not None or not _is_plain_folder(source, kind):
         found: Any = check_samples(_samples(source, options, kind, split), progress=told)
     else:
-        found = check_folder(source, kind, progress=told)
+        found = check_folder(source, kind or "captions", progress=told)
     print("\n".join(found.lines(most)))
     if not found.ok:
         raise typer.Exit(1)
@@ -424,7 +433,7 @@ def check(
 def show(
     source: Source,
     options: SourceOptions = None,
-    kind: Kind = "captions",
+    kind: Kind = None,
     split: SplitOption = None,
     num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 24,
     output: Output = None,
@@ -438,11 +447,12 @@ def show(
     from evle import showing
 
     folder = output or Path("look")
-    print(f"page: {showing.show(_samples(source, options, kind, split), num, f'{source}: {kind}').write(folder)}")
+    title = source if kind is None else f"{source}: {kind}"
+    print(f"page: {showing.show(_samples(source, options, kind, split), num, title).write(folder)}")
 
 
 @data_app.command("stats")
-def stats(source: Source, options: SourceOptions = None, kind: Kind = "captions", split: SplitOption = None) -> None:
+def stats(source: Source, options: SourceOptions = None, kind: Kind = None, split: SplitOption = None) -> None:
     """Count what the data holds: texts, answers, tags, and types.
 
     \b
@@ -484,7 +494,7 @@ def pack_shards(
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the shards.", show_default=False)],
     options: SourceOptions = None,
-    kind: Kind = "captions",
+    kind: Kind = None,
     split: SplitOption = None,
     per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
     num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check pictures.")] = 4,
@@ -507,14 +517,31 @@ def pack_shards(
     print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
 
 
-def _samples(source: str, options: list[str] | None, kind: str, split: str | None) -> Any:
+def _samples(source: str, options: list[str] | None, kind: str | None, split: str | None) -> Any:
     from evle.config import apply_overrides
-    from evle.data.sources import read_source
+    from evle.data.sources import SOURCES, read_source, source_of
+    from evle.errors import ConfigError, nearest
 
-    named: dict[str, Any] = {"task": kind, **({"split": split} if split is not None else {})}
+    named: dict[str, Any] = {name: value for name, value in (("task", kind), ("split", split)) if value is not None}
     if not _is_source(source, options):
-        named["path"], source = source, "folder"
+        if not Path(source).exists():
+            raise ConfigError(f"{source!r} is neither a folder nor a source; {nearest(source, SOURCES)}")
+        named["path"], source = source, source_of(source)
     return read_source(source, apply_overrides(named, options or []))
+
+
+def _is_plain_folder(path: str, kind: str | None) -> bool:
+    """Whether pictures lie in a folder as files, whose table (if any) is read row by row."""
+    from evle.data.sources import source_of
+    from evle.data.tables import holds_pictures
+    from evle.errors import DataError
+
+    if not Path(path).exists() or source_of(path) != "folder":
+        return False
+    try:
+        return not holds_pictures(path, kind or "captions")
+    except DataError:
+        return True  # no table: the pictures alone are checked
 
 
 def _is_source(name: str, options: list[str] | None) -> bool:

@@ -68,6 +68,13 @@ def saved_dataset(
     return collect(pictures.rows(), task, split, columns, shares, pictures, None, str(base), digest)
 
 
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder has the files of such a data set."""
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
+        _SHARD.fullmatch(file.name) for file in (*path.glob("*.parquet"), *path.glob("data/*.parquet"))
+    )
+
+
 def _files_by_split(base: Path) -> dict[str, list[Path]]:
     """The files of each split, in order; "" for a data set without splits."""
     if (base / "dataset_dict.json").is_file():

@@ -309,7 +309,7 @@ def _refuse_other_task(tars: list[TarIndex], task: str) -> None:
     except SampleError:
         return  # damaged; the loader will say so
     if kind in KINDS and kind != task:
-        raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; pack the others with --kind {task}")
+        raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them so: --kind {kind} or task: {kind}")
     if kind is None and task != "captions":
         raise DataError(
             f"{tar.tar}: its samples are pictures with captions; samples of {task} are read from shards that "

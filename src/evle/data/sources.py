@@ -2,8 +2,11 @@
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from evle.data.captions import coco_captions, karpathy
@@ -11,10 +14,10 @@ from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
 from evle.data.nlvr2 import nlvr2
 from evle.data.samples import CaptionSample, Sample
-from evle.data.saved_datasets import saved_dataset
+from evle.data.saved_datasets import is_saved_dataset, saved_dataset
 from evle.data.scenes import scenes
 from evle.data.shards import shards
-from evle.data.tables import folder
+from evle.data.tables import TABLE_STEMS, TABLE_SUFFIXES, folder
 from evle.data.vcr import vcr
 from evle.data.visual_genome import visual_genome
 from evle.data.vqav2 import vqav2
@@ -60,6 +63,22 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
     if missing:
         raise ConfigError(f"data source {name!r} needs {', '.join(missing)}")
     return SOURCES[name](**options)
+
+
+def source_of(path: str | os.PathLike) -> str:
+    """The source that reads a folder or file as it is: a table (`folder`), `shards`, or a `saved-dataset`.
+
+    A table of captions or questions under its usual name comes first: pictures and tars may lie beside it.
+    """
+    base = Path(path)
+    if base.suffix == ".tar":
+        return "shards"
+    usual = (base / f"{stem}{suffix}" for stem in TABLE_STEMS["vqa"] for suffix in TABLE_SUFFIXES)
+    if not base.is_dir() or any(file.is_file() for file in usual):
+        return "folder"
+    if is_saved_dataset(base):
+        return "saved-dataset"
+    return "shards" if next(chain(base.glob("*.tar"), base.glob("*/*.tar")), None) is not None else "folder"
 
 
 def mix(sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = None) -> "Mixture":

@@ -277,6 +277,12 @@ def collect(
     return Folder(task, table, pictures, digest.hexdigest(), skipped, origin)
 
 
+def holds_pictures(path: str | os.PathLike, task: str = "captions") -> bool:
+    """Whether the table of a folder is Parquet with the pictures inside. Raises DataError where there is no table."""
+    table = find_table(Path(path), _known_task(task))
+    return table.suffix.lower() == ".parquet" and picture_column(table, None, EMBEDDED_COLUMNS) is not None
+
+
 def find_table(path: Path, task: str = "captions") -> Path:
     """The table of a folder, or `path` itself when it is a file.
 
