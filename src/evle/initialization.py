@@ -29,7 +29,8 @@ from transformers import (
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, nearest
-from evle.models.eve import EVEConfig
+from evle.models.eve import EVEConfig, EVEForVQA
+from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
 from evle.models.positions import resize_positions
@@ -269,6 +270,8 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
             )
         else:
             loaded.unused.append(name)
+    if isinstance(model, EVEForVQA) and config.answer_tokens and "classifier.0.weight" not in tensors:
+        fitting |= answers_from_words(tensors, config.answer_tokens)
     model.load_state_dict(fitting, strict=False)
     loaded.new = frozenset(own.keys() - fitting.keys() - tied)
     if not any(name.startswith(backbone) for name in fitting):

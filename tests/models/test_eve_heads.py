@@ -1,11 +1,14 @@
 """Retrieval, VQA and NLVR2 heads."""
 
+import math
+
 import pytest
 import torch
 
 from eve_models import batch, build, relative_difference
 from evle.errors import DataError
 from evle.models.eve import EVEForNLVR2, EVEForRetrieval, EVEForVQA
+from evle.models.eve.heads import answers_from_words
 
 
 def test_features_are_unit_vectors_and_their_products_are_the_itc_logits():
@@ -153,3 +156,27 @@ def test_an_answers_slot_is_the_last_token_but_one_whatever_the_padding():
         read = model.classifier(output.text_hidden[0, -2])
     assert relative_difference(output.logits[0], read) < 1e-5
     assert relative_difference(output.logits[1], shorter.logits[0]) < 1e-4
+
+
+def test_answers_start_from_the_words_they_are_made_of():
+    """Row by row against a naive loop; tied words are read from the embedding, and without an MLM head nothing is."""
+    torch.manual_seed(0)
+    words, bias = torch.randn(7, 4), torch.randn(7)
+    tensors = {
+        "mlm_head.0.weight": torch.randn(4, 4),
+        "mlm_head.0.bias": torch.randn(4),
+        "mlm_head.2.bias": bias,
+        "eve.text_embedding.word.weight": words,
+    }
+    answers = [[5], [2, 6], [1]]
+    found = answers_from_words(tensors, answers)
+    for row, tokens in enumerate(answers):
+        expected = sum(words[token] for token in tokens) / len(tokens)
+        assert torch.allclose(found["classifier.2.weight"][row], expected)
+        expected = sum(float(bias[token]) for token in tokens) / len(tokens) - math.log(3)
+        assert float(found["classifier.2.bias"][row]) == pytest.approx(expected)
+    assert found["classifier.0.weight"] is tensors["mlm_head.0.weight"]
+    untied = {**tensors, "mlm_head.2.weight": words + 1}
+    assert torch.allclose(answers_from_words(untied, [[5]])["classifier.2.weight"][0], words[5] + 1)
+    del tensors["mlm_head.0.weight"]
+    assert answers_from_words(tensors, answers) == {}

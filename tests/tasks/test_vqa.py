@@ -1,10 +1,14 @@
 """VQA as a task: what a question becomes."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from evle.models.eve import EVEConfig, EVEForVQA, EVEProcessor
+from evle.initialization import ModelOptions, build_model, starting_config
+from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
 from evle.tasks.vqa import VQAOptions, VQATask
 from evle.transforms.text import train_tokenizer
@@ -41,3 +45,25 @@ def test_the_pipeline_asks_as_the_task_does():
     found = VQAPipeline(model=model, processor=task.processor)(sample.image, sample.question, top_k=1)[0]
     assert found["answer"] == config.id2label[int(logits.argmax())]
     assert found["score"] == torch.sigmoid(logits.max()).item()
+
+
+def test_a_pre_trained_model_answers_before_any_fine_tuning_as_it_fills_words_in(tmp_path):
+    task, config = bound_task(vqa_slot=True)
+    torch.manual_seed(0)
+    pretrained = EVEForPreTraining(EVEConfig.from_dict({**config.to_dict(), "objectives": ["mlm"]})).eval()
+    pretrained.save_pretrained(tmp_path)
+    task.processor.save_pretrained(tmp_path)
+    options = ModelOptions(init=str(tmp_path))
+    loaded = build_model(EVEForVQA, options, starting_config(options), task.model_overrides())
+    assert loaded.new == frozenset()
+
+    batch = task.collate([task.features(vqa_samples()[0], np.random.default_rng(0), train=False)])
+    slot = int(batch["attention_mask"].sum()) - 2
+    with torch.no_grad():
+        logits = loaded.model.eval()(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits[0]
+        states = pretrained.eve(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).text_hidden[0, slot]
+        words = pretrained.mlm_head(states)
+    for answer, logit in zip(task.answers, logits, strict=True):
+        tokens = task.processor.tokenizer.encode(answer, add_special_tokens=False)
+        expected = float(words[tokens].mean()) - math.log(len(task.answers))
+        assert float(logit) == pytest.approx(expected, abs=1e-4)

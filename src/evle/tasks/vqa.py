@@ -87,6 +87,7 @@ class VQATask(Task):
                 "or name a file in task.answers"
             )
         self._index = places_of(self.answers)
+        self._slot = has_slot(config)
         self._asked = counts.total(), sum(times for answer, times in counts.items() if answer in self._index)
         if not self._asked[1]:
             raise ConfigError(
@@ -114,10 +115,14 @@ class VQATask(Task):
         return answers
 
     def model_overrides(self) -> dict[str, Any]:
-        return {
+        labels: dict[str, Any] = {
             "id2label": dict(enumerate(self.answers)),
             "label2id": {answer: place for place, answer in enumerate(self.answers)},
         }
+        if not self._slot:
+            return labels
+        tokenizer = self.processor.tokenizer
+        return {**labels, "answer_tokens": [tokenizer.encode(each, add_special_tokens=False) for each in self.answers]}
 
     def bind(self, config: PreTrainedConfig) -> None:
         """Take the answers from the model. A head without them, such as a converted one, needs the file."""

@@ -74,8 +74,11 @@ class EVEConfig(PreTrainedConfig):
             patch states and of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
-        vqa_slot: VQA reads the answer at a [MASK] between the question and [SEP], where pre-training learned to fill
-            words in, instead of at the text's [CLS] [D].
+        vqa_slot: VQA reads the answer at a [MASK] between the question and [SEP], by a head of the form of MLM's,
+            instead of at the text's [CLS] [D]. Pre-trained weights then answer before any fine-tuning: see
+            `answer_tokens`.
+        answer_tokens: with vqa_slot, the token ids of each answer; its row of the head starts from the mean of MLM's
+            rows for them, where the weights that training starts from have an MLM head [D].
         vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it
             there [C: False].
         released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released
@@ -128,6 +131,7 @@ class EVEConfig(PreTrainedConfig):
     temperature_init: float = 0.07
     nlvr2_head: str = "bi-attention"
     vqa_slot: bool = False
+    answer_tokens: list[list[int]] | None = None
     vqa_balance_loss: bool = False
     released_eval_features: bool = False
     pad_token_id: int | None = 0

@@ -3,6 +3,9 @@
 B batch, G batch gathered over all processes, T text tokens, P image tokens, S = P + T, D width, A answers.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from evle.models.contrast import (
 )
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.modeling import EVEModel, EVEOutput, EVEPreTrainedModel, average_router
+from evle.models.eve.routing import activation
 
 
 def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, config: EVEConfig) -> None:
@@ -177,7 +181,12 @@ class EVEForVQA(EVEPreTrainedModel):
         super().__init__(config)
         self.eve = EVEModel(config)
         assert config.num_labels is not None, "transformers gives every configuration id2label"
-        self.classifier = two_layer_classifier(config.hidden_size, 2 * config.hidden_size, config.num_labels)
+        width = config.hidden_size
+        self.classifier = (
+            word_head(config, config.num_labels)
+            if config.vqa_slot
+            else two_layer_classifier(width, 2 * width, config.num_labels)
+        )
         self.post_init()
 
     def forward(
@@ -268,6 +277,32 @@ class EVEForNLVR2(EVEPreTrainedModel):
 def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.Sequential:
     """The released code's classifier: Linear, LayerNorm, GELU, Linear."""
     return nn.Sequential(nn.Linear(in_features, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, num_classes))
+
+
+def word_head(config: EVEConfig, num_words: int) -> nn.Sequential:
+    """A text state -> one logit a word, as masked language modelling has it: Linear, activation, Linear."""
+    width = config.hidden_size
+    return nn.Sequential(nn.Linear(width, width), activation(config.hidden_act), nn.Linear(width, num_words))
+
+
+def answers_from_words(tensors: Mapping[str, Tensor], answer_tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The VQA head of a model with `vqa_slot` that answers as its MLM head fills words in.
+
+    `tensors` are those of a pre-trained model (V words, width D); an answer's row is the mean of its tokens' rows. The
+    biases are lowered by log A for A answers, as VQA asks of each answer by itself whether it is right. Empty where
+    `tensors` hold no MLM head.
+    """
+    words = tensors.get("mlm_head.2.weight", tensors.get("eve.text_embedding.word.weight"))
+    if words is None or "mlm_head.0.weight" not in tensors:
+        return {}
+    bias = tensors["mlm_head.2.bias"]
+    rows = [torch.tensor(tokens, dtype=torch.long) for tokens in answer_tokens]
+    return {
+        "classifier.0.weight": tensors["mlm_head.0.weight"],
+        "classifier.0.bias": tensors["mlm_head.0.bias"],
+        "classifier.2.weight": torch.stack([words[row].mean(dim=0) for row in rows]),
+        "classifier.2.bias": torch.stack([bias[row].mean() for row in rows]) - math.log(len(rows)),
+    }
 
 
 class EVEPlainPairHead(nn.Module):

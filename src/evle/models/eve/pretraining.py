@@ -16,7 +16,7 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.contrast import default_match_ids, total_loss
 from evle.models.eve.configuration import EVEConfig
-from evle.models.eve.heads import EVEMatchingHead, add_balance, itc_pass, itm_pass
+from evle.models.eve.heads import EVEMatchingHead, add_balance, itc_pass, itm_pass, word_head
 from evle.models.eve.modeling import (
     EVEAttention,
     EVEModel,
@@ -27,7 +27,7 @@ from evle.models.eve.modeling import (
     take,
     unpatchify,
 )
-from evle.models.eve.routing import FeedForward, activation
+from evle.models.eve.routing import FeedForward
 
 
 def sincos_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
@@ -99,13 +99,10 @@ class EVEForPreTraining(EVEPreTrainedModel):
             )
         super().__init__(config)
         self.eve = EVEModel(config)
-        width = config.hidden_size
         if "mim" in config.objectives:
             self.decoder = EVEPixelDecoder(config)
         if "mlm" in config.objectives:
-            self.mlm_head = nn.Sequential(
-                nn.Linear(width, width), activation(config.hidden_act), nn.Linear(width, config.vocab_size)
-            )
+            self.mlm_head = word_head(config, config.vocab_size)
         if {"itc", "itm"} & set(config.objectives):
             self.matching = EVEMatchingHead(config, itc="itc" in config.objectives, itm="itm" in config.objectives)
         self.post_init()
