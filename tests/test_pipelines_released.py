@@ -312,15 +312,15 @@ def test_released_scores_are_logits_and_released_boxes_lie_elsewhere(world, q2a)
 
 def test_what_vcr_lacks_is_named(world, q2a, tmp_path):
     root = world / "pics/vcr_sample_images"
-    with pytest.raises(DataError, match="val-1: the row has no objects, question"):
+    with pytest.raises(DataError, match="val-1: it has no objects, question; give a line of VCR"):
         q2a(root, {name: value for name, value in META.items() if name not in ("objects", "question")})
-    with pytest.raises(DataError, match=r"film@0\.json: no such file; vcr_image_root is"):
+    with pytest.raises(DataError, match=r"film@0\.json: no such metadata; .* or name the folder of its lsmdc_"):
         q2a(tmp_path, META)
-    with pytest.raises(DataError, match="a box for each of the row's objects"):
+    with pytest.raises(DataError, match=r"1 objects, but .* has \d boxes"):
         q2a(root, {**META, "objects": ["person"]})
     with pytest.raises(DataError, match="takes vcr_image_root= and meta_inputs="):
         q2a(None, META)
     (tmp_path / "lsmdc_film").mkdir()
     (tmp_path / META["metadata_fn"]).write_text(json.dumps({"boxes": "none"}))
-    with pytest.raises(DataError, match="a box for each"):
+    with pytest.raises(DataError, match=r"no metadata with boxes \[x1, y1, x2, y2, score\]"):
         q2a(tmp_path, META)

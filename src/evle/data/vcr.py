@@ -9,7 +9,7 @@ vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, sco
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ SPLITS = ("train", "val", "test")
 IMAGES = "vcr1images"
 CHOICES = 4
 NAMED = 20  # rows left out that are named one by one
+FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices")
+"""What every record has; those of train and val have labels, too."""
+_CHOSEN = ("answer_choices", "rationale_choices")
 
 _SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("length", pa.int64())])
 
@@ -90,7 +93,7 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[st
     for line in lines:
         where, record = f"{file}:{line.number}", line.value
         annot_id = str(field(record, "annot_id", where))
-        for name in ("objects", "img_fn", "question", "answer_choices", "rationale_choices"):
+        for name in FIELDS:
             field(record, name, where)
         if split != "test":
             for name in ("answer_label", "rationale_label"):
@@ -105,7 +108,17 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[st
 
 
 def _sample(row: Row, file: str, root: str) -> VCRSample:
-    record = read_element(file, row["offset"], row["length"])
+    return vcr_sample(read_element(file, row["offset"], row["length"]), root)
+
+
+def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
+    """A record of VCR's annotations as a sample, its picture and metadata below `root`.
+
+    Raises SampleError for a record that lacks a field, and for metadata that is not there or does not fit it.
+    """
+    if lacking := [name for name in FIELDS if name not in record]:
+        key = record.get("annot_id", "a record of VCR")
+        raise SampleError(f"{key}: it has no {', '.join(lacking)}; give a line of VCR's .jsonl files")
     objects = _objects(record, os.path.join(root, record["metadata_fn"]))
     choices = {name: [_tagged(text, record, len(objects)) for text in record[name]] for name in _CHOSEN}
     for name, texts in choices.items():
@@ -123,15 +136,15 @@ def _sample(row: Row, file: str, root: str) -> VCRSample:
     )
 
 
-_CHOSEN = ("answer_choices", "rationale_choices")
-
-
-def _objects(record: dict[str, Any], metadata: str) -> tuple[Box, ...]:
+def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
     try:
         boxes = json.loads(Path(metadata).read_bytes())["boxes"]
         corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2, *_ in boxes]
     except FileNotFoundError:
-        raise SampleError(f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's pictures again") from None
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's pictures again, or name the folder of "
+            "its lsmdc_... folders"
+        ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise SampleError(
             f"{record['annot_id']}: {metadata}: no metadata with boxes [x1, y1, x2, y2, score] "
@@ -147,11 +160,11 @@ def _objects(record: dict[str, Any], metadata: str) -> tuple[Box, ...]:
     )
 
 
-def _tagged(parts: Any, record: dict[str, Any], num_objects: int) -> Tagged:
+def _tagged(parts: Any, record: Mapping[str, Any], num_objects: int) -> Tagged:
     """A text of words and lists of objects, which must exist."""
     found: list[str | tuple[int, ...]] = []
     for part in parts:
-        if isinstance(part, list):
+        if isinstance(part, list | tuple):
             for number in part:
                 if not (isinstance(number, int) and 0 <= number < num_objects):
                     raise SampleError(
@@ -163,7 +176,7 @@ def _tagged(parts: Any, record: dict[str, Any], num_objects: int) -> Tagged:
     return tuple(found)
 
 
-def _label(record: dict[str, Any], name: str) -> int | None:
+def _label(record: Mapping[str, Any], name: str) -> int | None:
     label = record.get(name)
     if label is not None and label not in range(CHOICES):
         raise SampleError(f"{record['annot_id']}: {name} {label!r} is not one of 0 to {CHOICES - 1}")

@@ -5,8 +5,6 @@ pipelines of the other files. Where the release gives a score of another kind th
 the right kind, and `released_scores=True` the released one.
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evle.data.samples import Box, ImageSource, Tagged, VCRSample
+from evle.data.samples import ImageSource, VCRSample
+from evle.data.vcr import vcr_sample
 from evle.errors import ConfigError, DataError
 from evle.models.vle import VLEForITM, VLEForPBC, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA
 from evle.pipelines.answering import VQAPipeline
@@ -191,7 +190,7 @@ class VCRReleasedPipeline(ReleasedPipeline):
                 f"{type(self).__name__} takes vcr_image_root= and meta_inputs=, a row of VCR's annotations, or "
                 "meta_inputs= alone, a VCRSample"
             )
-        return vcr_sample(given, root)
+        return vcr_sample({"annot_id": "a row of VCR", **given}, root)
 
 
 class VLEForVCRQ2APipeline(VCRReleasedPipeline):
@@ -206,42 +205,3 @@ class VLEForVCRQA2RPipeline(VCRReleasedPipeline):
 
     head = VLEForVCRQA2R
     chooser = ReasonChoicePipeline
-
-
-def vcr_sample(row: Mapping[str, Any], image_root: str | Path) -> VCRSample:
-    """A row of VCR's annotations as a sample, its picture and its boxes below `image_root`.
-
-    Raises DataError for a row that lacks a field, and for metadata that is not there or does not fit.
-    """
-    key = str(row.get("annot_id", "a row of VCR"))
-    lacking = {"img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices"} - set(row)
-    if lacking:
-        raise DataError(f"{key}: the row has no {', '.join(sorted(lacking))}; give one as VCR's .jsonl files have it")
-    metadata = os.path.join(image_root, row["metadata_fn"])
-    try:
-        boxes = json.loads(Path(metadata).read_bytes())["boxes"]
-        corners = [tuple(map(float, box[:4])) for box in boxes]
-        objects = [
-            Box(x, y, right - x, bottom - y, label=str(name))
-            for (x, y, right, bottom), name in zip(corners, row["objects"], strict=True)
-        ]
-    except FileNotFoundError:
-        raise DataError(
-            f"{key}: {metadata}: no such file; vcr_image_root is the folder of VCR's lsmdc_... folders"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{key}: {metadata} does not hold a box for each of the row's objects ({error})") from None
-
-    def tagged(text: Sequence[Any]) -> Tagged:
-        return tuple(tuple(word) if isinstance(word, list | tuple) else str(word) for word in text)
-
-    return VCRSample(
-        key,
-        os.path.join(image_root, row["img_fn"]),
-        tuple(objects),
-        tagged(row["question"]),
-        tuple(map(tagged, row["answer_choices"])),
-        tuple(map(tagged, row["rationale_choices"])),
-        row.get("answer_label"),
-        row.get("rationale_label"),
-    )
