@@ -246,6 +246,17 @@ def test_a_source_is_read_as_what_it_holds(tmp_path):
     assert "question types: " in call("data", "stats", "vqav2", f"path={folder}")
 
 
+def test_a_sample_that_cannot_be_made_stops_neither_page_nor_counts(tmp_path):
+    folder = reasoning_corpora.vcr(tmp_path)
+    next((folder / "vcr1images").rglob("*.json")).write_text("{}")
+    splits = ("train", "val", "test")
+    said = "".join(call("data", "stats", "vcr", f"path={folder}", "--split", split) for split in splits)
+    assert "samples that cannot be made: 1, the first: " in said
+    for split in splits:
+        call("data", "show", "vcr", f"path={folder}", "--split", split, "-o", tmp_path / split)
+    assert any("no metadata with boxes" in (tmp_path / each / "report.html").read_text() for each in splits)
+
+
 def test_the_recipes_are_listed():
     said = call("recipes")
     assert "quickstart" in said

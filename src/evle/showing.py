@@ -21,7 +21,12 @@ def show(samples: Samples, num: int, title: str) -> Report:
     """A report with `num` samples, evenly spread: each picture with its words."""
     places = np.linspace(0, len(samples) - 1, min(num, len(samples))).astype(int)
     rows, cells = [], []
-    for sample in (samples[int(place)] for place in places):
+    for place in places:
+        try:
+            sample = samples[int(place)]
+        except SampleError as error:
+            cells.append(Cell(None, str(error), "bad"))
+            continue
         if isinstance(sample, NLVR2Sample):
             pair = [Cell(_picture(image)) for image in sample.images]
             rows.append(GalleryRow(sample.sentence, [*pair, Cell(None, str(sample.label))]))
@@ -37,8 +42,13 @@ def count(samples: Samples) -> list[str]:
     names = ("answers", "question types", "tags", "objects")
     tables: dict[str, Counter[str]] = {name: Counter() for name in names}
     labels: Counter[str] = Counter()
+    broken: list[str] = []
     for place in range(len(samples)):
-        sample = samples[place]
+        try:
+            sample = samples[place]
+        except SampleError as error:
+            broken.append(str(error))
+            continue
         texts = sample.captions if isinstance(sample, CaptionSample) else texts_of(sample)
         lengths.update(len(text.split()) for text in texts)
         if isinstance(sample, CaptionSample):
@@ -51,6 +61,8 @@ def count(samples: Samples) -> list[str]:
             labels.update([str(sample.label)])
     facts: dict[str, Any] = {**describe(samples)}
     lines = [f"{name}: {value}" for name, value in facts.items()]
+    if broken:
+        lines.append(f"samples that cannot be made: {len(broken):,}, the first: {broken[0]}")
     if lengths:
         number = sum(lengths.values())
         mean = sum(length * times for length, times in lengths.items()) / number
