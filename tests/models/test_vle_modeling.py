@@ -11,7 +11,7 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, DebertaV2ForMaskedLM
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.positions import resize_positions
-from evle.models.vle import VLEForITM, VLEForVQA, VLEModel
+from evle.models.vle import VLEConfig, VLEForITM, VLEForVQA, VLEModel
 from evle.models.vle.modeling import VLEFusionLayer, extend_token_types, key_mask
 from vle_models import TINY, VISION, batch, build, relative_difference, tiny
 
@@ -343,3 +343,11 @@ def test_folders_that_hold_no_tower_are_named(tmp_path):
         VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text", vision_layers=4)
     with pytest.raises(ConfigError, match=r"'hidden_sze' .did you mean 'hidden_size'"):
         VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text", hidden_sze=4)
+
+
+def test_places_of_the_image_tower_may_start_larger_than_other_weights():
+    torch.manual_seed(0)
+    for fields, expected in (({"place_init_range": 0.5}, 0.5), ({"place_init_range": None}, 0.05)):
+        model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, **fields))
+        table = model.vision_model.vision_model.embeddings.position_embedding.weight
+        assert table.std().item() == pytest.approx(expected, rel=0.05)

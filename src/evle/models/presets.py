@@ -99,6 +99,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "initializer_range": 0.05,
+            "place_init_range": 0.5,
             "pooling": "mean",
         },
     ),

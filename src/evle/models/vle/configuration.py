@@ -86,6 +86,9 @@ class VLEConfig(PreTrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, blocks, heads, feed-forward of
             both streams [R].
         hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, initializer_range: as BERT's [C].
+        place_init_range: standard deviation of the image tower's new positions; None is initializer_range [C]. Patches
+            have about 0.6: positions of 0.02, and so shapes, are seen only after long training; short runs from random
+            weights want about 0.5 [D].
         num_token_types: rows of the type table: 0 text, 1 image, from 2 upwards the objects that a VCR text names [C:
             2, and 83 in the VCR checkpoints].
         classifier_dropout: written by the release, obeyed by nothing; kept so that configurations round-trip [C].
@@ -119,6 +122,7 @@ class VLEConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
+    place_init_range: float | None = None
     layer_norm_eps: float = 1e-12
     classifier_dropout: float | None = None
     tie_word_embeddings: bool = True
