@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LMPredictionHead
 from transformers.utils import ModelOutput
 
@@ -235,8 +234,8 @@ class VLEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, CLIPVisionEmbeddings) and self.config.place_init_range:
-            init.normal_(module.position_embedding.weight, std=self.config.place_init_range)
+        elif isinstance(module, VLEVisionTower) and self.config.place_init_range:  # after CLIP's own initialisation
+            init.normal_(module.positions.weight, std=self.config.place_init_range)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

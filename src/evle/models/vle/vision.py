@@ -56,6 +56,12 @@ class VLEVisionTower(nn.Module):
             )
         return self.vision_model.post_layernorm(output.last_hidden_state), tuple(output.attentions or ())
 
+    @property
+    def positions(self) -> nn.Embedding:
+        """The position table, (P, vision width)."""
+        embeddings: Any = self.vision_model.embeddings
+        return embeddings.position_embedding
+
     def resize_images(self, image_size: int) -> None:
         """Interpolate the position table for images of `image_size` pixels a side and take that size from now on."""
         embeddings: Any = self.vision_model.embeddings
