@@ -345,9 +345,13 @@ def test_folders_that_hold_no_tower_are_named(tmp_path):
         VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text", hidden_sze=4)
 
 
-def test_places_of_the_image_tower_may_start_larger_than_other_weights():
+def test_places_of_the_image_tower_may_start_larger_and_a_checkpoints_stay(tmp_path):
     torch.manual_seed(0)
-    for fields, expected in (({"place_init_range": 0.5}, 0.5), ({"place_init_range": None}, 0.02)):
-        model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, **fields))
-        table = model.vision_model.vision_model.embeddings.position_embedding.weight
-        assert table.std().item() == pytest.approx(expected, rel=0.05)
+    for wanted, found in ((0.5, 0.5), (None, 0.02)):
+        model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, place_init_range=wanted))
+        assert model.vision_model.positions.weight.std().item() == pytest.approx(found, rel=0.05)
+    model.config.place_init_range = 0.5
+    model.save_pretrained(tmp_path)
+    loaded = VLEModel.from_pretrained(tmp_path)
+    assert loaded.config.place_init_range == 0.5
+    assert torch.equal(loaded.vision_model.positions.weight, model.vision_model.positions.weight)

@@ -234,8 +234,18 @@ class VLEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, VLEVisionTower) and self.config.place_init_range:  # after CLIP's own initialisation
-            init.normal_(module.positions.weight, std=self.config.place_init_range)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Every part by its own rule (CLIP has one of its own), then the image tower's positions by the configuration.
+
+        What a checkpoint holds stays: transformers' initialisation functions pass over it.
+        """
+        super().initialize_weights()
+        if self.config.place_init_range:
+            for module in self.modules():
+                if isinstance(module, VLEVisionTower):
+                    init.normal_(module.positions.weight, std=self.config.place_init_range)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
