@@ -1,6 +1,7 @@
 """What pre-training makes of a sample: only what the objectives need, and boxes that stay on their things."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from evle.errors import ConfigError
 from evle.models.vle.pretraining import black_out
 from evle.recipe import prepare
 from evle.tasks.pretraining import _scores, read_classes
+from evle.tasks.pretraining_pictures import _related
 from micro import caption_samples, micro_run
 
 IGNORED = -100
@@ -172,3 +174,17 @@ def test_scores_weigh_each_batch_by_what_it_judged():
             "pbc_accuracy": 100 * 2 / 3, "pbc_average_precision": 100 * 2 / 3,
         }
     )  # fmt: skip
+
+
+def test_patches_that_the_text_leaves_open_count_neither_right_nor_wrong(tmp_path):
+    """Four patches: right, open, wrong, right: 67 % of three. A row that is open throughout is not shown."""
+    task = task_of(tmp_path, caption_samples())
+    margins = torch.tensor([3.0, 3.0, 3.0, -3.0])
+    output = SimpleNamespace(pbc_logits=torch.stack([-margins / 2, margins / 2], dim=-1).expand(2, 4, 2))
+    labels = torch.tensor([[1, IGNORED, 0, 0], [IGNORED] * 4])
+    found = _related(task, output, {"pixel_values": torch.zeros(2, 3, 16, 16), "pbc_labels": labels})
+    assert found.keys() == {0}
+    assert found[0][0].text == "67 % of the patches right"
+    truth = np.asarray(found[0][1].image.convert("L")).astype(int)
+    corners = [truth[y, x] for y, x in ((1, 1), (1, -2), (-2, 1))]
+    assert corners[0] > corners[1] > corners[2]  # belongs, left open, does not

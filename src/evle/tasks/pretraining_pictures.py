@@ -51,7 +51,11 @@ def pretraining_galleries(
                 "Masked pictures and what the model makes of them",
                 "Hidden: grey. The text is given whole.",
             ),
-            ("pbc", "Patches that the text is about", "The brighter a patch, the surer the model; then the truth."),
+            (
+                "pbc",
+                "Patches that the text is about",
+                "The brighter a patch, the surer the model; then the truth, half bright where the text leaves it open.",
+            ),
             ("mpc", "Hidden things and what the model takes them for", "The text is given whole."),
         )
     ]
@@ -72,20 +76,22 @@ def _reconstructed(task: Task, model: Any, batch: Batch) -> dict[int, list[Cell]
 
 
 def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Pictures painted by the score of each patch and by the truth."""
+    """Pictures painted by the score of each patch and by the truth, half bright where nobody knows it."""
     scores = output.pbc_logits.float().softmax(dim=-1)[..., 1].cpu().numpy()  # (B, N)
     labels = batch["pbc_labels"].cpu().numpy()
     cells = {}
     for place, picture in enumerate(to_pictures(task, batch["pixel_values"])):
-        known = labels[place][0] != IGNORED  # a row is labelled whole or not at all
+        known = labels[place] != IGNORED
+        if not known.any():
+            continue
         side = round(labels.shape[1] ** 0.5)
-        found, truth = (
-            paint(picture, each[place].astype(np.float32).reshape(side, side), center_crop=False)
-            for each in (scores, labels)
-        )
-        right = np.mean((scores[place] > 0.5) == (labels[place] == 1))
-        if known:
-            cells[place] = [Cell(found, f"{100 * right:.0f} % of the patches right"), Cell(truth, "truth")]
+        truth = np.where(known, labels[place], 0.5)
+        painted = [
+            paint(picture, each.astype(np.float32).reshape(side, side), center_crop=False)
+            for each in (scores[place], truth)
+        ]
+        right = np.mean((scores[place] > 0.5)[known] == (truth > 0.5)[known])
+        cells[place] = [Cell(painted[0], f"{100 * right:.0f} % of the patches right"), Cell(painted[1], "truth")]
     return cells
 
 
