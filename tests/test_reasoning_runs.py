@@ -158,7 +158,8 @@ def test_the_best_weights_are_never_chosen_on_test_data(val, tmp_path):
 
 def test_names_that_only_sound_like_test_are_allowed(tmp_path):
     for path in ("latest/contest.json", "test-drive/val.json", "testimonials.json"):
-        micro_run(tmp_path, "vqa", {"data": {"val": {"source": "xvlm", "path": path}}})
+        config = micro_run(tmp_path, "vqa", {"data": {"val": {"source": "xvlm", "path": path}}})
+        assert config.data.val["path"] == path
 
 
 def test_left_and_right_keep_their_sides(tmp_path):
