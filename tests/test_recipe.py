@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from evle.config import dump_yaml, load_yaml
 from evle.errors import CheckpointError, ConfigError
-from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_run
+from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_recipe, read_run
 from evle.recipes import find_recipe, listing, recipes
 from evle.stages import read_stages, run_stages
 from evle.tasks import TASKS
@@ -271,3 +271,25 @@ def test_a_tokenizer_may_be_trained_on_some_samples_spread_over_all(tmp_path):
     ready = prepare(config, samples={"train": samples})
     assert read[:3] == [0, 2, 5]  # of eight samples, before the answers of all are counted
     assert ready.task.processor.tokenizer.mask_token_id is not None
+
+
+def test_a_data_path_that_nothing_reads_is_refused_with_what_to_set_instead(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path=photos has no effect.*data\.train\.0\.path=corpora/coco.*") as e:
+        read_recipe("eve-base-pretrain", ["data.path=photos"])
+    assert "data.train.3.path=corpora/cc3m" in str(e.value)
+    assert "data.val.path=corpora/coco" in str(e.value)
+    with pytest.raises(ConfigError, match="data.path=photos has no effect: no source here reads a folder .*scenes"):
+        read_stages("quickstart", ["data.path=photos"])
+
+    # Where one stage of several reads it, or one source, it has its effect.
+    mixed = {**ROAD, "stages": {**ROAD["stages"], "own": {"task": {"name": "vqa"}}}}
+    mixed["stages"]["own"] = {"task": {"name": "vqa"}, "data": {"train": {"source": "folder", "size": None}}}
+    assert read_stages(write(tmp_path / "mixed.yaml", mixed), ["data.path=photos"]).stages[-1].config.data.path
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = {split: {"source": "folder", "path": "own", "split": split} for split in ("train", "val", "test")}
+    write(folder / "config.yaml", micro_run(folder, "retrieval", {"data": {**data, "path": "photos"}}).plain())
+    assert read_run(folder, ["data.test.split=val"]).data.path == "photos"  # it stood there when it ran
+    with pytest.raises(ConfigError, match=r"data\.path=other has no effect: set data\.test\.path=own"):
+        read_run(folder, ["data.path=other"])

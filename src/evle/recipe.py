@@ -40,7 +40,17 @@ from evle.pipelines import model_folder
 from evle.precision import Precision
 from evle.recipes import find_recipe
 from evle.report import Curve, Report, Table, plain, write_whole
-from evle.splits import DataOptions, Samples, Split, describe, hash_samples, read_split, read_splits, texts_of
+from evle.splits import (
+    DataOptions,
+    Samples,
+    Split,
+    describe,
+    hash_samples,
+    read_split,
+    read_splits,
+    refuse_unread_path,
+    texts_of,
+)
 from evle.tasks import TASKS
 from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
 from evle.transforms.image import ImageOptions
@@ -121,7 +131,9 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = load_yaml(path)
     if "stages" in tree:
         raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): run it with `evle run {name}`")
-    return RunConfig.build({"output": f"runs/{path.stem}", **apply_overrides(tree, overrides)}, str(path))
+    config = RunConfig.build({"output": f"runs/{path.stem}", **apply_overrides(tree, overrides)}, str(path))
+    refuse_unread_path([config.data])
+    return config
 
 
 @dataclass
@@ -235,7 +247,10 @@ def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Pa
     tree = apply_overrides(load_yaml(file) if recipe is None else recipe_for(folder, recipe), overrides)
     if (tree.get("data") or {}).get("test") is not None:
         tree = merge(tree, {"data": {"val": None}})  # nothing is chosen any more: what val held may be measured too
-    return RunConfig.build({**tree, "output": str(folder)}, str(file))
+    config = RunConfig.build({**tree, "output": str(folder)}, str(file))
+    if any(override.startswith("data.path=") for override in overrides):
+        refuse_unread_path([config.data], ["val", "test"])
+    return config
 
 
 def prepare(

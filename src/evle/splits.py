@@ -66,6 +66,36 @@ class DataOptions(Config):
         return self
 
 
+def refuse_unread_path(runs: Sequence[DataOptions], splits: Sequence[Split] = SPLITS) -> None:
+    """Say so where `data.path` is given and none of the runs' sources takes it. Raises ConfigError with what to set."""
+    path = next((data.path for data in runs if data.path is not None), None)
+    own: dict[str, None] = {}
+    names: dict[str, None] = {}
+    for data in runs:
+        for split in splits:
+            sources = getattr(data, split)
+            for place, source in enumerate(as_list(sources)):
+                takes_path = _takes_path(str(source.get("source")))
+                if path is None or (takes_path and "path" not in source):
+                    return
+                names[str(source.get("source"))] = None
+                if takes_path:
+                    number = f".{place}" if isinstance(sources, list) else ""
+                    own[f"data.{split}{number}.path={source['path']}"] = None
+    if own:
+        raise ConfigError(
+            f"data.path={path} has no effect: set {', '.join(own)} to your folders, one by one, or leave data.path out"
+        )
+    if names:
+        raise ConfigError(
+            f"data.path={path} has no effect: no source here reads a folder ({', '.join(names)}); leave it out"
+        )
+
+
+def _takes_path(name: str) -> bool:
+    return name in SOURCES and "path" in inspect.signature(SOURCES[name]).parameters
+
+
 def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
     """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None where the options name no source.
 
@@ -91,7 +121,7 @@ def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
 
 def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> Samples:
     try:
-        if path is not None and name in SOURCES and "path" in inspect.signature(SOURCES[name]).parameters:
+        if path is not None and _takes_path(name):
             options.setdefault("path", path)
         return read_source(name, options)
     except ConfigError as error:

@@ -22,6 +22,7 @@ from evle.joint import judge_vcr
 from evle.recipe import RunConfig, finetune, pretrain
 from evle.recipes import find_recipe
 from evle.report import Curve, Gallery, Report, Table, read_galleries
+from evle.splits import refuse_unread_path
 from evle.tasks import TASKS
 
 STAGE = "stage:"
@@ -123,6 +124,7 @@ def read_stages(name: str | Path, overrides: Sequence[str] = ()) -> Stages:
             own = merge(own, {"model": {"init": str(output / after)}})
         own = {"title": stage, **own, "output": str(output / stage)}
         stages.append(Stage(stage, RunConfig.build(own, f"{path}, stage {stage}"), after))
+    refuse_unread_path([stage.config.data for stage in stages])
     joint = [_joint_stage(path, name, pair, stages, output) for name, pair in (tree.get(JOINT) or {}).items()]
     return Stages(tree.get("title") or path.stem, tree.get("about") or "", output, stages, joint)
 
