@@ -278,7 +278,7 @@ def test_a_data_path_that_nothing_reads_is_refused_with_what_to_set_instead(tmp_
         read_recipe("eve-base-pretrain", ["data.path=photos"])
     assert "data.train.3.path=corpora/cc3m" in str(e.value)
     assert "data.val.path=corpora/coco" in str(e.value)
-    with pytest.raises(ConfigError, match="data.path=photos has no effect: no source here reads a folder .*scenes"):
+    with pytest.raises(ConfigError, match=r"data\.path=photos has no effect: no source here reads a folder .*scenes"):
         read_stages("quickstart", ["data.path=photos"])
 
     # Where one stage of several reads it, or one source, it has its effect.
