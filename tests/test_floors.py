@@ -30,6 +30,7 @@ ROOM_OF_FILE = {
     "recipes": "recipe",
     "__main__": "cli",
     "asking": "cli",
+    "looking": "cli",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
@@ -38,7 +39,7 @@ DOORS = {
     "gradio": ["demo"],
     "fastapi": ["server.py"],
     "faiss": ["search"],
-    "typer": ["cli.py", "asking.py"],
+    "typer": ["cli.py", "asking.py", "looking.py"],
 }
 # errors are said everywhere; the configuration class is what options of a floor's other rooms are made of.
 NEIGHBOURS = {"errors", "config"}

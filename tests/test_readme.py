@@ -137,7 +137,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.data.corpus.read_texts", reached)
     monkeypatch.setattr("evle.data.check.check_folder", reached)
     monkeypatch.setattr("evle.joint.judge_vcr", reached)
-    monkeypatch.setattr("evle.cli._samples", reached)
+    monkeypatch.setattr("evle.looking._samples", reached)
 
 
 def write_run(folder: Path) -> None:
