@@ -28,6 +28,7 @@ from evle.models.eve.modeling import (
     unpatchify,
 )
 from evle.models.eve.routing import FeedForward
+from evle.models.even_rows import pad_rows
 
 
 def sincos_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
@@ -162,7 +163,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
                 passes.append(last)
             # Only masked positions meet the vocabulary: it is the largest matrix of the model.
             chosen = mlm_labels != objectives.IGNORE
-            logits = self.mlm_head(last.text_hidden[chosen])
+            masked = last.text_hidden[chosen]
+            logits = self.mlm_head(pad_rows(masked))[: len(masked)]
             losses["mlm"] = objectives.mlm(logits, mlm_labels[chosen])
         if names & {"itc", "itm"}:
             ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids

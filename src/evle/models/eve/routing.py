@@ -19,6 +19,7 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 
 from evle import objectives
 from evle.models.eve.configuration import EVEConfig
+from evle.models.even_rows import pad_rows
 
 
 class Routing(NamedTuple):
@@ -160,7 +161,7 @@ class EVEExperts(nn.Module):
             self.down_proj_bias.unbind(),
         )
         outputs = [
-            F.linear(self.act_fn(F.linear(group, up, up_bias)), down, down_bias)
+            F.linear(self.act_fn(F.linear(pad_rows(group), up, up_bias)), down, down_bias)[: len(group)]
             for group, up, up_bias, down, down_bias in zip(groups, *stacked)
         ]
         restored = torch.empty_like(order)
