@@ -72,9 +72,36 @@ def test_blanked_pictures_do_not_enter_the_statistics_of_whole_ones():
     pixels = eve_models.batch()["pixel_values"]
     mask = torch.zeros(3, 16, dtype=torch.bool)
     mask[:, 4:] = True
-    norm = model.image_embedding.stem.norms[0]
+    norm = model.image_embedding.stem.stages[0][0].norm
     before = norm.running_mean.clone()
     model(pixels, image_mask=mask)
     assert torch.equal(norm.running_mean, before)
     model(pixels)
     assert not torch.equal(norm.running_mean, before)
+
+
+BLOCKS = {**STEM, "stem_blocks": (0, 1)}
+
+
+def test_residual_blocks_do_not_leak_hidden_patches_either():
+    model = eve_models.build(EVEModel, **BLOCKS)
+    pixels = eve_models.batch()["pixel_values"]
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, 4:] = True
+    changed = pixels.clone()
+    changed[:, :, 4:] = 9.0
+    assert torch.equal(model(pixels, image_mask=mask).image_hidden, model(changed, image_mask=mask).image_hidden)
+
+
+def test_residual_blocks_are_added_where_asked_for():
+    stages = eve_models.build(EVEModel, **BLOCKS).image_embedding.stem.stages
+    assert [len(stage) for stage in stages] == [1, 2]
+    pixels = eve_models.batch()["pixel_values"]
+    model = eve_models.build(EVEModel, **BLOCKS)
+    assert model(pixels).image_hidden.shape == eve_models.build(EVEModel, **STEM)(pixels).image_hidden.shape
+
+
+@pytest.mark.parametrize("blocks", [(1,), (1, -1)])
+def test_as_many_numbers_of_blocks_as_stages(blocks):
+    with pytest.raises(ConfigError, match=r"stem_blocks .* must be as many numbers, none below 0, .* stages, 2"):
+        eve_models.tiny(**STEM, stem_blocks=blocks)

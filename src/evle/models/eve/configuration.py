@@ -33,6 +33,8 @@ class EVEConfig(PreTrainedConfig):
         stem_channels: channels of strided convolutions in front of the patch projection, each stage halving the
             picture; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; convolutions are
             for training from few pictures [D].
+        stem_blocks: residual blocks of two convolutions after each stage of the stem, as many numbers as stages; empty
+            is none [D].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
         layer_norm_eps: [C: 1e-6].
@@ -97,6 +99,7 @@ class EVEConfig(PreTrainedConfig):
     patch_size: int = 16
     num_channels: int = 3
     stem_channels: tuple[int, ...] = ()
+    stem_blocks: tuple[int, ...] = ()
     max_position_embeddings: int = 196
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-6
@@ -139,7 +142,7 @@ class EVEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # JSON knows no tuples; the order of objectives and layers carries no meaning.
         self.soft_layers = tuple(sorted(self.soft_layers))
-        self.stem_channels = tuple(self.stem_channels)
+        self.stem_channels, self.stem_blocks = tuple(self.stem_channels), tuple(self.stem_blocks)
         self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
             name for name in self.objectives if name not in OBJECTIVES
         )
@@ -156,6 +159,11 @@ class EVEConfig(PreTrainedConfig):
     @property
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size
+
+    @property
+    def blocks_of_stem(self) -> tuple[int, ...]:
+        """`stem_blocks` with its default resolved."""
+        return self.stem_blocks or (0,) * len(self.stem_channels)
 
     @property
     def pads_are_routed(self) -> bool:
@@ -209,6 +217,11 @@ class EVEConfig(PreTrainedConfig):
             yield (
                 f"stem_channels {list(self.stem_channels)} make patches of {2 ** len(self.stem_channels)} pixels, "
                 f"each stage halving the picture; patch_size is {self.patch_size}"
+            )
+        if self.stem_blocks and (len(self.stem_blocks) != len(self.stem_channels) or min(self.stem_blocks) < 0):
+            yield (
+                f"stem_blocks {list(self.stem_blocks)} must be as many numbers, none below 0, as stem_channels has "
+                f"stages, {len(self.stem_channels)}"
             )
         outside = [layer for layer in self.soft_layers if not 0 <= layer < self.num_hidden_layers]
         if outside:

@@ -8,7 +8,6 @@ B batch, N patches of an image, P image tokens (kept patches and [CLS]), T text 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,6 +26,7 @@ from evle.errors import ConfigError, DataError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import EVEExperts, HardRouter, Routing, SharedFeedForward, SoftRouter
+from evle.models.eve.stem import EVEStem
 from evle.models.positions import resize_positions
 
 
@@ -87,47 +87,6 @@ def visible_patches(image_mask: Tensor) -> Tensor:
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """Rows (B, V, D) of `rows` (B, N, D) at `index` (B, V)."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
-
-
-class EVEStem(nn.Module):
-    """Strided convolutions that describe a patch to its projection in place of its raw pixels (`stem_channels`).
-
-    Each stage halves the picture: 3x3 convolution, batch normalisation, GELU (Xiao et al. 2021, "Early convolutions
-    help transformers see better"). Training normalises by the batch, inference by the running statistics, so that
-    there no sample depends on its neighbours; normalising each sample by itself learned markedly slower.
-    """
-
-    def __init__(self, config: EVEConfig):
-        super().__init__()
-        self.config = config
-        channels = (config.num_channels, *config.stem_channels)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False) for before, after in pairwise(channels)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for after in channels[1:])
-
-    def forward(self, pixel_values: Tensor, visible: Tensor | None) -> Tensor:
-        """`pixel_values` (B, C, H, W) -> (B, N, last channels). The pixels of patches that are not in `visible` (B, V)
-        are blanked first: a convolution would carry them into their neighbours."""
-        if visible is not None:
-            batch, _, height, width = pixel_values.shape
-            size = self.config.patch_size
-            rows, columns = height // size, width // size
-            shown = pixel_values.new_zeros(batch, rows * columns).scatter_(1, visible, 1.0)
-            shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
-            pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
-        weight = self.convolutions[0].get_parameter("weight")
-        maps = pixel_values.to(weight.dtype).contiguous(memory_format=torch.channels_last)
-        for convolution, norm in zip(self.convolutions, self.norms):
-            maps = convolution(maps)
-            if visible is not None and self.training:
-                # Blanked pictures are another distribution: they must not enter the statistics of whole ones.
-                weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-                maps = F.batch_norm(maps, None, None, weight, bias, training=True)
-            else:
-                maps = norm(maps)
-            maps = F.gelu(maps)
-        return maps.flatten(2).transpose(1, 2)
 
 
 class EVEImageEmbedding(nn.Module):

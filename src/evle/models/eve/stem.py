@@ -1,0 +1,84 @@
+"""Convolutions in front of EVE's patch projection, an option of ours for training from few pictures.
+
+B batch, N patches of an image, C channels.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evle.models.eve.configuration import EVEConfig
+
+
+class EVEStem(nn.Module):
+    """Strided convolutions that describe a patch to its projection in place of its raw pixels (`stem_channels`).
+
+    Each stage halves the picture by a 3x3 convolution (Xiao et al. 2021, "Early convolutions help transformers see
+    better"), followed by so many residual blocks of two 3x3 convolutions (He et al. 2016) as `stem_blocks` says.
+    """
+
+    def __init__(self, config: EVEConfig):
+        super().__init__()
+        self.config = config
+        channels = (config.num_channels, *config.stem_channels)
+        self.stages = nn.ModuleList(
+            nn.ModuleList([EVEConvolution(before, after, stride=2), *(EVEResidual(after) for _ in range(num_blocks))])
+            for (before, after), num_blocks in zip(pairwise(channels), config.blocks_of_stem)
+        )
+
+    def forward(self, pixel_values: Tensor, visible: Tensor | None) -> Tensor:
+        """`pixel_values` (B, C, H, W) -> (B, N, last channels). The pixels of patches that are not in `visible` (B, V)
+        are blanked first: a convolution would carry them into their neighbours."""
+        if visible is not None:
+            batch, _, height, width = pixel_values.shape
+            size = self.config.patch_size
+            rows, columns = height // size, width // size
+            shown = pixel_values.new_zeros(batch, rows * columns).scatter_(1, visible, 1.0)
+            shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
+            pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
+        weight = self.stages[0][0].convolution.weight
+        maps = pixel_values.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        # Blanked pictures are another distribution: they must not enter the statistics of whole ones.
+        is_whole = visible is None
+        for stage in self.stages:
+            for layer in stage:
+                maps = layer(maps, is_whole)
+        return maps.flatten(2).transpose(1, 2)
+
+
+class EVEConvolution(nn.Module):
+    """3x3 convolution, batch normalisation, GELU.
+
+    Training normalises by the batch, inference by the running statistics, so that there no sample depends on its
+    neighbours; normalising each sample by itself learned markedly slower.
+    """
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(after)
+
+    def forward(self, maps: Tensor, is_whole: bool) -> Tensor:
+        """Maps (B, C, H, W); those of blanked pictures (`is_whole` False) leave no trace in the running statistics."""
+        return F.gelu(self.normalized(maps, is_whole))
+
+    def normalized(self, maps: Tensor, is_whole: bool) -> Tensor:
+        """The same before its GELU."""
+        maps = self.convolution(maps)
+        if is_whole or not self.training:
+            return self.norm(maps)
+        return F.batch_norm(maps, None, None, self.norm.weight, self.norm.bias, training=True, eps=self.norm.eps)
+
+
+class EVEResidual(nn.Module):
+    """Two convolutions around which the maps (B, C, H, W) also pass as they are."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = EVEConvolution(channels, channels)
+        self.second = EVEConvolution(channels, channels)
+
+    def forward(self, maps: Tensor, is_whole: bool) -> Tensor:
+        return F.gelu(maps + self.second.normalized(self.first(maps, is_whole), is_whole))
