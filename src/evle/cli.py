@@ -308,8 +308,8 @@ def search(
 
 for verb in asking.VERBS:
     app.command()(verb)
-for verb in looking.VERBS:
-    data_app.command()(verb)
+for look in looking.VERBS:
+    data_app.command()(look)
 
 
 @app.command()
