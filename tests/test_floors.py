@@ -34,7 +34,7 @@ ROOM_OF_FILE = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
-    "accelerate": ["engine/trainer.py"],
+    "accelerate": ["engine/devices.py"],
     "webdataset": ["data/shards.py"],
     "gradio": ["demo"],
     "fastapi": ["server.py"],

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from evle.config import apply_overrides
 from evle.data.samples import Sample, Tagged, VCRSample
-from evle.engine.trainer import join_processes
+from evle.engine.devices import join_processes
 from evle.errors import ConfigError
 from evle.metrics import vcr_scores
 from evle.pipelines import family_text_options, model_folder

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from evle.config import Config, apply_overrides, load_yaml, merge
 from evle.data.loader import Loader
 from evle.distributed import is_main, rank, world_size
+from evle.engine.devices import join_processes
 from evle.engine.optim import OptimConfig
 from evle.engine.run import Run, read_log
-from evle.engine.trainer import FitResult, TrainConfig, fit, join_processes
+from evle.engine.trainer import FitResult, TrainConfig, fit
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.initialization import (
     Loaded,

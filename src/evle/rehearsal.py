@@ -21,7 +21,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.loader import Loader
 from evle.distributed import world_size
-from evle.engine.trainer import TrainConfig, checkpoint_activations, join_processes
+from evle.engine.devices import checkpoint_activations, join_processes
+from evle.engine.trainer import TrainConfig
 from evle.errors import ConfigError, EvleError
 from evle.initialization import starting_config
 from evle.recipe import Prepared, RunConfig, prepare, task_class

@@ -15,8 +15,8 @@ from typing import Any
 
 from evle.config import apply_overrides, load_yaml, merge
 from evle.distributed import barrier, is_main
+from evle.engine.devices import join_processes
 from evle.engine.run import MAY_CHANGE, Run
-from evle.engine.trainer import join_processes
 from evle.errors import ConfigError, nearest
 from evle.joint import judge_vcr
 from evle.recipe import RunConfig, finetune, pretrain

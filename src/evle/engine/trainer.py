@@ -1,4 +1,4 @@
-"""Training, in full view: batches, losses, steps. The one door to accelerate (devices, precision, DDP, FSDP2).
+"""Training, in full view: batches, losses, steps.
 
 One optimizer step minimises the mean over all its samples, whatever the number of micro-batches and processes: each
 micro-batch's loss weighs as many rows as it holds. So 1 x 32 equals 4 x 8, also in the short last step of an epoch, as
@@ -12,7 +12,6 @@ import itertools
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
@@ -35,12 +31,13 @@ from evle.data.loader import Loader
 from evle.distributed import gather_objects, is_main, rank, world_size
 from evle.engine import checkpoint
 from evle.engine.checkpoint import Average, Position
+from evle.engine.devices import build_accelerator, checkpoint_activations
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
 from evle.engine.progress import ProgressLine
 from evle.engine.run import Run, standing, write_folder
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
-from evle.precision import Precision, resolve_precision
+from evle.precision import Precision
 from evle.tasks.task import Batch, Task
 
 Every = int | Literal["epoch"]
@@ -121,14 +118,6 @@ class FitResult:
     seconds: float
     samples_per_second: float
     skipped: list[str]
-
-
-def join_processes() -> torch.device:
-    """Join the processes of this run when a launcher (accelerate launch, torchrun) started several; say the device.
-
-    Call it before anything asks for the rank, or writes. Without a launcher there is one process.
-    """
-    return PartialState(cpu=not torch.accelerator.is_available()).device
 
 
 def fit(
@@ -225,7 +214,7 @@ class _Training:
     ):
         self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
         self.num_steps = train.num_steps(loader.num_batches)
-        self.accelerator = _accelerator(train, run)
+        self.accelerator = build_accelerator(train.precision, train.trackers, run.folder / "trackers")
         self.bare = model
         if train.gradient_checkpointing:
             checkpoint_activations(model, True)
@@ -502,49 +491,6 @@ def _groups(
             batch += len(group)
             yield group, ((epoch + 1, 0) if batch >= loader.num_batches else (epoch, batch))
         epoch, batch = epoch + 1, 0
-
-
-def _accelerator(train: TrainConfig, run: Run) -> Accelerator:
-    """The accelerator of one training. Raises ConfigError for what this machine cannot do."""
-    device = join_processes()
-    precision = resolve_precision(train.precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision=fp16 needs a GPU (the CPU would silently use float32): choose bf16 or no")
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # accelerate holds one precision a process; a recipe's stages may differ
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=precision,
-            # The loop accumulates itself: a number from the launcher's settings must not divide the loss again.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # Heads leave parts of the trunk without gradient (a mask token, the other modality's experts).
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-            log_with=list(train.trackers) or None,
-            project_dir=str(run.folder / "trackers"),
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"train.precision={train.precision}, train.trackers={list(train.trackers)}: {error}"
-        ) from None
-    if len(accelerator.log_with) < len(train.trackers):
-        found = [str(tracker) for tracker in accelerator.log_with]
-        raise ConfigError(f"train.trackers={list(train.trackers)}: of these only {found} are installed")
-    if train.trackers:
-        accelerator.init_trackers("evle")
-    return accelerator
-
-
-def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
-    """Compute activations twice to hold fewer of them, or once again. Raises ConfigError for a model that cannot."""
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every transformers 5
-        if on:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
 
 
 def _num_rows(batch: Batch) -> int:

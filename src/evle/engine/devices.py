@@ -1,0 +1,64 @@
+"""Devices, processes and number formats of a training: the one door to accelerate (DDP, FSDP2, precision, trackers)."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
+from transformers import PreTrainedModel
+
+from evle.errors import ConfigError
+from evle.precision import Precision, resolve_precision
+
+
+def join_processes() -> torch.device:
+    """Join the processes of this run when a launcher (accelerate launch, torchrun) started several; say the device.
+
+    Call it before anything asks for the rank, or writes. Without a launcher there is one process.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available()).device
+
+
+def build_accelerator(precision: Precision, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """The accelerator of one training, whose `trackers` write into `folder`. Raises ConfigError for what this machine
+    cannot do."""
+    device = join_processes()
+    number_format = resolve_precision(precision, device)
+    if number_format == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision=fp16 needs a GPU (the CPU would silently use float32): choose bf16 or no")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != number_format:
+        AcceleratorState._reset_state()  # accelerate holds one precision a process; a recipe's stages may differ
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=number_format,
+            # The loop accumulates itself: a number from the launcher's settings must not divide the loss again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Heads leave parts of the trunk without gradient (a mask token, the other modality's experts).
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+        )
+    except ValueError as error:
+        raise ConfigError(f"train.precision={precision}, train.trackers={list(trackers)}: {error}") from None
+    if len(accelerator.log_with) < len(trackers):
+        found = [str(tracker) for tracker in accelerator.log_with]
+        raise ConfigError(f"train.trackers={list(trackers)}: of these only {found} are installed")
+    if trackers:
+        accelerator.init_trackers("evle")
+    return accelerator
+
+
+def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
+    """Compute activations twice to hold fewer of them, or once again. Raises ConfigError for a model that cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every transformers 5
+        if on:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
