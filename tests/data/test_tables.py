@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from evle.data.tables import folder, hashed_split, list_pictures
+from evle.data.table_files import list_pictures
+from evle.data.tables import folder, hashed_split
 from evle.errors import ConfigError, DataError
 
 ROWS = [

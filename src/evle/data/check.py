@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from evle.data.images import open_image
-from evle.data.tables import captions_of, find_table, hashed_split, image_of, list_pictures, question_of, read_rows
+from evle.data.table_files import find_table, list_pictures, read_rows
+from evle.data.tables import captions_of, hashed_split, image_of, question_of
 from evle.errors import DataError, SampleError
 
 LONG = 30

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evle.data.samples import CaptionSample, VQASample
-from evle.data.tables import TABLE_SUFFIXES, find_table, folder
+from evle.data.table_files import TABLE_SUFFIXES, find_table
+from evle.data.tables import folder
 from evle.errors import DataError
 
 

@@ -17,7 +17,8 @@ from evle.data.samples import CaptionSample, Sample
 from evle.data.saved_datasets import is_saved_dataset, saved_dataset
 from evle.data.scenes import scenes
 from evle.data.shards import shards
-from evle.data.tables import TABLE_STEMS, TABLE_SUFFIXES, folder
+from evle.data.table_files import TABLE_STEMS, TABLE_SUFFIXES
+from evle.data.tables import folder
 from evle.data.vcr import vcr
 from evle.data.visual_genome import visual_genome
 from evle.data.vqav2 import vqav2

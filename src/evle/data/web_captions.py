@@ -28,7 +28,7 @@ from evle.data.json_arrays import JsonArrays, read_element
 from evle.data.official import combined, find_file, held_out_split, in_split, require_folder, require_task
 from evle.data.rows import Row, Rows
 from evle.data.samples import CaptionSample
-from evle.data.tables import PICTURE_SUFFIXES
+from evle.data.table_files import PICTURE_SUFFIXES
 from evle.errors import ConfigError, DataError, nearest
 
 NAMES = ("number", "url")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from evle.data.images import describe_source, open_image
 from evle.data.samples import ImageSource
-from evle.data.tables import TABLE_SUFFIXES, folder, list_pictures
+from evle.data.table_files import TABLE_SUFFIXES, list_pictures
+from evle.data.tables import folder
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
 from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
