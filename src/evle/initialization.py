@@ -39,7 +39,7 @@ from evle.models.vle import VLEConfig
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.models.vle.towers import read_clip, read_deberta
-from evle.pipelines import PROCESSORS, model_folder
+from evle.pipelines import PROCESSORS, model_folder, read_fields
 
 ModelConfig = EVEConfig | VLEConfig
 CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
@@ -125,15 +125,8 @@ def starting_config(options: ModelOptions) -> ModelConfig:
 
 def read_config(path: str | Path) -> ModelConfig:
     """The config in a run or model folder, of one of our families. Raises CheckpointError."""
-    folder = model_folder(path)
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({str(error).splitlines()[0]})") from None
-    family = str(fields.get("model_type", ""))
-    if family not in CONFIGS:
-        raise CheckpointError(f"{folder} is of another family: model_type {family!r}; {nearest(family, CONFIGS)}")
-    return CONFIGS[family].from_dict(fields)
+    fields = read_fields(model_folder(path), CONFIGS)
+    return CONFIGS[fields["model_type"]].from_dict(fields)
 
 
 def read_processor(path: str | Path, family: str) -> ProcessorMixin:

@@ -9,7 +9,14 @@ from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.chat import ChatEndpoint
 from evle.pipelines.embedding import EmbeddedImages, EmbedPipeline
 from evle.pipelines.language import LanguageModel, LanguageVQAPipeline
-from evle.pipelines.loading import PROCESSORS, family_text_options, load_model, model_folder, text_options
+from evle.pipelines.loading import (
+    PROCESSORS,
+    family_text_options,
+    load_model,
+    model_folder,
+    read_fields,
+    text_options,
+)
 from evle.pipelines.local_models import LocalCaptioner, LocalLanguageModel
 from evle.pipelines.localising import LocalisePipeline, Location
 from evle.pipelines.matching import ComparePipeline, MatchPipeline
@@ -54,5 +61,6 @@ __all__ = [
     "load_model",
     "model_folder",
     "pairs",
+    "read_fields",
     "text_options",
 ]

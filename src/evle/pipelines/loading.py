@@ -1,6 +1,6 @@
 """Model folders: finding one, loading it with its processor, and how its texts are read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,20 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
+def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
+    """What config.json says in a model folder of one of `families`. Raises CheckpointError for another, or none."""
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({_first_line(error)})") from error
+    family = str(fields.get("model_type", ""))
+    if family not in families:
+        raise CheckpointError(
+            f"{folder} holds a checkpoint of another family: model_type {family!r}; {nearest(family, families)}"
+        )
+    return fields
+
+
 def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model in `path` (see `model_folder`) as the class that `models` names for its family, and its processor.
 
@@ -48,15 +62,8 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
     up: a tensor that the checkpoint lacks is an error.
     """
     folder = model_folder(path)
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({_first_line(error)})") from error
-    family = str(fields.get("model_type", ""))
-    if family not in models:
-        raise CheckpointError(
-            f"{folder} holds a checkpoint of another family: model_type {family!r}; {nearest(family, models)}"
-        )
+    fields = read_fields(folder, models)
+    family = fields["model_type"]
     wanted = models[family]
     head = (fields.get("architectures") or ["unknown"])[0]
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -94,7 +101,7 @@ def text_options(path: str | Path) -> TextOptions:
     folder = model_folder(path)
     file = folder.parent / "config.yaml"
     if not file.is_file():
-        return family_text_options(str(PreTrainedConfig.get_config_dict(folder)[0].get("model_type", "")))
+        return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
     return TextOptions.build(load_yaml(file).get("text") or {}, str(file))
 
 
