@@ -23,7 +23,7 @@ from evle.report import plain
 from evle.splits import DataOptions
 from evle.tasks import TASKS
 from evle.tasks.task import TaskOptions, TextOptions
-from evle.transforms.image import ImageOptions
+from evle.transforms.image_options import ImageOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS: dict[str, type[BaseModel]] = {

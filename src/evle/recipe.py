@@ -54,7 +54,7 @@ from evle.splits import (
 )
 from evle.tasks import TASKS
 from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
-from evle.transforms.image import ImageOptions
+from evle.transforms.image_options import ImageOptions
 from evle.transforms.text import clean_caption, train_tokenizer
 from evle.zero_shot import load_to_score, recipe_for
 

@@ -13,8 +13,10 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
+from evle.transforms import colours, geometry
 from evle.transforms import image as transforms
-from evle.transforms.image import ImageOptions, normalize, train_image
+from evle.transforms.image import normalize, train_image
+from evle.transforms.image_options import ImageOptions
 
 KEEP = ImageOptions(scale=(1, 1), flip=0)
 EVERYTHING = ImageOptions(
@@ -190,9 +192,9 @@ def test_a_centre_crop_cuts_boxes_and_drops_those_it_leaves_less_than_a_quarter_
 
 
 def test_a_box_that_is_mostly_cut_off_is_gone_and_the_others_keep_their_rows():
-    geometry = transforms.Geometry(crop=(0, 0, 50, 100), place=(0, 0, 100, 100), flipped=False, warp=None)
+    whole = geometry.Geometry(crop=(0, 0, 50, 100), place=(0, 0, 100, 100), flipped=False, warp=None)
     boxes = [(60, 0, 90, 50), (0, 0, 25, 50), (40, 0, 81, 10), (40, 0, 60, 10)]
-    moved = transforms._move_boxes(boxes, geometry, 100)
+    moved = geometry.move_boxes(boxes, whole, 100)
     assert np.isnan(moved[0]).all()  # wholly outside the crop
     assert moved[1].tolist() == [0, 0, 50, 50]
     assert np.isnan(moved[2]).all()  # 10 of 41 columns are left: less than a quarter
@@ -212,7 +214,7 @@ def test_a_flip_mirrors_and_without_flip_never_does():
 
 
 def test_the_random_crop_keeps_its_share_and_its_ratio():
-    crops = [transforms._pick_crop(200, 150, (0.5, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(300)]
+    crops = [geometry.pick_crop(200, 150, (0.5, 1.0), (3 / 4, 4 / 3), rng(seed)) for seed in range(300)]
     for left, top, width, height in crops:
         assert 0 <= left <= 200 - width
         assert 0 <= top <= 150 - height
@@ -225,7 +227,7 @@ def test_the_random_crop_keeps_its_share_and_its_ratio():
 
 def test_a_crop_that_cannot_be_is_taken_from_the_middle():
     """A strip of 400 x 10 has no crop of ratio 3/4 to 4/3 with half its area: the largest allowed one is 13 x 10."""
-    assert transforms._pick_crop(400, 10, (0.5, 1.0), (3 / 4, 4 / 3), rng()) == (193, 0, 13, 10)
+    assert geometry.pick_crop(400, 10, (0.5, 1.0), (3 / 4, 4 / 3), rng()) == (193, 0, 13, 10)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +246,9 @@ def test_colour_jitter_in_one_matrix_equals_torchvisions_steps_where_nothing_cli
     picture = smooth()
     options = KEEP.model_copy(update={"color_jitter": jitter})
     for seed in range(5):
-        matrix = transforms._pick_colours(picture, options, [], rng(seed))
+        matrix = colours.pick_colours(picture, options, [], rng(seed))
         factors = (1 + rng(seed).uniform(-1, 1, 3) * jitter).tolist()
-        got = np.asarray(transforms._recolour(picture, matrix)).astype(int)
+        got = np.asarray(colours.recolour(picture, matrix)).astype(int)
         plain = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         expected = reference(plain, factors).permute(1, 2, 0).numpy().astype(int)
         assert np.abs(got - expected).max() <= 3  # torchvision rounds down after each step
@@ -255,8 +257,8 @@ def test_colour_jitter_in_one_matrix_equals_torchvisions_steps_where_nothing_cli
 def test_hue_turns_colours_and_keeps_luma():
     picture = smooth(low=100, high=150)
     options = KEEP.model_copy(update={"hue": 0.5})
-    turned = transforms._recolour(picture, transforms._pick_colours(picture, options, [], rng(3)))
-    luma = [np.asarray(image) @ transforms.LUMA for image in (picture, turned)]
+    turned = colours.recolour(picture, colours.pick_colours(picture, options, [], rng(3)))
+    luma = [np.asarray(image) @ colours.LUMA for image in (picture, turned)]
     assert np.abs(luma[0] - luma[1]).max() < 2
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(turned)).max() > 10
 
@@ -285,9 +287,9 @@ def test_every_operation_of_rand_augment_is_drawn_at_the_released_magnitudes():
     assert {name for name, _ in drawn} == set(transforms.RAND_AUGMENT_OPS)
     assert {round(abs(magnitude), 6) for _, magnitude in drawn} == {0.7}
     assert 340 <= len(drawn) <= 460  # half of 800
-    turned = transforms._pick_geometry((96, 96), KEEP, [("rotate", 0.7)], 96, rng()).warp
+    turned = geometry.pick_geometry((96, 96), KEEP, [("rotate", 0.7)], 96, rng()).warp
     assert np.degrees(np.arctan2(turned[1, 0], turned[0, 0])) == pytest.approx(21)
-    shifted = transforms._pick_geometry((384, 384), KEEP, [("translate_x", 0.7)], 384, rng()).warp
+    shifted = geometry.pick_geometry((384, 384), KEEP, [("translate_x", 0.7)], 384, rng()).warp
     assert shifted[0, 2] == pytest.approx(7)
 
 

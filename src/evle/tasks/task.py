@@ -23,7 +23,8 @@ from evle.data.samples import Box, ImageSource, Sample
 from evle.errors import ConfigError, nearest
 from evle.report import Gallery
 from evle.transforms.collate import pad_text
-from evle.transforms.image import ImageOptions, framing, normalize, test_boxes, test_image, train_image
+from evle.transforms.image import framing, normalize, test_boxes, test_image, train_image
+from evle.transforms.image_options import ImageOptions
 from evle.transforms.text import clean_caption, encode
 
 Features = dict[str, Any]

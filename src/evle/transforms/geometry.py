@@ -1,0 +1,131 @@
+"""Where a picture goes: crop, mirror, place and warp, and boxes through the same."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from evle.transforms.image_options import ImageOptions, Range
+
+MIN_VISIBLE = 0.25
+"""A box of which less than this share stays in the picture is gone (our choice; no paper says)."""
+
+
+class Geometry(NamedTuple):
+    """Where a picture goes: the `crop` of it (left, top, width, height) fills `place` in the output, mirrored if
+    `flipped`, then the output is warped by the 3x3 matrix `warp` (None: not at all)."""
+
+    crop: tuple[int, int, int, int]
+    place: tuple[int, int, int, int]
+    flipped: bool
+    warp: np.ndarray | None
+
+
+def pick_geometry(
+    source: tuple[int, int], options: ImageOptions, ops: list[tuple[str, float]], size: int, rng: np.random.Generator
+) -> Geometry:
+    crop = pick_crop(*source, options.scale, options.ratio, rng)
+    flipped = bool(rng.random() < options.flip)
+    place = (0, 0, size, size)
+    if options.pad_scale != (1.0, 1.0):
+        side = max(1, round(size * rng.uniform(*options.pad_scale)))
+        place = (int(rng.integers(size - side + 1)), int(rng.integers(size - side + 1)), side, side)
+
+    warp = np.eye(3)
+    if options.rotate:
+        warp = rotation(math.radians(rng.uniform(-options.rotate, options.rotate))) @ warp
+    if options.shear:
+        warp = matrix(x_by_y=math.tan(math.radians(rng.uniform(-options.shear, options.shear)))) @ warp
+    if options.perspective:
+        warp = matrix(*rng.uniform(-options.perspective, options.perspective, 2)) @ warp
+    for name, magnitude in ops:
+        # At magnitude 10, as X-VLM has them: shear 0.3, rotation 30 degrees, shift 10 pixels; a shift is scaled from
+        # the released 384 pixels.
+        if name == "shear_x":
+            warp = matrix(x_by_y=0.3 * magnitude) @ warp
+        elif name == "shear_y":
+            warp = matrix(y_by_x=0.3 * magnitude) @ warp
+        elif name == "translate_x":
+            warp = matrix(shift_x=20 / 384 * magnitude) @ warp
+        elif name == "translate_y":
+            warp = matrix(shift_y=20 / 384 * magnitude) @ warp
+        elif name == "rotate":
+            warp = rotation(math.radians(30 * magnitude)) @ warp
+    if np.array_equal(warp, np.eye(3)):
+        return Geometry(crop, place, flipped, None)
+    # The matrices above are in coordinates from -1 to 1 around the middle; pixels are not.
+    half = size / 2
+    pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])
+    return Geometry(crop, place, flipped, pixels @ warp @ np.linalg.inv(pixels))
+
+
+def pick_crop(
+    width: int, height: int, scale: Range, ratio: Range, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop: ten tries, then the largest crop from the middle whose ratio is allowed."""
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def matrix(
+    x_fall: float = 0.0,
+    y_fall: float = 0.0,
+    *,
+    x_by_y: float = 0.0,
+    y_by_x: float = 0.0,
+    shift_x: float = 0.0,
+    shift_y: float = 0.0,
+) -> np.ndarray:
+    return np.array([[1.0, x_by_y, shift_x], [y_by_x, 1.0, shift_y], [x_fall, y_fall, 1.0]])
+
+
+def rotation(angle: float) -> np.ndarray:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if not len(boxes):
+        return boxes
+    left, top, width, height = geometry.crop
+    x, y, side, _ = geometry.place
+    xs = x + (boxes[:, [0, 2, 2, 0]] - left) * side / width  # (N, 4 corners)
+    ys = y + (boxes[:, [1, 1, 3, 3]] - top) * side / height
+    if geometry.flipped:
+        xs = 2 * x + side - xs
+    # What the crop cuts off never reaches the canvas, even where a padded place leaves room for it.
+    whole = area(bounds(xs, ys))
+    xs, ys = xs.clip(x, x + side), ys.clip(y, y + side)
+    kept = area(bounds(xs, ys)) / np.maximum(whole, 1e-9)
+    if geometry.warp is not None:
+        corners = np.stack([xs, ys, np.ones_like(xs)], axis=-1) @ geometry.warp.T
+        xs, ys = corners[..., 0] / corners[..., 2], corners[..., 1] / corners[..., 2]
+    warped = bounds(xs, ys)
+    moved = warped.clip(0, size)
+    kept *= area(moved) / np.maximum(area(warped), 1e-9)
+    moved[kept < MIN_VISIBLE] = np.nan
+    return moved
+
+
+def only_visible(whole: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The boxes `kept`, what is left of those in `whole`; NaN where that is less than `MIN_VISIBLE`."""
+    kept[area(kept) < MIN_VISIBLE * np.maximum(area(whole), 1e-9)] = np.nan
+    return kept
+
+
+def bounds(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    return np.stack([xs.min(1), ys.min(1), xs.max(1), ys.max(1)], axis=1)
+
+
+def area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

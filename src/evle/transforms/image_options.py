@@ -1,0 +1,101 @@
+"""How a training picture is varied: every option of it, and where it comes from."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+STYLES = ("posterize", "solarize", "contour", "emboss")
+
+
+def _rand_augment_pair(value: object) -> object:
+    """`true` in a recipe means the released (2, 7), `false` none."""
+    return ((2, 7) if value else None) if isinstance(value, bool) else value
+
+
+def _jitter_triple(value: object) -> object:
+    """One strength means the same for brightness, contrast and saturation."""
+    return (value,) * 3 if isinstance(value, int | float) else value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[float, float]
+Jitter = Annotated[tuple[Share, Share, Share], BeforeValidator(_jitter_triple)]
+NumOpsAndMagnitude = tuple[Annotated[int, Field(ge=1, le=10)], Annotated[float, Field(ge=0, le=10)]]
+
+
+class ImageOptions(BaseModel):
+    """How a training picture is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
+
+    EVE's fine-tuning (released code): `color` is `color_jitter=0.4`, `rand` is `rand_augment=true`. What is marked
+    "ours" is in neither paper and off by default. Field order is the order of work.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the output in pixels; None: the model's."""
+    scale: Range = (0.5, 1.0)
+    """Share of the picture's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps the
+    whole picture.
+    """
+    ratio: Range = (3 / 4, 4 / 3)
+    """Width to height of the crop (torchvision's RandomResizedCrop, which EVE uses)."""
+    flip: Share = 0.5
+    """Probability of a left-right flip (EVE). Text that says left or right forbids it: see `without_flip`."""
+    pad_scale: Range = (1.0, 1.0)
+    """Share of the output's side that the crop fills, at a random place on its background (ours, for objects of any
+    size).
+    """
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees, both ways (ours)."""
+    shear: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Largest horizontal shear in degrees, both ways (ours)."""
+    perspective: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Strength of a random perspective: how much nearer one edge can come than the one across (ours)."""
+    rand_augment: Annotated[NumOpsAndMagnitude | None, BeforeValidator(_rand_augment_pair)] = None
+    """Number of operations from `RAND_AUGMENT_OPS` and their magnitude of 10 (EVE for VQA and NLVR2: 2, 7, which
+    `true` means).
+    """
+    background: Literal["white", "random"] = "white"
+    """What shows through transparent pictures and around shrunken or turned ones: white, or a colour, a gradient or
+    white (ours).
+    """
+    color_jitter: Jitter = (0.0, 0.0, 0.0)
+    """Strength of brightness, contrast, saturation: factors are drawn from 1 - s to 1 + s (EVE, retrieval: 0.4 each).
+    """
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the colour wheel, as a share of it, both ways (ours)."""
+    grayscale: Share = 0.0
+    """Probability of losing all colour (ours)."""
+    invert: Share = 0.0
+    """Probability of a negative (ours)."""
+    stylize: Share = 0.0
+    """Probability of another drawing style, one of `STYLES` (ours)."""
+    outline: Share = 0.0
+    """Probability of a drawing in few flat colours with dark outlines, as cartoons and pictograms have them (ours)."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur with a radius of up to 1.5 % of the side (ours)."""
+    erase: Share = 0.0
+    """Probability of filling a rectangle of 2 to 25 % of the area with a random colour (Zhong et al. 2020; ours)."""
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> "ImageOptions":
+        for name, most in (("scale", 1.0), ("ratio", math.inf), ("pad_scale", 1.0)):
+            first, last = getattr(self, name)
+            if not 0 < first <= last <= most:
+                raise ValueError(
+                    f"{name}=({first:g}, {last:g}) must be two rising numbers above 0 and at most {most:g}"
+                )
+        return self
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether a view of a picture is a crop and a flip of it, colours and surroundings untouched."""
+        moves = {"size", "scale", "ratio", "flip", "background"}
+        fresh = type(self)()
+        return all(getattr(self, name) == getattr(fresh, name) for name in type(self).model_fields if name not in moves)
+
+    def without_flip(self) -> "ImageOptions":
+        """The same options, never flipped: for text that says left or right (EVE's rule for VQA)."""
+        return self.model_copy(update={"flip": 0.0})
