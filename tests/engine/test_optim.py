@@ -175,6 +175,17 @@ def test_muon_moves_each_matrix_of_a_stack_and_no_bias_of_one():
     torch.testing.assert_close(model.experts["up_proj"][1], alone)
 
 
+def test_muon_moves_a_kernel_as_the_matrix_of_its_filters():
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    for parameter in (kernel, matrix):
+        Muon([{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}]).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+
+
 def test_muon_resumes_from_its_state():
     for straight, resumed in zip(train_muon(4).parameters(), train_muon(4, resume_at=2).parameters()):
         torch.testing.assert_close(straight, resumed, rtol=0, atol=0)

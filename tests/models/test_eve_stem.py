@@ -7,6 +7,7 @@ import eve_models
 from evle.errors import ConfigError
 from evle.models.eve import EVEForRetrieval, EVEModel
 from evle.models.eve.heads import EVEMatchingHead
+from evle.models.eve.stem import EVEConvolution, EVEResidual
 
 STEM = {"stem_channels": (6, 8)}
 
@@ -72,7 +73,7 @@ def test_blanked_pictures_do_not_enter_the_statistics_of_whole_ones():
     pixels = eve_models.batch()["pixel_values"]
     mask = torch.zeros(3, 16, dtype=torch.bool)
     mask[:, 4:] = True
-    norm = model.image_embedding.stem.stages[0][0].norm
+    norm = model.image_embedding.stem.layers[0].norm
     before = norm.running_mean.clone()
     model(pixels, image_mask=mask)
     assert torch.equal(norm.running_mean, before)
@@ -94,8 +95,8 @@ def test_residual_blocks_do_not_leak_hidden_patches_either():
 
 
 def test_residual_blocks_are_added_where_asked_for():
-    stages = eve_models.build(EVEModel, **BLOCKS).image_embedding.stem.stages
-    assert [len(stage) for stage in stages] == [1, 2]
+    layers = eve_models.build(EVEModel, **BLOCKS).image_embedding.stem.layers
+    assert [type(layer) for layer in layers] == [EVEConvolution, EVEConvolution, EVEResidual]
     pixels = eve_models.batch()["pixel_values"]
     model = eve_models.build(EVEModel, **BLOCKS)
     assert model(pixels).image_hidden.shape == eve_models.build(EVEModel, **STEM)(pixels).image_hidden.shape

@@ -24,8 +24,8 @@ ROUNDS = 5
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay.
 
-    Parameters are matrices (m, n) or stacks of them (E, m, n). A step's root mean square is 0.2 times the learning
-    rate, as AdamW's usually is.
+    Parameters are matrices (m, n), stacks of them (E, m, n), or kernels of convolutions (m, C, h, w), taken as matrices
+    (m, C h w). A step's root mean square is 0.2 times the learning rate, as AdamW's usually is.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95):
@@ -42,11 +42,13 @@ class Muon(Optimizer):
                     alike[parameter.shape, parameter.device].append(parameter)
             for (shape, _), parameters in alike.items():
                 directions = torch.stack([self._direction(each, group["momentum"]) for each in parameters])
+                if len(shape) == 4:
+                    directions = directions.flatten(2)
                 moves = orthogonalize(directions)
-                lr = 0.2 * math.sqrt(max(shape[-2:])) * group["lr"]
+                lr = 0.2 * math.sqrt(max(directions.shape[-2:])) * group["lr"]
                 for parameter, move in zip(parameters, moves, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(move, alpha=-lr)
+                    parameter.add_(move.view(shape), alpha=-lr)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         gradient = parameter.grad

@@ -46,8 +46,8 @@ class OptimConfig(Config):
 
     muon: tuple[str, ...] = Field(
         (),
-        description="patterns (re.search on a name) of matrices, or stacks of them, that learn by Muon if they decay; "
-        "AdamW is for all others",
+        description="patterns (re.search on a name) of matrices, stacks of them, or kernels of convolutions that "
+        "learn by Muon if they decay; AdamW is for all others",
     )
     muon_lr: Positive | None = Field(None, description="Muon's learning rate at its peak; by default lr")
 
@@ -115,7 +115,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
     matrices = {
         name
         for name, parameter in named.items()
-        if parameter.ndim in (2, 3)
+        if parameter.ndim in (2, 3, 4)
         and _decays(name, parameter, config)
         and any(re.search(pattern, name) for pattern in config.muon)
     }

@@ -23,10 +23,10 @@ class EVEStem(nn.Module):
         super().__init__()
         self.config = config
         channels = (config.num_channels, *config.stem_channels)
-        self.stages = nn.ModuleList(
-            nn.ModuleList([EVEConvolution(before, after, stride=2), *(EVEResidual(after) for _ in range(num_blocks))])
-            for (before, after), num_blocks in zip(pairwise(channels), config.blocks_of_stem)
-        )
+        self.layers = nn.ModuleList()
+        for (before, after), num_blocks in zip(pairwise(channels), config.blocks_of_stem):
+            self.layers.append(EVEConvolution(before, after, stride=2))
+            self.layers.extend(EVEResidual(after) for _ in range(num_blocks))
 
     def forward(self, pixel_values: Tensor, visible: Tensor | None) -> Tensor:
         """`pixel_values` (B, C, H, W) -> (B, N, last channels). The pixels of patches that are not in `visible` (B, V)
@@ -38,13 +38,11 @@ class EVEStem(nn.Module):
             shown = pixel_values.new_zeros(batch, rows * columns).scatter_(1, visible, 1.0)
             shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
             pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
-        weight = self.stages[0][0].convolution.weight
-        maps = pixel_values.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        maps = pixel_values.to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)
         # Blanked pictures are another distribution: they must not enter the statistics of whole ones.
         is_whole = visible is None
-        for stage in self.stages:
-            for layer in stage:
-                maps = layer(maps, is_whole)
+        for layer in self.layers:
+            maps = layer(maps, is_whole)
         return maps.flatten(2).transpose(1, 2)
 
 
