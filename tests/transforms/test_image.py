@@ -374,3 +374,20 @@ def test_the_short_way_of_a_crop_and_a_flip_gives_the_same_view(size):
         ]
         assert torch.equal(views[0][0], views[1][0])
         assert np.array_equal(views[0][1], views[1][1], equal_nan=True)
+
+
+def test_a_bend_moves_a_picture_and_its_boxes_alike():
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((0, 0, 0), (20, 24, 40, 44))
+    options = KEEP.model_copy(update={"bend": 0.1})
+    for seed in range(8):
+        view, boxes = train_image(picture, options, 64, rng(seed), [(20, 24, 40, 44)])
+        dark = (view.float().mean(dim=0) < 128).nonzero()
+        top, left = dark.amin(dim=0).tolist()
+        bottom, right = (dark.amax(dim=0) + 1).tolist()
+        np.testing.assert_allclose(boxes[0], (left, top, right, bottom), atol=2.0)
+
+
+def test_a_bend_of_nothing_changes_nothing():
+    pixels = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(geometry.bend_pixels(pixels, np.zeros((2, 3, 3))), pixels)

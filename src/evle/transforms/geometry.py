@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from evle.transforms.image_options import ImageOptions, Range
 
@@ -14,12 +17,17 @@ MIN_VISIBLE = 0.25
 
 class Geometry(NamedTuple):
     """Where a picture goes: the `crop` of it (left, top, width, height) fills `place` in the output, mirrored if
-    `flipped`, then the output is warped by the 3x3 matrix `warp` (None: not at all)."""
+    `flipped`, then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not at all).
+
+    `bend` (2, n, n) are the shifts x and y of n x n places over the output, in halves of its side: a place shows what
+    lies so far from it.
+    """
 
     crop: tuple[int, int, int, int]
     place: tuple[int, int, int, int]
     flipped: bool
     warp: np.ndarray | None
+    bend: np.ndarray | None = None
 
 
 def pick_geometry(
@@ -52,12 +60,16 @@ def pick_geometry(
             warp = matrix(shift_y=20 / 384 * magnitude) @ warp
         elif name == "rotate":
             warp = rotation(math.radians(30 * magnitude)) @ warp
+    bend = None
+    if options.bend:
+        places = int(rng.integers(3, 6))
+        bend = rng.normal(scale=options.bend * rng.random(), size=(2, places, places))
     if np.array_equal(warp, np.eye(3)):
-        return Geometry(crop, place, flipped, None)
+        return Geometry(crop, place, flipped, None, bend)
     # The matrices above are in coordinates from -1 to 1 around the middle; pixels are not.
     half = size / 2
     pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])
-    return Geometry(crop, place, flipped, pixels @ warp @ np.linalg.inv(pixels))
+    return Geometry(crop, place, flipped, pixels @ warp @ np.linalg.inv(pixels), bend)
 
 
 def pick_crop(
@@ -93,6 +105,36 @@ def rotation(angle: float) -> np.ndarray:
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
+def bend_shifts(bend: np.ndarray, size: int) -> Tensor:
+    """`Geometry.bend` for every pixel of an output of `size`: (2, size, size), smooth between the places."""
+    shifts = torch.from_numpy(bend.astype(np.float32))
+    return F.interpolate(shifts[None], (size, size), mode="bicubic", align_corners=True)[0]
+
+
+def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
+    """uint8 (C, size, size), bent; what comes from outside repeats the edge."""
+    size = pixels.shape[-1]
+    line = torch.linspace(-1, 1, size)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy")) + bend_shifts(bend, size)  # (2, size, size), x and y
+    grid = grid.permute(1, 2, 0)[None]
+    bent = F.grid_sample(pixels[None].float(), grid, align_corners=True, padding_mode="border")
+    return bent[0].round().to(torch.uint8)
+
+
+def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the corners (N, 4) of boxes, and the middles of their edges, go in a bent output: (N, 8) each."""
+    goals = np.stack([np.concatenate([each, (each + np.roll(each, -1, axis=1)) / 2], axis=1) for each in (xs, ys)], -1)
+    half = (size - 1) / 2
+    goals = torch.from_numpy(goals.astype(np.float32)) / half - 1  # (N, 8, 2), -1 to 1
+    shifts = bend_shifts(bend, size)[None]
+    points = goals
+    for _ in range(8):  # a place shows what lies at place + shift: the place of a goal is a fixed point
+        moved = F.grid_sample(shifts, points[None], align_corners=True, padding_mode="border")[0].permute(1, 2, 0)
+        points = goals - moved
+    bent = ((points + 1) * half).double().numpy()
+    return bent[..., 0], bent[..., 1]
+
+
 def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if not len(boxes):
@@ -110,6 +152,8 @@ def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry
     if geometry.warp is not None:
         corners = np.stack([xs, ys, np.ones_like(xs)], axis=-1) @ geometry.warp.T
         xs, ys = corners[..., 0] / corners[..., 2], corners[..., 1] / corners[..., 2]
+    if geometry.bend is not None:
+        xs, ys = _bend_outlines(xs, ys, geometry.bend, size)
     warped = bounds(xs, ys)
     moved = warped.clip(0, size)
     kept *= area(moved) / np.maximum(area(warped), 1e-9)

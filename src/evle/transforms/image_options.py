@@ -53,6 +53,10 @@ class ImageOptions(BaseModel):
     """Largest horizontal shear in degrees, both ways (ours)."""
     perspective: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Strength of a random perspective: how much nearer one edge can come than the one across (ours)."""
+    bend: Annotated[float, Field(ge=0, le=0.15)] = 0.0
+    """Strength of a smooth bend, as if another hand had drawn the same thing: deviation of the random shifts of 3x3 to
+    5x5 places, in halves of the side, up to this (Simard et al. 2003; ours).
+    """
     rand_augment: Annotated[NumOpsAndMagnitude | None, BeforeValidator(_rand_augment_pair)] = None
     """Number of operations from `RAND_AUGMENT_OPS` and their magnitude of 10 (EVE for VQA and NLVR2: 2, 7, which
     `true` means).
