@@ -12,7 +12,8 @@ import typer
 Kind = Annotated[
     str | None,
     typer.Option(
-        help="What to read: captions, vqa, nlvr2 or vcr; by default what the source holds, captions of a folder.",
+        help="What to read: captions, vqa, nlvr2 or vcr; by default what the source holds: of a folder its captions, "
+        "or the questions where there are none.",
         show_default=False,
     ),
 ]
@@ -48,12 +49,13 @@ def check(
     """
     from evle.data.check import check_folder
     from evle.data.sample_check import check_samples
+    from evle.data.table_files import kind_of_table
 
     told = _progress if sys.stderr.isatty() else None
     if _is_source(source, options) or options or split is not None or not _is_plain_folder(source, kind):
         found: Any = check_samples(_samples(source, options, kind, split), progress=told)
     else:
-        found = check_folder(source, kind or "captions", progress=told)
+        found = check_folder(source, kind or kind_of_table(Path(source)), progress=told)
     print("\n".join(found.lines(most)))
     if not found.ok:
         raise typer.Exit(1)
@@ -148,6 +150,7 @@ def shards(
 def _samples(source: str, options: list[str] | None, kind: str | None, split: str | None) -> Any:
     from evle.config import apply_overrides
     from evle.data.sources import SOURCES, read_source, source_of
+    from evle.data.table_files import kind_of_table
     from evle.errors import ConfigError, nearest
 
     named: dict[str, Any] = {name: value for name, value in (("task", kind), ("split", split)) if value is not None}
@@ -155,19 +158,22 @@ def _samples(source: str, options: list[str] | None, kind: str | None, split: st
         if not Path(source).exists():
             raise ConfigError(f"{source!r} is neither a folder nor a source; {nearest(source, SOURCES)}")
         named["path"], source = source, source_of(source)
+        if source == "folder":
+            named.setdefault("task", kind_of_table(Path(named["path"])))
     return read_source(source, apply_overrides(named, options or []))
 
 
 def _is_plain_folder(path: str, kind: str | None) -> bool:
     """Whether pictures lie in a folder as files, whose table (if any) is read row by row."""
     from evle.data.sources import source_of
+    from evle.data.table_files import kind_of_table
     from evle.data.tables import holds_pictures
     from evle.errors import DataError
 
     if not Path(path).exists() or source_of(path) != "folder":
         return False
     try:
-        return not holds_pictures(path, kind or "captions")
+        return not holds_pictures(path, kind or kind_of_table(Path(path)))
     except DataError:
         return True  # no table: the pictures alone are checked
 

@@ -215,7 +215,7 @@ def evaluate(
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*_score_lines(task, found, split), *_file_lines(found)],
+        summary=[*_score_lines(task, found, split), *_file_lines(found), *_skipped_lines(found.skipped)],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},
@@ -341,6 +341,8 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
         *ready.notes,
     ]
+    skipped = [*left_out, *result.skipped, *found.skipped]
+    summary += _skipped_lines(skipped)
     if result.best_step is not None:
         summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
     report = Report(
@@ -351,7 +353,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
         },
-        tables=skipped_table([*left_out, *result.skipped, *found.skipped]),
+        tables=skipped_table(skipped),
         curves=_curves(run, task),
         galleries=found.galleries,
         scores=score_rows(split, found),
@@ -448,6 +450,11 @@ def _file_lines(found: Evaluation) -> list[str]:
     """The files for leaderboards that are written beside the report, and what they lack."""
     lacks = f" (without {len(found.skipped)} samples that could not be read)" if found.skipped else ""
     return [f"to submit: {name}{lacks}" for name in found.files]
+
+
+def _skipped_lines(skipped: list[str]) -> list[str]:
+    count = len(dict.fromkeys(skipped))
+    return [f"left out, as they could not be used: {count:,} rows or samples, named below"] if count else []
 
 
 def skipped_table(skipped: list[str]) -> list[Table]:

@@ -88,3 +88,28 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_latin_means_mostly_latin_letters():
     assert all(is_latin(text) for text in ("naïve café", "犬 dog", "123!", ""))
     assert not is_latin("犬がいる dog")
+
+
+def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "captions.json").write_text("[]")
+    text = "\n".join(check_folder(tmp_path).lines())
+    assert "only the pictures were looked at: " in text
+    assert "(captions.json: of no kind that is read); write one, or set captions_from=filename" in text
+    assert text.endswith("every picture can be read")
+
+
+def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    row = '{"image": "a.png", "caption": "x"}\n'
+    (tmp_path / "captions.jsonl").write_text(row + row)
+    check = check_folder(tmp_path)
+    assert check.repeated == [f"{tmp_path / 'captions.jsonl'}:2: as line 1"]
+    assert check.ok  # they become one
+    rows = [{"image": "a.png", "question": "who?", "id": 1}, {"image": "a.png", "question": "where?", "id": 1}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    check = check_folder(tmp_path, "vqa")
+    assert check.unanswered == 2
+    assert "questions.jsonl:2: the id '1' stands in line 1, too" in check.broken_rows[0]
+    (tmp_path / "questions.jsonl").write_text("")
+    assert check_folder(tmp_path, "vqa").lines()[-1] == "the table holds no row"

@@ -133,6 +133,7 @@ def test_rows_without_text_are_left_out_and_named(tmp_path):
     [
         ('{"image": "d.png", "captions"', r"jsonl:4: not JSON \("),
         ("[1, 2]", r"jsonl:4: each line must be an object"),
+        ("[" * 100_000, r"jsonl:4: brackets within brackets"),
         ({"imge": "d.png", "captions": ["x"]}, r"jsonl:4: no column 'image' or .*did you mean 'imge'.*image_column"),
         ({"image": "d.png", "label": "x"}, r"jsonl:4: no column 'captions' or 'caption'"),
         ({"image": "d.png", "captions": {"en": "x"}}, r"jsonl:4: caption: dict is not text"),
@@ -209,3 +210,32 @@ def test_reading_changes_nothing_on_disk(tmp_path):
     before = Counter((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in path.iterdir())
     list(folder(path))
     assert before == Counter((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in path.iterdir())
+
+
+def test_half_a_character_in_a_text_becomes_a_replacement_sign(tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "caption": "cut \\ud83d"}\n', encoding="utf-8")
+    assert folder(tmp_path)[0].captions[0].startswith("cut \ufffd")
+
+
+def test_what_a_table_is_not_is_said_with_the_cure(tmp_path):
+    with pytest.raises(DataError, match=r"captions\.jsonl:1: not JSON .*; write an object a line, not one list"):
+        folder(write(tmp_path / "captions.jsonl", '[\n {"image": "a.png", "caption": "x"}\n]\n'))
+    (tmp_path / "captions.jsonl").unlink()
+    with pytest.raises(DataError, match=r"captions\.csv: ';' stands between the columns; save it with ','"):
+        folder(write(tmp_path / "captions.csv", "image;caption\na.png;x\n"))
+    (tmp_path / "captions.csv").unlink()
+    with pytest.raises(DataError, match=r"no captions\.jsonl, .* there \(captions\.json: of no kind that is read\)"):
+        folder(write(tmp_path / "captions.json", "[]"))
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path):
+    rows = [{"image": "a.png", "question": q, "answer": "x", "question_id": 7} for q in ("who?", "where?")]
+    with pytest.raises(DataError, match=r"questions\.jsonl: the id '7' stands twice; every question needs its own"):
+        folder(jsonl(tmp_path / "questions.jsonl", rows), "vqa")
+
+
+def test_nan_is_no_caption(tmp_path):
+    path = write(
+        tmp_path / "captions.jsonl", '{"image": "a.png", "caption": NaN}\n{"image": "b.png", "caption": "x"}\n'
+    )
+    assert len(folder(path)) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evle.data.images import open_image
 from evle.data.table_files import find_table, list_pictures, read_rows
-from evle.data.tables import captions_of, hashed_split, image_of, question_of
+from evle.data.tables import answers_of, captions_of, hashed_split, image_of, key_of, question_of
 from evle.errors import DataError, SampleError
 
 LONG = 30
@@ -25,7 +25,8 @@ class FolderCheck:
 
     `images` counts different pictures by name, `texts` captions or questions; `sizes` are (width, height) with how
     many pictures have them; `duplicates` are pictures with the same bytes, `leaks` those of them that stand in more
-    than one split.
+    than one split, `repeated` rows that say what an earlier one says. `no_table` says why the pictures alone were
+    looked at.
     """
 
     path: str
@@ -45,6 +46,9 @@ class FolderCheck:
     duplicates: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     not_latin: float = 0.0
+    repeated: list[str] = field(default_factory=list)
+    unanswered: int = 0
+    no_table: str = ""
 
     @property
     def ok(self) -> bool:
@@ -55,6 +59,10 @@ class FolderCheck:
         """The findings as plain lines, at most `most` of each kind."""
         noun = "questions" if self.task == "vqa" else "captions"
         lines = [f"{self.table or self.path}: {self.rows:,} rows, {self.images:,} pictures, {self.texts:,} {noun}"]
+        if self.no_table:
+            lines.append(f"only the pictures were looked at: {self.no_table}")
+        if self.unanswered:
+            lines.append(f"questions without an answer: {self.unanswered:,}; they can be asked, and not learned from")
         if self.splits:
             how = "by the table" if self.split_column else "by a hash of the name, as the table has no split column"
             shares = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
@@ -77,6 +85,7 @@ class FolderCheck:
             ("unreadable pictures", self.unreadable),
             (f"empty {noun}", self.empty),
             (f"{noun} of more than {LONG} words", self.long),
+            ("rows that repeat another", self.repeated),
             ("pictures with the same bytes", self.duplicates),
             ("pictures in more than one split", self.leaks),
         )
@@ -86,7 +95,11 @@ class FolderCheck:
                 lines += [f"  {line}" for line in found[:most]]
                 if len(found) > most:
                     lines.append(f"  ... and {len(found) - most:,} more")
-        lines.append("every row can be used" if self.ok else "the rows named above will be refused or left out")
+        good = "every row can be used" if self.table else "every picture can be read"
+        if not self.rows and self.table:
+            lines.append("the table holds no row")
+        else:
+            lines.append(good if self.ok else f"the {'rows' if self.table else 'pictures'} named above cannot be used")
         return lines
 
 
@@ -109,10 +122,10 @@ def check_folder(
     base = Path(path)
     try:
         table = find_table(base, task)
-    except DataError:
+    except DataError as error:
         if not base.is_dir() or not (names := list_pictures(base)):
             raise
-        check = FolderCheck(str(base), "", task)
+        check = FolderCheck(str(base), "", task, no_table=str(error))
         split_of: dict[str, set[str]] = {name: set() for name in names}
         root = base
     else:
@@ -140,6 +153,7 @@ def _read_table(
     split_of: dict[str, set[str]] = {}
     texts_of: Counter[str] = Counter()
     not_latin = 0
+    seen: dict[bytes, int] = {}
     for line, row in read_rows(table):
         where = f"{table}:{line}"
         check.rows += 1
@@ -166,6 +180,18 @@ def _read_table(
             not_latin += not is_latin(text)
         texts_of[image] += len(texts)
         check.texts += len(texts)
+        key, answers = "", []
+        if check.task == "vqa":
+            key, answers = key_of(row, where), answers_of(row, None, where)
+            check.unanswered += not answers
+        identity = (key or repr((image, texts, answers))).encode("utf-8", "surrogatepass")
+        first = seen.setdefault(hashlib.blake2b(identity, digest_size=8).digest(), line)
+        if first != line and key:
+            check.broken_rows.append(
+                f"{where}: the id {key!r} stands in line {first}, too; every question needs its own"
+            )
+        elif first != line:
+            check.repeated.append(f"{where}: as line {first}")
     check.texts_per_image = dict(Counter(texts_of.values()))
     check.not_latin = not_latin / max(1, check.texts)
     return split_of

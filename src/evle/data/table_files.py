@@ -14,6 +14,8 @@ from evle.errors import DataError
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 TABLE_STEMS = {"captions": ("captions", "metadata"), "vqa": ("questions", "vqa", "captions", "metadata")}
+OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
+"""Named where no table is found: their owner takes them for one."""
 PICTURE_SUFFIXES = (
     ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
@@ -44,10 +46,20 @@ def find_table(path: Path, task: str = "captions") -> Path:
         return tables[0]
     if tables:
         raise DataError(f"{path}: several tables ({', '.join(file.name for file in tables)}); name one as path")
+    others = sorted(file.name for file in path.iterdir() if file.suffix.lower() in OTHER_TABLES)
+    unread = f" ({', '.join(others[:3])}: of no kind that is read)" if others else ""
     raise DataError(
-        f"{path}: no {TABLE_STEMS[task][0]}.jsonl, .csv, .tsv or .parquet there; write one, or set "
+        f"{path}: no {TABLE_STEMS[task][0]}.jsonl, .csv, .tsv or .parquet there{unread}; write one, or set "
         "captions_from=filename or =folder"
     )
+
+
+def kind_of_table(path: Path) -> str:
+    """What a folder's table is for, by its name: "vqa" where there are questions and no captions, else "captions"."""
+    try:
+        return "vqa" if find_table(path).stem in TABLE_STEMS["vqa"][:2] else "captions"
+    except DataError:
+        return "captions"
 
 
 def list_pictures(path: str | os.PathLike) -> list[str]:
@@ -90,20 +102,35 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, Row | DataError]]:
             except UnicodeDecodeError:
                 yield number, DataError(f"{file}:{number}: not UTF-8 text; save the file as UTF-8")
             except json.JSONDecodeError as error:
-                yield number, DataError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}); mend the line")
+                is_list = number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"[")
+                cure = "write an object a line, not one list of them" if is_list else "mend the line"
+                yield number, DataError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}); {cure}")
+            except RecursionError:
+                yield number, DataError(f"{file}:{number}: brackets within brackets without end; mend the line")
             else:
                 if isinstance(row, dict):
-                    yield number, row
+                    yield number, _whole(row) if b"\\ud" in line.lower() else row
                 else:
-                    yield number, DataError(f"{file}:{number}: each line must be an object {{...}}, not {line[:20]!r}")
+                    start = line[:20].decode("utf-8", "replace")
+                    yield number, DataError(f"{file}:{number}: each line must be an object {{...}}, not {start!r}")
+
+
+def _whole(row: Row) -> Row:
+    """Half a character, as a cut emoji leaves it in JSON, becomes a replacement sign: no tokenizer takes it."""
+    text = json.dumps(row, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
 
 
 def _read_csv(file: Path) -> Iterator[tuple[int, Row | DataError]]:
     with open(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", restkey="")
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(lines, delimiter=delimiter, restkey="")
         while True:
             try:
                 row = next(reader)
+                header = reader.fieldnames or ()
+                if len(header) == 1 and (other := next((sign for sign in ";\t,|" if sign in header[0]), None)):
+                    raise DataError(f"{file}: {other!r} stands between the columns; save it with {delimiter!r}")
             except StopIteration:
                 return
             except UnicodeDecodeError:

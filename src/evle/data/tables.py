@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from evle.data.embedded import EmbeddedPictures, picture_column
 from evle.data.samples import CaptionSample, ImageSource, VQASample
@@ -266,7 +267,19 @@ def collect(
         raise DataError(
             f"{origin}: no usable rows{f' in split {split!r}' if wanted else ''}; `evle data check` says why"
         )
+    if task == "vqa" and (twice := first_repeated(table.column("key"))) is not None:
+        raise DataError(
+            f"{origin}: the id {twice!r} stands twice; every question needs its own, or none: mend the column "
+            f"{' or '.join(ID_COLUMNS)}, or leave it out"
+        )
     return Folder(task, table, pictures, digest.hexdigest(), skipped, origin)
+
+
+def first_repeated(column: pa.ChunkedArray) -> str | None:
+    """The first value that stands more than once in a column; None where all are different."""
+    counts = pc.value_counts(column)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    return repeated[0]["values"].as_py() if len(repeated) else None
 
 
 def holds_pictures(path: str | os.PathLike, task: str = "captions") -> bool:
@@ -316,6 +329,8 @@ def texts_of(value: Any, separators: str = "") -> list[str]:
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if isinstance(value, int | float):
+        if value != value:  # NaN, which pandas writes for nothing
+            return []
         return [f"{value:g}" if isinstance(value, float) else str(value)]
     if isinstance(value, str):
         if value.lstrip().startswith("["):
@@ -361,6 +376,17 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
     return _texts(_column(row, question_column, QUESTION_COLUMNS, where, "question"), where, "question")
 
 
+def answers_of(row: Row, answer_column: str | None, where: str) -> list[str]:
+    """A row's answers, none where nobody has answered."""
+    return _texts(_column(row, answer_column, ANSWER_COLUMNS, where), where, "answer")
+
+
+def key_of(row: Row, where: str) -> str:
+    """What a row calls its question, "" where it has no name for it."""
+    key = _column(row, None, ID_COLUMNS, where)
+    return "" if key is None else str(key)
+
+
 def _caption_row(row: Row, image: str, columns: Columns, where: str) -> Row | None:
     captions = captions_of(row, columns.caption, where)
     if not captions:
@@ -374,12 +400,11 @@ def _question_row(row: Row, image: str, columns: Columns, where: str) -> Row | N
     question = question_of(row, columns.question, where)
     if not question:
         return None
-    key = _column(row, None, ID_COLUMNS, where)
     return {
         "image": image,
-        "key": str(key) if key not in (None, "") else f"{image}#{where.rpartition(':')[2]}",
+        "key": key_of(row, where) or f"{image}#{where.rpartition(':')[2]}",
         "question": question[0],
-        "answers": _texts(_column(row, columns.answer, ANSWER_COLUMNS, where), where, "answer"),
+        "answers": answers_of(row, columns.answer, where),
         "answer_type": str(row.get("answer_type") or ""),
         "question_type": str(row.get("question_type") or ""),
     }
