@@ -4,14 +4,27 @@ import torch
 from torch import Tensor
 
 from evle.models.vle import VLEForPreTraining, VLEForRetrieval
-from evle.models.vle.matching import matching_rows
+from evle.models.vle.matching import FusionBatch, pair_negatives
 from vle_models import batch, build, pretraining_batch
 
 
-def pair_rows(model: VLEForRetrieval, inputs: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, ...]:
-    image = model.vle.encode_image(inputs["pixel_values"])
-    text = model.vle.encode_text(inputs["input_ids"], inputs["attention_mask"])
-    return matching_rows(model.vle, *inputs.values(), image, text, ids, None)
+def negative_rows(
+    model: VLEForRetrieval, inputs: dict[str, Tensor], ids: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Which pairs have negatives, and of each negative pair the image's states and the text's, without padding."""
+    fusion = FusionBatch(model.vle)
+    images = fusion.add_images(model.vle.encode_image(inputs["pixel_values"]))
+    mask = inputs["attention_mask"]
+    texts = fusion.add_texts(model.vle.encode_text(inputs["input_ids"], mask), mask)
+    found = pair_negatives(fusion, *inputs.values(), images, texts, ids, None)
+    negative_images, negative_texts, _ = fusion.pairs["negatives"]
+    all_images = [row for states in fusion.images for row in states]
+    all_texts = [
+        row[real.bool()]
+        for states, masks in zip(fusion.texts, fusion.masks, strict=True)
+        for row, real in zip(states, masks, strict=True)
+    ]
+    return found, [all_images[number] for number in negative_images], [all_texts[number] for number in negative_texts]
 
 
 def check_negatives_across_processes(process: int) -> None:
@@ -21,15 +34,17 @@ def check_negatives_across_processes(process: int) -> None:
     own = {name: rows[process : process + 1] for name, rows in whole.items()}
     own = {name: rows if rows.dim() == 4 else rows[:, : 7 - 2 * process] for name, rows in own.items()}
 
-    image, text, mask, found = pair_rows(model, own, torch.tensor([process]))
-    # In one process with both pairs, the rows are [image 0 1 with text 1 0, image 1 0 with text 0 1].
-    expected = pair_rows(model, whole, torch.tensor([0, 1]))
-    rows = [process, 2 + process]
+    found, images, texts = negative_rows(model, own, torch.tensor([process]))
+    # The same in a lone process that has both pairs: images 0 1 with texts 1 0, images 1 0 with texts 0 1.
+    with torch.no_grad():
+        all_images, all_texts = (
+            model.vle.encode_image(whole["pixel_values"]),
+            model.vle.encode_text(*list(whole.values())[1:]),
+        )
     assert found.tolist() == [True]
-    assert torch.allclose(image, expected[0][rows], atol=1e-5)
-    assert torch.equal(mask, expected[2][rows])
-    real = mask.bool()
-    assert torch.allclose(text[real], expected[1][rows][real], atol=1e-5)
+    for number, (image, text) in enumerate(((process, 1 - process), (1 - process, process))):
+        assert torch.allclose(images[number], all_images[image], atol=1e-5)
+        assert torch.allclose(texts[number], all_texts[text, : 7 - 2 * text], atol=1e-5)
 
     output = model(**own, match_ids=torch.tensor([process]))
     assert output.itm_labels.tolist() == [1, 0, 0]

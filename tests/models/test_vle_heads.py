@@ -19,7 +19,7 @@ from evle.models.vle import (
     VLEForVQA,
     VLEModel,
 )
-from evle.models.vle.matching import matching_rows
+from evle.models.vle.matching import FusionBatch, pair_negatives
 from processes import run_on_two
 from vle_models import batch, build, pretraining_batch, relative_difference, vcr_batch
 from vle_processes import check_negatives_across_processes
@@ -223,15 +223,17 @@ def test_retrieval_features_do_not_depend_on_padding(pooling):
 def test_a_negative_is_never_of_the_same_id_and_reuses_the_towers_states():
     model = build(VLEForRetrieval)
     inputs = batch()
-    image, text = model.vle.encode_image(inputs["pixel_values"]), model.vle.encode_text(*list(inputs.values())[1:])
+    fusion = FusionBatch(model.vle)
+    images = fusion.add_images(model.vle.encode_image(inputs["pixel_values"]))
+    texts = fusion.add_texts(model.vle.encode_text(*list(inputs.values())[1:]), inputs["attention_mask"])
     ids = torch.tensor([4, 4, 9])  # rows 0 and 1 belong together: their only negative is row 2
-    rows = matching_rows(model.vle, *inputs.values(), image, text, ids, None)
-    assert rows[3].all()
-    assert torch.equal(rows[0][:3], image)
-    assert torch.equal(rows[1][:2], text[[2, 2]])
-    assert torch.equal(rows[0][3:5], image[[2, 2]])
-    assert torch.equal(rows[1][3:], text)
-    assert torch.equal(rows[2][:2], inputs["attention_mask"][[2, 2]])
+    found = pair_negatives(fusion, *inputs.values(), images, texts, ids, None)
+    assert found.all()
+    negative_images, negative_texts, _ = fusion.pairs["negatives"]
+    assert negative_images[:5].tolist() == [0, 1, 2, 2, 2]
+    assert negative_texts[:2].tolist() == [2, 2]
+    assert negative_texts[3:].tolist() == [0, 1, 2]
+    assert [len(states) for states in (*fusion.images, *fusion.texts)] == [3, 3]
 
 
 def test_a_batch_of_one_image_has_no_negative_and_no_matching_loss():
@@ -256,7 +258,7 @@ def test_negatives_come_from_all_processes():
 def test_nlvr2_classifies_two_fused_pairs_side_by_side():
     model = build(VLEForNLVR2)
     inputs = labelled(VLEForNLVR2)
-    output = model(**inputs)
+    output = model(**inputs, output_hidden_states=True)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     pooled = [model.vle(inputs["pixel_values"][:, side], **text).pooler_output for side in range(2)]
     assert relative_difference(output.logits, model.nlvr2_classifier(torch.cat(pooled, dim=1))) < 1e-5

@@ -12,7 +12,8 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, DebertaV2ForMaskedLM
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.positions import resize_positions
 from evle.models.vle import VLEConfig, VLEForITM, VLEForVQA, VLEModel
-from evle.models.vle.modeling import VLEFusionLayer, extend_token_types, key_mask
+from evle.models.vle.fusion import Stream, VLEFusionLayer, key_mask
+from evle.models.vle.modeling import extend_token_types
 from vle_models import TINY, VISION, batch, build, relative_difference, tiny
 
 
@@ -57,7 +58,7 @@ def test_a_fusion_layer_is_self_attention_cross_attention_and_feed_forward_each_
         parameter.normal_(std=0.4)
     hidden, other = torch.randn(1, 5, 24), torch.randn(1, 4, 24)
     mask = torch.tensor([[1, 1, 0, 1, 1]])
-    given_states, _, _ = layer(hidden, other, key_mask(mask, torch.float32), None, False)
+    given_states, _, _ = layer(Stream(hidden), Stream(hidden, key_mask(mask, torch.float32)), Stream(other), False)
 
     states, real = hidden[0], [0, 1, 3, 4]
     states = residual(layer.attention.output, attend(layer.attention.self, states, states[real]), states)
@@ -71,12 +72,12 @@ def test_a_fusion_layer_is_self_attention_cross_attention_and_feed_forward_each_
 def test_both_streams_of_a_block_read_the_previous_block():
     model = build(VLEModel, num_hidden_layers=1)
     inputs = batch(2, 5)
-    image, text = model.encode_image(inputs["pixel_values"]), model.encode_text(inputs["input_ids"])
-    output = model.fuse(image, text)
+    output = model(inputs["pixel_values"], inputs["input_ids"])
     types = model.token_type_embeddings.weight
-    text, image = text + types[0], image + types[1]
-    expected_image, _, _ = model.cross_modal_image_layers[0](image, text, None, None, False)
-    expected_text, _, _ = model.cross_modal_text_layers[0](text, image, None, None, False)
+    text = Stream(model.encode_text(inputs["input_ids"]) + types[0])
+    image = Stream(model.encode_image(inputs["pixel_values"]) + types[1])
+    expected_image, _, _ = model.cross_modal_image_layers[0](image, image, text, False)
+    expected_text, _, _ = model.cross_modal_text_layers[0](text, text, image, False)
     assert torch.equal(output.image_hidden, expected_image)
     assert torch.equal(output.text_hidden, expected_text)
     pooled = [torch.tanh(model.cross_modal_text_pooler.dense(expected_text[:, 0]))]

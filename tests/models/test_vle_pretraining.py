@@ -44,7 +44,6 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
     assert torch.allclose(output.losses["mlm"], F.cross_entropy(logits, inputs["mlm_labels"][chosen]), atol=1e-4)
 
     whole = model.vle(pixels, ids, mask)
-    assert relative_difference(output.image_hidden, whole.image_hidden) < 1e-4
     pbc = model.pbc_classifier(whole.image_hidden[:, 1:])
     assert relative_difference(output.pbc_logits, pbc) < 1e-4
     expected = F.cross_entropy(pbc.flatten(0, 1), inputs["pbc_labels"].flatten())
@@ -108,20 +107,23 @@ def test_any_choice_of_objectives_trains_its_own_parameters(objectives):
 
 
 @pytest.mark.parametrize(
-    ("objectives", "images", "texts", "fused"),
+    ("objectives", "images", "texts", "pairs", "image_states", "text_states"),
     [
-        # 3 pairs, of which 2 show an object; the mismatched pairs are 6.
-        (("mlm",), [3], [3], [3]),
-        (("pbc",), [3], [3], [3]),
-        (("itm",), [3], [3], [9]),
-        (("mpc",), [2], [3], [2]),
-        (("itc",), [3], [3], []),
-        (("mlm", "itm", "mpc", "pbc"), [5], [6], [3 + 3 + 6 + 2]),
+        # 3 pairs of 17 image and 7 text tokens, of which 2 show an object; the mismatched pairs are 6.
+        (("mlm",), [3], [3], [3], [], [3 * 7]),
+        (("pbc",), [3], [3], [3], [3 * 17], []),
+        (("itm",), [3], [3], [9], [3, 6], [3, 6]),
+        (("mpc",), [2], [3], [2], [2 * 17], []),
+        (("itc",), [3], [3], [], [], []),
+        (("mlm", "itm", "mpc", "pbc"), [5], [6], [3 + 3 + 6 + 2], [3 * 17, 6, 2 * 17], [3 * 7, 3, 6]),
     ],
 )
-def test_a_step_runs_each_part_once_on_the_rows_it_needs(objectives, images, texts, fused, monkeypatch):
+def test_a_step_runs_each_part_once_on_the_rows_it_needs(
+    objectives, images, texts, pairs, image_states, text_states, monkeypatch
+):
+    """And the last block on the states that an objective reads."""
     model = build(VLEForPreTraining, objectives=objectives)
-    rows = {"encode_image": [], "encode_text": [], "fuse": []}
+    rows = {"encode_image": [], "encode_text": []}
     for name, seen in rows.items():
         plain = getattr(model.vle, name)
 
@@ -130,8 +132,16 @@ def test_a_step_runs_each_part_once_on_the_rows_it_needs(objectives, images, tex
             return plain(first, *rest)
 
         monkeypatch.setattr(model.vle, name, counted)
+    computed = {}
+    for stream in ("image", "text"):
+        for place, layer in enumerate(getattr(model.vle, f"cross_modal_{stream}_layers")):
+            seen = computed[stream, place] = []
+            layer.register_forward_hook(lambda _, given, output, seen=seen: seen.append(output[0].shape[:2]))
     model(**pretraining_batch())
-    assert list(rows.values()) == [images, texts, fused]
+    assert list(rows.values()) == [images, texts]
+    assert [size[0] for size in computed["image", 0]] == [size[0] for size in computed["text", 0]] == pairs
+    assert [size.numel() for size in computed["image", 1]] == image_states
+    assert [size.numel() for size in computed["text", 1]] == text_states
 
 
 @pytest.mark.parametrize("objectives", [("mlm", "mpc", "pbc"), ("mpc",)])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from evle.errors import DataError
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
+from evle.models.vle.fusion import Stream
 from evle.models.vle.vcr import box_tokens
 from vle_models import build, relative_difference, vcr_batch
 
@@ -35,11 +36,11 @@ def logits_one_by_one(model: Any, inputs: dict[str, Tensor]) -> Tensor:
                     types.append(token_type)
             if boxes:
                 image = torch.cat([image, torch.stack(boxes)[None]], dim=1)
+            text = model.vle.encode_text(inputs["input_ids"][at][None, :real])
+            type_rows = model.vle.token_type_embeddings
             output = model.vle.fuse(
-                image,
-                model.vle.encode_text(inputs["input_ids"][at][None, :real]),
-                token_type_ids=inputs["token_type_ids"][at][None, :real],
-                image_type_ids=torch.tensor([[1] * 17 + types]),
+                Stream(image + type_rows(torch.tensor([[1] * 17 + types]))),
+                Stream(text + type_rows(inputs["token_type_ids"][at][None, :real])),
             )
             rows.append(model.score(output.pooler_output))
     return torch.stack(rows).view(inputs["input_ids"].shape[:2])
@@ -135,7 +136,7 @@ def test_the_loss_is_cross_entropy_over_the_candidates_and_not_needed():
 
 
 def test_states_and_maps_have_a_row_a_candidate():
-    output = MODEL(**vcr_batch(), output_attentions=True)
+    output = MODEL(**vcr_batch(), output_attentions=True, output_hidden_states=True)
     assert output.image_hidden.shape == (2, 4, 1 + 16 + 2, 24)
     assert output.text_hidden.shape == (2, 4, 7, 24)
     assert output.attentions["text_to_image"][0].shape == (8, 3, 7, 19)

@@ -223,6 +223,8 @@ class VLEConfig(PreTrainedConfig):
                 )
         if self.image_size % self.patch_size or self.image_size <= 0:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        if self.num_hidden_layers < 1:
+            yield f"num_hidden_layers {self.num_hidden_layers}: the fusion needs at least one block"
         if self.num_token_types < 2:
             yield f"num_token_types {self.num_token_types} must be at least 2, text and image"
         if self.pooling not in ("cls", "mean"):

@@ -12,8 +12,9 @@ from evle import objectives
 from evle.errors import DataError
 from evle.models.contrast import contrast, default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
-from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, matching_rows
-from evle.models.vle.modeling import VLEModel, VLEOutput, VLEPreTrainedModel
+from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
+from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, pair_negatives
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEOutput, VLEPreTrainedModel
 
 
 def two_layer_classifier(in_features: int, num_classes: int) -> nn.Sequential:
@@ -55,9 +56,11 @@ class VLEForVQA(VLEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> VLEOutput:
         """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the loss, named "answers"."""
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions)
+        reads = EVERYTHING if output_hidden_states else Reads(pooled=True)
+        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
         output.logits = self.vqa_classifier(output.pooler_output)
         if labels is not None:
             if labels.shape != output.logits.shape:
@@ -87,9 +90,11 @@ class VLEForITM(VLEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> VLEOutput:
         """Logits (B, 2), column 1 = match; with `labels` (B,), 0 or 1, also the loss, named "itm"."""
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions)
+        reads = EVERYTHING if output_hidden_states else Reads(pooled=True)
+        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
         output.logits = self.itm_score(output.pooler_output)
         if labels is not None:
             output.losses = {"itm": objectives.itm(output.logits, labels)}
@@ -119,9 +124,11 @@ class VLEForMLM(VLEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> VLEOutput:
         """Logits (B, T, V); with `labels` (B, T), the token to find or -100, also the loss, named "mlm"."""
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions)
+        reads = EVERYTHING if output_hidden_states else Reads(text=True)
+        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
         output.logits = self.mlm_score(output.text_hidden)
         if labels is not None:
             output.losses = {"mlm": objectives.mlm(output.logits, labels)}
@@ -146,12 +153,14 @@ class VLEForPBC(VLEPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> VLEOutput:
         """Logits (B, P - 1, 2) of the patches row by row, column 1 = belongs to the text.
 
         With `labels` (B, P - 1) of 1, 0 or -100 (not asked), also the loss, named "pbc".
         """
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions)
+        reads = EVERYTHING if output_hidden_states else Reads(image=True)
+        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
         output.logits = self.pbc_classifier(output.image_hidden[:, 1:])
         if labels is not None:
             output.losses = {"pbc": objectives.pbc(output.logits, labels)}
@@ -182,7 +191,7 @@ class VLEForRetrieval(VLEPreTrainedModel):
 
     def itm_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Image-text pairs, row by row -> logits (B, 2), column 1 = match."""
-        return self.itm_score(self.vle(pixel_values, input_ids, attention_mask).pooler_output)
+        return self.itm_score(self.vle(pixel_values, input_ids, attention_mask, reads=Reads(pooled=True)).pooler_output)
 
     def forward(
         self,
@@ -195,8 +204,7 @@ class VLEForRetrieval(VLEPreTrainedModel):
 
         `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
         is its own. `config.objective_weights` weighs itc and itm; an ITM of weight 0 is not computed. `logits` of the
-        output are the scaled similarities image to text (B, G), the states those of the true pairs in the fusion.
-        The towers run once: negatives reuse their states.
+        output are the scaled similarities image to text (B, G). The towers run once: negatives reuse their states.
         """
         ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -205,15 +213,13 @@ class VLEForRetrieval(VLEPreTrainedModel):
         losses["itc"], image_to_text, text_to_image = contrast(self.contrast, image, text, mask, ids)
         output = VLEOutput(logits=image_to_text)
         if self.config.weight_of("itm") > 0:
-            negatives = matching_rows(
-                self.vle, pixel_values, input_ids, mask, image, text, ids, (image_to_text, text_to_image)
-            )
             batch = FusionBatch(self.vle)
-            batch.add("pairs", image, text, mask)
-            batch.add("negatives", *negatives[:3])
+            images, texts = batch.add_images(image), batch.add_texts(text, mask)
+            batch.pair("pairs", images, texts, Reads(pooled=True))
+            pair = (pixel_values, input_ids, mask, images, texts)
+            found = pair_negatives(batch, *pair, ids, (image_to_text, text_to_image))
             fused = batch.run()
-            output.image_hidden, output.text_hidden = fused["pairs"].image_hidden, fused["pairs"].text_hidden
-            logits, labels = match_logits(self.itm_score, fused, negatives[3])
+            logits, labels = match_logits(self.itm_score, fused, found)
             output.itm_logits, output.itm_labels = logits, labels
             losses["itm"] = objectives.itm(logits, labels)
         output.losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
@@ -243,25 +249,28 @@ class VLEForNLVR2(VLEPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> VLEOutput:
         """`pixel_values` (B, 2, C, H, W) -> logits (B, 2), column 1 = true; with `labels` (B,), 0 or 1, also the loss,
         named "choice".
 
-        The states of the output are (B, 2, P, D) and (B, 2, T, D).
+        The states of the output, if asked for, are (B, 2, P, D) and (B, 2, T, D).
         """
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
             raise DataError(
                 f"NLVR2 takes pixel_values (B, 2, C, H, W), two images a statement; got {tuple(pixel_values.shape)}"
             )
-        text = self.vle.encode_text(input_ids, attention_mask).repeat_interleave(2, dim=0)
-        mask = None if attention_mask is None else attention_mask.repeat_interleave(2, dim=0)
-        fused = self.vle.fuse(self.vle.encode_image(pixel_values.flatten(0, 1)), text, mask)
-        logits = self.nlvr2_classifier(fused.pooler_output.view(len(input_ids), -1))
-        output = VLEOutput(
-            logits=logits,
-            image_hidden=fused.image_hidden.unflatten(0, (-1, 2)),
-            text_hidden=fused.text_hidden.unflatten(0, (-1, 2)),
+        image, text = self.vle.encode_image(pixel_values.flatten(0, 1)), self.vle.encode_text(input_ids, attention_mask)
+        statements = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(2)
+        mask = None if attention_mask is None else key_mask(attention_mask[statements], text.dtype)
+        fused = self.vle.fuse(
+            Stream(self.vle.typed(image, IMAGE_TYPE)),
+            Stream(self.vle.typed(text, TEXT_TYPE), mask, rows=statements),
+            EVERYTHING if output_hidden_states else Reads(pooled=True),
         )
+        assert fused.pooler_output is not None
+        logits = self.nlvr2_classifier(fused.pooler_output.view(len(input_ids), -1))
+        output = VLEOutput(logits=logits, **fused.grouped(2))
         if labels is not None:
             output.losses = {"choice": objectives.choices(logits, labels)}
             output.loss = total_loss(output.losses)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from evle.distributed import all_gather, world_size
 from evle.models.contrast import ContrastHead, draw_negatives, gather_text
 from evle.models.vle.configuration import VLEConfig
-from evle.models.vle.modeling import Fused, VLEModel
+from evle.models.vle.fusion import Fused, Reads, Stream, key_mask
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel
 
 
 def contrast_head(config: VLEConfig) -> ContrastHead:
@@ -31,78 +32,101 @@ class VLEMatchScore(nn.Module):
 
 
 class FusionBatch:
-    """Rows of several purposes, collected by name and fused in one pass."""
+    """Pairs for several purposes, fused in one pass.
+
+    Images and texts get numbers, pairs are made of numbers: what several pairs hold is there once.
+    """
 
     def __init__(self, vle: VLEModel):
         self.vle = vle
-        self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.images: list[Tensor] = []
+        self.texts: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        self.pairs: dict[str, tuple[Tensor, Tensor, Reads]] = {}
 
-    def add(self, name: str, image: Tensor, text: Tensor, mask: Tensor) -> None:
-        """Image states (N, P, D), text states (N, T, D) and their mask (N, T); T may differ between purposes."""
-        self.parts[name] = (image, text, mask)
+    def add_images(self, states: Tensor) -> Tensor:
+        """Image states (N, P, D); returns their numbers (N,)."""
+        self.images.append(states)
+        return _last_numbers(self.images)
+
+    def add_texts(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Text states (N, T, D) and their mask (N, T), of any T; returns their numbers (N,)."""
+        self.texts.append(states)
+        self.masks.append(mask)
+        return _last_numbers(self.texts)
+
+    def pair(self, name: str, images: Tensor, texts: Tensor, reads: Reads) -> None:
+        """Fuse images with texts, by number, one by one; `reads` says what this purpose looks at."""
+        self.pairs[name] = (images, texts, reads)
 
     def run(self) -> dict[str, Fused]:
-        """Each purpose's states and pooled states after the fusion, with its own T; nothing for no purpose."""
-        if not self.parts:
+        """Each purpose's states after the fusion; T is that of the longest text. Nothing for no purpose."""
+        if not self.pairs:
             return {}
-        length = max(text.shape[1] for _, text, _ in self.parts.values())
-        output = self.vle.fuse(
-            torch.cat([image for image, _, _ in self.parts.values()]),
-            torch.cat([nn.functional.pad(t, (0, 0, 0, length - t.shape[1])) for _, t, _ in self.parts.values()]),
-            torch.cat([nn.functional.pad(mask, (0, length - mask.shape[1])) for _, _, mask in self.parts.values()]),
+        length = max(mask.shape[1] for mask in self.masks)
+        mask = torch.cat([nn.functional.pad(each, (0, length - each.shape[1])) for each in self.masks])
+        states = torch.cat([nn.functional.pad(each, (0, 0, 0, length - each.shape[1])) for each in self.texts])
+        image_rows, text_rows = (torch.cat(each) for each in list(zip(*self.pairs.values(), strict=True))[:2])
+        image, text, _ = self.vle.mix(
+            Stream(self.vle.typed(torch.cat(self.images), IMAGE_TYPE), rows=image_rows),
+            Stream(self.vle.typed(states, TEXT_TYPE), key_mask(mask[text_rows], states.dtype), text_rows),
         )
-        sizes = [len(image) for image, _, _ in self.parts.values()]
-        split = zip(
-            *(states.split(sizes) for states in (output.image_hidden, output.text_hidden, output.pooler_output)),
-            strict=True,
-        )
-        return {
-            name: Fused(image, text[:, : own.shape[1]], pooled)
-            for (name, (_, own, _)), (image, text, pooled) in zip(self.parts.items(), split, strict=True)
-        }
+        fused, start = {}, 0
+        for name, (images, _, reads) in self.pairs.items():
+            end = start + len(images)
+            fused[name], _ = self.vle.read(image.part(start, end), text.part(start, end), reads)
+            start = end
+        return fused
 
 
-def matching_rows(
-    vle: VLEModel,
+def _last_numbers(batches: list[Tensor]) -> Tensor:
+    """The numbers of the rows of the last of several batches, counted through all of them."""
+    end = sum(len(each) for each in batches)
+    return torch.arange(end - len(batches[-1]), end, device=batches[-1].device)
+
+
+def pair_negatives(
+    batch: FusionBatch,
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor,
-    image: Tensor,
-    text: Tensor,
+    images: Tensor,
+    texts: Tensor,
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mismatched pairs of ITM, ready for the fusion: each image with another's text, each text with another image.
+) -> Tensor:
+    """Add the mismatched pairs of ITM, under "negatives": each image with another's text, then each text with another
+    image.
 
-    `image` (B, P, D) and `text` (B, T, D) are the towers' states of the pairs; what is drawn of the own process takes
-    them as they are. What may come from other processes is encoded here, from their gathered inputs.
+    `images` and `texts` (B,) are the true pairs' numbers in `batch`; what is drawn of the own process is taken from
+    there. What may come from other processes is encoded here, from their gathered inputs.
 
-    Returns image states, text states and text masks of 2 N rows, and which pairs have a negative at all (B,), N of
-    them; T may have grown to the longest text of all processes.
+    Returns which pairs have a negative at all, (B,); those are 2 N rows.
     """
-    texts, images, found = draw_negatives(match_ids, similarities)
-    texts, images = texts[found], images[found]
+    drawn_texts, drawn_images, found = draw_negatives(match_ids, similarities)
+    drawn_texts, drawn_images = drawn_texts[found], drawn_images[found]
     if world_size() == 1:
-        other_text, other_mask, other_image = text[texts], attention_mask[texts], image[images]
+        other_texts, other_images = texts[drawn_texts], images[drawn_images]
     else:
-        all_ids, all_masks = gather_text(input_ids, attention_mask, vle.config.pad_token_id or 0)
+        all_ids, all_masks = gather_text(input_ids, attention_mask, batch.vle.config.pad_token_id or 0)
         all_pixels = all_gather(pixel_values)
-        other_mask = all_masks[texts]
-        other_text, other_image = vle.encode_text(all_ids[texts], other_mask), vle.encode_image(all_pixels[images])
-    missing = other_mask.shape[1] - attention_mask.shape[1]
-    own_text = nn.functional.pad(text[found], (0, 0, 0, missing))
-    own_mask = nn.functional.pad(attention_mask[found], (0, missing))
-    return (
-        torch.cat([image[found], other_image]),
-        torch.cat([other_text, own_text]),
-        torch.cat([other_mask, own_mask]),
-        found,
+        mask = all_masks[drawn_texts]
+        other_texts = batch.add_texts(batch.vle.encode_text(all_ids[drawn_texts], mask), mask)
+        other_images = batch.add_images(batch.vle.encode_image(all_pixels[drawn_images]))
+    batch.pair(
+        "negatives",
+        torch.cat([images[found], other_images]),
+        torch.cat([other_texts, texts[found]]),
+        Reads(pooled=True),
     )
+    return found
 
 
 def match_logits(score: VLEMatchScore, fused: dict[str, Fused], found: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, `found` (B,), and their negatives."""
     positives, negatives = fused["pairs"].pooler_output, fused["negatives"].pooler_output
+    assert positives is not None
+    assert negatives is not None
     logits = score(torch.cat([positives[found], negatives]))
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) - len(negatives)] = 1

@@ -1,35 +1,37 @@
 """VLE: a text tower, an image tower, and co-attention between them (iFLYTEK and HFL, 2023; in the line of METER).
 
 DeBERTa reads the text, CLIP's vision Transformer the image; both are projected to one width, get a type vector, and go
-through blocks of two layers, one a stream, each of which attends to itself and then to the other stream's output of
-the previous block. Module names are those of the released checkpoints, so that a released directory is read and
-written without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
+through the blocks of `fusion.py`, in which each stream attends to itself and then to the other one's output of the
+previous block. Module names are those of the released checkpoints, so that a released directory is read and written
+without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
 
 B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LMPredictionHead
 from transformers.utils import ModelOutput
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.vle.configuration import VLEConfig
+from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.text import VLETextTower
 from evle.models.vle.towers import read_clip, read_deberta
 from evle.models.vle.vision import VLEVisionTower
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
+MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
+"""The attentions of a block, in the order in which it computes them."""
 
 
 @dataclass
@@ -40,9 +42,10 @@ class VLEOutput(ModelOutput):
         loss: the sum of `losses`, scalar.
         losses: named scalars, already weighted: "mlm", "itm", "mpc", "pbc", "itc", "answers", "choice".
         logits: the head's scores.
-        image_hidden: (B, P, D) image states after the fusion, [CLS] first.
-        text_hidden: (B, T, D) text states after the fusion.
-        pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler.
+        image_hidden: (B, P, D) image states after the fusion, [CLS] first. A head that does not read them has them
+            computed only with `output_hidden_states=True`.
+        text_hidden: (B, T, D) text states after the fusion; likewise.
+        pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler; likewise.
         itm_logits, itm_labels: (pairs, 2) and (pairs,) of pre-training's matching.
         pbc_logits: (B, P - 1, 2) of pre-training's patch-box classification, column 1 = belongs to the text.
         mpc_logits: (B, classes) of pre-training's masked patch-box classification; rows without an object hold 0.
@@ -74,15 +77,6 @@ class VLEOutput(ModelOutput):
         return self.text_hidden
 
 
-class Fused(NamedTuple):
-    """What the fusion makes of pairs; as in `VLEOutput`."""
-
-    image_hidden: Tensor
-    text_hidden: Tensor
-    pooler_output: Tensor
-    attentions: dict[str, tuple[Tensor, ...]] | None = None
-
-
 def extend_token_types(table: Tensor, num_types: int) -> Tensor:
     """A type table (N, D) with `num_types` rows: the old rows first, each new one a copy of the text row (0).
 
@@ -94,118 +88,6 @@ def extend_token_types(table: Tensor, num_types: int) -> Tensor:
             f"the checkpoint has {len(table)} token types and the model {num_types}; set num_token_types={len(table)}"
         )
     return torch.cat([table, table[TEXT_TYPE].expand(num_types - len(table), -1)])
-
-
-def key_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask (B, S), 1 or True = real, as (B, 1, 1, S) to add to attention scores; None stays None."""
-    if mask is None:
-        return None
-    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return added.masked_fill(~mask.bool(), torch.finfo(dtype).min)[:, None, None]
-
-
-class FusionSelfAttention(nn.Module):
-    """Attention of one stream to itself or to the other; the released names say "self" for both."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.dropout_rate = config.attention_probs_dropout_prob
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-
-    def forward(
-        self, hidden: Tensor, source: Tensor, mask: Tensor | None, keep_map: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """`hidden` (B, S, D) asks, `source` (B, R, D) answers, `mask` (B, 1, 1, R) is added -> (B, S, D) and, if asked
-        for, the map (B, H, S, R)."""
-        query, key, value = (
-            projection(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection, states in ((self.query, hidden), (self.key, source), (self.value, source))
-        )  # each (B, H, S or R, D / H)
-        dropout = self.dropout_rate if self.training else 0.0
-        mask = None if mask is None else mask.to(query.dtype)
-        if not keep_map and self.config._attn_implementation != "eager":
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-            return context.transpose(1, 2).flatten(2), None
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        weights = (scores if mask is None else scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-        context = F.dropout(weights, dropout) @ value
-        return context.transpose(1, 2).flatten(2), weights
-
-
-class FusionResidual(nn.Module):
-    """Linear, dropout, and the sum with what came before, normalised (post-LN)."""
-
-    def __init__(self, config: VLEConfig, in_features: int):
-        super().__init__()
-        self.dense = nn.Linear(in_features, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, branch: Tensor, before: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(branch)) + before)
-
-
-class FusionAttention(nn.Module):
-    """Attention and its residual."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        self.self = FusionSelfAttention(config)
-        self.output = FusionResidual(config, config.hidden_size)
-
-    def forward(
-        self, hidden: Tensor, source: Tensor, mask: Tensor | None, keep_map: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        context, weights = self.self(hidden, source, mask, keep_map)
-        return self.output(context, hidden), weights
-
-
-class FusionIntermediate(nn.Module):
-    """The widening half of the feed-forward."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden))
-
-
-class VLEFusionLayer(GradientCheckpointingLayer):
-    """One stream's half of a block: self-attention, attention to the other stream, feed-forward; post-LN as BERT."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        self.attention = FusionAttention(config)
-        self.crossattention = FusionAttention(config)
-        self.intermediate = FusionIntermediate(config)
-        self.output = FusionResidual(config, config.intermediate_size)
-
-    def forward(
-        self, hidden: Tensor, other: Tensor, mask: Tensor | None, other_mask: Tensor | None, keep_maps: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`hidden` (B, S, D) of this stream, `other` (B, R, D), masks as `key_mask` -> (B, S, D), and the maps of both
-        attentions if asked for."""
-        hidden, self_map = self.attention(hidden, hidden, mask, keep_maps)
-        hidden, cross_map = self.crossattention(hidden, other, other_mask, keep_maps)
-        return self.output(self.intermediate(hidden), hidden), self_map, cross_map
-
-
-class VLEPooler(nn.Module):
-    """The first token through a linear layer and tanh."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 class VLEPreTrainedModel(PreTrainedModel):
@@ -250,6 +132,15 @@ class VLEPreTrainedModel(PreTrainedModel):
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
+
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **options: Any
+    ) -> None:
+        """As in transformers, but refuses the reentrant kind: it would not see the tensors in a `Stream`."""
+        chosen = gradient_checkpointing_func.keywords if isinstance(gradient_checkpointing_func, partial) else {}
+        if enable and chosen.get("use_reentrant"):
+            raise ConfigError("VLE's fusion would get no gradient with use_reentrant=True; leave it out")
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **options)
 
     @property
     def backbone(self) -> "VLEModel":
@@ -431,37 +322,55 @@ class VLEModel(VLEPreTrainedModel):
         output = self.text_model(input_ids, attention_mask, output_attentions=keep_maps)
         return output.last_hidden_state, tuple(output.attentions or ())
 
-    def fuse(
-        self,
-        image: Tensor,
-        text: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        image_mask: Tensor | None = None,
-        image_type_ids: Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> Fused:
-        """States of `encode_image` (B, P, D) and `encode_text` (B, T, D) through the fusion.
-
-        Masks (B, T) and (B, P) say 1 where a token is real, type ids (B, T) and (B, P) which row of the type table it
-        gets: by default all tokens are real, text is of type 0 and image of type 1.
-        """
+    def typed(self, states: Tensor, modality: int, type_ids: Tensor | None = None) -> Tensor:
+        """States (B, S, D) of `encode_image` or `encode_text` with their types: `type_ids` (B, S), or `modality`,
+        `TEXT_TYPE` or `IMAGE_TYPE`, for all."""
         types = self.token_type_embeddings
-        text = text + (types.weight[TEXT_TYPE] if token_type_ids is None else types(token_type_ids))
-        image = image + (types.weight[IMAGE_TYPE] if image_type_ids is None else types(image_type_ids))
-        text_mask, image_key_mask = key_mask(attention_mask, text.dtype), key_mask(image_mask, image.dtype)
-        maps: dict[str, list[Tensor]] = {}
-        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+        return states + (types.weight[modality] if type_ids is None else types(type_ids))
+
+    def mix(
+        self, image: Stream, text: Stream, keep_maps: bool = False
+    ) -> tuple[Stream, Stream, list[tuple[Tensor | None, ...]]]:
+        """Both streams through all blocks but the last, and the maps of each block in the order of `MAPS`."""
+        maps = []
+        *blocks, _ = zip(self.cross_modal_image_layers, self.cross_modal_text_layers, strict=True)
+        for image_layer, text_layer in blocks:
             # Both layers of a block read the previous block.
-            after_text = text_layer(text, image, text_mask, image_key_mask, output_attentions)
-            after_image = image_layer(image, text, image_key_mask, text_mask, output_attentions)
-            (text, *text_maps), (image, *image_maps) = after_text, after_image
-            if output_attentions:
-                names = ("text_self", "text_to_image", "image_self", "image_to_text")
-                for name, each in zip(names, (*text_maps, *image_maps), strict=True):
-                    maps.setdefault(name, []).append(each)
-        pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], dim=-1)
-        return Fused(image, text, pooled, {name: tuple(each) for name, each in maps.items()} or None)
+            image_states, *image_maps = image_layer(image, image, text, keep_maps)
+            text_states, *text_maps = text_layer(text, text, image, keep_maps)
+            image, text = Stream(image_states, image.mask), Stream(text_states, text.mask)
+            maps.append((*image_maps, *text_maps))
+        return image, text, maps
+
+    def read(
+        self, image: Stream, text: Stream, reads: Reads, keep_maps: bool = False
+    ) -> tuple[Fused, tuple[Tensor | None, ...]]:
+        """What `reads` asks for of the last block and the poolers, and the last block's maps."""
+        image_layer, text_layer = self.cross_modal_image_layers[-1], self.cross_modal_text_layers[-1]
+        image_states = text_states = pooled = None
+        maps: list[Tensor | None] = []
+        if reads.image or reads.pooled:
+            asking = image if reads.image else image.first()
+            image_states, *image_maps = image_layer(asking, image, text, keep_maps)
+            maps += image_maps
+        if reads.text or reads.pooled:
+            asking = text if reads.text else text.first()
+            text_states, *text_maps = text_layer(asking, text, image, keep_maps)
+            maps += text_maps
+        if reads.pooled:
+            pooled = torch.cat(
+                [self.cross_modal_text_pooler(text_states), self.cross_modal_image_pooler(image_states)], dim=-1
+            )
+        fused = Fused(image_states if reads.image else None, text_states if reads.text else None, pooled)
+        return fused, tuple(maps)
+
+    def fuse(self, image: Stream, text: Stream, reads: Reads = EVERYTHING, output_attentions: bool = False) -> Fused:
+        """Image and text, `typed`, through the whole fusion; with maps, everything is computed."""
+        image, text, maps = self.mix(image, text, output_attentions)
+        fused, last_maps = self.read(image, text, EVERYTHING if output_attentions else reads, output_attentions)
+        if not output_attentions:
+            return fused
+        return fused._replace(attentions=dict(zip(MAPS, zip(*maps, last_maps, strict=True), strict=True)))
 
     def forward(
         self,
@@ -470,6 +379,7 @@ class VLEModel(VLEPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_attentions: bool = False,
+        reads: Reads = EVERYTHING,
     ) -> VLEOutput:
         """Encode image-text pairs.
 
@@ -480,6 +390,7 @@ class VLEModel(VLEPreTrainedModel):
             attention_mask: (B, T), 1 = real token, 0 = padding; all real when absent.
             token_type_ids: (B, T) rows of the fusion's type table; all 0, text, when absent.
             output_attentions: also return the maps of every layer; this call then computes attention eagerly.
+            reads: what the caller reads of the output; the rest is not computed, and None. With maps, everything is.
 
         Raises:
             DataError: sizes this model cannot take, or not as many images as texts.
@@ -491,11 +402,13 @@ class VLEModel(VLEPreTrainedModel):
         image, image_maps = self.vision_model(pixel_values, output_attentions)
         text, text_maps = self.read_text(input_ids, attention_mask, output_attentions)
         fused = self.fuse(
-            self.image_projection_layer(image),
-            self.text_projection_layer(text),
-            attention_mask,
-            token_type_ids,
-            output_attentions=output_attentions,
+            Stream(self.typed(self.image_projection_layer(image), IMAGE_TYPE)),
+            Stream(
+                self.typed(self.text_projection_layer(text), TEXT_TYPE, token_type_ids),
+                key_mask(attention_mask, text.dtype),
+            ),
+            reads,
+            output_attentions,
         )
         output = VLEOutput(**fused._asdict())
         if fused.attentions is not None:

@@ -15,8 +15,9 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.contrast import contrast, default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
+from evle.models.vle.fusion import Reads
 from evle.models.vle.heads import TIED_WORD_HEAD, masked_word_head, two_layer_classifier
-from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, matching_rows
+from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, pair_negatives
 from evle.models.vle.modeling import VLEModel, VLEOutput, VLEPreTrainedModel
 
 
@@ -54,7 +55,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
     all objectives but mpc) and their blacked-out copies (mpc, only of the rows that have an object); the text tower
     reads the masked texts (mlm) and the complete ones (all others). The fusion then takes, as rows of one batch:
     images with masked texts (mlm), images with texts (pbc and the true pairs of itm), the mismatched pairs (itm), and
-    blacked-out images with texts (mpc). itc needs no fusion.
+    blacked-out images with texts (mpc); of its last block each purpose gets what it reads. itc needs no fusion.
     """
 
     _tied_weights_keys = TIED_WORD_HEAD
@@ -119,8 +120,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
 
         Returns:
             losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
-            `itm_labels`; `pbc_logits` (B, P, 2); `mpc_logits` (B, classes); the states of the complete pairs, or of the
-            masked ones where no objective needs the complete ones.
+            `itm_labels`; `pbc_logits` (B, P, 2); `mpc_logits` (B, classes).
 
         Raises:
             DataError: an objective lacks its arguments.
@@ -161,28 +161,28 @@ class VLEForPreTraining(VLEPreTrainedModel):
             losses["itc"], *directions = contrast(self.contrast, images["whole"], words["whole"], mask, ids)
             similarities = (directions[0], directions[1])
         batch = FusionBatch(self.vle)
+        image_rows = {name: batch.add_images(states) for name, states in images.items()}
+        text_rows = {name: batch.add_texts(states, mask) for name, states in words.items()}
         found = shown
         if "mlm" in names:
-            batch.add("masked", images["whole"], words["masked"], mask)
+            batch.pair("masked", image_rows["whole"], text_rows["masked"], Reads(text=True))
         if names & {"itm", "pbc"}:
-            batch.add("pairs", images["whole"], words["whole"], mask)
+            reads = Reads(image="pbc" in names, pooled="itm" in names)
+            batch.pair("pairs", image_rows["whole"], text_rows["whole"], reads)
         if "itm" in names:
-            pair = (self.vle, pixel_values, input_ids, mask, images["whole"], words["whole"])
-            *negatives, found = matching_rows(*pair, ids, similarities)
-            batch.add("negatives", *negatives)
+            pairs = (pixel_values, input_ids, mask, image_rows["whole"], text_rows["whole"])
+            found = pair_negatives(batch, *pairs, ids, similarities)
         if "mpc" in names:
-            batch.add("blacked", images["blacked"], words["whole"][shown], mask[shown])
+            batch.pair("blacked", image_rows["blacked"], text_rows["whole"][shown], Reads(image=True))
         fused = batch.run()
 
-        for name in ("pairs", "masked"):
-            if name in fused and output.image_hidden is None:
-                output.image_hidden, output.text_hidden = fused[name].image_hidden, fused[name].text_hidden
-                output.pooler_output = fused[name].pooler_output
         if "mlm" in names:
             assert mlm_labels is not None
             # Only masked positions meet the vocabulary: it is the largest matrix of the model.
             chosen = mlm_labels != objectives.IGNORE
-            words_found = self.mlm_score(fused["masked"].text_hidden[chosen])
+            states = fused["masked"].text_hidden
+            assert states is not None
+            words_found = self.mlm_score(states[:, : chosen.shape[1]][chosen])
             losses["mlm"] = objectives.mlm(words_found, mlm_labels[chosen])
             output.logits = words_found
         if "itm" in names:
@@ -191,12 +191,16 @@ class VLEForPreTraining(VLEPreTrainedModel):
             output.itm_logits, output.itm_labels = matches, match_labels
         if "pbc" in names:
             assert pbc_labels is not None
-            output.pbc_logits = self.pbc_classifier(fused["pairs"].image_hidden[:, 1:])
+            states = fused["pairs"].image_hidden
+            assert states is not None
+            output.pbc_logits = self.pbc_classifier(states[:, 1:])
             losses["pbc"] = objectives.pbc(output.pbc_logits, pbc_labels)
         if "mpc" in names:
             assert mpc_patches is not None
             assert mpc_labels is not None
-            logits = self.mpc_classifier(mean_state(fused["blacked"].image_hidden[:, 1:], mpc_patches[shown]))
+            states = fused["blacked"].image_hidden
+            assert states is not None
+            logits = self.mpc_classifier(mean_state(states[:, 1:], mpc_patches[shown]))
             losses["mpc"] = objectives.mpc(logits, mpc_labels[shown])
             output.mpc_logits = logits.new_zeros(len(shown), logits.shape[1]).index_put((shown,), logits)
         output.losses = {name: self.config.weight_of(name) * losses[name] for name in self.config.objectives}
