@@ -118,6 +118,7 @@ def test_the_version():
         (["pretrain", "eve-base-pretrain"], "corpora/coco"),
         (["finetune", "eve-base-coco-retrieval"], "or model.init=RUN"),
         (["evaluate", "nowhere"], "there is no recipe 'nowhere'"),
+        (["evaluate", "runs/nowhere"], "runs/nowhere: no such folder; give a run's folder, or a recipe"),
         (["search", "nowhere", "a dog"], "nowhere is no index"),
         (["convert", "evf", "a", "b"], "did you mean 'eve'"),
         (["convert", "eve", "nowhere.th", "b"], "nowhere.th"),
@@ -143,6 +144,7 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, t
         (OSError(errno.ENOSPC, "No space left on device", "runs/model"), 2, "the disk is full (runs/model)"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "Permission denied: runs"),
         (KeyboardInterrupt(), 130, "--resume"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes"), 2, "out of memory"),
     ],
 )
 def test_what_the_machine_can_cause_is_one_line(error, code, message, monkeypatch):

@@ -80,3 +80,20 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
         load_yaml(tmp_path / "nothing.yaml")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\noptim: {lr: 1}\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml line 3: not valid YAML \('seed' stands twice\)"):
+        load_yaml(path)
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert load_yaml(path)["b"] == {"x": 3, "y": 2}
+
+
+def test_infinite_numbers_are_refused():
+    class Options(Config):
+        lr: float
+
+    with pytest.raises(ConfigError, match="lr=inf: input should be a finite number"):
+        Options.build({"lr": float("inf")}, "here")

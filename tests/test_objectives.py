@@ -90,6 +90,14 @@ def test_hard_negatives_are_never_excluded_and_follow_the_similarity(rng):
     assert set(index[1::2].tolist()) == {0, 2}
 
 
+def test_similarities_that_are_not_finite_leave_it_to_the_loss_to_tell(rng):
+    """A run that diverges must end with a line that names its loss, not inside of a sampler."""
+    logits = torch.tensor([[float("nan"), 1.0], [float("inf"), float("inf")]])
+    index, found = objectives.sample_hard_negatives(logits, torch.eye(2, dtype=torch.bool), rng)
+    assert index.tolist() == [1, 0]
+    assert found.all()
+
+
 def test_a_row_without_a_negative_is_reported_as_not_found(rng):
     _, found = objectives.sample_hard_negatives(torch.zeros(2, 3), torch.tensor([[True] * 3, [True, False, True]]), rng)
     assert found.tolist() == [False, True]

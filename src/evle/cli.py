@@ -37,6 +37,10 @@ class Verbs(TyperGroup):
             raise _end(
                 "interrupted; repeat the command with --resume to go on with a run that has a checkpoint", 130
             ) from None
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+                raise
+            raise _end("out of memory: take a smaller model, smaller pictures or a smaller batch", 2) from None
         except OSError as error:
             if os.environ.get(DEBUG) or error.errno == errno.EPIPE:
                 raise
@@ -196,7 +200,9 @@ def evaluate(
     if by is not None:
         config, name = recipe.read_run(run, overrides or [], by), f"evaluation-{Path(by).stem}"
     else:
-        is_run = (Path(run) / "config.yaml").is_file() or Path(run).is_dir()
+        is_run = Path(run).is_dir()
+        if not is_run and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
+            raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
         config, name = (recipe.read_run if is_run else recipe.read_recipe)(run, overrides or []), "evaluation"
     folder = output or Path(config.output) / name
     _show(recipe.evaluate(config, model=model, output=folder), folder)

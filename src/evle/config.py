@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 class Config(BaseModel):
     """The parent of every configuration class: immutable, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def build(cls, tree: Mapping[str, Any], where: str) -> Self:
@@ -63,7 +63,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "malformed"
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
         raise ConfigError(f"{where}{line}: not valid YAML ({reason})") from None
 
 
@@ -152,7 +152,16 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the words of YAML 1.2: PyYAML follows 1.1, where `1e-3` is a string and `no` is false."""
+    """SafeLoader with the words of YAML 1.2 (PyYAML follows 1.1, where `1e-3` is a string and `no` is false), in which
+    no key may stand twice: the first of them would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from evle.errors import CheckpointError, ConfigError, EvleError, nearest
+from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, nearest
 from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel, EVEProcessor
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.released import read_released, to_released
@@ -106,7 +106,7 @@ def _processor(tokenizer: str | Path, config: EVEConfig) -> EVEProcessor:
     try:
         read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{tokenizer}: no tokenizer that can be read ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{tokenizer}: no tokenizer that can be read ({in_one_line(error)})") from None
     if len(read) > config.vocab_size:
         raise ConfigError(f"{tokenizer} has {len(read)} tokens but the model was built for {config.vocab_size}")
     return EVEProcessor.for_size(config.image_size, read)

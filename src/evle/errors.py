@@ -36,6 +36,25 @@ class ServiceError(EvleError):
     """Another program, such as a language model's server, that gives no usable answer."""
 
 
+IN_OUR_WORDS = {
+    "Weights only load failed": "it holds more than tensors, and code in a file is never run: ask for safetensors",
+    "Couldn't instantiate the backend tokenizer": "no tokenizer.json or other tokenizer there",
+    "`ignore_mismatched_sizes`": "its weights are of another size than its config.json says",
+}
+"""Messages of libraries that speak to programmers, by a part of them; some advise what must not be done."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library's error says, for a message of ours: its first line, or our words for it.
+
+    >>> in_one_line(OSError("no such thing\\nand more"))
+    'no such thing'
+    """
+    text = str(error).strip()
+    ours = next((words for part, words in IN_OUR_WORDS.items() if part in text), None)
+    return ours or (text.splitlines()[0][:200] if text else type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown `name`: the nearest known name, else the list of what exists.
 

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from evle.config import Config
-from evle.errors import CheckpointError, ConfigError, nearest
+from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
@@ -136,7 +136,7 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
         return PROCESSORS[family].from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: holds no processor that can be read ({str(error).splitlines()[0]}); name a tokenizer with "
+            f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "
             "tokenizer.path=FOLDER"
         ) from None
 
@@ -190,7 +190,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no tokenizer ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{folder}: no tokenizer ({in_one_line(error)})") from None
 
 
 def is_released(path: str) -> bool:
@@ -213,7 +213,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             is_safe = file.suffix == ".safetensors"
             tensors |= load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{file}: damaged or cut short ({str(error).splitlines()[0]})") from None
+            raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from None
     return tensors
 
 
@@ -283,7 +283,7 @@ def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
             try:
                 tower = kind.from_pretrained(path, local_files_only=True)
             except (OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: holds no model ({str(error).splitlines()[0]})") from None
+                raise CheckpointError(f"{path}: holds no model ({in_one_line(error)})") from None
             kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}
             fields[name] = {**tower.to_dict(), **kept, **options.overrides.get(name, {})}
     return VLEConfig.from_dict(fields)

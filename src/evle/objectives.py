@@ -80,7 +80,7 @@ def sample_hard_negatives(
     `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a
     row has no negative at all, and its index is then meaningless.
     """
-    weights = torch.softmax(logits.float(), dim=1) + 1e-5
+    weights = torch.softmax(logits.float(), dim=1).nan_to_num() + 1e-5  # a loss that is not finite is told elsewhere
     weights = weights.masked_fill(excluded, 0.0)
     found = ~excluded.all(dim=1)
     weights = torch.where(found[:, None], weights, torch.ones_like(weights))

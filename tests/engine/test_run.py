@@ -38,8 +38,10 @@ def test_a_folder_with_a_run_is_not_written_over_unless_asked(tmp_path):
     run = Run.start(tmp_path / "run", CONFIG, seed=0)
     run.set_status("finished", 12)
     run.log("train", {"step": 1})
-    with pytest.raises(ConfigError, match=r"already holds a run \(finished at step 12\).*--resume.*overwrite=true"):
+    with pytest.raises(ConfigError, match=r"already holds a run \(finished at step 12\).*--resume.*--overwrite"):
         Run.start(tmp_path / "run", CONFIG, seed=0)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Run.start(tmp_path / "run", CONFIG, seed=0, overwrite=True, resume=True)
     again = Run.start(tmp_path / "run", CONFIG, seed=0, overwrite=True)
     assert not again.log_file.exists()
     assert again.status()["step"] == 0
@@ -50,6 +52,8 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
     with pytest.raises(ConfigError, match="not empty and holds no run"):
         Run.start(tmp_path, CONFIG, seed=0, overwrite=True)
     assert (tmp_path / "holiday.jpg").exists()
+    with pytest.raises(ConfigError, match=r"holiday\.jpg is a file: choose another output"):
+        Run.start(tmp_path / "holiday.jpg", CONFIG, seed=0)
 
 
 def test_a_resumed_run_keeps_its_configuration_and_data(tmp_path):

@@ -73,13 +73,17 @@ class Run:
             ConfigError: the folder holds another run, other files, or (with `resume`) a run of another configuration.
         """
         run = cls(folder)
+        if run.folder.exists() and not run.folder.is_dir():
+            raise ConfigError(f"{run.folder} is a file: choose another output")
+        if resume and overwrite:
+            raise ConfigError("to resume a run and to overwrite it exclude each other: leave one of them out")
         status = run.status()
         if resume and status:
             run._refuse_changes(config, data_hash)
         elif status and not overwrite:
             raise ConfigError(
                 f"{run.folder} already holds a run ({status.get('state')} at step {status.get('step', 0)}): "
-                "continue it with --resume, choose another output, or replace it with overwrite=true"
+                "continue it with --resume, choose another output, or replace it with --overwrite (overwrite=True)"
             )
         elif not status and run.folder.is_dir() and any(run.folder.iterdir()):
             raise ConfigError(f"{run.folder} is not empty and holds no run: choose another output")

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from evle.config import load_yaml
-from evle.errors import CheckpointError, nearest
+from evle.errors import CheckpointError, in_one_line, nearest
 from evle.models.eve import EVEProcessor
 from evle.models.vle import VLEProcessor
 from evle.tasks.task import TextOptions
@@ -45,7 +45,7 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({in_one_line(error)})") from error
     family = str(fields.get("model_type", ""))
     if family not in families:
         raise CheckpointError(
@@ -73,7 +73,7 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
         loaded: Any = wanted.from_pretrained(folder, output_loading_info=True, local_files_only=True)
         processor = PROCESSORS[family].from_pretrained(folder, local_files_only=True)
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged files, none of them ours
-        raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -103,8 +103,3 @@ def text_options(path: str | Path) -> TextOptions:
     if not file.is_file():
         return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
     return TextOptions.build(load_yaml(file).get("text") or {}, str(file))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

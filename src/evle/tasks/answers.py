@@ -50,6 +50,10 @@ def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -
     """
     counts = count_answers(samples)
     answers = frequent(counts, min_count)
+    if not counts:
+        raise ConfigError(
+            "none of the questions has an answer: check the column or the file that answers are read from"
+        )
     if not answers:
         raise ConfigError(
             f"no answer is the main one of {min_count} of {counts.total():,} questions; lower --min-count"
