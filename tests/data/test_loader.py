@@ -1,12 +1,15 @@
 """What a run sees is a function of seed, epoch and sample key: not of workers, ranks, or where it was interrupted."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evle.data.loader import Loader, epoch_order, sample_rng
+from evle.data.loader import Loader, epoch_order, sample_rng, worker_death
 from evle.data.samples import CaptionSample
 from evle.errors import DataError, SampleError
 
@@ -162,3 +165,19 @@ def test_an_error_of_ours_arrives_from_a_worker_as_it_was_raised():
 def test_an_impossible_loader_is_refused(options, words):
     with pytest.raises(DataError, match=words):
         loader(**options)
+
+
+def dies_at_c(sample, rng):
+    if sample.key == "c" and torch.utils.data.get_worker_info() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+    return sample.key
+
+
+def test_a_killed_data_worker_is_one_line_with_the_cure():
+    four = [CaptionSample(key, b"", ("x",)) for key in "abcd"]
+    loader = Loader(four, dies_at_c, list, batch_size=1, seed=0, shuffle=False, num_workers=1)
+    with pytest.raises(
+        DataError, match=r"a data worker died \(DataLoader worker .*lower num_workers or the batch size"
+    ):
+        list(loader.batches(0))
+    assert worker_death(RuntimeError("something else")) is None

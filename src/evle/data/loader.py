@@ -147,13 +147,8 @@ class Loader:
         try:
             yield from self._workers
         except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
             self._workers = None
-            raise DataError(
-                f"a data worker died ({' '.join(str(error).split())}), most often for lack of memory; lower "
-                "num_workers or the batch size"
-            ) from error
+            raise worker_death(error) or error from None
 
 
 class _Plan(Sampler):
@@ -222,6 +217,19 @@ class _BatchMaker(Dataset):
             if features is not None:
                 return features
         raise _unreadable(len(dict(skipped)), skipped[0][1])
+
+
+def worker_death(error: BaseException) -> DataError | None:
+    """What it means that torch misses a data worker; None for any other error.
+
+    torch tells it by a signal's handler, so it may arise wherever the main process is just then.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return DataError(
+        f"a data worker died ({' '.join(str(error).split()).rstrip('.')}), most often for lack of memory; lower "
+        "num_workers or the batch size"
+    )
 
 
 def _unreadable(count: int, first: str) -> DataError:

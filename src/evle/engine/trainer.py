@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from evle.config import Config
-from evle.data.loader import Loader
+from evle.data.loader import Loader, worker_death
 from evle.distributed import gather_objects, is_main, rank, world_size
 from evle.engine import checkpoint
 from evle.engine.checkpoint import Average, Position
@@ -462,16 +462,22 @@ def _report_failures(run: Run) -> Iterator[SimpleNamespace]:
     except (Interrupted, KeyboardInterrupt) as error:
         run.set_status("interrupted", reported.at.step, str(error) or "stopped at once")
         raise
-    except torch.OutOfMemoryError:
-        problem = ConfigError(
+    except BaseException as error:
+        problem = _in_our_words(error)
+        run.set_status("failed", reported.at.step, str(problem) if problem else f"{type(error).__name__}: {error}")
+        if problem is None:
+            raise
+        raise problem from None
+
+
+def _in_our_words(error: BaseException) -> EvleError | None:
+    """What the user can do about an error of torch; None where it is not theirs."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ConfigError(
             "out of memory: raise train.accumulation (each micro-batch gets smaller, the total batch stays), or "
             "set train.gradient_checkpointing=true"
         )
-        run.set_status("failed", reported.at.step, str(problem))
-        raise problem from None
-    except BaseException as error:
-        run.set_status("failed", reported.at.step, f"{type(error).__name__}: {error}")
-        raise
+    return worker_death(error)
 
 
 def _groups(

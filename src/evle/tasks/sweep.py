@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evle import distributed
-from evle.data.loader import Loader
+from evle.data.loader import Loader, worker_death
 from evle.precision import resolve_precision
 from evle.tasks.task import Batch, EvaluationSettings, Features, Task
 
@@ -63,6 +63,8 @@ def sweep(
             for keys, batch in loader.batches(epoch=0):
                 batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                 found += zip(keys, predict(keys, batch), strict=True)
+    except RuntimeError as error:
+        raise worker_death(error) or error from None
     finally:
         model.train(was_training)
     gathered = dict(distributed.gather_objects(found))
