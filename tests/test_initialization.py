@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, DebertaV2Config, Deb
 
 from evle.errors import CheckpointError, ConfigError
 from evle.initialization import ModelOptions, build_model, read_tokenizer, starting_config
-from evle.models.eve import EVEForRetrieval
+from evle.models.eve import EVEConfig, EVEForRetrieval
 from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVCRQ2A, VLEForVQA, VLEModel
 from evle.recipe import prepare
 from evle.transforms.text import train_tokenizer
@@ -32,6 +32,14 @@ def test_the_image_side_of_a_preset_starts_from_a_vision_transformer(tmp_path):
     cls_token = loaded.model.get_parameter("eve.image_embedding.cls_token")
     assert torch.equal(cls_token, vit.embeddings.cls_token.flatten())
     assert "2 blocks started from the vision checkpoint" in loaded.lines()[0]
+
+
+def test_another_image_size_resizes_the_positions_and_says_from_which(tmp_path):
+    EVEForRetrieval(EVEConfig.from_preset("eve-tiny", **TINY)).save_pretrained(tmp_path)
+    options = ModelOptions(init=str(tmp_path), overrides={"image_size": 48})
+    loaded = build_model(EVEForRetrieval, options, starting_config(options), {})
+    assert loaded.model.get_parameter("eve.image_embedding.position").shape == (1 + 9, 32)
+    assert loaded.resized == ["eve.image_embedding.position from 32 to 48 pixels"]
 
 
 def test_two_sources_of_weights_are_refused():

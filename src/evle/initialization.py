@@ -170,7 +170,7 @@ def build_model(
     folder = model_folder(options.init)
     tensors = read_tensors(folder)
     loaded = Loaded(model, origin=str(options.init))
-    _fit_tensors(loaded, tensors, start, folder)
+    _fit_tensors(loaded, tensors, read_config(options.init), folder)
     return loaded
 
 
