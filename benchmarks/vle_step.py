@@ -1,4 +1,5 @@
-"""VLE against a straightforward port: stock DeBERTa and CLIP, eager attention, a pass of its own for every objective.
+"""VLE against a straightforward port: stock DeBERTa and CLIP, eager attention, every state of the fusion's last block,
+a pass of its own for every objective.
 
 Three comparisons on one shape: answering (VQA inference), a fine-tuning step (VQA), and a pre-training step with all
 four objectives, of which ours runs each part of the model once (see `VLEForPreTraining`).
@@ -98,12 +99,15 @@ def compare(part: str, config: VLEConfig, inputs: dict[str, Tensor], options: ar
     labels = torch.zeros(len(inputs["input_ids"]), config.num_labels, device=device)
     if part == "fine-tuning":
         ways = {
-            name: step(each, lambda each=each: each(**pair, labels=labels).loss, options.dtype)
-            for name, each in (("ours", model), ("port", port))
+            "ours": step(model, lambda: model(**pair, labels=labels).loss, options.dtype),
+            "port": step(port, lambda: port(**pair, labels=labels, output_hidden_states=True).loss, options.dtype),
         }
         return measure(ways, options.rounds, options.peak_size)
     with torch.no_grad(), autocast(options.dtype):
-        ways = {"ours": lambda: model(**pair).logits, "port": lambda: port(**pair).logits}
+        ways = {
+            "ours": lambda: model(**pair).logits,
+            "port": lambda: port(**pair, output_hidden_states=True).logits,
+        }
         return measure(ways, options.rounds, options.peak_size)
 
 

@@ -20,8 +20,10 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def test_vcr_ways_agree_and_encoding_the_image_once_is_the_least_work(load, tmp_path, capsys):
-    report = load("vle_vcr").main([*SMALL, "--json", str(tmp_path / "vcr.json")])
+@pytest.mark.parametrize("an_image", ["1", "2"])
+def test_vcr_ways_agree_and_encoding_the_image_once_is_the_least_work(an_image, load, tmp_path, capsys):
+    arguments = [*SMALL, "--questions-an-image", an_image, "--json", str(tmp_path / "vcr.json")]
+    report = load("vle_vcr").main(arguments)
     printed = capsys.readouterr().out
     assert report["largest difference of a score"] < 1e-4
     ways = report["compared"]["VCR, one call"]

@@ -75,6 +75,22 @@ def test_the_image_is_encoded_once(monkeypatch):
     assert seen == [2]
 
 
+def test_questions_about_one_image_share_it():
+    """Images of questions 0, 1 and 2 are 1, 0 and 1: as if each question brought its own."""
+    model = build(VLEForVCRQ2A)
+    inputs, rows = vcr_batch(3), torch.tensor([1, 0, 1])
+    images = inputs.pop("pixel_values")[:2]
+    labels = torch.tensor([2, 0, 3])
+    losses = [
+        model(images, **inputs, labels=labels, image_rows=rows).loss,
+        model(images[rows], **inputs, labels=labels).loss,
+    ]
+    assert torch.allclose(*losses, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        given, expected = (torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in losses)
+        assert torch.allclose(given, expected, rtol=1e-3, atol=1e-5), name
+
+
 def test_an_object_that_covers_no_patch_has_no_box_token():
     """Cropped away: as if its slot were padding, but for its text, which keeps the object's type."""
     inputs = vcr_batch()

@@ -113,6 +113,19 @@ def test_padding_of_a_batch_does_not_change_a_samples_logits(tmp_path):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
+def test_questions_about_one_picture_share_it(tmp_path):
+    ready = prepare(micro_run(tmp_path, "vcr-q2a", family="vle"), samples={"train": [wide(), *vcr_samples()]})
+    task, model = ready.task, ready.loaded.model.eval()
+    other = replace(wide(), key="other", question=("who", "is", "it", "?"))
+    rows = [features(task, sample) for sample in (vcr_samples()[0], wide(), other)]
+    batch = task.collate(rows)
+    assert batch["image_rows"].tolist() == [0, 1, 1]
+    assert len(batch["pixel_values"]) == 2
+    with torch.no_grad():
+        alone = torch.cat([model(**task.collate([row])).logits for row in rows])
+        assert torch.allclose(model(**batch).logits, alone, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")

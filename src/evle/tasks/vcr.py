@@ -120,6 +120,14 @@ class VCRTask(Task):
             """The lists of all candidates of all samples, (B, C, length)."""
             return torch.stack([pad_rows(each[name], value, length) for each in features])
 
+        # Questions about one picture follow each other: without augmentation it is there, and encoded, once for them.
+        pictures: list[Tensor] = []
+        image_rows: list[int] = []
+        for each in features:
+            if not pictures or not torch.equal(each["image"], pictures[-1]):
+                pictures.append(each["image"])
+            image_rows.append(len(pictures) - 1)
+
         num_tokens = max(len(tokens) for each in features for tokens in each["tokens"])
         num_boxes = max(1, *(len(types) for each in features for types in each["box_types"]))
         patches = torch.zeros(
@@ -131,7 +139,8 @@ class VCRTask(Task):
         input_ids = grid("tokens", self.processor.tokenizer.pad_token_id, num_tokens)
         lengths = torch.tensor([[len(tokens) for tokens in each["tokens"]] for each in features])
         batch = {
-            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            "pixel_values": self.collate_pictures(pictures),
+            "image_rows": torch.tensor(image_rows),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(num_tokens) < lengths[..., None]).long(),
             "token_type_ids": grid("types", 0, num_tokens),
