@@ -204,3 +204,9 @@ def test_galleries_pass_into_another_report(tmp_path):
 def test_a_report_without_galleries_leaves_none_to_read(tmp_path):
     Report("One").write(tmp_path)
     assert read_galleries(tmp_path) == []
+
+
+def test_steps_are_whole_numbers_on_the_axis():
+    page = Report("x", curves=[Curve("Loss", "step", "loss", {"train": [(1, 8.0), (2, 4.0)]})]).html()
+    assert ">1</text>" in page
+    assert ">1.2</text>" not in page

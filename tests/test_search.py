@@ -268,10 +268,18 @@ def test_what_is_no_index_or_has_no_pictures_is_refused(index, photos, embed, tm
         ImageIndex.load(tmp_path)
     with pytest.raises(DataError, match="exists and is no index"):
         ImageIndex.build(embed, photos, photos, progress=False)
+    draw(tmp_path / "elsewhere" / "1.png", 1)
     with pytest.raises(DataError, match="is an index of"):
-        ImageIndex.build(embed, photos / "sub", index.path, progress=False)
+        ImageIndex.build(embed, tmp_path / "elsewhere", index.path, progress=False)
     with pytest.raises(ConfigError, match="did you mean 'float16'"):
         ImageIndex.build(embed, photos, tmp_path / "new", dtype="floet16", progress=False)
+
+
+def test_a_folder_inside_of_the_indexed_one_is_added_to_the_rest(index, photos, embed):
+    draw(photos / "sub" / "new.png", 3)
+    draw(photos / "left.png", 4)
+    again = ImageIndex.build(embed, photos / "sub", index.path, progress=False)
+    assert (again.change.num_added, again.change.num_kept, again.change.vanished) == (1, 10, [])
 
 
 def test_only_unreadable_pictures_is_an_error_and_an_empty_index_says_so(embed, tmp_path):

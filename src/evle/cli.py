@@ -46,7 +46,9 @@ class Verbs(TyperGroup):
                 raise
             if error.errno == errno.ENOSPC:
                 where = f" ({error.filename})" if error.filename else ""
-                raise _end(f"the disk is full{where}: make room, and repeat the command with --resume", 2) from None
+                raise _end(
+                    f"the disk is full{where}: make room, and repeat the command (a training with --resume)", 2
+                ) from None
             raise _end(f"{error.strerror}: {error.filename}" if error.filename else str(error), 2) from None
 
 

@@ -33,6 +33,7 @@ def svg(curve: Curve, prefix: str) -> str:
     """The axes and lines as inline SVG in the page's own colours; the legend and title are the page's."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Colours that nobody draws with stand for the page's variables and are replaced in the finished drawing.
     stand_ins = {"#fe0101": "var(--text)", "#fe0102": "var(--muted)", "#fe0103": "var(--border)"}
@@ -70,6 +71,8 @@ def svg(curve: Curve, prefix: str) -> str:
                 marker="o" if len(points) <= 30 else None,
                 markersize=3.5,
             )
+        if all(float(x).is_integer() for points in curve.series.values() for x, _ in points):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no step 1.2
         axes.set_xlabel(curve.x_label)
         axes.set_ylabel(curve.y_label)
         buffer = io.StringIO()

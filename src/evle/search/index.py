@@ -117,10 +117,10 @@ class ImageIndex:
     ) -> Self:
         """Index a folder of pictures (or those a table names) into the folder `output`.
 
-        Where `output` already is an index of this root by this model, the build goes on: what is there is kept, so an
-        interrupted build resumes by the same call. Unreadable pictures are named in `change.skipped`. Raises DataError
-        for a folder without pictures or an `output` that is something else, CheckpointError for an index of another
-        model.
+        Where `output` already is an index of this folder, or of one above it, by this model, the build goes on: what is
+        there is kept, so an interrupted build resumes by the same call. Unreadable pictures are named in
+        `change.skipped`. Raises DataError for a folder without pictures or an `output` that is something else,
+        CheckpointError for an index of another model.
         """
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is no form of embeddings; {nearest(dtype, DTYPES)}")
@@ -128,7 +128,7 @@ class ImageIndex:
         embed = model if isinstance(model, EmbedPipeline) else EmbedPipeline(model)
         if (output / "index.json").is_file():
             index = cls.load(output, model=embed)
-            if index.root.resolve() != root.resolve():
+            if not root.resolve().is_relative_to(index.root.resolve()):
                 raise DataError(f"{output} is an index of {index.root}, not of {root}; give another output")
         else:
             if output.exists() and (not output.is_dir() or any(output.iterdir())):
