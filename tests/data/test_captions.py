@@ -225,3 +225,16 @@ def test_two_files_of_karpathy_in_one_folder_must_be_told_apart(folder, coco):
     ):
         karpathy(coco)
     assert len(karpathy(coco / "dataset_flickr30k.json")) == 16
+
+
+def test_an_archive_that_was_not_unpacked_is_named(coco):
+    (coco / "val2014").rename(coco.parent / "elsewhere")
+    (coco / "val2014.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"val2014: no such folder \(still packed: val2014\.zip\); put the pictures"):
+        karpathy(coco)
+    (coco / "dataset_coco.json").unlink()
+    (coco / "caption_datasets.zip").write_bytes(b"PK")
+    with pytest.raises(
+        DataError, match=r"no dataset_coco\.json .* there \(still packed: caption_datasets\.zip, val2014"
+    ):
+        karpathy(coco)

@@ -14,6 +14,7 @@ from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
 """So many pictures are looked for before a data set counts as one without pictures."""
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z", ".gz")
 
 
 def require_task(source: str, task: str, holds: str = "captions") -> None:
@@ -60,7 +61,7 @@ def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
         sought = " or ".join(dict.fromkeys(name.rpartition("/")[2] for name in names))
         folders = ", ".join(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
         where = f"there, nor in {folders}" if folders else "there"
-        raise DataError(f"{base}: no {sought} {where}; put {what} into it, or name the file as path")
+        raise DataError(f"{base}: no {sought} {where}{_packed(base)}; put {what} into it, or name the file as path")
     if len(found) > 1:
         raise DataError(f"{base}: both {' and '.join(file.name for file in found)} are there; name one as path")
     return found[0]
@@ -69,7 +70,15 @@ def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
 def require_folder(folder: Path, what: str) -> None:
     """Raise DataError unless the folder of `what` is there."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; put {what} there, or set images=FOLDER to where they lie")
+        raise DataError(
+            f"{folder}: no such folder{_packed(folder.parent)}; put {what} there, or set images=FOLDER to where they lie"
+        )
+
+
+def _packed(folder: Path) -> str:
+    """Words for the archives that lie in a folder, which their owner has most likely forgotten to unpack."""
+    names = sorted(file.name for file in folder.glob("*") if file.name.endswith(ARCHIVES)) if folder.is_dir() else []
+    return f" (still packed: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
 def probe_pictures(samples: Sequence[Any], file: Path) -> None:

@@ -62,7 +62,7 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
         key for key, each in parameters.items() if each.default is inspect.Parameter.empty and key not in options
     ]
     if missing:
-        raise ConfigError(f"data source {name!r} needs {', '.join(missing)}")
+        raise ConfigError(f"data source {name!r} needs {', '.join(f'{key}=...' for key in missing)}")
     return SOURCES[name](**options)
 
 
