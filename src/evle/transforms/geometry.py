@@ -123,9 +123,11 @@ def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
 
 def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the corners (N, 4) of boxes, and the middles of their edges, go in a bent output: (N, 8) each."""
-    goals = np.stack([np.concatenate([each, (each + np.roll(each, -1, axis=1)) / 2], axis=1) for each in (xs, ys)], -1)
+    corners = np.stack(
+        [np.concatenate([each, (each + np.roll(each, -1, axis=1)) / 2], axis=1) for each in (xs, ys)], -1
+    )
     half = (size - 1) / 2
-    goals = torch.from_numpy(goals.astype(np.float32)) / half - 1  # (N, 8, 2), -1 to 1
+    goals = torch.from_numpy(corners.astype(np.float32)) / half - 1  # (N, 8, 2), -1 to 1
     shifts = bend_shifts(bend, size)[None]
     points = goals
     for _ in range(8):  # a place shows what lies at place + shift: the place of a goal is a fixed point
