@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evle.models import even_rows
 from evle.models.eve import EVEConfig
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -27,7 +28,8 @@ def bench(cost):
 
 
 @pytest.mark.parametrize("variant", ["mlm+mim", "all four"])
-def test_a_step_in_bfloat16_counts_the_operations_of_one_in_float32(cost, bench, variant):
+def test_a_step_in_bfloat16_counts_the_operations_of_one_in_float32(cost, bench, variant, monkeypatch):
+    monkeypatch.setattr(even_rows, "even_rows", lambda num_rows: num_rows)  # rows of zeros weigh at these sizes
     inputs = cost.make_batch(bench.model.config, 2, 6, bench.device)
     half = cost.Bench(bench.model.config, torch.bfloat16, bench.device)
     with bench.objectives(variant), half.objectives(variant):
