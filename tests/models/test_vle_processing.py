@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from evle.errors import CheckpointError
 from evle.models.vle import VLEForVQA, VLEProcessor
@@ -271,3 +271,14 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     train(tmp_path, model_type="bpe")
     with pytest.raises(CheckpointError, match="of type 2; DeBERTa's are unigram"):
         read_sentencepiece(tmp_path / "spm.model")
+
+
+def test_saved_files_are_those_that_transformers_4_reads(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    pictures = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert pictures["image_processor_type"] == "CLIPImageProcessor"
+    assert pictures["crop_size"] == {"height": 16, "width": 16}
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = VLEProcessor.from_pretrained(tmp_path)
+    assert again.tokenizer("the red ball").input_ids == processor.tokenizer("the red ball").input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path)("red").input_ids == processor.tokenizer("red").input_ids

@@ -1,5 +1,6 @@
 """VLE's processor: pictures and text in, the model's tensors out."""
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,3 +62,18 @@ class VLEProcessor(PairProcessor):
         else:
             return super().from_pretrained(path, **options)
         return cls(CLIPImageProcessor.from_pretrained(path, **options), tokenizer)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
+        """Write the processor's files as transformers 5 does, in a form that transformers 4 reads, too.
+
+        Version 4 looks for the picture's side in a file of its own, and does not know what version 5 calls the class
+        of a tokenizer.
+        """
+        written = super().save_pretrained(save_directory, push_to_hub, **options)
+        self.image_processor.save_pretrained(save_directory)
+        settings = Path(save_directory) / "tokenizer_config.json"
+        facts = read_json(settings)
+        if facts.get("tokenizer_class") == "TokenizersBackend":
+            facts["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return written
