@@ -70,9 +70,8 @@ def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
 def require_folder(folder: Path, what: str) -> None:
     """Raise DataError unless the folder of `what` is there."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder{_packed(folder.parent)}; put {what} there, or set images=FOLDER to where they lie"
-        )
+        missing = f"{folder}: no such folder{_packed(folder.parent)}"
+        raise DataError(f"{missing}; put {what} there, or set images=FOLDER to where they lie")
 
 
 def _packed(folder: Path) -> str:
