@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evle.errors import CheckpointError, ConfigError
+from evle.errors import CheckpointError, ConfigError, in_one_line
 from evle.models.eve.configuration import EVEConfig
 
 # Released prefix -> ours, no prefix beginning another; `{n}` stands for the layer's number.
@@ -135,8 +135,7 @@ def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint of tensors ({in_one_line(error)})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
