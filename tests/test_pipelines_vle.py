@@ -116,6 +116,25 @@ def test_matching_is_the_same_by_either_head(folders):
     assert by_objects(RED, ["a photo", "dogs"]) == by_folder(RED, ["a photo", "dogs"])
 
 
+def test_what_pairs_share_is_encoded_once_and_scored_as_pair_by_pair(folders):
+    match = MatchPipeline(folders["itm"], batch_size=3)
+    encoded = []
+    for tower in (match.model.vle.vision_model, match.model.vle.text_model):
+        tower.register_forward_hook(lambda tower, given, output: encoded.append(len(given[0])))
+
+    def alone(image, text):
+        return match(image, text)[0]["score"]
+
+    many, texts = [RED, BLUE, picture()], ["a photo", "dogs", "a photo of dogs"]
+    scores = [each["score"] for each in match(many, "dogs")]
+    assert encoded == [3, 1]
+    assert scores == pytest.approx([alone(image, "dogs") for image in many], abs=1e-5)
+    encoded.clear()
+    scores = [each["score"] for each in match(RED, texts)]
+    assert encoded == [1, 3]
+    assert scores == pytest.approx([alone(RED, text) for text in texts], abs=1e-5)
+
+
 def test_pictures_are_indexed_and_found_with_vle_too(folders, tmp_path):
     for name, image in (("red", RED), ("blue", BLUE), ("three", picture())):
         (tmp_path / "photos").mkdir(exist_ok=True)

@@ -103,6 +103,15 @@ def test_matching_logits_have_a_column_for_no_and_one_for_yes():
     assert model.itm_logits(**inputs).shape == (3, 2)
 
 
+@torch.no_grad()
+def test_pairs_may_be_named_by_the_rows_of_their_images_and_texts():
+    model, inputs = build(EVEForRetrieval), batch()
+    images, texts = torch.tensor([2, 0, 0, 1]), torch.tensor([0, 0, 2, 1])
+    given = model.itm_logits(**inputs, image_rows=images, text_rows=texts)
+    ids, mask = inputs["input_ids"][texts], inputs["attention_mask"][texts]
+    assert torch.equal(given, model.itm_logits(inputs["pixel_values"][images], ids, mask))
+
+
 def test_vqa_answers_from_its_labels_and_adds_the_balance_loss_only_on_request():
     inputs = {**batch(), "labels": torch.rand(3, 5)}
     output = build(EVEForVQA, num_labels=5)(**inputs)

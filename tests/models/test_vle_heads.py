@@ -209,6 +209,24 @@ def test_retrieval_ranks_by_the_towers_alone_and_matches_by_the_fusion():
     assert output.itm_labels.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("model_class", [VLEForRetrieval, VLEForITM])
+@torch.no_grad()
+def test_pairs_that_share_images_and_texts_are_matched_as_one_by_one(model_class):
+    model, inputs = build(model_class), batch()
+    encoded = []
+    for tower in (model.vle.vision_model, model.vle.text_model):
+        tower.register_forward_hook(lambda tower, given, output: encoded.append(len(given[0])))
+    images, texts = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([0, 0, 2, 1, 1])
+    together = model.itm_logits(**inputs, image_rows=images, text_rows=texts)
+    assert encoded == [3, 3]
+    for row, (image, text) in enumerate(zip(images, texts, strict=True)):
+        pair = (inputs["pixel_values"][image], inputs["input_ids"][text], inputs["attention_mask"][text])
+        alone = model.itm_score(model.vle(*(tensor[None] for tensor in pair)).pooler_output)
+        assert relative_difference(together[row], alone) < 1e-4
+    with pytest.raises(DataError, match="3 images and 2 texts do not make pairs"):
+        model.itm_logits(inputs["pixel_values"], inputs["input_ids"][:2])
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_retrieval_features_do_not_depend_on_padding(pooling):
     model = build(VLEForRetrieval, pooling=pooling)

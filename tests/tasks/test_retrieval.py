@@ -20,6 +20,7 @@ class Oracle(nn.Module):
     def __init__(self, truth: dict[tuple[int, ...], int]):
         super().__init__()
         self.truth = truth
+        self.images = 0
         self.pairs = 0
         self.most_rows = 0
 
@@ -29,12 +30,13 @@ class Oracle(nn.Module):
     def get_text_features(self, input_ids, attention_mask):
         return torch.ones(len(input_ids), 4) / 2
 
-    def itm_logits(self, pixel_values, input_ids, attention_mask):
-        self.pairs += len(input_ids)
-        self.most_rows = max(self.most_rows, len(input_ids))
+    def itm_logits(self, pixel_values, input_ids, attention_mask, image_rows, text_rows):
+        self.images += len(pixel_values)
+        self.pairs += len(image_rows)
+        self.most_rows = max(self.most_rows, len(image_rows))
         texts = [tuple(row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask)]
-        right = torch.tensor([self.truth[text] for text in texts])
-        colours = (pixel_values.mean(dim=(2, 3)) * 100).round().long()
+        right = torch.tensor([self.truth[text] for text in texts])[text_rows]
+        colours = (pixel_values[image_rows].mean(dim=(2, 3)) * 100).round().long()
         codes = torch.tensor([int(code) for code in (colours * torch.tensor([1, 1000, 1000000])).sum(dim=1)])
         return torch.stack([torch.zeros(len(codes)), -(codes - right).abs().float()], dim=1)
 
@@ -69,6 +71,7 @@ def test_reranking_orders_the_candidates_by_the_match_logit(task):
     assert found.scores["itc/TR@1"] == 0  # equal scores count against the model
     assert found.chance["TR@1"] == pytest.approx(100 / 8)
     assert model.pairs == 64  # 8 images x 8 texts, each pair once though both directions ask for it
+    assert model.images == 8  # in one batch, each handed over once
     assert found.predictions[0]["texts"][0] == samples[0].captions[0]
 
 

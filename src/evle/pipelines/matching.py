@@ -61,15 +61,24 @@ class MatchPipeline(Pipeline):
                     pixels.append(picture)
             if rows:
                 with self.evaluating():
-                    logits = self._logits(self.pixel_values(pixels), self.tokens([listed[row] for row in rows]))
+                    logits = self._logits(pixels[:1] if is_one_picture else pixels, [listed[row] for row in rows])
                 margins[rows] = logits[:, 1] - logits[:, 0]
         return margins, failures
 
-    def _logits(self, pixel_values: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-        """(B, 2) float32 on the CPU, column 1 = match."""
-        if isinstance(self.model, VLEForITM):
-            return self.model(pixel_values, **tokens).logits.float().cpu()
-        return self.model.itm_logits(pixel_values, **tokens).float().cpu()
+    def _logits(self, pixels: list[Tensor], texts: list[str]) -> Tensor:
+        """(B, 2) float32 on the CPU, column 1 = match, of B texts and as many pictures, or one for all of them.
+
+        One picture, and one text of several pairs, as in a search, are handed over once.
+        """
+        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        device = self.model.device
+        logits = self.model.itm_logits(
+            self.pixel_values(pixels),
+            **self.tokens(list(place_of)),
+            image_rows=torch.arange(len(texts), device=device) % len(pixels),
+            text_rows=torch.tensor([place_of[text] for text in texts], device=device),
+        )
+        return logits.float().cpu()
 
 
 class ComparePipeline(Pipeline):

@@ -208,10 +208,17 @@ class RetrievalTask(Task):
             logits: list[Tensor] = []
             for begin in range(0, len(texts), settings.batch_size):
                 part = slice(begin, begin + settings.batch_size)
-                text = self.collate_tokens([tokens[index] for index in texts[part]])
-                pixel_values = batch["pixel_values"][torch.from_numpy(rows[part])]
-                text = {name: tensor.to(pixel_values.device) for name, tensor in text.items()}
-                logits.append(model.itm_logits(pixel_values=pixel_values, **text)[:, 1].float().cpu())
+                # What the pairs of a part share is named once, for families that can encode it once.
+                images, image_rows = np.unique(rows[part], return_inverse=True)
+                distinct, text_rows = np.unique(texts[part], return_inverse=True)
+                inputs = {
+                    **self.collate_tokens([tokens[index] for index in distinct]),
+                    "image_rows": torch.from_numpy(image_rows),
+                    "text_rows": torch.from_numpy(text_rows),
+                }
+                inputs = {name: tensor.to(batch["pixel_values"].device) for name, tensor in inputs.items()}
+                inputs["pixel_values"] = batch["pixel_values"][torch.from_numpy(images)]
+                logits.append(model.itm_logits(**inputs)[:, 1].float().cpu())
             return np.split(torch.cat(logits).numpy(), np.cumsum([len(each) for each in paired])[:-1])
 
         swept = sweep(model, corpus.samples, self._image_features, self._collate_images, match_logits, settings)

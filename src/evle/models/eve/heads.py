@@ -128,8 +128,24 @@ class EVEForRetrieval(EVEPreTrainedModel):
         output = self.eve(input_ids=input_ids, attention_mask=attention_mask, final_norm=self._norms_features())
         return self.matching.embed_text(output.text_hidden, attention_mask)
 
-    def itm_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Image-text pairs, row by row -> logits (B, 2), column 1 = match."""
+    def itm_logits(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Image-text pairs -> logits (B, 2), column 1 = match.
+
+        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
+        one; by default images and texts pair row by row.
+        """
+        if image_rows is not None:
+            pixel_values = pixel_values[image_rows]
+        if text_rows is not None:
+            input_ids = input_ids[text_rows]
+            attention_mask = None if attention_mask is None else attention_mask[text_rows]
         return self.matching.match(self.eve(pixel_values, input_ids, attention_mask).text_hidden)
 
     def forward(

@@ -13,7 +13,14 @@ from evle.errors import DataError
 from evle.models.contrast import contrast, default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
-from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, pair_negatives
+from evle.models.vle.matching import (
+    FusionBatch,
+    VLEMatchScore,
+    contrast_head,
+    match_logits,
+    pair_logits,
+    pair_negatives,
+)
 from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEOutput, VLEPreTrainedModel
 
 
@@ -100,6 +107,22 @@ class VLEForITM(VLEPreTrainedModel):
             output.losses = {"itm": objectives.itm(output.logits, labels)}
             output.loss = total_loss(output.losses)
         return output
+
+    def itm_logits(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Image-text pairs -> logits (B, 2), column 1 = match.
+
+        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
+        one, which is then encoded once; by default images and texts pair row by row.
+        """
+        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
+        return pair_logits(self.vle, self.itm_score, *pairs)
 
 
 class VLEForMLM(VLEPreTrainedModel):
@@ -189,9 +212,21 @@ class VLEForRetrieval(VLEPreTrainedModel):
         """Texts (B, T) -> unit vectors (B, projection)."""
         return self.contrast.embed_text(self.vle.encode_text(input_ids, attention_mask), attention_mask)
 
-    def itm_logits(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Image-text pairs, row by row -> logits (B, 2), column 1 = match."""
-        return self.itm_score(self.vle(pixel_values, input_ids, attention_mask, reads=Reads(pooled=True)).pooler_output)
+    def itm_logits(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Image-text pairs -> logits (B, 2), column 1 = match.
+
+        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
+        one, which is then encoded once; by default images and texts pair row by row.
+        """
+        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
+        return pair_logits(self.vle, self.itm_score, *pairs)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evle.distributed import all_gather, world_size
+from evle.errors import DataError
 from evle.models.contrast import ContrastHead, draw_negatives, gather_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import Fused, Reads, Stream, key_mask
@@ -120,6 +121,32 @@ def pair_negatives(
         Reads(pooled=True),
     )
     return found
+
+
+def pair_logits(
+    vle: VLEModel,
+    score: VLEMatchScore,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    image_rows: Tensor | None,
+    text_rows: Tensor | None,
+) -> Tensor:
+    """Match logits (B, 2) of the pairs that `image_rows` and `text_rows` (B,) make of images and texts; without them
+    the first belongs to the first, and so on. Each image and text is encoded once; the fusion runs once a pair.
+
+    Raises DataError for rows of different number.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    batch = FusionBatch(vle)
+    images = batch.add_images(vle.encode_image(pixel_values))
+    texts = batch.add_texts(vle.encode_text(input_ids, mask), mask)
+    images = images if image_rows is None else images[image_rows]
+    texts = texts if text_rows is None else texts[text_rows]
+    if len(images) != len(texts):
+        raise DataError(f"{len(images)} images and {len(texts)} texts do not make pairs; give as many of both")
+    batch.pair("pairs", images, texts, Reads(pooled=True))
+    return score(batch.run()["pairs"].pooler_output)
 
 
 def match_logits(score: VLEMatchScore, fused: dict[str, Fused], found: Tensor) -> tuple[Tensor, Tensor]:
