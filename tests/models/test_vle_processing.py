@@ -1,6 +1,7 @@
 """VLE's processor: pictures in CLIP's way, text as SentencePiece splits it, released directories as they are."""
 
 import json
+import pickle
 import random
 import unicodedata
 
@@ -282,3 +283,24 @@ def test_saved_files_are_those_that_transformers_4_reads(processor, tmp_path):
     again = VLEProcessor.from_pretrained(tmp_path)
     assert again.tokenizer("the red ball").input_ids == processor.tokenizer("the red ball").input_ids
     assert AutoTokenizer.from_pretrained(tmp_path)("red").input_ids == processor.tokenizer("red").input_ids
+
+
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_the_sentencepiece_model_is_saved_beside_what_was_made_of_it(folder, processor, lower_case, tmp_path):
+    tokenizer = read_sentencepiece(folder / "spm.model", {"do_lower_case": lower_case})
+    tokenizer.add_tokens(["[OBJ]"], special_tokens=True)
+    VLEProcessor(processor.image_processor, pickle.loads(pickle.dumps(tokenizer))).save_pretrained(tmp_path)
+    assert (tmp_path / "spm.model").read_bytes() == (folder / "spm.model").read_bytes()
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["do_lower_case"] == lower_case
+    size = tokenizer.mask_token_id  # what transformers 4 gives the first token without a piece
+    assert json.loads((tmp_path / "added_tokens.json").read_text()) == {"[MASK]": size, "[OBJ]": size + 1}
+    text = "THE red… ｂａｌｌ [MASK] [OBJ]"
+    for loaded in (VLEProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert loaded.tokenizer(text).input_ids == tokenizer(text).input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
+
+
+def test_without_a_sentencepiece_model_none_is_written(processor, tmp_path):
+    plain = PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer)
+    VLEProcessor(processor.image_processor, plain).save_pretrained(tmp_path)
+    assert not (tmp_path / "spm.model").exists()

@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrained
 from transformers.utils import cached_file
 
 from evle.models.processing import PairProcessor
-from evle.models.vle.tokenization import read_json, read_sentencepiece
+from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 
@@ -67,13 +67,15 @@ class VLEProcessor(PairProcessor):
         """Write the processor's files as transformers 5 does, in a form that transformers 4 reads, too.
 
         Version 4 looks for the picture's side in a file of its own, and does not know what version 5 calls the class
-        of a tokenizer.
+        of a tokenizer. A tokenizer made from `spm.model` has it written again, which the released code reads.
         """
         written = super().save_pretrained(save_directory, push_to_hub, **options)
         self.image_processor.save_pretrained(save_directory)
         settings = Path(save_directory) / "tokenizer_config.json"
         facts = read_json(settings)
-        if facts.get("tokenizer_class") == "TokenizersBackend":
+        if isinstance(self.tokenizer, SentencePieceTokenizer):
+            facts |= {"tokenizer_class": "PreTrainedTokenizerFast", **self.tokenizer.save_pieces(save_directory)}
+        elif facts.get("tokenizer_class") == "TokenizersBackend":
             facts["tokenizer_class"] = "PreTrainedTokenizerFast"
-            settings.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        settings.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return written

@@ -100,9 +100,25 @@ class SentencePieceModel:
         return tokenizer
 
 
+class SentencePieceTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer that keeps the SentencePiece model it was made of, for those who read nothing else."""
+
+    pieces: bytes
+    lower_case: bool
+
+    def save_pieces(self, folder: str | Path) -> dict[str, Any]:
+        """Write `spm.model` and, for tokens it has no piece for, `added_tokens.json`. Returns the settings that
+        `read_sentencepiece` and DeBERTa's tokenizer of transformers 4 need with them."""
+        (Path(folder) / "spm.model").write_bytes(self.pieces)
+        vocabulary = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+        added = {token: number for token, number in self.get_added_vocab().items() if token not in vocabulary}
+        (Path(folder) / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
+        return {"do_lower_case": self.lower_case, "split_by_punct": False}
+
+
 def read_sentencepiece(
     path: str | Path, settings: dict[str, Any] | None = None, added: dict[str, int] | None = None
-) -> PreTrainedTokenizerFast:
+) -> SentencePieceTokenizer:
     """DeBERTa's tokenizer, `[CLS] text [SEP]` or `[CLS] text [SEP] text [SEP]`, from a SentencePiece model.
 
     `settings` are those of a `tokenizer_config.json` beside it (special tokens, `do_lower_case`), `added` the tokens of
@@ -115,8 +131,9 @@ def read_sentencepiece(
     if settings.get("split_by_punct"):
         raise CheckpointError(f"{path}: tokenizer_config.json asks for split_by_punct, which is not supported")
     tokens: dict[str, Any] = {name: _text(settings.get(name) or default) for name, default in SPECIAL_TOKENS.items()}
-    tokenizer = SentencePieceModel.read(path).tokenizer(bool(settings.get("do_lower_case")))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    lower_case = bool(settings.get("do_lower_case"))
+    fast = SentencePieceTokenizer(tokenizer_object=SentencePieceModel.read(path).tokenizer(lower_case))
+    fast.pieces, fast.lower_case = Path(path).read_bytes(), lower_case
     for token, number in sorted((added or {}).items(), key=lambda item: item[1]):
         fast.add_tokens(token, special_tokens=token in tokens.values())
         if (found := fast.convert_tokens_to_ids(token)) != number:
