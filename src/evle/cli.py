@@ -81,8 +81,23 @@ Start here:
 """,
     **STYLE,
 )
-tokenizer_app = typer.Typer(help="Train a tokenizer.", **STYLE)
-data_app = typer.Typer(help="Look at data before training on it.", **STYLE)
+tokenizer_app = typer.Typer(
+    help="""Train a tokenizer.
+
+\b
+  evle tokenizer train books.txt wiki.txt -o tokenizers/eve --vocab-size 64000
+""",
+    **STYLE,
+)
+data_app = typer.Typer(
+    help="""Look at data before training on it.
+
+\b
+  evle data check FOLDER
+  evle data show karpathy path=COCO --split test -o look
+""",
+    **STYLE,
+)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
@@ -254,7 +269,11 @@ def run(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with evle, and where their files are, to copy and change."""
+    """List the recipes that come with evle, and where their files are, to copy and change.
+
+    \b
+      evle recipes
+    """
     from evle.recipes import listing
     from evle.recipes import recipes as known
     from evle.report import text_table
