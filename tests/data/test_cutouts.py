@@ -94,6 +94,20 @@ def test_a_small_world_has_only_the_names_that_were_given(pictures):
         of(pictures, "vqa", names=names[:7])
 
 
+def test_cutouts_are_composed_by_the_same_options_as_shapes(pictures):
+    alone = of(pictures, "captions", min_things=1, max_things=2, num_captions=1, questions=0.5, kinds=["exists"])
+    assert {len(sample.image.scene.things) for sample in alone} == {1, 2}
+    assert {len(sample.captions) for sample in alone} == {1}
+    asked = [text for sample in alone for text in sample.captions if "?" in text]
+    assert 100 < len(asked) < 200
+    assert {text.split("? ")[1] for text in asked} == {"yes", "no"}
+    for pair in of(pictures, "nlvr2", statements=["both"], min_things=1, max_things=2):
+        assert pair.sentence.startswith("both pictures show a")
+        assert max(len(drawing.scene.things) for drawing in pair.images) <= 2
+    with pytest.raises(ConfigError, match="max_things=2 must be from 4 to 8 for statements of the types both, one"):
+        of(pictures, "nlvr2", max_things=2)
+
+
 def test_a_general_and_a_special_name_never_stand_for_each_other(pictures):
     names = ["heart", *[f"{word} heart" for word in ("red", "blue", "broken", "big", "small", "glass", "toy", "paper")]]
     rows = [{"image": f"{name}.png", "caption": name} for name in names]

@@ -208,7 +208,10 @@ def test_pictures_with_the_same_things_share_a_match_id():
         ({"task": "caption"}, "did you mean 'captions'"),
         ({"task": "vqa", "split": "tset"}, "did you mean 'test'"),
         ({"task": "vqa", "max_things": 20}, "max_things=20 must be from 2 to 8"),
-        ({"task": "vcr", "max_things": 3}, "max_things=3 must be from 4 to 8 for vcr"),
+        ({"task": "vcr", "max_things": 9}, "max_things=9 must be from 2 to 8 for vcr"),
+        ({"task": "nlvr2", "max_things": 3}, "from 4 to 8 for statements of the types both, one, total"),
+        ({"task": "nlvr2", "max_things": 3, "statements": ["more"]}, "from 4 to 8 for statements of the types more"),
+        ({"statements": ["exactly one"]}, "no statements of the type 'exactly one' here; choose one of: both"),
         ({"min_things": 5, "max_things": 4}, "min_things=5 must be from 1 to max_things=4"),
         ({"questions": 1.5}, "questions=1.5 must be from 0 to 1"),
         ({"task": "vqa", "count": 0}, "count=0 must be at least 1"),
@@ -244,6 +247,19 @@ def test_only_the_kinds_of_questions_that_were_asked_for():
         of("vqa", kinds=["color"])
     with pytest.raises(ConfigError, match="no questions of the type 'pattern' here"):
         of("vqa", kinds=["pattern"], patterns=False)
+
+
+def test_only_the_kinds_of_statements_that_were_asked_for():
+    starts = {"both": "both pictures show a", "one": "exactly one of", "each": "the left picture shows a"}
+    for fewest in (1, 2):
+        pairs = of("nlvr2", statements=list(starts), min_things=fewest, max_things=2, count=120)
+        for number, pair in enumerate(pairs):
+            start = list(starts.values())[number // PAIRS_PER_STATEMENT % len(starts)]
+            assert pair.sentence.startswith(start), pair.sentence
+            left, right = scenes_of(pair)
+            assert JUDGE.true_of_pair(left, right, pair.sentence) == pair.label, pair.sentence
+        numbers = {len(scene.things) for pair in pairs for scene in scenes_of(pair)}
+        assert numbers == set(range(fewest, 3))
 
 
 @pytest.mark.parametrize("name", ["shapes", "colours"])

@@ -34,7 +34,12 @@ def cutouts(
     count: int = 1000,
     seed: int = 0,
     size: int = 96,
+    min_things: int = 2,
     max_things: int = 4,
+    num_captions: int | None = None,
+    questions: float = 0.0,
+    kinds: Sequence[str] | None = None,
+    statements: Sequence[str] | None = None,
     name_column: str | None = None,
     longest_name: int = 3,
     names: Sequence[str] | None = None,
@@ -46,6 +51,7 @@ def cutouts(
     other signs than letters, are left out; with `names` only things so called are shown, as a small world is learned in
     fewer steps. `pictures` names the splits of the folder's table to take cut-outs from
     (None: the one called `split`), so that test scenes may show known things in an unknown style, or unknown things.
+    `min_things`, `max_things`, `num_captions`, `questions`, `kinds` and `statements` are as `scenes` has them.
 
     With `boxes`, caption samples carry boxes: their pictures are then opened when the sample is made, not only when
     it is drawn. Samples of "vcr" always have them. Raises DataError when fewer than eight names are left.
@@ -53,8 +59,6 @@ def cutouts(
     if split not in SPLITS:
         hint = f"{nearest(split, SPLITS)}; splits of the folder's table go into pictures"
         raise ConfigError(f"split={split!r} of cut-outs does not exist; {hint}")
-    if not 4 <= max_things <= 8:
-        raise ConfigError(f"max_things={max_things} must be from 4 to 8")
     samples = folder(path, "captions", split if pictures is None else pictures, caption_column=name_column)
     by_name: dict[str, list[str]] = {}
     for sample in samples:
@@ -68,13 +72,14 @@ def cutouts(
             f"{path}: {len(by_name)} usable names of cut-outs, but {FEWEST_NAMES} are needed; "
             "raise longest_name, set name_column, or give more names"
         )
-    kinds = sorted(by_name)
+    things = sorted(by_name)
     composer = Composer(
-        [Traits(name, each) for name in kinds for each in SIZES],
+        [Traits(name, each) for name in things for each in SIZES],
+        min_things=min(min_things, 2),
         max_things=max_things,
-        pictures={name: sorted(by_name[name]) for name in kinds},
+        pictures={name: sorted(by_name[name]) for name in things},
     )
-    identity = hashlib.blake2b(repr((samples.fingerprint, kinds)).encode(), digest_size=8).hexdigest()
+    identity = hashlib.blake2b(repr((samples.fingerprint, things)).encode(), digest_size=8).hexdigest()
     return SceneSamples(
         composer,
         CutoutDrawing,
@@ -86,6 +91,11 @@ def cutouts(
         size=size,
         boxes=boxes,
         identity=identity,
+        min_things=min_things,
+        num_captions=num_captions,
+        questions=questions,
+        kinds=kinds,
+        statements=statements,
     )
 
 

@@ -23,11 +23,15 @@ MakePair = Callable[[np.random.Generator, bool], Pair]
 def _with_number(
     composer: Composer, rng: np.random.Generator, target: Traits, keys: Sequence[str], number: int
 ) -> Scene:
-    """A scene with exactly `number` things that share the traits `keys` of `target`, and one to three others."""
+    """A scene with exactly `number` things that share the traits `keys` of `target`, and some others.
+
+    Of none and of one the scenes hold equally many things, so that their number does not tell.
+    """
     wanted = [composer.traits(rng, **{key: getattr(target, key) for key in keys}) for _ in range(number)]
     if number == 0:
         wanted = [composer.differing(rng, target, keys, pick(rng, keys))]
-    others = int(rng.integers(1, max(2, composer.max_things - number + 1)))
+    fewest = composer.min_things - (number > 0)
+    others = int(rng.integers(fewest, max(fewest, composer.max_things - number) + 1))
     return composer.scene(rng, wanted, others - (number == 0), forbid=like(target, keys))
 
 
@@ -92,7 +96,9 @@ def _one_each(composer: Composer, rng: np.random.Generator) -> tuple[str, MakePa
 
     def make(rng: np.random.Generator, label: bool) -> Pair:
         order = (one, other) if label else (other, one)
-        return _two(composer.scene(rng, [each], int(rng.integers(1, 4)), forbid=forbid) for each in order)
+        most = min(3, composer.max_things - 1)
+        numbers = [int(rng.integers(composer.min_things - 1, most + 1)) for _ in order]
+        return _two(composer.scene(rng, [each], number, forbid=forbid) for each, number in zip(order, numbers))
 
     return f"the left picture shows {a(noun(one, its))}, and the right one shows {a(noun(other, others))}", make
 
@@ -122,8 +128,19 @@ def _as_many(composer: Composer, rng: np.random.Generator) -> tuple[str, MakePai
     return f"both pictures show the same number of {noun(target, keys, 2)}", make
 
 
-STATEMENTS = (_both, _one_of_them, _total, _more_on_one_side, _one_each, _related_in_both, _as_many)
-"""Makers of statements: (composer, rng) -> the sentence, and what makes pairs for it."""
+STATEMENTS: dict[str, Callable[[Composer, np.random.Generator], tuple[str, MakePair]]] = {
+    "both": _both,
+    "one": _one_of_them,
+    "total": _total,
+    "more": _more_on_one_side,
+    "each": _one_each,
+    "relates": _related_in_both,
+    "same": _as_many,
+}
+"""Types of statements and their makers: (composer, rng) -> the sentence, and what makes pairs for it."""
+
+FEWEST_THINGS = {"both": 2, "one": 2, "each": 2}
+"""The smallest `max_things` that a type of statement can do with; the others count, or relate things: 4."""
 
 
 class Choice(NamedTuple):

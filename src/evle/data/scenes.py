@@ -17,7 +17,7 @@ from evle.data.samples import Box, CaptionSample, NLVR2Sample, Sample, VCRSample
 from evle.data.scene_composing import Composer
 from evle.data.scene_language import Scene, Traits, captions, content, noun, present_keys, reference, spoken_keys
 from evle.data.scene_questions import QUESTIONS, question_types
-from evle.data.scene_reasoning import STATEMENTS, choice_makers
+from evle.data.scene_reasoning import FEWEST_THINGS, STATEMENTS, choice_makers
 from evle.errors import ConfigError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -99,17 +99,27 @@ class SceneSamples(Sequence):
         num_captions: int | None = None,
         questions: float = 0.0,
         kinds: Sequence[str] | None = None,
+        statements: Sequence[str] | None = None,
     ):
         if task not in TASKS:
             raise ConfigError(f"task={task!r} is not one of scenes; {nearest(task, TASKS)}")
         if count < 1 or size < 24:
             raise ConfigError(f"count={count} must be at least 1, and size={size} at least 24 pixels")
+        if not 1 <= min_things <= composer.max_things:
+            raise ConfigError(f"min_things={min_things} must be from 1 to max_things={composer.max_things}")
+        if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
+            raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
+        self.kinds = _chosen("kinds", "questions", kinds, question_types(composer))
+        self.statements = _chosen("statements", "statements", statements, tuple(STATEMENTS))
+        fewest = max(FEWEST_THINGS.get(each, 4) for each in self.statements) if task == "nlvr2" else 2
+        if not fewest <= composer.max_things <= 8:
+            of = f"statements of the types {', '.join(self.statements)}" if task == "nlvr2" else task
+            raise ConfigError(f"max_things={composer.max_things} must be from {fewest} to 8 for {of}")
         self.composer, self.drawing = composer, drawing
         self.name, self.task, self.split, self.seed, self.size, self.boxes = name, task, split, seed, size, boxes
         self.min_things, self.num_captions, self.questions = min_things, num_captions, questions
-        self.kinds = _question_kinds(composer, kinds)
         self._count = count
-        told = (min_things, num_captions, questions, self.kinds)
+        told = (min_things, num_captions, questions, self.kinds, self.statements)
         facts = repr(
             (name, task, split, count, seed, size, boxes, identity, told, composer.max_things, composer.values)
         )
@@ -173,7 +183,8 @@ class SceneSamples(Sequence):
     def _pair(self, index: int, key: str) -> NLVR2Sample:
         number, place = divmod(index, PAIRS_PER_STATEMENT)
         statement = self._rng(number, "statement")
-        sentence, make = STATEMENTS[number % len(STATEMENTS)](self.composer, statement)
+        kind = self.statements[number % len(self.statements)]
+        sentence, make = STATEMENTS[kind](self.composer, statement)
         label = bool(statement.permutation(PAIRS_PER_STATEMENT)[place] % 2)
         pair = make(self._rng(index, "pair"), label)
         first, second = (self.drawing(scene, self.size) for scene in pair)
@@ -213,6 +224,7 @@ def scenes(
     num_captions: int | None = None,
     questions: float = 0.0,
     kinds: Sequence[str] | None = None,
+    statements: Sequence[str] | None = None,
     shapes: int = len(KINDS),
     colours: int = len(HUES),
     patterns: bool = True,
@@ -222,12 +234,14 @@ def scenes(
     "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
     "test" half of the things are combinations of traits that training never shows.
 
-    `min_things` to `max_things` (2 to 8; 4 or more for "nlvr2" and "vcr") things stand in a captioned scene; scenes
-    of questions hold what the question needs and some others, or none with `min_things` 1. `num_captions` keeps so
+    `min_things` to `max_things` (2 to 8; 4 or more for statements that count or relate things) stand in a captioned
+    scene; scenes of questions and of statements hold what these need and some others, or none with `min_things` 1;
+    those of "vcr" hold four or five. `num_captions` keeps so
     many captions of each scene, the fullest first. `questions` is the share of "captions" samples whose one text is
     a question about the scene with its answer, as vision-language models are pre-trained on questions too; the
     questions are those of "vqa", never the same samples. `kinds` are the types of question asked, such as
-    ["colour", "count"]; by default all of them.
+    ["colour", "count"], and `statements` the types of statement about two pictures, such as ["both", "one"]; by default
+    all of them.
 
     A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
     and without `patterns` all things are plain.
@@ -238,13 +252,6 @@ def scenes(
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split!r} of scenes does not exist; {nearest(split, SPLITS)}")
-    fewest = 4 if task in ("nlvr2", "vcr") else 2
-    if not fewest <= max_things <= 8:
-        raise ConfigError(f"max_things={max_things} must be from {fewest} to 8 for {task}")
-    if not 1 <= min_things <= max_things:
-        raise ConfigError(f"min_things={min_things} must be from 1 to max_things={max_things}")
-    if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
-        raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
     for name, number, most in (("shapes", shapes, len(KINDS)), ("colours", colours, len(HUES))):
         least = 6 if task == "vcr" else 4
         if not least <= number <= most:
@@ -253,13 +260,13 @@ def scenes(
     return SceneSamples(
         composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
         size=size, min_things=min_things, num_captions=num_captions, questions=questions,
-        kinds=kinds,
+        kinds=kinds, statements=statements,
     )  # fmt: skip
 
 
-def _question_kinds(composer: Composer, kinds: Sequence[str] | None) -> tuple[str, ...]:
-    usual = question_types(composer)
-    unknown = [kind for kind in kinds or () if kind not in usual]
+def _chosen(option: str, what: str, chosen: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The types that `option` names, by default all that are `known`."""
+    unknown = [each for each in chosen or () if each not in known]
     if unknown:
-        raise ConfigError(f"kinds: no questions of the type {unknown[0]!r} here; {nearest(unknown[0], usual)}")
-    return tuple(kinds or usual)
+        raise ConfigError(f"{option}: no {what} of the type {unknown[0]!r} here; {nearest(unknown[0], known)}")
+    return tuple(chosen or known)
