@@ -55,14 +55,18 @@ def in_one_line(error: BaseException) -> str:
     return ours or (text.splitlines()[0][:200] if text else type(error).__name__)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown `name`: the nearest known name, else the list of what exists.
+def nearest(name: str, known: Iterable[str], where: str = "") -> str:
+    """A hint for an unknown `name`: the nearest known name, else what exists; where that is much, `where` it is listed.
 
     >>> nearest("imge", ["image", "text"])
     "did you mean 'image'?"
+    >>> nearest("nope", ["image", "text"], "docs/eve.md")
+    'they are listed in docs/eve.md'
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
+    if where:
+        return f"they are listed in {where}"
     return "choose one of: " + ", ".join(names)

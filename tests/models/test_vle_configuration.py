@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from evle.errors import ConfigError
+from evle.models.eve import EVEConfig
 from evle.models.presets import PRESETS
 from evle.models.vle import VLEConfig, VLEForPreTraining, VLEModel
 from vle_models import tiny
@@ -104,3 +105,16 @@ def test_pretraining_needs_classes_and_an_objective():
         VLEForPreTraining(tiny(object_classes=()))
     with pytest.raises(ConfigError, match="nothing to minimise"):
         VLEForPreTraining(tiny(objectives=()))
+
+
+def test_an_unknown_field_is_one_short_line():
+    with pytest.raises(ConfigError, match=r"^no such field of a VLE model: 'nope' \(they are listed in docs/vle.md\)$"):
+        VLEConfig.from_preset("vle-tiny", nope=1)
+    with pytest.raises(ConfigError, match=r"text_config.'zzz' \(all \d+ are listed in the DebertaV2Config of transf"):
+        VLEConfig.from_preset("vle-tiny", text_config={"zzz": 1})
+    with pytest.raises(ConfigError, match=r"'pattch_size' \(did you mean 'patch_size'\?\)"):
+        VLEConfig.from_preset("vle-tiny", pattch_size=8)
+    with pytest.raises(
+        ConfigError, match=r"^no such field of an EVE model: 'nope' \(they are listed in docs/eve.md\)$"
+    ):
+        EVEConfig.from_preset("eve-tiny", nope=1)

@@ -199,7 +199,7 @@ class EVEConfig(PreTrainedConfig):
     def check_fields(cls, fields: dict[str, Any]) -> None:
         """Refuse names that are no field of this configuration, with the nearest one."""
         known = {*cls.__dataclass_fields__, "num_labels", "attn_implementation", "experts_implementation"}
-        unknown = [f"{name!r} ({nearest(name, known)})" for name in fields if name not in known]
+        unknown = [f"{name!r} ({nearest(name, known, 'docs/eve.md')})" for name in fields if name not in known]
         if unknown:
             raise ConfigError("no such field of an EVE model: " + ", ".join(unknown))
 

@@ -201,11 +201,13 @@ class VLEConfig(PreTrainedConfig):
     def check_fields(cls, fields: dict[str, Any]) -> None:
         """Refuse names that are no field of this configuration, or of a tower's, with the nearest one."""
         known = {*cls.__dataclass_fields__, *ROUTED, "num_labels", "attn_implementation"}
-        unknown = [f"{name!r} ({nearest(name, known)})" for name in fields if name not in known]
+        unknown = [f"{name!r} ({nearest(name, known, 'docs/vle.md')})" for name in fields if name not in known]
         for sub, spec in cls.sub_configs_defaults.items():
             allowed = {*spec.config_class.__dataclass_fields__, *spec.init_kwargs}
             unknown += [
-                f"{sub}.{name!r} ({nearest(name, allowed)})" for name in fields.get(sub) or {} if name not in allowed
+                f"{sub}.{name!r} ({nearest(name, allowed, f'the {spec.config_class.__name__} of transformers')})"
+                for name in fields.get(sub) or {}
+                if name not in allowed
             ]
         if unknown:
             raise ConfigError("no such field of a VLE model: " + ", ".join(unknown))
