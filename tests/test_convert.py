@@ -1,15 +1,19 @@
 """Converting released EVE checkpoints: both directions, bit for bit."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.utils import logging
 
 from eve_models import build
 from evle.convert import convert_eve
 from evle.errors import CheckpointError, ConfigError
+from evle.models.bars import without_bars
 from evle.models.eve import EVEForNLVR2, EVEForPreTraining, EVEForRetrieval, EVEForVQA, EVEModel
 from evle.pipelines import VQAPipeline
 from evle.transforms.text import train_tokenizer
@@ -101,3 +105,24 @@ def test_answers_that_do_not_fit_the_head_are_refused(tmp_path):
         convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")
     with pytest.raises(ConfigError, match="no tokenizer that can be read"):
         convert_eve(released, tmp_path / "b", num_attention_heads=2, tokenizer=tmp_path / "nowhere")
+
+
+def test_the_verb_says_one_line_and_shows_no_bar_of_transformers(tmp_path):
+    build(EVEForVQA, num_labels=3).save_pretrained(tmp_path / "ours")
+    command = [sys.executable, "-m", "evle", "convert", "eve", str(tmp_path / "ours"), str(tmp_path / "a.th")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert said.stdout.count("\n") == 1
+    assert said.stdout.startswith(f"{tmp_path / 'a.th'}: ")
+    assert said.stderr == ""
+
+
+def test_bars_are_put_back_only_where_they_were():
+    try:
+        for enable in (logging.disable_progress_bar, logging.enable_progress_bar):
+            enable()
+            before = logging.is_progress_bar_enabled()
+            with without_bars():
+                assert not logging.is_progress_bar_enabled()
+            assert logging.is_progress_bar_enabled() == before
+    finally:
+        logging.enable_progress_bar()

@@ -425,6 +425,7 @@ def _show(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> Non
 
 def main() -> None:
     """The entry point of `evle`."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # every verb says itself what it reads and writes
     app()
 
 

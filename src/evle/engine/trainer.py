@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,34 +23,25 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from evle.config import Config
-from evle.data.loader import Loader, worker_death
+from evle.data.loader import Loader
 from evle.distributed import gather_objects, is_main, rank, world_size
 from evle.engine import checkpoint
 from evle.engine.checkpoint import Average, Position
 from evle.engine.devices import build_accelerator, checkpoint_activations
+from evle.engine.failures import Diverged, Interrupted, report_failures
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
 from evle.engine.progress import ProgressLine
 from evle.engine.run import Run, standing, write_folder
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
+from evle.models.bars import without_bars
 from evle.precision import Precision
 from evle.tasks.task import Batch, Task
 
 Every = int | Literal["epoch"]
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
-
-
-class Interrupted(EvleError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and did, after saving."""
-
-    exit_code = 130  # as shells report Ctrl-C
-
-
-class Diverged(EvleError):
-    """A loss or a gradient is not finite; the weights were not updated with it."""
 
 
 class TrainConfig(Config):
@@ -147,7 +137,7 @@ def fit(
         CheckpointError: the checkpoint to resume from is damaged, or of another model or data.
         ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
     """
-    with _report_failures(run) as reported:
+    with report_failures(run) as reported:
         training = _Training(model, loader, train, optim, run, seed, new_parameters, resume)
         at = reported.at = training.at
         num_steps, metric = training.num_steps, metric or task.metric
@@ -387,9 +377,8 @@ class _Training:
         bare, processor = self.bare, task.processor
 
         def write(folder: Path) -> None:
-            transformers_logging.disable_progress_bar()
-            bare.save_pretrained(folder, state_dict=dict(weights))
-            transformers_logging.enable_progress_bar()
+            with without_bars():
+                bare.save_pretrained(folder, state_dict=dict(weights))
             processor.save_pretrained(folder)
 
         if problem := self._try_to_write(self.run.model_folder, write):
@@ -451,33 +440,6 @@ class _Training:
             except (OSError, SafetensorError) as error:  # a full disk, in the words of Python and of safetensors
                 problem = str(error).splitlines()[0]
         return gather_objects([problem])[0]
-
-
-@contextlib.contextmanager
-def _report_failures(run: Run) -> Iterator[SimpleNamespace]:
-    """Write how a run ended, when it did not finish, into its status; `at` is told as soon as it is known."""
-    reported = SimpleNamespace(at=Position(step=run.status().get("step", 0)))
-    try:
-        yield reported
-    except (Interrupted, KeyboardInterrupt) as error:
-        run.set_status("interrupted", reported.at.step, str(error) or "stopped at once")
-        raise
-    except BaseException as error:
-        problem = _in_our_words(error)
-        run.set_status("failed", reported.at.step, str(problem) if problem else f"{type(error).__name__}: {error}")
-        if problem is None:
-            raise
-        raise problem from None
-
-
-def _in_our_words(error: BaseException) -> EvleError | None:
-    """What the user can do about an error of torch; None where it is not theirs."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return ConfigError(
-            "out of memory: raise train.accumulation (each micro-batch gets smaller, the total batch stays), or "
-            "set train.gradient_checkpointing=true"
-        )
-    return worker_death(error)
 
 
 def _groups(

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from evle.config import load_yaml
 from evle.errors import CheckpointError, in_one_line, nearest
+from evle.models.bars import without_bars
 from evle.models.eve import EVEProcessor
 from evle.models.vle import VLEProcessor
 from evle.tasks.task import TextOptions
@@ -66,18 +67,16 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
     family = fields["model_type"]
     wanted = models[family]
     head = (fields.get("architectures") or ["unknown"])[0]
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would warn of missing tensors, which are an error here
-    logging.disable_progress_bar()
     try:
-        loaded: Any = wanted.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        with without_bars():
+            loaded: Any = wanted.from_pretrained(folder, output_loading_info=True, local_files_only=True)
         processor = PROCESSORS[family].from_pretrained(folder, local_files_only=True)
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged files, none of them ours
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing and head != wanted.__name__:
