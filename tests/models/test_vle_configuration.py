@@ -110,7 +110,7 @@ def test_pretraining_needs_classes_and_an_objective():
 def test_an_unknown_field_is_one_short_line():
     with pytest.raises(ConfigError, match=r"^no such field of a VLE model: 'nope' \(they are listed in docs/vle.md\)$"):
         VLEConfig.from_preset("vle-tiny", nope=1)
-    with pytest.raises(ConfigError, match=r"text_config.'zzz' \(all \d+ are listed in the DebertaV2Config of transf"):
+    with pytest.raises(ConfigError, match=r"text_config.'zzz' \(they are listed in the DebertaV2Config of transf"):
         VLEConfig.from_preset("vle-tiny", text_config={"zzz": 1})
     with pytest.raises(ConfigError, match=r"'pattch_size' \(did you mean 'patch_size'\?\)"):
         VLEConfig.from_preset("vle-tiny", pattch_size=8)
