@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from evle.config import dump_yaml, load_yaml
-from evle.errors import CheckpointError, ConfigError
+from evle.errors import CheckpointError, ConfigError, DataError
 from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_recipe, read_run
 from evle.recipes import find_recipe, listing, recipes
+from evle.splits import as_list, below_root, read_split
 from evle.stages import read_stages, run_stages
 from evle.tasks import TASKS
 from micro import MICRO, SAMPLES, micro_run
@@ -273,11 +274,33 @@ def test_a_tokenizer_may_be_trained_on_some_samples_spread_over_all(tmp_path):
     assert ready.task.processor.tokenizer.mask_token_id is not None
 
 
+def test_paths_below_the_root_are_joined_to_it_and_others_stay():
+    held_out = ["$root/coco/a.json", "other/b.json"]
+    assert below_root(held_out, "/data") == ["/data/coco/a.json", "other/b.json"]
+    assert [below_root(value, "corpora") for value in ("$root", "$rooted/a", "x/$root", 3, None)] == [
+        "corpora",
+        "$rooted/a",
+        "x/$root",
+        3,
+        None,
+    ]
+    data = read_recipe("eve-base-pretrain", ["data.root=/nowhere", "data.train.3.path=own"]).data
+    with pytest.raises(DataError, match=r"^/nowhere/coco"):
+        read_split(data, "train", "captions")
+    with pytest.raises(DataError, match=r"^own"):
+        read_split(data.model_copy(update={"train": as_list(data.train)[3]}), "train", "captions")
+    with pytest.raises(ConfigError, match=r"data\.val: \$root/coco is below a root that is not given: set data\.root="):
+        read_split(data.model_copy(update={"root": None}), "val", "captions")
+    with pytest.raises(ConfigError, match=r"data\.root=photos has no effect: no source here has a path that begins"):
+        read_recipe("eve-base-vqa", ["data.root=photos"])
+
+
 def test_a_data_path_that_nothing_reads_is_refused_with_what_to_set_instead(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.path=photos has no effect.*data\.train\.0\.path=corpora/coco.*") as e:
         read_recipe("eve-base-pretrain", ["data.path=photos"])
     assert "data.train.3.path=corpora/cc3m" in str(e.value)
     assert "data.val.path=corpora/coco" in str(e.value)
+    assert "set data.root for all, or" in str(e.value)
     with pytest.raises(ConfigError, match=r"data\.path=photos has no effect: no source here reads a folder .*scenes"):
         read_stages("quickstart", ["data.path=photos"])
 

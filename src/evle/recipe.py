@@ -50,6 +50,7 @@ from evle.splits import (
     read_split,
     read_splits,
     refuse_unread_path,
+    refuse_unread_root,
     texts_of,
 )
 from evle.tasks import TASKS
@@ -134,6 +135,8 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): run it with `evle run {name}`")
     config = RunConfig.build({"output": f"runs/{path.stem}", **apply_overrides(tree, overrides)}, str(path))
     refuse_unread_path([config.data])
+    if any(override.startswith("data.root=") for override in overrides):
+        refuse_unread_root(config.data)
     return config
 
 
@@ -251,6 +254,8 @@ def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Pa
     config = RunConfig.build({**tree, "output": str(folder)}, str(file))
     if any(override.startswith("data.path=") for override in overrides):
         refuse_unread_path([config.data], ["val", "test"])
+    if any(override.startswith("data.root=") for override in overrides):
+        refuse_unread_root(config.data, ["val", "test"])
     return config
 
 

@@ -18,6 +18,7 @@ from evle.transforms.tagged import object_names, spoken
 Split = Literal["train", "val", "test"]
 Samples = Sequence[Sample]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+ROOT = "$root"
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 
 
@@ -40,6 +41,8 @@ class DataOptions(Config):
 
     path: str | None = None
     """The `path` of every source that takes one and is given none."""
+    root: str | None = None
+    """The folder that sources mean by `$root`, as in `path: $root/coco`."""
     train: dict[str, Any] | list[dict[str, Any]] | None = None
     """What is learned from."""
     val: dict[str, Any] | list[dict[str, Any]] | None = None
@@ -81,15 +84,44 @@ def refuse_unread_path(runs: Sequence[DataOptions], splits: Sequence[Split] = SP
                 names[str(source.get("source"))] = None
                 if takes_path:
                     number = f".{place}" if isinstance(sources, list) else ""
-                    own[f"data.{split}{number}.path={source['path']}"] = None
+                    own[f"data.{split}{number}.path={below_root(source['path'], data.root)}"] = None
     if own:
+        roots = "data.root for all, or " if any(data.root is not None for data in runs) else ""
         raise ConfigError(
-            f"data.path={path} has no effect: set {', '.join(own)} to your folders, one by one, or leave data.path out"
+            f"data.path={path} has no effect: set {roots}{', '.join(own)} to your folders, one by one, or leave "
+            "data.path out"
         )
     if names:
         raise ConfigError(
             f"data.path={path} has no effect: no source here reads a folder ({', '.join(names)}); leave it out"
         )
+
+
+def refuse_unread_root(data: DataOptions, splits: Sequence[Split] = SPLITS) -> None:
+    """Say so where no source of these splits means `data.root`. Raises ConfigError."""
+    sources = [source for split in splits for source in as_list(getattr(data, split))]
+    if not any(ROOT in str(value) for source in sources for value in source.values()):
+        raise ConfigError(
+            f"data.root={data.root} has no effect: no source here has a path that begins with {ROOT}; set data.path, "
+            "or the path of each source"
+        )
+
+
+def below_root(value: Any, root: str | None) -> Any:
+    """An option of a source with the paths in it that begin with `$root` joined to that folder.
+
+    Raises ConfigError where such a path stands and no root is given.
+
+    >>> below_root("$root/coco", "/data")
+    '/data/coco'
+    """
+    if isinstance(value, list):
+        return [below_root(each, root) for each in value]
+    if not isinstance(value, str) or value.split("/")[0] != ROOT:
+        return value
+    if root is None:
+        raise ConfigError(f"{value} is below a root that is not given: set data.root=FOLDER, or write the whole path")
+    return str(PurePath(root, *value.split("/")[1:]))
 
 
 def _takes_path(name: str) -> bool:
@@ -104,7 +136,10 @@ def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
     sources = as_list(getattr(data, split))
     found, weights = [], []
     for each in sources:
-        options = dict(each)
+        try:
+            options = {option: below_root(value, data.root) for option, value in each.items()}
+        except ConfigError as error:
+            raise ConfigError(f"data.{split}: {error}") from None
         name = options.pop("source", None)
         if not isinstance(name, str):
             raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
