@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from evle.errors import ConfigError
 from evle.recipe import prepare
 from evle.tasks.captions import CaptionOptions, training_text
 from evle.tasks.sweep import sweep
@@ -118,8 +120,6 @@ def test_a_sweep_keeps_the_order_of_the_samples(task):
 
 
 def test_training_texts_mix_captions_and_tags_as_asked():
-    import numpy as np
-
     sample = replace(caption_samples()[0], captions=("red apple", "an apple"), tags=("fruit", "round", "sweet"))
 
     def texts(**options):
@@ -130,3 +130,29 @@ def test_training_texts_mix_captions_and_tags_as_asked():
     added = texts(tags=1.0, max_tags=2)
     assert all(text.split(", ")[0] in sample.captions and 2 <= len(text.split(", ")) <= 3 for text in added)
     assert len(added) > 6
+
+
+def test_templates_frame_captions_and_single_tags_alone():
+    sample = replace(caption_samples()[0], captions=("red apple",), tags=("fruit",))
+
+    def texts(**options):
+        return {training_text(sample, CaptionOptions(**options), np.random.default_rng(seed)) for seed in range(60)}
+
+    frames = {"templates": ("a {}", "see {} here")}
+    assert texts(**frames) == {"red apple"}
+    assert texts(**frames, templated=0.5) == {"red apple", "a red apple", "see red apple here"}
+    assert texts(**frames, templated=1.0, tags_only=1.0) == {"a fruit", "see fruit here"}
+    assert texts(**frames, templated=1.0, tags=1.0) == {"red apple, fruit"}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"templates": ("a picture",)}, "once, where the text goes"),
+        ({"templates": ("{} or {}",)}, "once, where the text goes"),
+        ({"templated": 0.1}, "needs templates, such as"),
+    ],
+)
+def test_a_template_has_one_place_for_the_text(options, line):
+    with pytest.raises(ConfigError, match=line):
+        CaptionOptions.build(options, "task")

@@ -1,7 +1,7 @@
 """What pre-training and retrieval share: which words of a caption sample are shown, and which samples say the same."""
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from evle.data.samples import CaptionSample
 from evle.errors import SampleError
@@ -17,20 +17,47 @@ class CaptionOptions(TaskOptions):
     """Share of training texts that are made of tags alone."""
     max_tags: int = Field(default=5, ge=1)
     """Tags in one text at most."""
+    templates: tuple[str, ...] = ()
+    """Phrases around a caption or a single tag, `{}` in its place, such as "a picture of {}": names alone teach no
+    phrase that a user would search for."""
+    templated: float = Field(default=0.0, ge=0, le=1)
+    """Share of training texts that are put into one of the templates, if they are a caption or a single tag."""
+
+    @field_validator("templates")
+    @classmethod
+    def _have_one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f'"{template}" must hold {{}} once, where the text goes')
+        return templates
+
+    @model_validator(mode="after")
+    def _templates_are_there(self) -> "CaptionOptions":
+        if self.templated and not self.templates:
+            raise ValueError(f'templated={self.templated} needs templates, such as ["a picture of {{}}"]')
+        return self
 
 
 def training_text(sample: CaptionSample, options: CaptionOptions, rng: np.random.Generator) -> str:
-    """One text for one view of `sample`: a caption at random, perhaps with tags, or tags alone. Raises SampleError
-    without any."""
+    """One text for one view of `sample`: a caption at random, perhaps with tags, or tags alone, perhaps in a template.
+    Raises SampleError without any."""
+    words = _words(sample, options, rng)
+    if len(words) == 1 and options.templated and rng.random() < options.templated:
+        return options.templates[rng.integers(len(options.templates))].replace("{}", words[0])
+    return ", ".join(words)
+
+
+def _words(sample: CaptionSample, options: CaptionOptions, rng: np.random.Generator) -> list[str]:
+    """The caption and the tags that one text is made of."""
     draw = rng.random()
     with_tags = bool(sample.tags) and draw < options.tags + options.tags_only
     if not sample.captions and not sample.tags:
         raise SampleError(f"{sample.key}: no caption; give it one or remove its row")
     caption = sample.captions[rng.integers(len(sample.captions))] if sample.captions else ""
     if not with_tags and caption:
-        return caption
+        return [caption]
     tags = list(rng.permutation(sample.tags)[: 1 + rng.integers(options.max_tags)])
-    return ", ".join(tags if draw < options.tags_only or not caption else [caption, *tags])
+    return tags if draw < options.tags_only or not caption else [caption, *tags]
 
 
 def first_text(sample: CaptionSample) -> str:
