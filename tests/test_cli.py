@@ -143,7 +143,9 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, t
     ("error", "code", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "runs/model"), 2, "the disk is full (runs/model)"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "Permission denied: runs"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs: may not be read or written; change its"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a.tar"), 2, "a.tar: is a folder, where a file is needed"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),
         (KeyboardInterrupt(), 130, "--resume"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes"), 2, "out of memory"),
     ],

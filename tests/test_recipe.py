@@ -11,10 +11,11 @@ from evle.config import dump_yaml, load_yaml
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.recipe import RunConfig, evaluate, finetune, prepare, pretrain, read_recipe, read_run
 from evle.recipes import find_recipe, listing, recipes
-from evle.splits import as_list, below_root, read_split
+from evle.splits import DataOptions, as_list, below_root, read_split
 from evle.stages import read_stages, run_stages
 from evle.tasks import TASKS
 from micro import MICRO, SAMPLES, micro_run
+from tars import caption_members, write_tar
 
 SCENES = {"source": "scenes", "size": 24}
 ROAD = {
@@ -316,3 +317,15 @@ def test_a_data_path_that_nothing_reads_is_refused_with_what_to_set_instead(tmp_
     assert read_run(folder, ["data.test.split=val"]).data.path == "photos"  # it stood there when it ran
     with pytest.raises(ConfigError, match=r"data\.path=other has no effect: set data\.test\.path=own"):
         read_run(folder, ["data.path=other"])
+
+
+def test_a_split_without_samples_is_named_with_its_place(tmp_path):
+    write_tar(tmp_path / "00000.tar", caption_members(0))
+    found = []
+    for split in ("train", "val", "test"):  # one sample falls into one of the three
+        data = DataOptions(path=str(tmp_path), test={"source": "shards", "split": split})
+        try:
+            read_split(data, "test", "captions")
+        except DataError as error:
+            found.append(f"data.test holds no samples (shards {tmp_path} {split}); check its path" in str(error))
+    assert found == [True, True]

@@ -49,7 +49,18 @@ class Verbs(TyperGroup):
                 raise _end(
                     f"the disk is full{where}: make room, and repeat the command (a training with --resume)", 2
                 ) from None
-            raise _end(f"{error.strerror}: {error.filename}" if error.filename else str(error), 2) from None
+            raise _end(_in_words(error), 2) from None
+
+
+def _in_words(error: OSError) -> str:
+    """What the machine refused, of which file, and where there is one, the cure."""
+    if not error.filename:
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: may not be read or written; change its permissions, or name another place"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename}: is a folder, where a file is needed; name the file, or move the folder away"
+    return f"{error.strerror}: {error.filename}"
 
 
 def _end(message: str, exit_code: int) -> typer.Exit:

@@ -134,7 +134,7 @@ def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
     Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
     """
     sources = as_list(getattr(data, split))
-    found, weights = [], []
+    found, weights, named = [], [], []
     for each in sources:
         try:
             options = {option: below_root(value, data.root) for option, value in each.items()}
@@ -144,13 +144,15 @@ def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
         if not isinstance(name, str):
             raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
         weights.append(options.pop("weight", 1.0))
+        place = (name, options.get("path", data.path), options.get("split"))
+        named.append(" ".join(str(part) for part in place if part is not None))
         options.setdefault("task", reads)
         found.append(_read(name, options, data.path, split))
     if not found:
         return None
     samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
     if not len(samples):
-        raise DataError(f"data.{split} holds no samples; check its path, split and filters")
+        raise DataError(f"data.{split} holds no samples ({', '.join(named)}); check its path, split and filters")
     return samples
 
 
