@@ -80,7 +80,8 @@ class EvaluateOptions(Config):
     """How evaluations run."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Rows at once, on each process."""
+    """Rows at once, on each process. Contrast and the negatives of matching are of one batch in pre-training: there,
+    scores of itc and itm compare at one size only."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare data."""
     precision: Precision = "no"
