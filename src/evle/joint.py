@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from evle.config import apply_overrides
 from evle.data.samples import Sample, Tagged, VCRSample
 from evle.engine.devices import join_processes
+from evle.engine.run import make_output
 from evle.errors import ConfigError
 from evle.metrics import vcr_scores
 from evle.pipelines import family_text_options, model_folder
@@ -78,6 +79,7 @@ def judge_vcr(
         model, task = load_trained(config, folder, task_type)
         torch.nn.Module.to(model, device)
         loaded.append((model, task))
+    target = make_output(Path(output or Path(qa2r) / "joint"))
     found = judge(*loaded[0], *loaded[1], samples, configs[0].evaluate.settings(quick=False))
     said = [f"{name} on {split}: {found.scores[name]:.2f} (chance {CHANCE[name]:.2f})" for name in found.scores]
     report = Report(
@@ -92,7 +94,7 @@ def judge_vcr(
         galleries=found.galleries,
         scores=score_rows(split, found),
     )
-    write_report(report, found, Path(output or Path(qa2r) / "joint"))
+    write_report(report, found, target)
     return report
 
 

@@ -24,7 +24,7 @@ from evle.data.loader import Loader
 from evle.distributed import is_main, rank, world_size
 from evle.engine.devices import join_processes
 from evle.engine.optim import OptimConfig
-from evle.engine.run import Run, read_log
+from evle.engine.run import Run, make_output, read_log
 from evle.engine.trainer import FitResult, TrainConfig, fit
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.initialization import (
@@ -216,6 +216,7 @@ def evaluate(
         raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
     trained, task = load_trained(config, folder, task_type)
     torch.nn.Module.to(trained, device)
+    target = make_output(Path(output or folder / "evaluation"))
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
@@ -230,7 +231,7 @@ def evaluate(
         galleries=found.galleries,
         scores=score_rows(split, found),
     )
-    write_report(report, found, Path(output or folder / "evaluation"))
+    write_report(report, found, target)
     return report
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evle.engine.run import Run, read_events, read_log, standing, write_folder
+from evle.engine.run import Run, make_output, read_events, read_log, standing, write_folder
 from evle.errors import CheckpointError, ConfigError
 
 CONFIG = {"optim": {"lr": 0.1, "betas": (0.9, 0.98)}, "train": {"log_every": 10}, "output": "somewhere"}
@@ -134,3 +134,14 @@ def test_a_damaged_status_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"status.json: cannot be read"):
         Run(tmp_path / "run").status()
     json.loads((tmp_path / "run" / "environment.json").read_text())
+
+
+def test_an_output_that_takes_no_report_is_refused_before_the_work(tmp_path, monkeypatch):
+    assert make_output(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is a file, or below one: choose another output"):
+            make_output(place)
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(ConfigError, match="a may not be written to: choose another output"):
+        make_output(tmp_path / "a")

@@ -255,6 +255,19 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def make_output(folder: Path) -> Path:
+    """`folder`, made now, so that work of hours does not end in a place that takes no report. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{folder} is a file, or below one: choose another output") from None
+    except PermissionError:
+        raise ConfigError(f"{folder} may not be made: choose another output, or change the permissions") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} may not be written to: choose another output, or change its permissions")
+    return folder
+
+
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
