@@ -184,6 +184,10 @@ def test_scenes_may_be_small_and_told_by_fewer_captions_or_by_questions_with_ans
         assert content(sample.image.scene) == sample.match_id
 
 
+def test_no_name_of_an_object_tells_what_it_is():
+    assert {(box.label, box.phrase) for sample in of("vcr") for box in sample.objects} == {("thing", "")}
+
+
 def test_yes_and_no_are_exactly_balanced_and_so_are_labels():
     samples = of("vqa", count=400)
     for kind in ("exists", "relates", "comparison"):

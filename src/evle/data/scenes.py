@@ -6,6 +6,7 @@ and of pattern and shape, are kept for validation and others for testing: traini
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -197,8 +198,10 @@ class SceneSamples(Sequence):
         makers = choice_makers(self.composer)
         choice = makers[index % len(makers)](self.composer, rng)
         drawing = self.drawing(choice.scene, self.size)
+        # Models read an object's class as its name, which would tell what it is: here all are things.
+        objects = tuple(replace(box, label="thing", phrase="") for box in scene_boxes(drawing, rng))
         return VCRSample(
-            key, drawing, scene_boxes(drawing, rng), choice.question, choice.answers, choice.rationales,
+            key, drawing, objects, choice.question, choice.answers, choice.rationales,
             answer_label=choice.answer, rationale_label=choice.rationale,
         )  # fmt: skip
 
