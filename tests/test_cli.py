@@ -145,6 +145,11 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, t
         (OSError(errno.ENOSPC, "No space left on device", "runs/model"), 2, "the disk is full (runs/model)"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs: may not be read or written; change its"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "a.tar"), 2, "a.tar: is a folder, where a file is needed"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "out"),
+            2,
+            "out: is a file, where a folder is to be made; choose",
+        ),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),
         (KeyboardInterrupt(), 130, "--resume"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes"), 2, "out of memory"),
@@ -159,6 +164,14 @@ def test_what_the_machine_can_cause_is_one_line(error, code, message, monkeypatc
     assert said.startswith("evle: ")
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):
+    (tmp_path / "books.txt").write_text("a red ball\n")
+    (tmp_path / "out").write_text("mine")
+    said = call("tokenizer", "train", tmp_path / "books.txt", "-o", tmp_path / "out", code=2)
+    assert "out is a file, or below one: choose another output" in said
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_developers_get_the_traceback(monkeypatch):

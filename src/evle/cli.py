@@ -60,6 +60,8 @@ def _in_words(error: OSError) -> str:
         return f"{error.filename}: may not be read or written; change its permissions, or name another place"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename}: is a folder, where a file is needed; name the file, or move the folder away"
+    if isinstance(error, FileExistsError):
+        return f"{error.filename}: is a file, where a folder is to be made; choose another output"
     return f"{error.strerror}: {error.filename}"
 
 
@@ -409,10 +411,12 @@ def train_tokenizer(
       evle pretrain eve-base-pretrain tokenizer.path=tokenizers/eve
     """
     from evle.data.corpus import read_texts
+    from evle.engine.run import make_output
     from evle.transforms.text import clean_caption
     from evle.transforms.text import train_tokenizer as train
 
     texts = read_texts(corpus)
+    make_output(output)
     trained = train((clean_caption(text, None) for text in texts) if clean else texts, vocab_size)
     trained.save_pretrained(output)
     print(f"{output}: {len(trained)} tokens")
