@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from evle.models.attention import attend
 from evle.models.vle.configuration import VLEConfig
 
 
@@ -125,8 +126,7 @@ class FusionSelfAttention(nn.Module):
         dropout = self.dropout_rate if self.training else 0.0
         mask = None if source.mask is None else source.mask.to(query.dtype)
         if not keep_map and self.config._attn_implementation != "eager":
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-            return context.transpose(1, 2).flatten(2), None
+            return attend(query, key, value, mask, dropout).transpose(1, 2).flatten(2), None
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         weights = (scores if mask is None else scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         context = F.dropout(weights, dropout) @ value

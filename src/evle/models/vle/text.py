@@ -8,13 +8,14 @@ B batch, T tokens, H heads, d width of a head, D width, R rows of the table of r
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DebertaV2Config, DebertaV2Model
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Layer,
     DisentangledSelfAttention,
     make_log_bucket_position,
 )
+
+from evle.models.attention import attend
 
 
 def shift(scores: Tensor, length: int) -> Tensor:
@@ -70,7 +71,7 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
         # With the least number, not minus infinity, a padding query, to which every key is forbidden, stays finite.
         mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
         dropout = self.dropout.p if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        context = attend(query, key, value, mask, dropout, scale)
         return (context * real).transpose(1, 2).flatten(2), None
 
     def heads(self, states: Tensor) -> Tensor:

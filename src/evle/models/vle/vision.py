@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
 
 from evle.errors import DataError
+from evle.models.attention import prefer_attend
 from evle.models.positions import resize_positions
 
 
@@ -34,6 +35,7 @@ class VLEVisionTower(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
+        prefer_attend(config)
         self.vision_model = CLIPVisionModel(config)
 
     def forward(self, pixel_values: Tensor, keep_maps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
