@@ -239,12 +239,11 @@ def scenes(
 
     `min_things` to `max_things` (2 to 8; 4 or more for statements that count or relate things) stand in a captioned
     scene; scenes of questions and of statements hold what these need and some others, or none with `min_things` 1;
-    those of "vcr" hold four or five. `num_captions` keeps so
-    many captions of each scene, the fullest first. `questions` is the share of "captions" samples whose one text is
-    a question about the scene with its answer, as vision-language models are pre-trained on questions too; the
-    questions are those of "vqa", never the same samples. `kinds` are the types of question asked, such as
-    ["colour", "count"], and `statements` the types of statement about two pictures, such as ["both", "one"]; by default
-    all of them.
+    those of "vcr" hold four or five. `num_captions` keeps so many captions of each scene, the fullest first.
+    `questions` is the share of "captions" samples whose one text is a question about the scene with its answer, as
+    vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same samples.
+    `kinds` are the types of question asked, such as ["colour", "count"], and `statements` the types of statement
+    about two pictures, such as ["both", "one"]; by default all of them.
 
     A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
     and without `patterns` all things are plain.
