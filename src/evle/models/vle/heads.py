@@ -80,7 +80,30 @@ class VLEForVQA(VLEPreTrainedModel):
         return output
 
 
-class VLEForITM(VLEPreTrainedModel):
+class ScoresPairs:
+    """What both models with a match score share: it of any pairs of some images and texts."""
+
+    vle: VLEModel
+    itm_score: VLEMatchScore
+
+    def itm_logits(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Image-text pairs -> logits (B, 2), column 1 = match.
+
+        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
+        one, which is then encoded once; by default images and texts pair row by row.
+        """
+        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
+        return pair_logits(self.vle, self.itm_score, *pairs)
+
+
+class VLEForITM(ScoresPairs, VLEPreTrainedModel):
     """Image-text matching: do image and text belong together?"""
 
     def __init__(self, config: VLEConfig):
@@ -107,22 +130,6 @@ class VLEForITM(VLEPreTrainedModel):
             output.losses = {"itm": objectives.itm(output.logits, labels)}
             output.loss = total_loss(output.losses)
         return output
-
-    def itm_logits(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        text_rows: Tensor | None = None,
-    ) -> Tensor:
-        """Image-text pairs -> logits (B, 2), column 1 = match.
-
-        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
-        one, which is then encoded once; by default images and texts pair row by row.
-        """
-        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
-        return pair_logits(self.vle, self.itm_score, *pairs)
 
 
 class VLEForMLM(VLEPreTrainedModel):
@@ -191,7 +198,7 @@ class VLEForPBC(VLEPreTrainedModel):
         return output
 
 
-class VLEForRetrieval(VLEPreTrainedModel):
+class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
     """Image-text retrieval: contrast of the towers' states (ITC) and matching after the fusion (ITM), weights equal.
 
     Candidates are ranked by `get_image_features` against `get_text_features`, the best re-ranked by `itm_logits`.
@@ -211,22 +218,6 @@ class VLEForRetrieval(VLEPreTrainedModel):
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Texts (B, T) -> unit vectors (B, projection)."""
         return self.contrast.embed_text(self.vle.encode_text(input_ids, attention_mask), attention_mask)
-
-    def itm_logits(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        text_rows: Tensor | None = None,
-    ) -> Tensor:
-        """Image-text pairs -> logits (B, 2), column 1 = match.
-
-        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
-        one, which is then encoded once; by default images and texts pair row by row.
-        """
-        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
-        return pair_logits(self.vle, self.itm_score, *pairs)
 
     def forward(
         self,
