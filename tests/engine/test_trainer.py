@@ -123,6 +123,21 @@ def test_the_best_weights_on_validation_are_kept(tmp_path):
     assert Run(tmp_path / "run").status()["state"] == "finished"
 
 
+def test_validation_chooses_nothing_before_its_time(tmp_path):
+    scores, seen = iter([5.0, 4.0, 2.0, 3.0]), []
+
+    def evaluate(model):
+        seen.append(weights(model))
+        return {"score": next(scores)}
+
+    model = make_model()
+    options = {"steps": 8, "eval_every": 2, "choose_from": 0.75, "patience": 1, "evaluate": evaluate}
+    result = train(model, tmp_path / "run", **options)
+    assert (result.steps, result.best_score, result.best_step) == (8, 3.0, 8)
+    assert [record["step"] for record in result.history] == [2, 4, 6, 8]
+    assert_same(weights(model), seen[3])
+
+
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     scores = iter([2.0, 1.0, 1.0, 1.0])
     result = train(

@@ -61,6 +61,9 @@ class TrainConfig(Config):
     save_every: Every = Field(500, description="steps between checkpoints, or epoch; 0 saves at the end only")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     num_workers: int = Field(0, ge=0, description="processes that prepare data, for each training process")
+    choose_from: float = Field(
+        0.0, ge=0, le=1, description="share of the steps before which validation chooses nothing: the rate is still high"
+    )
     patience: int = Field(0, ge=0, description="stop after so many validations without a better score; 0 never does")
     keep: Literal["best", "last"] = Field("best", description="the weights that the run's model is made of")
     trackers: tuple[str, ...] = Field((), description="also log to: tensorboard, trackio, wandb ... (accelerate's)")
@@ -312,7 +315,10 @@ class _Training:
         self.accelerator.log({"loss": losses["loss"], **named, **numbers}, step=at.step)
 
     def validate(self, evaluate: Evaluate, metric: str, higher_is_better: bool) -> str:
-        """Score the weights (the averaged ones, when kept), keep them if they are the best so far, and say so."""
+        """Score the weights (the averaged ones, when kept), keep them if they are the best so far, and say so.
+
+        Before `choose_from` of the steps they are scored alone.
+        """
         at = self.at
         with self._final_weights():
             self.bare.eval()
@@ -325,7 +331,9 @@ class _Training:
                 )
             score, best = scores[metric], at.best_score
             is_better = best is None or (score > best if higher_is_better else score < best)
-            if is_better and math.isfinite(score):
+            if at.step < self.train.choose_from * self.num_steps:
+                pass
+            elif is_better and math.isfinite(score):
                 at.bad_evaluations = 0
                 if self._write_best():
                     at.best_score, at.best_step = score, at.step
