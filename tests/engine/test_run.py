@@ -1,6 +1,7 @@
 """The run's folder: what it tells, what it refuses, what survives a cut."""
 
 import json
+import resource
 
 import pytest
 
@@ -105,6 +106,20 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
     (tmp_path / "run" / "status.json.new").symlink_to("/dev/full")
     run.set_status("running", 3)
     assert "status.json cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_log_goes_on_behind_a_line_that_a_full_disk_cut_short(tmp_path, capsys):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.log("train", {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.log_file.stat().st_size + 10, hard))  # room for ten bytes
+    try:
+        run.log("train", {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "log.jsonl cannot be written" in capsys.readouterr().err
+    run.log("train", {"step": 3})
+    assert [event["step"] for event in read_events(run)] == [1, 3]
 
 
 def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):

@@ -8,6 +8,7 @@ checkpoints/       last (to resume from) and best (on validation)
 model/             what `from_pretrained` reads
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -154,8 +155,16 @@ class Run:
         self.set_status("running", self.status().get("step", 0))
 
     def _append(self, line: str) -> None:
-        with open(self.log_file, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        rest = (line + "\n").encode()
+        with open(self.log_file, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while rest:  # a disk that fills up takes a part of them
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)  # else the next line would go on behind half of this one
+                raise
 
     def _write_or_say(self, name: str, write: Callable[[], None]) -> None:
         try:
