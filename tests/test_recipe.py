@@ -141,6 +141,17 @@ def test_a_checkpoint_of_another_task_is_taken_as_far_as_it_goes(tmp_path):
     assert after["eve.image_embedding.position"].shape == (17, 32)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_an_epoch_has_as_many_steps_however_a_step_is_cut(tmp_path, accumulation):
+    # 11 samples, 4 a step: two steps; the three left over would make micro-batches, but no whole step.
+    samples = [*SAMPLES["retrieval"](), *SAMPLES["retrieval"]()[:3]]
+    changes = {"train": {"steps": None, "epochs": 3, "batch_size": 4, "accumulation": accumulation}}
+    ready = prepare(micro_run(tmp_path, "retrieval", changes), samples={"train": samples})
+    assert ready.train.num_steps(ready.loader.num_batches) == 6
+    seen = [key for batch in ready.loader.batches(0) for key in batch["match_ids"].tolist()]
+    assert len(seen) == 8
+
+
 def test_other_answers_make_a_new_last_layer(tmp_path):
     train(micro_run(tmp_path / "one", "vqa", {"train": {"steps": 2}}))
     samples = SAMPLES["vqa"]()

@@ -292,6 +292,7 @@ def prepare(
         batch_size=config.train.micro_batch_size(world_size()),
         seed=config.seed,
         drop_last=len(training) >= config.train.batch_size,
+        accumulation=config.train.accumulation,
         num_workers=config.train.num_workers,
         rank=rank(),
         world_size=world_size(),

@@ -59,7 +59,8 @@ class Loader:
     `batch_size` counts the samples of one batch on one rank. The global batch g holds the positions from g *
     batch_size * world_size on of the epoch's order, and rank r takes its rows r, r + world_size, ...; so all ranks
     have the same number of batches. Without `drop_last` the last batch is smaller; should it have fewer rows than
-    there are ranks, the first samples of the order fill it up.
+    there are ranks, the first samples of the order fill it up. With it an epoch ends with its last whole step, of
+    `accumulation` batches: so its steps are as many however a step is cut.
 
     A sample that raises SampleError is left out of its batch and named in `skipped`. A training batch
     (`shuffle=True`) of which nothing is left takes the next readable sample of the order instead, so that ranks stay
@@ -84,6 +85,7 @@ class Loader:
         seed: int,
         shuffle: bool = True,
         drop_last: bool = False,
+        accumulation: int = 1,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -95,10 +97,12 @@ class Loader:
         if len(samples) == 0:
             raise DataError("the data set holds no samples; check its path, its split and its filters")
         global_size = batch_size * world_size
-        self.num_batches = len(samples) // global_size if drop_last else -(-len(samples) // global_size)
+        step_size = global_size * accumulation
+        whole = len(samples) // step_size * accumulation
+        self.num_batches = whole if drop_last else -(-len(samples) // global_size)
         if self.num_batches == 0:
             raise DataError(
-                f"{len(samples)} samples do not fill one batch of {global_size}; lower the batch size or set "
+                f"{len(samples)} samples do not fill one batch of {step_size}; lower the batch size or set "
                 "drop_last=false"
             )
         self.num_samples = len(samples)
