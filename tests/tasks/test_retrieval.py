@@ -1,5 +1,6 @@
 """Retrieval evaluation: what counts as right, the order of re-ranking, and its cost."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,20 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(task):
     assert len(found.skipped) == 1
     assert "broken" in found.skipped[0]
     assert found.chance["TR@1"] == pytest.approx(100 / 8)
+
+
+def test_an_embedding_travels_between_processes_without_its_batch(task, monkeypatch):
+    class Wide(Oracle):
+        def get_image_features(self, pixel_values):
+            return torch.ones(len(pixel_values), 1000)
+
+        def get_text_features(self, input_ids, attention_mask):
+            return torch.ones(len(input_ids), 1000)
+
+    sent = []
+    monkeypatch.setattr("evle.distributed.gather_objects", lambda found: sent.append(len(pickle.dumps(found))) or found)
+    evaluate(task, Wide({}), caption_samples(), quick=True)
+    assert 8 * 4000 < max(sent) < 2 * 8 * 4000  # eight rows of float32, in one batch
 
 
 def test_a_sweep_keeps_the_order_of_the_samples(task):

@@ -112,7 +112,7 @@ class RetrievalTask(Task):
             samples,
             self._image_features,
             self._collate_images,
-            lambda keys, batch: list(encoder.get_image_features(**batch).float().cpu()),
+            lambda keys, batch: _rows(encoder.get_image_features(**batch)),
             settings,
         )
         corpus = self._corpus(samples, images.results)
@@ -121,11 +121,11 @@ class RetrievalTask(Task):
             corpus.texts,
             self._text_features,
             self._collate_texts,
-            lambda keys, batch: list(encoder.get_text_features(**batch).float().cpu()),
+            lambda keys, batch: _rows(encoder.get_text_features(**batch)),
             settings,
         )
-        image_vectors = torch.stack([images.results[sample.key] for sample in corpus.samples])
-        text_vectors = torch.stack([texts.results[text.key] for text in corpus.texts])
+        image_vectors = torch.from_numpy(np.stack([images.results[sample.key] for sample in corpus.samples]))
+        text_vectors = torch.from_numpy(np.stack([texts.results[text.key] for text in corpus.texts]))
 
         to_text_ranks = best_ranks(image_vectors, text_vectors, corpus.image_ids, corpus.text_ids)
         to_image_ranks = best_ranks(text_vectors, image_vectors, corpus.text_ids, corpus.image_ids)
@@ -232,6 +232,12 @@ class RetrievalTask(Task):
 def learns_matching(config: PreTrainedConfig) -> bool:
     """Whether a retrieval model of this configuration trains its matching head."""
     return (config.objective_weights or {}).get("itm", 1.0) > 0
+
+
+def _rows(features: Tensor) -> list[np.ndarray]:
+    """Embeddings (B, D) one by one, as arrays: a row of a tensor would travel between processes, and stay in memory
+    there, with the whole batch that it is a view of."""
+    return list(features.float().cpu().numpy())
 
 
 def _reordered(candidates: np.ndarray, logits: np.ndarray) -> np.ndarray:
