@@ -145,7 +145,7 @@ def test_objects_serve_as_well_as_a_folder(embed):
 def test_a_run_folder_is_as_good_as_its_model_folder(models, tmp_path):
     run = tmp_path / "recipe" / "run"
     shutil.copytree(models["retrieval"], run / "model")
-    (run / "config.yaml").write_text("seed: 0\ntext: {max_length: 7, clean: false}\n")
+    (run / "config.yaml").write_text("task: {name: retrieval}\ntext: {max_length: 7, clean: false}\n")
     assert model_folder(run) == run / "model"
     assert model_folder(run / "model") == run / "model"
     assert text_options(run).max_length == text_options(run / "model").max_length == 7
@@ -153,6 +153,23 @@ def test_a_run_folder_is_as_good_as_its_model_folder(models, tmp_path):
     assert text_options(models["retrieval"]).max_length == 40
     with pytest.raises(CheckpointError, match="several runs; give one of them: run"):
         model_folder(run.parent)
+
+
+@pytest.mark.parametrize("name", ["model", "vle"])
+@pytest.mark.parametrize("content", ["text: {max_length: 7}\n", "text: hello\n"])
+def test_a_config_yaml_that_is_no_runs_says_nothing(models, tmp_path, monkeypatch, name, content):
+    """Many a project has a file of that name, and models beside it."""
+    shutil.copytree(models["retrieval"], tmp_path / name)
+    (tmp_path / "config.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert text_options(name) == text_options(models["retrieval"])
+
+
+def test_a_runs_model_folder_is_known_from_within(models, tmp_path, monkeypatch):
+    shutil.copytree(models["retrieval"], tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("task: {name: retrieval}\ntext: {max_length: 7}\n")
+    monkeypatch.chdir(tmp_path / "model")
+    assert text_options(".").max_length == 7
 
 
 def test_what_is_no_model_is_refused_in_one_line(models, tmp_path):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.config import load_yaml, merge
 from evle.errors import CheckpointError, ConfigError
 from evle.initialization import read_config, read_processor
-from evle.pipelines import load_model, model_folder
+from evle.pipelines import load_model, model_folder, run_settings
 from evle.recipes import find_recipe
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
@@ -28,8 +28,7 @@ def recipe_for(folder: str | Path, recipe: str | Path) -> dict[str, Any]:
     tree = load_yaml(path)
     if "stages" in tree:
         raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): score by a recipe of one run")
-    own = model_folder(folder).parent / "config.yaml"
-    settings = load_yaml(own) if own.is_file() else {}
+    settings = run_settings(folder)
     tree = merge(tree, {"image": {"size": (settings.get("image") or {}).get("size")}})
     return merge(tree, {"text": settings["text"]}) if "text" in settings else tree
 

@@ -15,6 +15,7 @@ from evle.pipelines.loading import (
     load_model,
     model_folder,
     read_fields,
+    run_settings,
     text_options,
 )
 from evle.pipelines.local_models import LocalCaptioner, LocalLanguageModel
@@ -62,5 +63,6 @@ __all__ = [
     "model_folder",
     "pairs",
     "read_fields",
+    "run_settings",
     "text_options",
 ]

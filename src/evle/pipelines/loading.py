@@ -95,10 +95,18 @@ def family_text_options(family: str) -> TextOptions:
     return TEXTS.get(family, TextOptions())
 
 
+def run_settings(path: str | Path) -> dict[str, Any]:
+    """The config.yaml of the run that made the model in `path`; empty for a model of no run, whatever file of that name
+    lies beside its folder."""
+    folder = model_folder(path).absolute()
+    file = folder.parent / "config.yaml"
+    settings = load_yaml(file) if folder.name == "model" and file.is_file() else {}
+    return settings if isinstance(settings.get("task"), dict) else {}
+
+
 def text_options(path: str | Path) -> TextOptions:
     """How the run that made the model in `path` read its texts, by its config.yaml; the family's way without one."""
-    folder = model_folder(path)
-    file = folder.parent / "config.yaml"
-    if not file.is_file():
+    settings, folder = run_settings(path), model_folder(path)
+    if not settings:
         return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
-    return TextOptions.build(load_yaml(file).get("text") or {}, str(file))
+    return TextOptions.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))
