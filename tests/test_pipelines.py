@@ -172,6 +172,13 @@ def test_a_runs_model_folder_is_known_from_within(models, tmp_path, monkeypatch)
     assert text_options(".").max_length == 7
 
 
+def test_a_question_is_cut_as_in_the_runs_evaluation(models, tmp_path):
+    shutil.copytree(models["vqa"], tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("task: {name: vqa, max_test_words: 2}\ntext: {clean: true}\n")
+    assert VQAPipeline(tmp_path).clean("What colour is it?") == "what colour"
+    assert VQAPipeline(models["vqa"]).clean("What colour is it?") == "what colour is it"
+
+
 def test_what_is_no_model_is_refused_in_one_line(models, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         EmbedPipeline(tmp_path / "nowhere")

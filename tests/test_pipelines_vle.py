@@ -1,6 +1,7 @@
 """The pipelines that serve both families: VLE's folders are read as they are, and pictures as VLE sees them."""
 
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evle.config import dump_yaml
 from evle.data.samples import Box, VCRSample
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.models.eve import EVEConfig, EVEForNLVR2
@@ -32,6 +34,7 @@ from evle.pipelines import (
     VQAPipeline,
 )
 from evle.search import ImageIndex
+from evle.tasks.task import TextOptions
 from evle.transforms.heatmap import DIMMEST
 from retrieval_models import SIZES
 from retrieval_models import processor as eve_processor
@@ -230,6 +233,21 @@ def test_reasons_are_found_for_the_answers_chosen(folders):
         reasons(sample(), answers=[4])
     with pytest.raises(SampleError, match="one: the right answer is not known"):
         reasons(sample())
+
+
+def test_a_choice_is_made_as_in_the_runs_evaluation(folders, tmp_path):
+    """Texts of its length, boxes as it mapped them; a model of no run reads texts of 80 tokens at most."""
+    shutil.copytree(folders["q2a"], tmp_path / "model")
+    settings = {"task": {"name": "vcr-q2a", "released_boxes": True}, "text": {"max_length": 90, "clean": False}}
+    (tmp_path / "config.yaml").write_text(dump_yaml(settings))
+    long = sample(question=("why", *["is"] * 84, (0,)), answer_choices=(((1,),), ("no",), ("yes",), ((0,),)))
+    text = TextOptions(max_length=90, clean=False)
+    found = AnswerChoicePipeline(tmp_path)(long)[0].logits
+    told = AnswerChoicePipeline(folders["q2a"], text=text, released_boxes=True)(long)[0].logits
+    assert found == pytest.approx(told, abs=1e-6)
+    for options in ({"released_boxes": False}, {"text": text.model_copy(update={"max_length": 80})}):
+        assert AnswerChoicePipeline(tmp_path, **options)(long)[0].logits != pytest.approx(found, abs=1e-4)
+    assert AnswerChoicePipeline(folders["q2a"]).task.options.text.max_length == 80
 
 
 def test_a_model_without_object_types_is_not_asked_about_objects(folders, tmp_path):

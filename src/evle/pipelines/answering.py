@@ -21,7 +21,8 @@ class VQAPipeline(Pipeline):
 
     def clean(self, text: str) -> str:
         """A question as the task's evaluation reads it: of more words than a caption."""
-        return clean_question(text, VQAOptions().max_test_words) if self.text.clean else text
+        longest = self.trained_as.get("max_test_words", VQAOptions().max_test_words)
+        return clean_question(text, longest) if self.text.clean else text
 
     def encode(self, text: str, longest: int) -> list[int]:
         """Token ids of a question, with a place for the answer where the model reads it there."""

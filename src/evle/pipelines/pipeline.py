@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, DataError, SampleError
-from evle.pipelines.loading import family_text_options, load_model, text_options
+from evle.pipelines.loading import family_text_options, load_model, run_settings, text_options
 from evle.tasks.task import TextOptions
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing, normalize, test_image
@@ -51,9 +51,11 @@ class Pipeline:
     ):
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
+        self.trained_as: Mapping[str, Any] = {}  # the run's `task`, its name and options
         if source is not None and model is None and processor is None:
             model, processor = load_model(source, self.models)
             text = text or text_options(source)
+            self.trained_as = run_settings(source).get("task", {})
             device = device or torch.accelerator.current_accelerator(check_available=True)
         elif source is not None or model is None or processor is None:
             raise ConfigError(f"{type(self).__name__} takes a model folder, or model= and processor= together")

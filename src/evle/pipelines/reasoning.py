@@ -30,8 +30,8 @@ class ChoosePipeline(Pipeline):
     """What both halves of VCR share: samples as the task's evaluation reads them, the picture encoded once for all of
     its candidates. Nothing is kept between calls.
 
-    Texts are of at most 80 tokens where no run says otherwise. `released_boxes` maps boxes to patches as the released
-    code does, over the whole picture although the model sees its middle.
+    Texts are of at most 80 tokens where neither a run nor `text` says otherwise. `released_boxes` maps boxes to patches
+    as the released code does, over the whole picture although the model sees its middle; by default as the run did.
     """
 
     task_type: ClassVar[type[VCRTask]]
@@ -45,13 +45,16 @@ class ChoosePipeline(Pipeline):
         text: TextOptions | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 8,
-        released_boxes: bool = False,
+        released_boxes: bool | None = None,
     ):
         super().__init__(
             source, model=model, processor=processor, text=text, device=device, batch_size=batch_size, num_workers=0
         )
-        text = self.text.model_copy(update={"max_length": min(self.text.max_length, 80)})
-        self.task = self.task_type(VCROptions(text=text, released_boxes=released_boxes), self.processor)
+        if text is None and not self.trained_as:
+            self.text = self.text.model_copy(update={"max_length": 80})
+        if released_boxes is None:
+            released_boxes = self.trained_as.get("released_boxes", False)
+        self.task = self.task_type(VCROptions(text=self.text, released_boxes=released_boxes), self.processor)
         self.task.bind(self.model.config)
 
     def choose(self, samples: Sequence[VCRSample]) -> list[Choice]:
