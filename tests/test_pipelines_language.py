@@ -249,7 +249,19 @@ def test_the_key_is_in_no_text_of_ours(serve, monkeypatch):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "file:///etc/passwd",
+        "http://",
+        "",
+        "http://[::1",
+        "http://a:port/v1",
+        "http://a/ü",
+        "http://ü",
+    ],
+)
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ConfigError, match="no base URL"):
         ChatEndpoint(url, "m")
@@ -264,6 +276,15 @@ def test_an_address_with_a_password_is_refused_without_repeating_it():
 def test_impossible_waits_are_refused():
     with pytest.raises(ConfigError, match="timeout=0"):
         ChatEndpoint("http://localhost/v1", "m", timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"stream": True}, "read whole, not in parts"), ({"stop": {"a"}}, "cannot be sent as JSON")],
+)
+def test_options_that_no_reply_could_come_of_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ChatEndpoint("http://localhost/v1", "m", options=options)
 
 
 # --- models on this machine
@@ -300,6 +321,34 @@ def test_a_chat_template_is_used_where_there_is_one(language_folder):
     assert isinstance(model.complete(ASK), str)
     assert "hello ball ball red" in model.tokenizer.decode(seen[0][0])
     assert plain
+
+
+def told(model: LocalLanguageModel, template: str) -> str:
+    """What a model reads of a prompt by a chat template."""
+    model.tokenizer.chat_template = template
+    seen = []
+    generate = model.model.generate
+    model.model.generate = lambda **inputs: seen.append(inputs["input_ids"]) or generate(**inputs)
+    model.complete(prompt("what colour?", [{"answer": "red", "score": 0.9}]))
+    return model.tokenizer.decode(seen[0][0]).strip()
+
+
+def test_a_template_without_a_system_message_has_it_in_the_question(language_folder):
+    """Gemma's and Mistral's first templates raise where they meet one."""
+    model = LocalLanguageModel(language_folder, max_new_tokens=3)
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    )
+    system, user = prompt("what colour?", [{"answer": "red", "score": 0.9}])
+    assert told(model, refusing) == f"user: {system['content']}\n\n{user['content']}"
+    with pytest.raises(CheckpointError, match=r"chat template does not take this conversation \(never"):
+        told(model, "{{ raise_exception('never') }}")
+
+
+def test_a_model_that_can_think_aloud_is_told_not_to(language_folder):
+    template = "{{ 'no thoughts' if enable_thinking is defined and enable_thinking is false else 'thoughts' }}"
+    assert told(LocalLanguageModel(language_folder, max_new_tokens=3), template) == "no thoughts"
 
 
 @pytest.fixture(scope="module")

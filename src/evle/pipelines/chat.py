@@ -51,8 +51,12 @@ class ChatEndpoint:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a broken IPv6 address, a port that is no number
+            is_address = False
+        if not is_address or not self.url.isascii():
             raise ConfigError(
                 f"{self.url!r} is no base URL of a chat server; give one such as http://localhost:8000/v1"
             )
@@ -66,6 +70,12 @@ class ChatEndpoint:
                 f"timeout={self.timeout}, retries={self.retries}, backoff={self.backoff}: a time-out above 0 and "
                 "nothing below 0 is needed"
             )
+        if self.options.get("stream"):
+            raise ConfigError("options stream: a reply is read whole, not in parts; leave it out")
+        try:
+            json.dumps(dict(self.options))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"options: they cannot be sent as JSON ({error})") from None
 
     def complete(self, messages: Messages) -> str:
         """The server's reply. Raises ServiceError, saying what happened and what to do."""

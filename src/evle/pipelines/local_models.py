@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from evle.data.images import open_image
@@ -13,7 +14,11 @@ from evle.pipelines.pipeline import Images, as_images
 
 
 class LocalLanguageModel:
-    """A causal language model of transformers in a folder on this machine; it always takes the likeliest next word."""
+    """A causal language model of transformers in a folder on this machine; it always takes the likeliest next word.
+
+    One whose chat template knows no system message is given that as part of the first question; one that can be told
+    not to think aloud is told so, as its thoughts would be taken for the reply.
+    """
 
     def __init__(self, folder: str | Path, *, device: str | torch.device | None = None, max_new_tokens: int = 60):
         self.tokenizer, self.model = _load(folder, AutoModelForCausalLM, device)
@@ -22,9 +27,7 @@ class LocalLanguageModel:
     def complete(self, messages: Messages) -> str:
         """The reply, by the model's own chat template where it has one. Raises ServiceError for an empty one."""
         if self.tokenizer.chat_template:
-            inputs = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+            inputs = self._by_template(messages)
         else:
             text = "\n\n".join([*(message["content"] for message in messages), "Answer:"])
             inputs = self.tokenizer(text, return_tensors="pt")
@@ -41,6 +44,20 @@ class LocalLanguageModel:
         if not words:
             raise ServiceError(f"{self.model.name_or_path}: the language model replied with nothing")
         return words
+
+    def _by_template(self, messages: Messages) -> Any:
+        options: dict[str, Any] = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        options["enable_thinking"] = False  # Qwen 3's switch; templates ignore what they do not know
+        try:
+            return self.tokenizer.apply_chat_template(messages, **options)
+        except TemplateError as error:
+            refused = error
+        try:
+            return self.tokenizer.apply_chat_template(_without_system(messages), **options)
+        except TemplateError:
+            raise CheckpointError(
+                f"{self.model.name_or_path}: its chat template does not take this conversation ({refused})"
+            ) from refused
 
 
 class LocalCaptioner:
@@ -69,6 +86,13 @@ class LocalCaptioner:
                 output = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_new_tokens, do_sample=False)
             said += [words.strip() for words in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
         return said
+
+
+def _without_system(messages: Messages) -> Messages:
+    """What the system says put in front of what the user says first."""
+    said = [message["content"] for message in messages if message["role"] == "system"]
+    first, *rest = (message for message in messages if message["role"] != "system")
+    return [{**first, "content": "\n\n".join([*said, first["content"]])}, *rest]
 
 
 def _load(folder: str | Path, models: Any, device: str | torch.device | None) -> tuple[Any, Any]:
