@@ -108,6 +108,28 @@ def test_the_masked_word_decoder_is_the_word_embedding(tmp_path):
     assert loaded.mlm_score[1].predictions.decoder.weight is loaded.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize("model_class", [VLEForMLM, VLEForPreTraining, VLEForVQA])
+def test_a_vocabulary_grows_and_is_saved_so(model_class, tmp_path):
+    model = build(model_class)
+    before = model.get_input_embeddings().weight.detach().clone()
+    model.decoder_in_file = torch.zeros(50, 16)  # as where a released file's decoder was not the embedding
+    model.resize_token_embeddings(53, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == 53
+    assert torch.equal(loaded.get_input_embeddings().weight[:50], before)
+    if model_class is not VLEForVQA:
+        decoder = loaded.get_output_embeddings()
+        assert decoder.weight is loaded.get_input_embeddings().weight
+        assert decoder.bias is loaded.mlm_score[1].predictions.bias
+        assert decoder.bias.shape == (53,)
+    if model_class is VLEForMLM:
+        inputs = batch()
+        inputs["input_ids"][:, 1] = 52
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        assert loaded(**inputs).logits.shape[-1] == 53
+
+
 @pytest.mark.parametrize("model_class", HEADS)
 def test_every_parameter_of_a_head_model_learns(model_class):
     model = build(model_class, objectives=("mlm", "itm", "mpc", "pbc", "itc"))

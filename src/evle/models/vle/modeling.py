@@ -240,6 +240,13 @@ class VLEPreTrainedModel(PreTrainedModel):
                 weight.data.copy_(words.data)
         super().tie_weights(missing_keys, recompute_mapping)
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Give masked words another decoder, as `resize_token_embeddings` does for a larger or smaller vocabulary."""
+        predictions = self.get_submodule("mlm_score.1.predictions")
+        predictions.register_module("decoder", new_embeddings)
+        predictions.register_parameter("bias", new_embeddings.get_parameter("bias"))
+        self.decoder_in_file = None  # of the old size
+
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
