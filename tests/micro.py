@@ -7,6 +7,7 @@ from PIL import Image
 
 from evle.config import merge
 from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
+from evle.errors import SampleError
 from evle.recipe import RunConfig
 
 THINGS = ("apple", "frog", "sky", "sun", "coal", "snow", "grape", "carrot")
@@ -94,6 +95,15 @@ def vcr_samples() -> list[VCRSample]:
             )
         )
     return samples
+
+
+class Damaged(list):
+    """Samples of which the fourth cannot be made, as where VCR's metadata or the JSON in a shard is damaged."""
+
+    def __getitem__(self, place):
+        if place == 3:
+            raise SampleError("the fourth sample is damaged")
+        return super().__getitem__(place)
 
 
 SAMPLES = {

@@ -340,3 +340,16 @@ def test_a_split_without_samples_is_named_with_its_place(tmp_path):
         except DataError as error:
             found.append(f"data.test holds no samples (shards {tmp_path} {split}); check its path" in str(error))
     assert found == [True, True]
+
+
+def test_sources_that_share_keys_are_learned_from_together_and_scored_apart(tmp_path):
+    """A model's word on one picture would be taken for its word on the other of that name."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rows = [{"image": f"{each}.png", "caption": f"{name} {each}"} for each in ("same", name)]
+        (tmp_path / name / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both = [{"source": "folder", "path": str(tmp_path / name)} for name in ("a", "b")]
+    data = DataOptions(train=both, test=both, val=[{**both[0], "weight": 2}])
+    assert len(read_split(data, "train", "captions")) == len(read_split(data, "val", "captions")) == 4
+    with pytest.raises(DataError, match=r"data\.test: the key 'same\.png' stands in several of its sources \(folder"):
+        read_split(data, "test", "captions")

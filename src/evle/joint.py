@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evle.config import apply_overrides
-from evle.data.samples import Sample, Tagged, VCRSample
+from evle.data.samples import Sample, Tagged, VCRSample, made
 from evle.engine.devices import join_processes
 from evle.engine.run import make_output
 from evle.errors import ConfigError
@@ -115,8 +115,8 @@ def judge(
         return sweep(model, samples, plain(task), task.collate, predict, settings)
 
     answers, reasons = logits_of(answering, answer_task), logits_of(reasoning, reason_task)
-    judged = [cast(VCRSample, samples[place]) for place in range(len(samples))]
-    judged = [sample for sample in judged if sample.key in answers.results and sample.key in reasons.results]
+    both = answers.results.keys() & reasons.results.keys()
+    judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in both]
     shares = {sample.key: _softmax(answers.results[sample.key]) for sample in judged}
     reason_shares = {sample.key: _softmax(reasons.results[sample.key].reshape(NUM_CHOICES, -1)) for sample in judged}
     known = [each for each in judged if each.answer_label is not None and each.rationale_label is not None]

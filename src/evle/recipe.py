@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from evle.config import Config, apply_overrides, load_yaml, merge
 from evle.data.loader import Loader
+from evle.data.samples import made
 from evle.distributed import is_main, rank, world_size
 from evle.engine.devices import join_processes
 from evle.engine.optim import OptimConfig
@@ -390,7 +391,7 @@ def _tokenizer(
     kinds = options.reads or (task.reads,)
     others = (read_split(config.data, "train", kind) for kind in kinds if kind != task.reads)
     corpora = [*([training] if task.reads in kinds else []), *(each for each in others if each is not None)]
-    read = (corpus[place] for corpus in corpora for place in _spread(len(corpus), options.samples))
+    read = (sample for corpus in corpora for sample in made(corpus, _spread(len(corpus), options.samples)))
     texts: Iterator[str] = chain.from_iterable(map(texts_of, read))
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from evle.config import Config
-from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
+from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample, made
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError, DataError
 from evle.transforms.tagged import object_names, spoken
@@ -153,7 +153,21 @@ def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
     samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
     if not len(samples):
         raise DataError(f"data.{split} holds no samples ({', '.join(named)}); check its path, split and filters")
+    if split != "train" and len(found) > 1:
+        _refuse_shared_keys(samples, split, named)
     return samples
+
+
+def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> None:
+    """Raise DataError where samples of several sources share a key, by which what a model says of them is kept."""
+    seen: set[str] = set()
+    for sample in made(samples):
+        if sample.key in seen:
+            raise DataError(
+                f"data.{split}: the key {sample.key!r} stands in several of its sources ({', '.join(named)}), and what "
+                "a model says of one would be scored for the other; score them one by one, or rename the pictures"
+            )
+        seen.add(sample.key)
 
 
 def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> Samples:

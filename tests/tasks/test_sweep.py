@@ -1,10 +1,31 @@
-"""Evaluation over two real processes says what one process says."""
+"""Evaluation over two real processes says what one process says; a sample that cannot be made ends none."""
 
 import json
 
+import pytest
+
 from evaluating_processes import check_scores, scores
+from evle.recipe import finetune, pretrain
+from micro import SAMPLES, Damaged, micro_run
 from processes import run_on_two
 
 
 def test_two_processes_score_each_sample_once():
     run_on_two(check_scores, json.dumps({name: scores(name) for name in ("retrieval", "vqa", "nlvr2")}))
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        *((name, "eve") for name in ("pretraining", "retrieval", "vqa", "nlvr2")),
+        *((name, "vle") for name in ("pretraining", "vcr-q2a", "vcr-qa2r")),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_left_out_and_ends_no_run(name, family, tmp_path):
+    samples = Damaged(SAMPLES[name]())
+    changes = {"train": {"steps": 2, "batch_size": 4}, "evaluate": {"examples": 8}}
+    run = pretrain if name == "pretraining" else finetune
+    splits = dict.fromkeys(("train", "val", "test"), samples)
+    report = run(micro_run(tmp_path, name, changes, family), samples=splits)
+    assert report.scores["test"]
+    assert report.tables[0].rows == [["sample 3: the fourth sample is damaged"]]

@@ -14,7 +14,7 @@ from evle.errors import ConfigError, DataError, SampleError
 from evle.joint import ReasonsForEachAnswer, judge, judge_vcr, leaderboard
 from evle.recipe import finetune, prepare
 from evle.stages import read_stages, run_stages
-from micro import MICRO_VLE, micro_run, vcr_samples, vqa_samples
+from micro import MICRO_VLE, Damaged, micro_run, vcr_samples, vqa_samples
 
 PERSON, DOG, FAR = 0, 1, 2
 
@@ -179,6 +179,12 @@ def test_unlabelled_questions_have_a_file_and_no_scores(runs, tmp_path):
     labelled = judge_vcr(runs / "vcr-q2a", runs / "vcr-qa2r", output=tmp_path / "two", samples=vcr_samples())
     assert labelled.scores
     assert (tmp_path / "two" / "vcr_leaderboard.csv").read_text() == (tmp_path / "vcr_leaderboard.csv").read_text()
+
+
+def test_a_question_that_cannot_be_made_is_missing_from_the_file(runs, tmp_path):
+    report = judge_vcr(runs / "vcr-q2a", runs / "vcr-qa2r", output=tmp_path, samples=Damaged(vcr_samples()))
+    assert report.tables[0].rows == [["sample 3: the fourth sample is damaged"]]
+    assert len((tmp_path / "vcr_leaderboard.csv").read_text().splitlines()) == 8
 
 
 def test_a_model_folder_alone_is_scored_by_its_familys_way_to_read(runs, tmp_path):

@@ -6,10 +6,13 @@ that into a picture.
 """
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from evle.errors import SampleError
 
 
 @runtime_checkable
@@ -112,3 +115,19 @@ class VCRSample:
 
 
 Sample = CaptionSample | VQASample | NLVR2Sample | VCRSample
+
+
+def made(samples: Sequence[Any], places: Iterable[int] | None = None) -> Iterator[Any]:
+    """The samples at `places` (all of them, in order, for None) that their source can make.
+
+    One that it cannot (metadata or a shard's JSON is damaged) raises SampleError when it is asked for, and is left out
+    here: the loader has skipped and named it, or will.
+
+    >>> [sample.key for sample in made([CaptionSample("a", b"", ("x",)), CaptionSample("b", b"", ("y",))], [1])]
+    ['b']
+    """
+    for place in range(len(samples)) if places is None else places:
+        try:
+            yield samples[place]
+        except SampleError:
+            continue

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import NLVR2Sample, Sample
+from evle.data.samples import NLVR2Sample, Sample, made
 from evle.errors import SampleError
 from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
@@ -61,8 +61,7 @@ class NLVR2Task(Task):
             lambda keys, batch: model(**batch).logits.float().argmax(dim=-1).tolist(),
             settings,
         )
-        judged = [cast(NLVR2Sample, samples[place]) for place in range(len(samples))]
-        judged = [sample for sample in judged if sample.key in swept.results]
+        judged: list[NLVR2Sample] = [sample for sample in made(samples) if sample.key in swept.results]
         known = [sample for sample in judged if sample.label is not None]
         return Evaluation(
             scores=_scores(known, [swept.results[sample.key] for sample in known]),

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evle.data.samples import Box, CaptionSample, Sample
+from evle.data.samples import Box, CaptionSample, Sample, made
 from evle.errors import ConfigError
 from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
@@ -91,8 +91,8 @@ class PreTrainingTask(Task):
             return
         places = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).astype(int)
         counts: Counter[str] = Counter()
-        for place in places:
-            counts.update(box.label for box in cast(CaptionSample, samples[int(place)]).boxes if box.label)
+        for sample in made(samples, places.tolist()):
+            counts.update(box.label for box in sample.boxes if box.label)
         if not counts:
             raise ConfigError(
                 "the objective mpc needs boxes with classes, and the training samples have none: train on others, name "
@@ -162,7 +162,7 @@ class PreTrainingTask(Task):
         return Evaluation(
             scores=scores,
             chance=chance,
-            galleries=[] if settings.quick else pretraining_galleries(self, model, samples, settings),
+            galleries=[] if settings.quick else pretraining_galleries(self, model, samples, swept.results, settings),
             skipped=swept.skipped,
         )
 

@@ -1,6 +1,6 @@
 """Pictures of pre-training: what the model makes of hidden patches, of phrases, and of hidden things."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evle.data.samples import Sample
+from evle.data.samples import Sample, made
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, EvaluationSettings, Task
@@ -20,14 +20,19 @@ RECONSTRUCTED = ("masked", "reconstruction", "original")
 
 
 def pretraining_galleries(
-    task: Task, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings
+    task: Task,
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    measured: Collection[str],
+    settings: EvaluationSettings,
 ) -> list[Gallery]:
-    """Some samples of an evaluation as the model sees and completes them, a gallery an objective that has pictures."""
+    """Some samples of an evaluation, of those whose keys were `measured`, as the model sees and completes them, a
+    gallery an objective that has pictures."""
     wanted = set(model.config.objectives)
     if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
         return []
     places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
-    chosen = [samples[int(place)] for place in places]
+    chosen = [sample for sample in made(samples, places.tolist()) if sample.key in measured]
 
     def show(keys: list[str], batch: Batch) -> list[dict[str, GalleryRow]]:
         texts = task.processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)

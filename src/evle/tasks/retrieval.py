@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import CaptionSample, Sample
+from evle.data.samples import CaptionSample, Sample, made
 from evle.errors import ConfigError
 from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
@@ -155,8 +155,7 @@ class RetrievalTask(Task):
     def _corpus(self, samples: Sequence[Sample], readable: dict[str, Any]) -> _Corpus:
         corpus = _Corpus()
         seen: set[tuple[str, str]] = set()
-        for place in range(len(samples)):
-            sample = cast(CaptionSample, samples[place])
+        for sample in made(samples):
             if sample.key not in readable:
                 continue
             corpus.samples.append(sample)

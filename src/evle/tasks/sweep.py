@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from evle import distributed
 from evle.data.loader import Loader, worker_death
+from evle.data.samples import made
 from evle.precision import resolve_precision
 from evle.tasks.task import Batch, EvaluationSettings, Features, Task
 
@@ -70,9 +71,7 @@ def sweep(
     gathered = dict(distributed.gather_objects(found))
     skipped = list(dict.fromkeys(distributed.gather_objects(loader.skipped)))
     # Ranks take the rows in turn, so the gathered order is not that of the samples.
-    order = (
-        {sample_key: place for place, sample_key in enumerate(_keys(samples))} if distributed.world_size() > 1 else {}
-    )
+    order = {sample.key: place for place, sample in enumerate(made(samples))} if distributed.world_size() > 1 else {}
     return Swept(dict(sorted(gathered.items(), key=lambda item: order.get(item[0], 0))), skipped)
 
 
@@ -90,10 +89,6 @@ def _keyed(features: Callable[[Any, np.random.Generator], Features], sample: Any
 
 def _collate(collate: Callable[[list[Features]], Batch], rows: list[Keyed]) -> tuple[list[str], Batch]:
     return [key for key, _ in rows], collate([features for _, features in rows])
-
-
-def _keys(samples: Sequence[Any]) -> list[str]:
-    return [samples[place].key for place in range(len(samples))]
 
 
 def plain(task: Task) -> Callable[[Any, np.random.Generator], Features]:

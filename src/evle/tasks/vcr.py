@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import Sample, Tagged, VCRSample
+from evle.data.samples import Sample, Tagged, VCRSample, made
 from evle.errors import ConfigError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
@@ -160,8 +160,7 @@ class VCRTask(Task):
             lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
             settings,
         )
-        judged = [cast(VCRSample, samples[place]) for place in range(len(samples))]
-        judged = [sample for sample in judged if sample.key in swept.results]
+        judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in swept.results]
         chosen = {key: int(np.argmax(shares)) for key, shares in swept.results.items()}
         labels = {sample.key: label for sample in judged if (label := self.label(sample)) is not None}
         scores, chance = {}, {}

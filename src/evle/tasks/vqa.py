@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import Sample, VQASample
+from evle.data.samples import Sample, VQASample, made
 from evle.errors import ConfigError, SampleError
 from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
@@ -71,8 +71,7 @@ class VQATask(Task):
         given = None if self.options.answers is None else self._given_answers(self.options.answers, config)
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)
-        for place in range(len(samples)):
-            sample = cast(VQASample, samples[place])
+        for sample in made(samples):
             if main := main_answer(sample.answers):
                 counts[main] += 1
             by_type[sample.question_type].update(map(normalize_answer, sample.answers))
@@ -177,8 +176,7 @@ class VQATask(Task):
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
         swept = sweep(model, samples, plain(self), self.collate, answer, settings)
-        asked = [cast(VQASample, samples[place]) for place in range(len(samples))]
-        asked = [sample for sample in asked if sample.key in swept.results]
+        asked: list[VQASample] = [sample for sample in made(samples) if sample.key in swept.results]
         given = {sample.key: self.answers[swept.results[sample.key][0]] for sample in asked}
         # Where the answers are not public (VQAv2 test), there are predictions and no scores.
         known = [sample for sample in asked if sample.answers]
