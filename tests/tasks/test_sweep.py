@@ -1,11 +1,13 @@
 """Evaluation over two real processes says what one process says; a sample that cannot be made ends none."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from evaluating_processes import check_scores, scores
-from evle.recipe import finetune, pretrain
+from evle.errors import DataError
+from evle.recipe import finetune, prepare, pretrain
 from micro import SAMPLES, Damaged, micro_run
 from processes import run_on_two
 
@@ -29,3 +31,13 @@ def test_a_sample_that_cannot_be_made_is_left_out_and_ends_no_run(name, family, 
     report = run(micro_run(tmp_path, name, changes, family), samples=splits)
     assert report.scores["test"]
     assert report.tables[0].rows == [["sample 3: the fourth sample is damaged"]]
+
+
+@pytest.mark.parametrize("name", ["pretraining", "retrieval", "vqa", "nlvr2"])
+def test_two_samples_of_one_key_are_refused(name, tmp_path):
+    samples = SAMPLES[name]()
+    ready = prepare(micro_run(tmp_path, name), samples={"train": samples})
+    settings = micro_run(tmp_path, name, {"evaluate": {"batch_size": 2}}).evaluate.settings(quick=True)
+    twice = [*samples, replace(samples[1], key=samples[0].key)]
+    with pytest.raises(DataError, match=f"two samples have the key '{samples[0].key}'.*give each sample a key"):
+        ready.task.evaluate(ready.loaded.model, twice, settings)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from evle import distributed
 from evle.data.loader import Loader, worker_death
 from evle.data.samples import made
+from evle.errors import DataError
 from evle.precision import resolve_precision
 from evle.tasks.task import Batch, EvaluationSettings, Features, Task
 
@@ -39,7 +40,8 @@ def sweep(
     what it returns.
 
     `predict` gives one picklable result a row. The samples need a unique `key`; randomness in `features` depends on
-    it alone. Every process gets all the results. The model goes back to the mode it was in.
+    it alone. Every process gets all the results. The model goes back to the mode it was in. Raises DataError for two
+    samples of one key.
     """
     if not len(samples):
         return Swept({}, [])
@@ -70,8 +72,15 @@ def sweep(
         model.train(was_training)
     gathered = dict(distributed.gather_objects(found))
     skipped = list(dict.fromkeys(distributed.gather_objects(loader.skipped)))
-    # Ranks take the rows in turn, so the gathered order is not that of the samples.
-    order = {sample.key: place for place, sample in enumerate(made(samples))} if distributed.world_size() > 1 else {}
+    # Ranks take the rows in turn, so the gathered order is not that of the samples, and some rows come twice.
+    keys = [sample.key for sample in made(samples)] if distributed.world_size() > 1 else [key for key, _ in found]
+    order: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        if order.setdefault(key, place) != place:
+            raise DataError(
+                f"two samples have the key {key!r}, and what the model says of one would be scored for the other; give "
+                "each sample a key of its own"
+            )
     return Swept(dict(sorted(gathered.items(), key=lambda item: order.get(item[0], 0))), skipped)
 
 
