@@ -48,6 +48,7 @@ from evle.splits import (
     Split,
     describe,
     hash_samples,
+    left_out_by,
     read_split,
     read_splits,
     refuse_unread_path,
@@ -221,7 +222,7 @@ def evaluate(
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*_score_lines(task, found, split), *_file_lines(found), *_skipped_lines(found.skipped)],
+        summary=[*_score_lines(task, found, split), *_file_lines(found), *_skipped_lines(len(found.skipped))],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},
@@ -341,7 +342,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     found = Evaluation({})
     if measured is not None:
         found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
-    left_out = [line for each in ready.samples.values() for line in getattr(each, "skipped", ())]  # rows without text
+    left_out, num_left = left_out_by(ready.samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
         *_score_lines(task, found, split),
@@ -350,8 +351,9 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
         *ready.notes,
     ]
-    skipped = [*left_out, *result.skipped, *found.skipped]
-    summary += _skipped_lines(skipped)
+    unreadable = list(dict.fromkeys([*result.skipped, *found.skipped]))
+    skipped, num_skipped = [*left_out, *unreadable], num_left + len(unreadable)
+    summary += _skipped_lines(num_skipped)
     if result.best_step is not None:
         summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
     report = Report(
@@ -362,7 +364,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
         },
-        tables=skipped_table(skipped),
+        tables=skipped_table(skipped, num_skipped),
         curves=_curves(run, task),
         galleries=found.galleries,
         scores=score_rows(split, found),
@@ -461,18 +463,19 @@ def _file_lines(found: Evaluation) -> list[str]:
     return [f"to submit: {name}{lacks}" for name in found.files]
 
 
-def _skipped_lines(skipped: list[str]) -> list[str]:
-    count = len(dict.fromkeys(skipped))
-    return [f"left out, as they could not be used: {count:,} rows or samples, named below"] if count else []
+def _skipped_lines(number: int) -> list[str]:
+    return [f"left out, as they could not be used: {number:,} rows or samples, named below"] if number else []
 
 
-def skipped_table(skipped: list[str]) -> list[Table]:
+def skipped_table(skipped: list[str], number: int | None = None) -> list[Table]:
+    """The first lines about what was left out, `number` of them in all (as many as there are lines)."""
     lines = list(dict.fromkeys(skipped))
     if not lines:
         return []
-    rest = f"{len(lines) - SHOWN_SKIPPED} more" if len(lines) > SHOWN_SKIPPED else ""
+    number = len(lines) if number is None else number
+    rest = f"{number - SHOWN_SKIPPED:,} more" if number > SHOWN_SKIPPED else ""
     rows = [[line] for line in lines[:SHOWN_SKIPPED]]
-    return [Table(f"Skipped samples: {len(lines)}", ["sample and reason"], rows, rest)]
+    return [Table(f"Skipped samples: {number:,}", ["sample and reason"], rows, rest)]
 
 
 def _curves(run: Run, task: Task) -> list[Curve]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from evle.config import Config
-from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample, made
+from evle.data.samples import CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample, made, num_left_out
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError, DataError
 from evle.transforms.tagged import object_names, spoken
@@ -197,6 +197,16 @@ def describe(samples: Samples) -> dict[str, Any]:
     """Plain facts about samples for a report."""
     facts = samples.describe() if hasattr(samples, "describe") else {"samples": len(samples)}
     return {**facts, "fingerprint": getattr(samples, "fingerprint", "")}
+
+
+def left_out_by(samples: Mapping[Split, Samples]) -> tuple[list[str], int]:
+    """A line for each row that the sources left out, of many for the first ones, and how many these are; a source that
+    two splits read counts once."""
+    found: dict[tuple[str, ...], int] = {}
+    for each in samples.values():
+        for source in getattr(each, "sources", [each]):
+            found[tuple(getattr(source, "skipped", ()))] = num_left_out(source)
+    return [line for lines in found for line in lines], sum(found.values())
 
 
 def texts_of(sample: Sample) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from evle.data.images import open_image
 from evle.data.json_lines import JsonLines
 from evle.data.nlvr2 import nlvr2, sentence_of
+from evle.data.sample_check import check_samples
 from evle.data.samples import Box
 from evle.data.sources import read_source
 from evle.data.vcr import vcr
@@ -104,6 +105,20 @@ def test_questions_without_an_annotation_are_left_out_and_named(coco):
     assert len(samples) == 17
     assert samples.skipped[0].endswith("annotations.json: no annotation of question 101000")
     assert samples.describe()["rows left out"] == 1
+
+
+def test_of_many_rows_left_out_the_first_are_named_and_all_are_counted(coco, scenes, monkeypatch):
+    monkeypatch.setattr("evle.data.official.NAMED", 1)
+    change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].__delitem__(slice(3)))
+    questions = vqav2(coco, split="val")
+    assert questions.skipped[1].endswith("annotations.json: 2 more questions without an annotation")
+    for place in range(3):
+        (scenes / "vcr1images" / "lsmdc_val" / f"val_{place}@{place}.json").unlink()
+    choices = vcr(scenes, split="val")
+    assert choices.skipped[1].endswith("val.jsonl: 2 more questions without metadata")
+    for samples in (questions, choices):
+        assert samples.describe()["rows left out"] == 3
+        assert "left out by the source: 3" in check_samples(samples).lines()
 
 
 def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):

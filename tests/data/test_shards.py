@@ -137,6 +137,7 @@ def test_unusable_samples_are_counted_and_a_thousand_of_them_named(tmp_path):
     assert len(samples.skipped) == 1001
     assert samples.skipped[0] == f"{tmp_path}/0.tar: x0: no picture"
     assert samples.skipped[-1] == "... and 800 more"
+    assert "left out by the source: 1,800" in check_samples(samples).lines()
 
 
 def test_a_damaged_picture_is_skipped_by_the_loader(three):

@@ -14,7 +14,8 @@ import corpora
 from evle.data import web_captions
 from evle.data.web_captions import conceptual_captions, sbu
 from evle.errors import ConfigError, DataError
-from micro import THINGS
+from evle.recipe import finetune
+from micro import THINGS, micro_run
 
 
 def test_sbu_s_pictures_are_known_by_their_links(tmp_path):
@@ -199,3 +200,25 @@ def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
     assert samples[500_000].image.endswith("00050/000500000.jpg")
     assert len(pickle.dumps(samples)) < 60_000_000
     assert grown < 300_000_000
+
+
+def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
+    """Two links are dead, one of them named; train and val are of one file."""
+    monkeypatch.setattr("evle.data.web_captions.NAMED", 1)
+    path = str(corpora.sbu(tmp_path / "sbu"))
+    source = {"source": "sbu", "path": path, "val_share": 0.5}
+    data = {
+        "train": [source, {"source": "cc", "path": str(corpora.cc(tmp_path / "cc"))}],
+        "val": {**source, "split": "val"},
+    }
+    for place in (0, 1, 3):
+        (tmp_path / "cc" / "images" / "00000" / f"{place:09}.jpg").unlink()
+    report = finetune(micro_run(tmp_path / "run", "retrieval", {"data": data, "train": {"steps": 2, "batch_size": 4}}))
+    assert "left out, as they could not be used: 7 rows or samples, named below" in report.summary
+    assert report.tables[0].title == "Skipped samples: 7"
+    assert [row[0].rpartition("/")[2] for row in report.tables[0].rows] == [
+        "sbu-captions-all.json: row 3: no picture was downloaded",
+        "sbu-captions-all.json: 1 more rows: no picture was downloaded",
+        "Train_GCC-training.tsv: row 0: no picture was downloaded",
+        "Train_GCC-training.tsv: 4 more rows: no picture was downloaded",
+    ]

@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.json_arrays import JsonArrays
 from evle.data.official import (
+    NAMED,
+    LeftOut,
     combined,
     field,
     find_file,
@@ -136,7 +138,7 @@ def coco_captions(
     wanted = wanted_splits("coco-captions", split, ("train", "val"))
     excluded = read_exclusion(exclude)
     left_out: Counter[str] = Counter()
-    skipped: list[str] = []
+    skipped = LeftOut()
     tables, prints, files = [], [], []
     for each in wanted:
         name = f"captions_{each}{year}.json"
@@ -154,7 +156,7 @@ def coco_captions(
 
 
 def _coco_table(
-    file: Path, folder: str, excluded: Exclusion, left_out: Counter[str], skipped: list[str]
+    file: Path, folder: str, excluded: Exclusion, left_out: Counter[str], skipped: LeftOut
 ) -> tuple[pa.Table, str]:
     """The rows of one official file, and the file's fingerprint."""
     arrays = JsonArrays(file, ["images", "annotations"])
@@ -180,10 +182,11 @@ def _coco_table(
     refuse_duplicates(annotations.column("id").to_numpy(), file, "annotation id")
     known = pc.is_in(annotations.column("image_id"), value_set=pa.array(pictures["id"], pa.int64()))
     orphans = annotations.filter(pc.invert(known))
-    for row in orphans.slice(0, 20).to_pylist():
-        skipped.append(f"{file}: caption {row['id']} is of image {row['image_id']}, which the file does not hold")
-    if len(orphans) > 20:
-        skipped.append(f"{file}: {len(orphans) - 20:,} more captions of images that the file does not hold")
+    lines = (
+        f"{file}: caption {row['id']} is of image {row['image_id']}, which the file does not hold"
+        for row in orphans.slice(0, NAMED).to_pylist()
+    )
+    skipped.add(file, "captions of images that the file does not hold", lines, len(orphans))
     grouped = annotations.group_by("image_id", use_threads=False).aggregate([("caption", "list")])
     places = pc.index_in(pa.array(pictures["id"], pa.int64()), value_set=grouped.column("image_id"))
     texts = grouped.column("caption_list").take(places)
@@ -276,13 +279,13 @@ def _captions(
     fingerprint: str,
     pairs: bool,
     left_out: Counter[str],
-    skipped: list[str] | None = None,
+    skipped: LeftOut | None = None,
 ) -> Rows:
     """The samples of a table of pictures with captions, once it is sure that the pictures are there."""
-    skipped = list(skipped or ())
+    skipped = skipped or LeftOut()
     lengths = pc.list_value_length(table.column("captions"))
-    for name in table.filter(pc.equal(lengths, 0)).column("image").to_pylist():
-        skipped.append(f"{file}: no caption for {name}")
+    silent = table.filter(pc.equal(lengths, 0)).column("image").to_pylist()
+    skipped.add(file, "pictures without a caption", (f"{file}: no caption for {name}" for name in silent), len(silent))
     table = table.filter(pc.greater(lengths, 0))
     if not table.num_rows:
         why = f"; {left_out['excluded']:,} were excluded" if left_out["excluded"] else ""
@@ -292,7 +295,12 @@ def _captions(
     facts["captions"] = pc.sum(pc.list_value_length(table.column("captions"))).as_py()
     make = partial(_sample, root=_picture_root(table, root, file))
     rows = Rows(
-        _one_caption_each(table) if pairs else table, make, fingerprint=fingerprint, facts=facts, skipped=skipped
+        _one_caption_each(table) if pairs else table,
+        make,
+        fingerprint=fingerprint,
+        facts=facts,
+        skipped=skipped.lines,
+        num_skipped=skipped.count,
     )
     probe_pictures(rows, file)
     return rows

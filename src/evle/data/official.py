@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,24 @@ from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
 """So many pictures are looked for before a data set counts as one without pictures."""
+NAMED = 20
+"""So many rows left out for one reason are named; the others are counted."""
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z", ".gz")
+
+
+class LeftOut:
+    """Rows that a source leaves out: `count` of them, the first of each reason named in `lines`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.count = 0
+
+    def add(self, file: Path, what: str, lines: Iterable[str], count: int) -> None:
+        """Leave out `count` rows of a file, of which `lines` tell one by one, and `what` what they all are."""
+        self.count += count
+        self.lines += islice(lines, NAMED)
+        if count > NAMED:
+            self.lines.append(f"{file}: {count - NAMED:,} more {what}")
 
 
 def require_task(source: str, task: str, holds: str = "captions") -> None:

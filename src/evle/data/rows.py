@@ -18,7 +18,8 @@ _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 class Rows(Sequence):
     """The samples that `make` (picklable) makes of each row of `table`.
 
-    `facts` is what a report says of them beside their number; `skipped` names the rows that were left out.
+    `facts` is what a report says of them beside their number; `skipped` names the rows that were left out, all
+    `num_skipped` of them or the first.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Rows(Sequence):
         fingerprint: str,
         facts: dict[str, Any],
         skipped: Sequence[str] = (),
+        num_skipped: int | None = None,
     ):
         self.fingerprint = fingerprint
         self.skipped = list(skipped)
+        self.num_skipped = len(self.skipped) if num_skipped is None else num_skipped
         self._make, self._facts = make, facts
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
         self._length = table.num_rows
@@ -50,8 +53,8 @@ class Rows(Sequence):
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
         facts = {**self._facts, "samples": len(self)}
-        if self.skipped:
-            facts.setdefault("rows left out", len(self.skipped))  # a source may name only the first of many
+        if self.num_skipped:
+            facts["rows left out"] = self.num_skipped
         return facts
 
 

@@ -18,7 +18,17 @@ from PIL import Image
 
 from evle.data.check import LONG, is_latin
 from evle.data.images import open_image
-from evle.data.samples import Box, CaptionSample, ImageSource, NLVR2Sample, Sample, Stored, VCRSample, VQASample
+from evle.data.samples import (
+    Box,
+    CaptionSample,
+    ImageSource,
+    NLVR2Sample,
+    Sample,
+    Stored,
+    VCRSample,
+    VQASample,
+    num_left_out,
+)
 from evle.errors import SampleError
 
 NAMED = 1000
@@ -47,12 +57,13 @@ class Findings:
 class SampleCheck:
     """What a check found. `facts` is what the source says of itself, `left_out` what it did not offer at all.
 
-    `images` counts different pictures, `sizes` how many have each (width, height), `not_latin` is the share of texts
-    that are mostly in another script.
+    `num_left_out` counts that, named or not, `images` different pictures, `sizes` how many have each (width, height),
+    `not_latin` is the share of texts that are mostly in another script.
     """
 
     facts: dict[str, Any]
     left_out: list[str]
+    num_left_out: int = 0
     samples: int = 0
     images: int = 0
     texts: int = 0
@@ -92,7 +103,7 @@ class SampleCheck:
             areas = sorted(self.sizes, key=lambda size: size[0] * size[1])
             (small, low), (large, high) = areas[0], areas[-1]
             lines.append(f"pixels: {small} x {low} to {large} x {high}, most often {width} x {height} ({count:,})")
-        for each in (*self.findings, Findings("left out by the source", False, len(self.left_out), self.left_out)):
+        for each in (*self.findings, Findings("left out by the source", False, self.num_left_out, self.left_out)):
             if each.count:
                 shown = each.lines[:most]
                 lines += [f"{each.name}: {each.count:,}", *(f"  {line}" for line in shown)]
@@ -111,7 +122,8 @@ def check_samples(
     the check.
     """
     own = samples.describe() if hasattr(samples, "describe") else {}
-    check = SampleCheck(dict(own), list(getattr(samples, "skipped", ())), samples=len(samples))
+    named = list(getattr(samples, "skipped", ()))
+    check = SampleCheck(dict(own), named, num_left_out(samples), samples=len(samples))
     for line in getattr(samples, "damaged", ()):
         check.damaged.add(line)
     pictures = _read_texts(check, samples)

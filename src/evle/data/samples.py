@@ -131,3 +131,8 @@ def made(samples: Sequence[Any], places: Iterable[int] | None = None) -> Iterato
             yield samples[place]
         except SampleError:
             continue
+
+
+def num_left_out(samples: Any) -> int:
+    """How many rows a source left out; of many, its `skipped` names only the first."""
+    return getattr(samples, "num_skipped", len(getattr(samples, "skipped", ())))

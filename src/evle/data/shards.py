@@ -80,6 +80,11 @@ class Shards(Sequence):
         return list(_lines_about(self._tars))
 
     @property
+    def num_skipped(self) -> int:
+        """How many these are, named or not."""
+        return sum(sum(tar.left_out.values()) + bool(tar.damage) for tar in self._tars)
+
+    @property
     def damaged(self) -> list[str]:
         """One line for each tar that cannot be read to its end."""
         return [f"{tar.tar}: {tar.damage}" for tar in self._tars if tar.damage]

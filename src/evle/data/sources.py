@@ -13,7 +13,7 @@ from evle.data.captions import coco_captions, karpathy
 from evle.data.cutouts import cutouts
 from evle.data.easy_vqa import easy_vqa
 from evle.data.nlvr2 import nlvr2
-from evle.data.samples import CaptionSample, Sample
+from evle.data.samples import CaptionSample, Sample, num_left_out
 from evle.data.saved_datasets import is_saved_dataset, saved_dataset
 from evle.data.scenes import scenes
 from evle.data.shards import shards
@@ -113,6 +113,10 @@ class Mixture(Sequence):
     def skipped(self) -> list[str]:
         """Rows that the sources left out."""
         return [line for source in self.sources for line in getattr(source, "skipped", ())]
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(map(num_left_out, self.sources))
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""

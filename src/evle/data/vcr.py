@@ -19,6 +19,7 @@ import pyarrow as pa
 from evle.data.json_arrays import read_element
 from evle.data.json_lines import JsonLines
 from evle.data.official import (
+    LeftOut,
     combined,
     field,
     find_file,
@@ -34,7 +35,6 @@ from evle.errors import ConfigError, DataError, SampleError, nearest
 SPLITS = ("train", "val", "test")
 IMAGES = "vcr1images"
 CHOICES = 4
-NAMED = 20  # rows left out that are named one by one
 FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices")
 """What every record has; those of train and val have labels, too."""
 _CHOSEN = ("answer_choices", "rationale_choices")
@@ -71,8 +71,8 @@ def vcr(
     lines = JsonLines(file)
     skipped: list[str] = []
     table = table_of(_rows(lines, file, split, root, skipped), _SCHEMA)
-    if len(skipped) > NAMED:
-        skipped[NAMED:] = [f"{file}: {len(skipped) - NAMED:,} more questions without metadata"]
+    left_out = LeftOut()
+    left_out.add(file, "questions without metadata", skipped, len(skipped))
     if not table.num_rows:
         raise DataError(skipped[0] if skipped else f"{file}: holds no question; fetch it again")
     refuse_duplicates(table.column("annot_id").to_numpy(zero_copy_only=False), file, "annot_id")
@@ -81,7 +81,8 @@ def vcr(
         partial(_sample, file=str(file), root=str(root)),
         fingerprint=combined(lines.fingerprint, split),
         facts={"source": "vcr", "file": str(file), "split": split},
-        skipped=skipped,
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_pictures(rows, file)
     return rows

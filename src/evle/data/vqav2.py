@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from evle.data.json_arrays import JsonArrays
 from evle.data.official import (
+    LeftOut,
     combined,
     field,
     find_file,
@@ -42,7 +43,6 @@ PARTS = {
 """The official files that each split reads."""
 
 SUBFOLDERS = ("", "questions/", "annotations/", "Questions/", "Annotations/")
-NAMED = 20  # rows left out that are named one by one
 
 _QUESTIONS = pa.schema([("question_id", pa.int64()), ("image_id", pa.int64()), ("question", pa.large_string())])
 _ANSWERS = pa.schema(
@@ -80,14 +80,14 @@ def vqav2(
     if split not in PARTS:
         raise ConfigError(f"vqav2 has no split {split!r}; {nearest(str(split), PARTS)}")
     root, base = Path(images) if images is not None else Path(path), Path(path)
-    skipped: list[str] = []
+    left_out = LeftOut()
     prints: list[str] = []
     files: list[Path] = []
     folders: dict[str, str] = {}
     tables = []
     for part in PARTS[split]:
         file = _find(base, f"v2_OpenEnded_mscoco_{part}_questions.json", "VQAv2's questions")
-        table = _part(base, file, part, prints, skipped)
+        table = _part(base, file, part, prints, left_out)
         if part == "val2014" and split.endswith("held-out"):
             table = _divide(table, held_out, file, keep_last=split == "val-held-out")
         pictures = part.replace("-dev", "")
@@ -107,7 +107,8 @@ def vqav2(
             "split": split,
             "pictures": pc.count_distinct(whole.column("image_id")).as_py(),
         },
-        skipped=skipped,
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_pictures(rows, files[0])
     return rows
@@ -134,7 +135,7 @@ def _pictures(root: Path, folder: str) -> Path:
     return root / folder
 
 
-def _part(base: Path, file: Path, part: str, prints: list[str], skipped: list[str]) -> pa.Table:
+def _part(base: Path, file: Path, part: str, prints: list[str], left_out: LeftOut) -> pa.Table:
     """The questions of one official file with their answers."""
     arrays = JsonArrays(file, ["questions"])
     questions = table_of(_questions(arrays, file), _QUESTIONS)
@@ -152,9 +153,8 @@ def _part(base: Path, file: Path, part: str, prints: list[str], skipped: list[st
     refuse_duplicates(answers.column("question_id").to_numpy(), answers_file, "question_id")
     places = pc.index_in(questions.column("question_id"), value_set=answers.column("question_id").combine_chunks())
     missing = questions.filter(pc.is_null(places)).column("question_id").to_pylist()
-    skipped += [f"{answers_file}: no annotation of question {number}" for number in missing[:NAMED]]
-    if len(missing) > NAMED:
-        skipped.append(f"{answers_file}: {len(missing) - NAMED:,} more questions without an annotation")
+    lines = (f"{answers_file}: no annotation of question {number}" for number in missing)
+    left_out.add(answers_file, "questions without an annotation", lines, len(missing))
     questions = questions.filter(pc.is_valid(places))
     if not questions.num_rows:
         raise DataError(f"{answers_file}: annotates none of the questions in {file}; take both of the same version")

@@ -274,10 +274,16 @@ def _downloaded(
     )
     facts: dict[str, Any] = {"source": source, "file": str(file.path), "split": split}
     facts |= {f"rows left out: {reason}": count for reason, count in left_out.counts.items()}
-    facts["rows left out"] = sum(left_out.counts.values())
     facts |= excluded.facts(int((found & links.excluded).sum()))
     identity = combined(file.fingerprint, excluded.fingerprint, split, val_share, rule, links.row[kept].tobytes())
-    samples = Rows(table, _Reader(file, str(root)), fingerprint=identity, facts=facts, skipped=left_out.lines)
+    samples = Rows(
+        table,
+        _Reader(file, str(root)),
+        fingerprint=identity,
+        facts=facts,
+        skipped=left_out.lines,
+        num_skipped=sum(left_out.counts.values()),
+    )
     if rule == "number":
         _check_origin(samples, file.path)
     return samples
