@@ -6,7 +6,9 @@ from typer.testing import CliRunner
 
 from evle import cli, rehearsal
 from evle.config import dump_yaml
+from evle.data.sources import read_source
 from evle.errors import ConfigError
+from evle.recipe import read_recipe
 from evle.rehearsal import TensorBytes, rehearse
 from micro import micro_run
 
@@ -43,6 +45,22 @@ def test_all_that_is_missing_is_one_list(tmp_path):
     for named in (*(str(tmp_path / split) for split in missing), "nowhere", "evle tokenizer train"):
         assert any(named in line for line in found.missing), named
     assert found.lines == ["steps: 20 of 8 samples"]
+
+
+def test_every_corpus_of_a_mix_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
+    """As where someone tries the published recipe before fetching anything."""
+    monkeypatch.chdir(tmp_path)
+    found = rehearse(read_recipe("eve-base-pretrain", ["model.vision=beit.pth", "data.root=nowhere"]))
+    corpora = ("nowhere/coco: ", "nowhere/visual-genome: ", "nowhere/sbu: ", "nowhere/cc3m: ", "Karpathy's JSON")
+    for name in ("beit.pth", *corpora):
+        assert any(name in line for line in found.missing), name
+
+
+def test_the_data_are_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("evle.splits.read_source", lambda *given: read.append(given) or read_source(*given))
+    assert rehearse(micro_run(tmp_path / "run", "vqa", SCENES)).missing == []
+    assert len(read) == 1
 
 
 def test_without_data_the_size_of_the_model_is_still_said(tmp_path):

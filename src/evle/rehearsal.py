@@ -23,10 +23,10 @@ from evle.data.loader import Loader
 from evle.distributed import world_size
 from evle.engine.devices import checkpoint_activations, join_processes
 from evle.engine.trainer import TrainConfig
-from evle.errors import ConfigError, EvleError
+from evle.errors import CheckpointError, ConfigError, EvleError
 from evle.initialization import starting_config
 from evle.recipe import Prepared, RunConfig, prepare, task_class
-from evle.splits import SPLITS, read_split
+from evle.splits import SPLITS, DataOptions, Samples, Split, as_list, read_split
 from evle.tasks.sweep import autocast
 from evle.tasks.task import Batch
 
@@ -73,7 +73,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
     although everything is there: a loss that is not finite, a batch that cannot be split over the processes.
     """
     device = join_processes()
-    found = Rehearsal(missing=_missing(config))
+    samples, lacking = _read(config)
+    found = Rehearsal(missing=[*_missing(config), *lacking])
     size = _size(config)
     if found.missing:
         train = config.train
@@ -88,7 +89,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     free = _free_bytes(device)
     fits = size is None or size * HELD_BYTES <= USABLE * free
     with nullcontext() if fits else torch.device("meta"):
-        ready = prepare(config)
+        ready = prepare(config, samples=samples)
     model = ready.loaded.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     skipped: list[str] = []
@@ -117,19 +118,49 @@ def rehearse(config: RunConfig) -> Rehearsal:
 
 
 def _missing(config: RunConfig) -> list[str]:
-    """What the configuration names and is not there, or does not name and is needed; a line each."""
-    needs: list[Callable[[], Any]] = [partial(starting_config, config.model)]
-    needs += [partial(read_split, config.data, split, task_class(config).reads) for split in SPLITS]
-    needs += [partial(_find_tokenizer, config)]
+    """What the configuration names beside data and is not there, or does not name and is needed; a line each."""
     missing = []
-    for need in needs:
+    for need in (_find_weights, _find_tokenizer):
         try:
-            need()
+            need(config)
         except EvleError as error:
             missing.append(str(error))
+    return missing
+
+
+def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
+    """The samples of every split, and a line for each of their sources that cannot be read: not for the first alone,
+    or a mix of corpora would be told one a try."""
+    reads, samples, lacking = task_class(config).reads, dict[Split, Samples](), list[str]()
     if config.data.train is None:
-        missing.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
-    return list(dict.fromkeys(missing))
+        lacking.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
+    for split in SPLITS:
+        try:
+            found = read_split(config.data, split, reads)
+        except EvleError as error:
+            sources = as_list(getattr(config.data, split))
+            alone = [_why_unread(config.data.model_copy(update={split: source}), split, reads) for source in sources]
+            lacking += list(filter(None, alone)) or [str(error)]
+        else:
+            samples |= {split: found} if found is not None else {}
+    return samples, list(dict.fromkeys(lacking))
+
+
+def _why_unread(data: DataOptions, split: Split, reads: str) -> str:
+    """Why a split of one source cannot be read; nothing where it can."""
+    try:
+        read_split(data, split, reads)
+    except EvleError as error:
+        return str(error)
+    return ""
+
+
+def _find_weights(config: RunConfig) -> None:
+    start, vision = starting_config(config.model), config.model.vision
+    if vision is not None and start.model_type == "eve" and not Path(vision).exists():
+        raise CheckpointError(
+            f"model.vision={vision}: no such file or folder; put the weights there, or leave it out to start at random"
+        )
 
 
 def _find_tokenizer(config: RunConfig) -> None:

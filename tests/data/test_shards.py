@@ -174,6 +174,8 @@ def test_shards_are_named_by_folder_file_pattern_or_list(three):
         find_shards([str(three / "{00000..00004}.tar")])
     with pytest.raises(DataError, match=r"x\*.tar: no file fits this pattern"):
         find_shards([str(three / "x*.tar")])
+    with pytest.raises(DataError, match=r"gone: no such folder; put the shards there, or name theirs as path"):
+        find_shards([str(three / "gone")])
     (three / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no .tar files there"):
         find_shards([str(three / "empty")])

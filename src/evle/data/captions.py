@@ -67,8 +67,8 @@ def karpathy(
     """
     require_task("karpathy", task)
     wanted = wanted_splits("karpathy", split, SPLITS)
-    excluded = read_exclusion(exclude)
     file = find_file(path, KARPATHY_FILES.values(), "Karpathy's JSON")
+    excluded = read_exclusion(exclude)
     arrays = JsonArrays(file, ["images"])
     seen: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -136,18 +136,16 @@ def coco_captions(
     """
     require_task("coco-captions", task)
     wanted = wanted_splits("coco-captions", split, ("train", "val"))
+    base = Path(path) / "annotations" if (Path(path) / "annotations").is_dir() else Path(path)
+    files = [find_file(base, [f"captions_{each}{year}.json"], "COCO's annotations") for each in wanted]
     excluded = read_exclusion(exclude)
     left_out: Counter[str] = Counter()
     skipped = LeftOut()
-    tables, prints, files = [], [], []
-    for each in wanted:
-        name = f"captions_{each}{year}.json"
-        base = Path(path) / "annotations" if (Path(path) / "annotations").is_dir() else Path(path)
-        file = find_file(base, [name], "COCO's annotations")
+    tables, prints = [], []
+    for each, file in zip(wanted, files, strict=True):
         table, print_ = _coco_table(file, f"{each}{year}", excluded, left_out, skipped)
         tables.append(table)
         prints.append(print_)
-        files.append(file)
     root = Path(images) if images is not None else Path(path)
     facts = {"source": "coco-captions", "file": ", ".join(map(str, files)), "split": ", ".join(wanted)}
     facts |= excluded.facts(left_out["excluded"])

@@ -100,6 +100,8 @@ def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None
     for path in paths:
         if path in genome:
             continue
+        if path.suffix in (".json", ".txt") and not path.is_file():
+            raise DataError(f"{path}: no such file; name it with exclude=FILE")
         before = len(coco_ids) + len(names)
         if path.suffix == ".json":
             prints.append(_read_karpathy(path, coco_ids, names))
@@ -146,10 +148,7 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
 
 
 def _read_list(path: Path, coco_ids: set[int], names: set[str]) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; name it with exclude=FILE") from None
+    data = path.read_bytes()
     for line in data.decode("utf-8-sig", errors="replace").split("\n"):
         text = line.strip()
         if text.isdecimal():

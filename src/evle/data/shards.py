@@ -217,6 +217,8 @@ def find_shards(paths: Sequence[str]) -> list[str]:
             if not files:
                 raise DataError(f"{path}: no file fits this pattern")
             missing = [] if is_remote(path) else [each for each in files if not os.path.isfile(each)]
+            if missing == [path] and not path.endswith(".tar"):
+                raise DataError(f"{path}: no such folder; put the shards there, or name theirs as path")
             if missing:
                 raise DataError(
                     f"{missing[0]}: no such shard ({len(missing)} of {len(files)} are missing); fetch it, or name "

@@ -64,10 +64,12 @@ def visual_genome(
     """
     require_task("visual-genome", task)
     split = held_out_split("visual-genome", split, val_share)
-    excluded = read_exclusion(exclude)
     base = Path(path)
-    regions = _Index.read(find_file(base, ["region_descriptions.json"], WHAT), "regions")
-    boxes = _Index.read(find_file(base, ["objects.json"], WHAT), "objects") if objects else None
+    regions_file = find_file(base, ["region_descriptions.json"], WHAT)
+    objects_file = find_file(base, ["objects.json"], WHAT) if objects else None
+    excluded = read_exclusion(exclude)
+    regions = _Index.read(regions_file, "regions")
+    boxes = _Index.read(objects_file, "objects") if objects_file is not None else None
     out, image_data_print = _excluded_ids(base, excluded)
 
     places = np.flatnonzero(regions.counts)
