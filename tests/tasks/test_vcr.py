@@ -78,6 +78,18 @@ def test_the_released_geometry_maps_boxes_over_the_whole_picture(tmp_path):
     assert found["patches"][1].tolist() == [[True, False, False, False], [True, False, True, False]]
 
 
+def test_the_released_geometry_is_refused_where_the_picture_moves_away_from_its_boxes(tmp_path):
+    released = {"task": {"released_boxes": True}}
+    moves = {"image": {"flip": 0.5, "scale": [0.8, 1.0], "rand_augment": True}}
+    cure = (
+        r"set image\.scale=\[1\.0,1\.0\] image\.flip=0\.0 image\.rand_augment=null, or leave task\.released_boxes out$"
+    )
+    with pytest.raises(ConfigError, match=cure):
+        task_of(tmp_path, **released, **moves)
+    task_of(tmp_path, **moves)
+    task_of(tmp_path, **released, image={"flip": 0.0, "scale": [1.0, 1.0], "blur": 1.0})
+
+
 def test_left_and_right_keep_their_sides(tmp_path):
     task = task_of(tmp_path, image={"flip": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
     sided = replace(wide(), question=("who", "is", "left", "of", (PERSON,)))

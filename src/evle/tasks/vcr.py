@@ -6,6 +6,7 @@ own, on its words and on a token made of the patches that its box covers.
 B batch, C candidates, T text tokens, O named objects, P patches without [CLS].
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -26,6 +27,7 @@ from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
 from evle.transforms.collate import pad_rows
+from evle.transforms.image_options import UNMOVED
 from evle.transforms.regions import box_patches, touched_patches
 from evle.transforms.tagged import FIRST_OBJECT_TYPE, Spoken, cleaned, encode_tagged, object_names, spoken
 
@@ -40,7 +42,8 @@ class VCROptions(TaskOptions):
     max_objects: int = Field(default=81, ge=1)
     """Objects that one text may name; the model has as many token types, and two (81 as in the released models)."""
     released_boxes: bool = False
-    """Map boxes to patches over the whole picture, whatever part of it the model sees, as the released code does."""
+    """Map boxes to patches over the whole picture, whatever part of it the model sees, as the released code does. In
+    training the picture must stay where it is."""
 
 
 class VCRTask(Task):
@@ -70,7 +73,16 @@ class VCRTask(Task):
         """What is asked, for the report."""
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Ask for as many token types as the options want, or keep those that the weights have."""
+        """Ask for as many token types as the options want, or keep those that the weights have.
+
+        Raises ConfigError for boxes that would stay where they are while the picture moves.
+        """
+        if self.options.released_boxes and (moving := self.options.image.moving):
+            stays = " ".join(f"image.{name}={json.dumps(UNMOVED[name]).replace(' ', '')}" for name in moving)
+            raise ConfigError(
+                "task.released_boxes=true lays boxes where they are in the whole picture, and augmentation moves the "
+                f"picture away from them: set {stays}, or leave task.released_boxes out"
+            )
         self.num_token_types = max(config.num_token_types, FIRST_OBJECT_TYPE + self.options.max_objects)
 
     def model_overrides(self) -> dict[str, Any]:

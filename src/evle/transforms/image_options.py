@@ -1,11 +1,22 @@
 """How a training picture is varied: every option of it, and where it comes from."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 STYLES = ("posterize", "solarize", "contour", "emboss")
+UNMOVED: dict[str, Any] = {
+    "scale": (1.0, 1.0),
+    "flip": 0.0,
+    "pad_scale": (1.0, 1.0),
+    "rotate": 0.0,
+    "shear": 0.0,
+    "perspective": 0.0,
+    "bend": 0.0,
+    "rand_augment": None,
+}
+"""The values of the options that move a picture by chance with which it stays."""
 
 
 def _rand_augment_pair(value: object) -> object:
@@ -99,6 +110,11 @@ class ImageOptions(BaseModel):
         moves = {"size", "scale", "ratio", "flip", "background"}
         fresh = type(self)()
         return all(getattr(self, name) == getattr(fresh, name) for name in type(self).model_fields if name not in moves)
+
+    @property
+    def moving(self) -> list[str]:
+        """The options by which a thing is now here and now there in a view, in the order of work."""
+        return [name for name, still in UNMOVED.items() if getattr(self, name) != still]
 
     def without_flip(self) -> "ImageOptions":
         """The same options, never flipped: for text that says left or right (EVE's rule for VQA)."""
