@@ -18,7 +18,11 @@ Kind = Annotated[
     ),
 ]
 SplitOption = Annotated[
-    str | None, typer.Option(help="The split; all by default, train for scenes.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The split; by default all, or train where a source reads one at a time (scenes, vqav2, nlvr2, vcr ...).",
+        show_default=False,
+    ),
 ]
 Source = Annotated[
     str,
