@@ -224,16 +224,14 @@ def evaluate(
       evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
+      evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 -o scores
     """
     from evle import recipe
 
-    if by is not None:
-        config, name = recipe.read_run(run, overrides or [], by), f"evaluation-{Path(by).stem}"
-    else:
-        is_run = Path(run).is_dir()
-        if not is_run and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
-            raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
-        config, name = (recipe.read_run if is_run else recipe.read_recipe)(run, overrides or []), "evaluation"
+    if by is None and not Path(run).is_dir() and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
+        raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
+    config = recipe.read_to_score(run, overrides or [], recipe=by, model=model)
+    name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
     folder = output or Path(config.output) / name
     _show(recipe.evaluate(config, model=model, output=folder), folder)
 

@@ -28,6 +28,7 @@ from evle.tasks.sweep import Swept, plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Task
 from evle.tasks.vcr import NUM_CHOICES, VCRQ2ATask, VCRQA2RTask, draw_objects, numbered
 from evle.transforms.tagged import object_names
+from evle.zero_shot import refuse_training_settings
 
 CHANCE = {"q2a": 100 / NUM_CHOICES, "qa2r": 100 / NUM_CHOICES, "q2ar": 100 / NUM_CHOICES**2}
 LEADERBOARD = "vcr_leaderboard.csv"
@@ -169,6 +170,7 @@ def leaderboard(answers: dict[str, np.ndarray], reasons: dict[str, np.ndarray]) 
 
 def _read(folder: str | Path, name: str, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a run; of a model folder alone, such as a released one, its family's way to read."""
+    refuse_training_settings(overrides)
     if (Path(folder) / "config.yaml").is_file():
         config = read_run(folder, overrides)
     else:

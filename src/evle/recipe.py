@@ -38,7 +38,7 @@ from evle.initialization import (
     read_tokenizer,
     starting_config,
 )
-from evle.pipelines import model_folder
+from evle.pipelines import model_folder, run_settings
 from evle.precision import Precision
 from evle.recipes import find_recipe
 from evle.report import Curve, Report, Table, plain, write_whole
@@ -59,7 +59,7 @@ from evle.tasks import TASKS
 from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
 from evle.transforms.image_options import ImageOptions
 from evle.transforms.text import clean_caption, train_tokenizer
-from evle.zero_shot import load_to_score, recipe_for
+from evle.zero_shot import asked_fields, load_to_score, recipe_for, refuse_training_settings, with_fields
 
 SHOWN_SKIPPED = 20  # unreadable samples named in a report; the rest is counted
 
@@ -238,8 +238,10 @@ def evaluate(
 
 
 def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -> tuple[PreTrainedModel, Task]:
-    """The model in a run's or model folder, and its task with the options of `config`. Raises CheckpointError."""
+    """The model in a run's or model folder, with the `model.overrides` that `config` asks for, and its task with the
+    options of `config`. Raises CheckpointError, and ConfigError for overrides that need other weights."""
     model, processor = load_to_score(folder, task_type)
+    model = with_fields(model, asked_fields(config.plain()["model"]["overrides"], folder))
     task = _build_task(task_type, config, processor)
     task.restore(_read_state(model_folder(folder)))
     task.bind(model.config)
@@ -249,11 +251,18 @@ def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -
 def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Path | None = None) -> RunConfig:
     """The configuration of the run in `folder` with `key=value` overrides, to evaluate by; with `recipe`, its task and
     data instead (see `evle.zero_shot`). Raises ConfigError."""
+    refuse_training_settings(overrides)
     file = Path(folder) / "config.yaml" if recipe is None else find_recipe(recipe)
     if not file.is_file():
         raise ConfigError(f"{folder}: no run's folder (no config.yaml)")
     tree = apply_overrides(load_yaml(file) if recipe is None else recipe_for(folder, recipe), overrides)
-    if (tree.get("data") or {}).get("test") is not None:
+    is_tested = (tree.get("data") or {}).get("test") is not None
+    for override in overrides:
+        if is_tested and override.startswith(("data.val.", "data.val=")):
+            raise ConfigError(f"{override} has no effect, as data.test is what is scored: set data.test instead")
+        if override.startswith("output="):
+            raise ConfigError(f"{override}: what is scored is {folder}; say where its report goes with -o FOLDER")
+    if is_tested:
         tree = merge(tree, {"data": {"val": None}})  # nothing is chosen any more: what val held may be measured too
     config = RunConfig.build({**tree, "output": str(folder)}, str(file))
     if any(override.startswith("data.path=") for override in overrides):
@@ -261,6 +270,29 @@ def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Pa
     if any(override.startswith("data.root=") for override in overrides):
         refuse_unread_root(config.data, ["val", "test"])
     return config
+
+
+def read_to_score(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: str | Path | None = None,
+    model: str | Path | None = None,
+) -> RunConfig:
+    """What to evaluate by: as `read_run`, or of a recipe by name whose output folder holds its run.
+
+    `model` is the folder of another model to score, whose own settings then stand under `model`. Raises ConfigError,
+    and CheckpointError where a recipe's run or `model` is not there.
+    """
+    is_run = recipe is not None or Path(run).is_dir()
+    refuse_training_settings(overrides)
+    config = read_run(run, overrides, recipe) if is_run else read_recipe(run, overrides)
+    if is_run and model is None:
+        return config
+    folder = model or config.output
+    own = {"model": run_settings(folder).get("model") or {}}
+    asked = apply_overrides(own, [each for each in overrides if each.startswith("model.")])
+    return config.model_copy(update={"model": ModelOptions.build(asked["model"], str(folder))})
 
 
 def prepare(
