@@ -162,15 +162,20 @@ def train_in_two_processes(process: int, folder: str, total: int, options: dict[
         assert not isinstance(model.inner(torch.ones(1, WIDTH)), DTensor)  # usable on its own afterwards
 
 
-def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]) -> None:
-    """As `train_in_two_processes`, with parameters sharded by FSDP2, and validation.
+def shard_parameters() -> None:
+    """Let accelerate shard by FSDP2 in this process.
 
-    accelerate shards on accelerators only; told that these two processes have them, it runs the very same code.
+    It shards on accelerators only; told that these two processes have them, it runs the very same code.
     """
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="SIZE_BASED_WRAP")
     os.environ.update(FSDP_MIN_NUM_PARAMS="20", FSDP_RESHARD_AFTER_FORWARD="true")
     join_processes()
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]) -> None:
+    """As `train_in_two_processes`, with parameters sharded by FSDP2, and validation."""
+    shard_parameters()
     seen = []
 
     def evaluate(model: ToyModel) -> dict[str, float]:
@@ -197,9 +202,12 @@ def contrastive_batch(rows: list[Tensor]) -> dict[str, Tensor]:
     }
 
 
-def train_contrastive(process: int, folder: str, num_processes: int) -> None:
-    """Two steps of EVE with ITC alone on 8 rows a step, by one process or two."""
+def train_contrastive(process: int, folder: str, num_processes: int, sharded: bool = False) -> None:
+    """Two steps of EVE with ITC alone on 8 rows a step, by one process or two; the best weights are kept."""
     join_processes()
+    if sharded:
+        shard_parameters()
+        os.environ.update(FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
     loader = make_loader(8 // num_processes, num_samples=16, rank=process, world_size=num_processes)
     loader._maker.collate = contrastive_batch
     torch.manual_seed(0)
@@ -207,4 +215,6 @@ def train_contrastive(process: int, folder: str, num_processes: int) -> None:
     sizes: dict[str, Any] = {"num_attention_heads": 2, "image_size": 16, "patch_size": 8, "vocab_size": 10}
     still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0, "second_choice": "top"}
     model: Any = EVEForPreTraining(EVEConfig(**small, **sizes, **still, num_experts=4, objectives=("itc",)))
-    train(model, Path(folder), batch_size=8, steps=2, loader=loader, lr=1e-3)
+    options: dict[str, Any] = {"steps": 2, "lr": 1e-3, "evaluate": lambda model: {"score": 1.0}}
+    train(model, Path(folder), batch_size=8, loader=loader, **options)
+    assert model.matching.temperature.shape == ()

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from evle.engine import checkpoint
 from evle.engine.run import Run, read_log
 from processes import run_on_two
 from toy_training import ToyModel, make_model, train, train_contrastive, train_in_two_processes, train_sharded, weights
@@ -42,10 +44,45 @@ def test_sharded_parameters_learn_are_averaged_saved_and_resumed_as_whole_ones_a
 
 
 @pytest.mark.slow
-def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_path, sharded):
     train_contrastive(0, str(tmp_path / "one"), 1)
-    run_on_two(train_contrastive, str(tmp_path / "two"), 2)
+    run_on_two(train_contrastive, str(tmp_path / "two"), 2, sharded)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     # Only nearly: the balance loss, a thousandth of the whole, is over each process's own tokens.
     for curve in ("loss/itc", "grad_norm"):
         assert [value for _, value in two[curve]] == pytest.approx([value for _, value in one[curve]], rel=1e-3)
+    # The same names and shapes, a temperature's among them, whatever sharding needed in between.
+    for file in ("model", "checkpoints/last", "checkpoints/best"):
+        whole, parted = (load_file(tmp_path / run / file / "model.safetensors") for run in ("one", "two"))
+        assert [(name, parted[name].shape) for name in whole] == [(name, each.shape) for name, each in whole.items()]
+        torch.testing.assert_close(parted["matching.temperature"], whole["matching.temperature"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_scalar_that_was_widened_for_sharding_goes_on_as_one():
+    def build() -> tuple[nn.Module, torch.optim.AdamW]:
+        model = nn.Linear(1, 1)
+        model.temperature = nn.Parameter(torch.tensor(0.07))
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model: nn.Module, optimizer: torch.optim.AdamW) -> float:
+        (model(torch.ones(1, 1)) / model.temperature).sum().backward()
+        optimizer.step()
+        return model.temperature.item()
+
+    torch.manual_seed(0)
+    (model, optimizer), (other, its_optimizer) = build(), build()
+    scalars = checkpoint.widen_scalars(model)
+    assert scalars == {"temperature"}
+    step(model, optimizer)
+    state = checkpoint.model_state(model, scalars)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "weight": (1, 1), "bias": (1,), "temperature": ()
+    }  # fmt: skip
+    checkpoint.load_model_state(other, state, "model")
+    checkpoint.load_optimizer_state(its_optimizer, checkpoint.optimizer_state(optimizer), "optimizer")
+    checkpoint.load_model_state(model, state, "model")
+    optimizer.zero_grad()
+    assert step(other, its_optimizer) == pytest.approx(step(model, optimizer))
+    checkpoint.narrow_scalars(model, scalars)
+    assert model.temperature.shape == other.temperature.shape == ()

@@ -10,7 +10,7 @@ Tensors are stored whole, so a run may go on with another number of processes, a
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -67,21 +67,25 @@ class Position:
         return cls(**values)
 
 
-def model_state(model: nn.Module) -> State:
-    """Whole weights and persistent buffers, tied ones once. Every process must call it; the main one gets them."""
+def model_state(model: nn.Module, scalars: Collection[str] = ()) -> State:
+    """Whole weights and persistent buffers, tied ones once. Every process must call it; the main one gets them.
+
+    `scalars` are the names that `widen_scalars` gave: as scalars they are stored, whether sharded or not.
+    """
     once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    return _whole_in_main((name, tensor) for name, tensor in model.state_dict().items() if name in once)
+    state = _whole_in_main((name, tensor) for name, tensor in model.state_dict().items() if name in once)
+    return {name: tensor.reshape(()) if name in scalars else tensor for name, tensor in state.items()}
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Fill `model` with whole tensors, in place. Raises CheckpointError when they are of another model."""
     own = model.state_dict()
     once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    expected = own.keys() & once
-    if wrong := sorted(expected ^ state.keys()):
+    expected = [name for name in own if name in once]  # in one order: sharded ones are filled by all processes together
+    if wrong := sorted(set(expected) ^ state.keys()):
         raise CheckpointError(f"{where}: weights of another model ({len(wrong)} names differ, such as {wrong[0]!r})")
     for name in expected:
-        if own[name].shape != state[name].shape:
+        if own[name].shape != state[name].shape and not own[name].numel() == state[name].numel() == 1:
             shapes = f"{tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
             raise CheckpointError(f"{where}: {name!r} has shape {shapes}; it is of another model")
         fill(own[name], state[name])
@@ -101,7 +105,10 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str
     """Give `optimizer` what `optimizer_state` took. Raises CheckpointError when it is of another model."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
-        index: {name: _as(value, parameters[index]) for name, value in entry.items()}
+        index: {
+            name: value if name == "step" else _as(value, parameters[index])  # a counter, not a moment
+            for name, value in entry.items()
+        }
         for index, entry in state["state"].items()
         if index < len(parameters)
     }
@@ -189,6 +196,21 @@ def fill(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(_as(value, tensor))
 
 
+def widen_scalars(model: nn.Module) -> set[str]:
+    """Give scalar parameters (a temperature) the shape (1,), in place, as FSDP shards no scalar; their names."""
+    scalars = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() == 0}
+    for parameter in scalars.values():
+        parameter.data = parameter.data.reshape(1)
+    return set(scalars)
+
+
+def narrow_scalars(model: nn.Module, scalars: Collection[str]) -> None:
+    """Undo `widen_scalars`, in a model that is whole again."""
+    for name, parameter in model.named_parameters():
+        if name in scalars:
+            parameter.data = parameter.data.reshape(())
+
+
 def unshard(model: nn.Module) -> list[FSDPModule]:
     """Hold whole parameters in every process from now on; the parts that were sharded. Every process must call it.
 
@@ -225,7 +247,9 @@ def _whole_in_main(named: Iterable[tuple[str, Tensor]]) -> State:
 
 
 def _as(value: Any, like: Tensor) -> Any:
-    """`value` sharded as `like` is, where it has its shape (a moment, not a step counter)."""
+    """`value` sharded as `like` is, where it has its shape; a single number has any shape of one."""
+    if isinstance(value, Tensor) and value.numel() == like.numel() == 1:
+        value = value.reshape(like.shape)
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

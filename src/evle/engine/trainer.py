@@ -62,7 +62,10 @@ class TrainConfig(Config):
     log_every: int = Field(10, ge=1, description="steps between log lines")
     num_workers: int = Field(0, ge=0, description="processes that prepare data, for each training process")
     choose_from: float = Field(
-        0.0, ge=0, le=1, description="share of the steps before which validation chooses nothing: the rate is still high"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps before which validation chooses nothing: the rate is still high",
     )
     patience: int = Field(0, ge=0, description="stop after so many validations without a better score; 0 never does")
     keep: Literal["best", "last"] = Field("best", description="the weights that the run's model is made of")
@@ -221,6 +224,7 @@ class _Training:
         if folder:
             where = folder / "model.safetensors"
             checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
+        self.scalars = checkpoint.widen_scalars(model) if self.accelerator.is_fsdp2 else set()
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
         self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
@@ -350,7 +354,7 @@ class _Training:
         at, target = self.at, self.run.checkpoints / "last"
         at.skipped = self.skipped()
         at.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        weights = checkpoint.model_state(self.bare)
+        weights = checkpoint.model_state(self.bare, self.scalars)
         moments = checkpoint.optimizer_state(self.optimizer.optimizer)
         averages = self.average.state() if self.average is not None else None
 
@@ -381,7 +385,7 @@ class _Training:
         else:
             if self.average is not None:
                 self.average.swap()
-            weights = checkpoint.model_state(self.bare)
+            weights = checkpoint.model_state(self.bare, self.scalars)
         bare, processor = self.bare, task.processor
 
         def write(folder: Path) -> None:
@@ -395,6 +399,7 @@ class _Training:
                 f"make room and go on with --resume: {self.run.checkpoints / 'last'} holds step {self.at.step}"
             )
         checkpoint.unshard(self.bare)
+        checkpoint.narrow_scalars(self.bare, self.scalars)
 
     def __enter__(self) -> Self:
         return self
@@ -429,7 +434,7 @@ class _Training:
                 self.average.swap()
 
     def _write_best(self) -> bool:
-        weights = checkpoint.model_state(self.bare)
+        weights = checkpoint.model_state(self.bare, self.scalars)
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
