@@ -135,6 +135,16 @@ def test_an_evaluation_batch_of_unreadable_samples_is_left_out():
     assert [[key for key, _ in batch] for batch in rows(made.batches(0))] == [["k0", "k1"], ["k4", "k5"]]
 
 
+def test_an_evaluation_batch_of_unreadable_samples_is_filled_where_other_processes_wait_for_it():
+    number, bad = 200, {f"k{i}" for i in range(200) if 2 <= i < 190 and i % 2 == 0} | {"k0", "k198"}
+    ranks = [loader(number, bad, batch_size=2, shuffle=False, rank=rank, world_size=2) for rank in range(2)]
+    parts = [rows(made.batches(0)) for made in ranks]
+    assert [len(part) for part in parts] == [ranks[0].num_batches] * 2
+    keys = [key for part in parts for batch in part for key, _ in batch]
+    assert set(keys) == {f"k{i}" for i in range(number)} - bad
+    assert {key for batch in parts[0][:47] for key, _ in batch} == {"k1"}  # the first that can be read
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_data_set_that_cannot_be_read_at_all_stops_with_the_first_reason(shuffle):
     made = loader(6, bad=[f"k{i}" for i in range(6)], shuffle=shuffle)

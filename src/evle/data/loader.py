@@ -64,7 +64,8 @@ class Loader:
 
     A sample that raises SampleError is left out of its batch and named in `skipped`. A training batch
     (`shuffle=True`) of which nothing is left takes the next readable sample of the order instead, so that ranks stay
-    in step; with `shuffle=False` it is left out. When nothing can be read, DataError is raised.
+    in step; with `shuffle=False` it is left out, or on one rank of several takes the first readable sample of all, as
+    the others wait for it where rows meet (contrast). When nothing can be read, DataError is raised.
 
     `num_workers` processes prepare batches ahead; their errors arrive here as ours.
 
@@ -179,6 +180,7 @@ class _BatchMaker(Dataset):
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, np.ndarray] | None = None
+        self._first_readable = 0  # the place from which an evaluation looks for a replacement
 
     def __getitem__(self, item: tuple[int, int]) -> _Made:
         epoch, number = item
@@ -192,7 +194,7 @@ class _BatchMaker(Dataset):
             ours = rows[self.rank :: self.world_size]
             made = [self._features(order[row % len(order)], epoch, skipped) for row in ours]
             features = [each for each in made if each is not None]
-            if not features and self.shuffle:
+            if not features and (self.shuffle or self.world_size > 1):
                 features = [self._replacement(order, rows.stop, epoch, skipped)]
             return _Made(self.collate(features) if features else None, tuple(skipped))
         except EvleError as error:
@@ -216,9 +218,14 @@ class _BatchMaker(Dataset):
             return None
 
     def _replacement(self, order: np.ndarray, begin: int, epoch: int, skipped: list[tuple[str, str]]) -> Any:
-        for row in range(begin, begin + TRIES):
+        """One of the next samples for a training batch; for an evaluation's the first of all that can be read.
+
+        An evaluation goes through samples as they lie, where any number of unreadable ones may follow one another.
+        """
+        for row in range(begin, begin + TRIES) if self.shuffle else range(self._first_readable, len(order)):
             features = self._features(order[row % len(order)], epoch, skipped)
             if features is not None:
+                self._first_readable = row
                 return features
         raise _unreadable(len(dict(skipped)), skipped[0][1])
 
