@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.pipelines import EmbedPipeline
@@ -234,6 +236,30 @@ def test_a_table_names_the_pictures(photos, embed, tmp_path):
     assert index.add(photos, progress=False).num_added == 8
     assert index.add(photos / "captions.jsonl", progress=False).vanished == []
     assert len(index) == 10
+
+
+def test_a_table_needs_no_captions(photos, embed, tmp_path):
+    (photos / "list.csv").write_text(f"image,caption\n0.png,\nsub/1.png,x\n./2.png,\n{photos / '4.png'},\n")
+    (photos / "bare.csv").write_text("file_name\n6.png\n")
+    index = build_index(embed, photos / "list.csv", tmp_path / "index", progress=False)
+    assert index.keys == ["0.png", "sub/1.png", "2.png", "4.png"]
+    assert index.add(photos / "bare.csv", progress=False).num_added == 1
+
+
+def test_a_table_in_a_folder_by_another_name_is_that_folders(photos, embed, tmp_path):
+    (photos / "sub" / "list.csv").write_text("image\n1.png\n3.png\n")
+    (tmp_path / "link").symlink_to(photos / "sub")
+    index = build_index(embed, photos, tmp_path / "index", progress=False)
+    change = index.add(tmp_path / "link" / "list.csv", progress=False)
+    assert (change.num_added, len(index)) == (0, 10)
+
+
+def test_a_table_that_holds_its_pictures_is_refused(photos, embed, tmp_path):
+    rows = [{"image": (photos / "0.png").read_bytes(), "caption": "x"}]
+    parquet.write_table(pa.Table.from_pylist(rows), photos / "held.parquet")
+    with pytest.raises(DataError, match=r"held\.parquet: holds the pictures themselves \(column 'image'\)"):
+        build_index(embed, photos / "held.parquet", tmp_path / "index", progress=False)
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from evle.data.embedded import picture_column
 from evle.data.images import describe_source, open_image
 from evle.data.samples import ImageSource
-from evle.data.table_files import TABLE_SUFFIXES, list_pictures
-from evle.data.tables import folder
+from evle.data.table_files import TABLE_SUFFIXES, list_pictures, read_rows
+from evle.data.tables import EMBEDDED_COLUMNS, image_of
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
 from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
@@ -339,12 +340,9 @@ class ImageIndex:
 
     def _found(self, pictures: Path, change: Change) -> dict[str, Entry]:
         """The pictures that are there now, by path relative to the root; those of a table that are not are named."""
-        if pictures.is_file():
-            listed = [os.fspath(sample.image) for sample in folder(pictures)]
-            paths = list(dict.fromkeys(os.path.relpath(path, self.root) for path in listed))
-        else:
-            inside = _inside(pictures, self.root)
-            paths = [os.path.join(inside, path) for path in list_pictures(pictures)]
+        inside = _inside(_root(pictures), self.root)
+        names = _named(pictures) if pictures.is_file() else list_pictures(pictures)
+        paths = [os.path.join(inside, name) for name in names]
         found = {}
         for path in paths:
             try:
@@ -402,6 +400,26 @@ def _root(pictures: Path) -> Path:
     if not pictures.is_dir():
         raise DataError(f"{pictures}: no such folder")
     return pictures
+
+
+def _named(table: Path) -> list[str]:
+    """The pictures of a table, each once, relative to its folder; whatever else the table says of them.
+
+    Raises DataError for a broken row, a picture outside of the folder, and a table that holds its pictures inside.
+    """
+    if table.suffix.lower() == ".parquet" and (column := picture_column(table, None, EMBEDDED_COLUMNS)) is not None:
+        raise DataError(
+            f"{table}: holds the pictures themselves (column {column!r}), but an index names files, "
+            "to show them again; write them into a folder and index that"
+        )
+    names: dict[str, None] = {}
+    base = os.path.abspath(table.parent)
+    for line, row in read_rows(table):
+        if isinstance(row, DataError):
+            raise row
+        name = image_of(row, None, f"{table}:{line}", table.parent)
+        names.setdefault(os.path.relpath(os.path.join(base, name), base))
+    return list(names)
 
 
 def _inside(pictures: Path, root: Path) -> str:
