@@ -132,6 +132,12 @@ def test_pictures_of_every_mode_are_embedded_and_left_alone(mode):
     assert (image.mode, image.size) == (mode, (300, 2))
 
 
+def test_a_cell_holds_its_picture_as_small_as_the_page_shows_it():
+    picture = Image.new("RGB", (3000, 2000), "red")
+    assert Cell(picture).image.size == (224, 149)
+    assert picture.size == (3000, 2000)
+
+
 def test_fractions_of_a_column_share_their_decimals_and_integers_keep_theirs():
     assert format_column([61.25, 7.0, 20, None, math.nan]) == ["61.25", "7.00", "20.00", "–", "nan"]
     assert format_column([12000, 3, True]) == ["12,000", "3", "yes"]

@@ -97,7 +97,7 @@ def test_the_report_holds_small_pictures_whatever_the_size_of_the_files(task):
     found = evaluate(task, oracle(task, samples), samples)
     shown = [cell.image for gallery in found.galleries for row in gallery.rows for cell in row.cells if cell.image]
     assert len(shown) == 2 * 5 + 2  # of two texts the pictures found, and two pictures
-    assert {picture.size for picture in shown} == {(448, 299)}
+    assert {picture.size for picture in shown} == {(224, 149)}
 
 
 def test_samples_of_one_thing_are_right_answers_for_each_other(task):

@@ -15,10 +15,9 @@ from typing import Any
 from PIL import Image
 
 from evle.report.charts import DASHES, NUM_SERIES_COLOURS, drawn, svg
-from evle.report.parts import Cell, Curve, Gallery, Table
+from evle.report.parts import PICTURE_SIDE, Cell, Curve, Gallery, Table, shrunk
 from evle.report.values import flatten, in_words, text_columns
 
-PICTURE_SIDE = 224  # longest side of an embedded picture, in pixels
 STYLE_SHEET = Path(__file__).with_name("report.css")
 
 
@@ -84,12 +83,7 @@ def _html_provenance(provenance: dict[str, Any]) -> str:
 
 def picture_uri(image: Image.Image, side: int = PICTURE_SIDE) -> tuple[str, int, int]:
     """`image` shrunk to at most `side` pixels as a WebP data URI, with its width and height; `image` stays as it is."""
-    if image.mode not in ("RGB", "RGBA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if max(image.size) > side:
-        scale = side / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image = shrunk(image, side)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=82, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), image.width, image.height

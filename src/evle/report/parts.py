@@ -7,14 +7,34 @@ from PIL import Image
 
 Mark = Literal["", "good", "bad"]
 
+PICTURE_SIDE = 224  # longest side of a report's picture, in pixels
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """`image` as RGB or RGBA with at most `side` pixels; `image` stays as it is."""
+    if image.mode not in ("RGB", "RGBA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if max(image.size) > side:
+        scale = side / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return image
+
 
 @dataclass
 class Cell:
-    """One picture, one text, or both. `mark` says whether it is right: "good", "bad", or nothing to judge."""
+    """One picture, one text, or both. `mark` says whether it is right: "good", "bad", or nothing to judge.
+
+    The picture is held as small as the page shows it: dozens of photographs in full would not fit in memory.
+    """
 
     image: Image.Image | None
     text: str = ""
     mark: Mark = ""
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            self.image = shrunk(self.image, PICTURE_SIDE)
 
 
 @dataclass

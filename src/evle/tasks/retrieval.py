@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,7 +29,6 @@ from evle.transforms.collate import number_ids
 
 RANKS = (1, 5, 10)
 SHOWN = 5  # results of one query in the report
-SHOWN_SIDE = 448  # pixels of its pictures' longer side, twice what the page shows
 
 
 class RetrievalOptions(CaptionOptions):
@@ -254,7 +252,7 @@ def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_e
         GalleryRow(
             corpus.texts[query].text,
             [
-                Cell(_shown(corpus.samples[place]), mark=_mark(corpus, place, query))
+                Cell(open_image(corpus.samples[place].image), mark=_mark(corpus, place, query))
                 for place in to_image[query, :SHOWN]
             ],
         )
@@ -265,7 +263,7 @@ def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_e
         GalleryRow(
             "",
             [
-                Cell(_shown(corpus.samples[place]), corpus.samples[place].captions[0]),
+                Cell(open_image(corpus.samples[place].image), corpus.samples[place].captions[0]),
                 *(
                     Cell(None, corpus.texts[text].text, mark=_mark(corpus, place, text))
                     for text in to_text[place, :SHOWN]
@@ -278,13 +276,6 @@ def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_e
         Gallery("Text to pictures", by_text, f"Each text with the {SHOWN} pictures found first."),
         Gallery("Picture to texts", by_image, f"Each picture, its own caption, and the {SHOWN} texts found first."),
     ]
-
-
-def _shown(sample: CaptionSample) -> Image.Image:
-    """The picture of `sample` for the report, made small: dozens of photographs in full would not fit in memory."""
-    picture = open_image(sample.image, size_hint=SHOWN_SIDE)
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return picture
 
 
 def _mark(corpus: _Corpus, place: int, text: int) -> Mark:
