@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -78,6 +80,15 @@ def test_caption_samples_open_no_picture_unless_boxes_are_asked_for(pictures, tm
     assert sample.boxes == ()
     with pytest.raises(SampleError, match=r"\.png: no such file"):
         sample.image.draw()
+
+
+def test_cutouts_may_lie_inside_a_table(pictures, tmp_path):
+    rows = [{"image": (pictures / f"{name}.png").read_bytes(), "caption": name, "split": "train"} for name in COLOURS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "captions.parquet")
+    inside, beside = of(tmp_path, "captions", count=3), of(pictures, "captions", count=3)
+    for one, other in zip(inside, beside):
+        assert one.captions == other.captions
+        assert np.array_equal(np.asarray(one.image.draw()), np.asarray(other.image.draw()))
 
 
 def test_names_come_from_the_first_caption_and_odd_ones_are_left_out(pictures):

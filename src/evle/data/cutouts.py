@@ -15,7 +15,7 @@ from PIL import Image
 
 from evle.data.drawing import ground
 from evle.data.images import open_image
-from evle.data.samples import CaptionSample, Sample
+from evle.data.samples import CaptionSample, ImageSource, Sample
 from evle.data.scene_composing import Composer
 from evle.data.scene_language import Scene, Thing, Traits
 from evle.data.scenes import SIZES, SPLITS, SceneSamples
@@ -60,11 +60,11 @@ def cutouts(
         hint = f"{nearest(split, SPLITS)}; splits of the folder's table go into pictures"
         raise ConfigError(f"split={split!r} of cut-outs does not exist; {hint}")
     samples = folder(path, "captions", split if pictures is None else pictures, caption_column=name_column)
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, list[ImageSource]] = {}
     for sample in samples:
         name = thing_name(sample, longest_name)
         if name and (names is None or name in names):
-            by_name.setdefault(name, []).append(str(sample.image))
+            by_name.setdefault(name, []).append(sample.image)
     if absent := [name for name in names or () if name not in by_name]:
         raise DataError(f"{path}: no cut-out is called {', '.join(absent)} in the split {pictures or split}")
     if len(by_name) < FEWEST_NAMES:
@@ -77,7 +77,7 @@ def cutouts(
         [Traits(name, each) for name in things for each in SIZES],
         min_things=min(min_things, 2),
         max_things=max_things,
-        pictures={name: sorted(by_name[name]) for name in things},
+        pictures={name: sorted(by_name[name], key=str) for name in things},
     )
     identity = hashlib.blake2b(repr((samples.fingerprint, things)).encode(), digest_size=8).hexdigest()
     return SceneSamples(
@@ -113,7 +113,7 @@ def thing_name(sample: CaptionSample, longest: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _cut(picture: str, pixels: int) -> Image.Image:
+def _cut(picture: ImageSource, pixels: int) -> Image.Image:
     """The visible part of a picture, RGBA, its longer side `pixels` long."""
     image = open_image(picture, keep_alpha=True).convert("RGBA")
     visible = image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
@@ -126,7 +126,7 @@ def _cut(picture: str, pixels: int) -> Image.Image:
 
 
 def _placed(thing: Thing, pixels: int) -> tuple[Image.Image, int, int]:
-    image = _cut(thing.picture, max(6, round(thing.diameter * pixels)))
+    image = _cut(thing.picture, max(6, round(thing.diameter * pixels)))  # type: ignore[arg-type] # a folder's are hashable
     return image, round(thing.x * pixels - image.width / 2), round(thing.y * pixels - image.height / 2)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from evle.data.samples import ImageSource
 from evle.data.scene_language import GRID, Scene, Thing, Traits, alike, pick
 from evle.errors import DataError
 
@@ -34,7 +35,7 @@ class Composer:
         *,
         min_things: int = 2,
         max_things: int = 6,
-        pictures: dict[str, list[str]] | None = None,
+        pictures: dict[str, list[ImageSource]] | None = None,
     ):
         self.min_things, self.max_things = min_things, max_things
         self.pictures = pictures

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from evle.data.samples import ImageSource
+
 GRID = 3
 """Rows and columns of places in a scene."""
 
@@ -52,9 +54,7 @@ class Traits(NamedTuple):
 class Thing:
     """One thing in a scene: its centre and its diameter are shares of the scene's width.
 
-    `look` seeds what no words speak of; `picture` is the file of a cut-out, empty for a drawn shape.
-
-    `picture` is the file of a cut-out, empty for a drawn shape.
+    `look` seeds what no words speak of; `picture` is a cut-out's, empty for a drawn shape.
     """
 
     traits: Traits
@@ -64,7 +64,7 @@ class Thing:
     y: float
     diameter: float
     look: int
-    picture: str = ""
+    picture: ImageSource = ""
 
 
 @dataclass(frozen=True, slots=True)
