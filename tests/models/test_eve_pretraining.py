@@ -126,6 +126,15 @@ def test_only_the_chosen_objectives_are_computed_and_only_their_parameters_exist
     assert not [name for name in unused if not name.startswith("eve.")]
 
 
+def test_matching_says_how_it_judged_pairs_and_hard_negatives():
+    output = build(EVEForPreTraining, objectives=("mlm", "itm"))(**pretraining_batch())
+    assert output.itm_labels.tolist() == [1] * 3 + [0] * 6
+    expected = torch.nn.functional.cross_entropy(output.itm_logits, output.itm_labels)
+    assert output.losses["itm"].item() == pytest.approx(expected.item(), rel=1e-6)
+    alone = build(EVEForPreTraining, objectives=("itm",))(**pretraining_batch(1))
+    assert (alone.itm_logits.shape, len(alone.itm_labels), alone.losses["itm"].item()) == ((0, 2), 0, 0.0)
+
+
 def test_weights_multiply_their_objective():
     plain = build(EVEForPreTraining)(**pretraining_batch()).losses
     weighted = build(EVEForPreTraining, objective_weights={"mim": 3.0})(**pretraining_batch()).losses

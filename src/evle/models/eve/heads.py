@@ -74,12 +74,12 @@ def itm_pass(
     attention_mask: Tensor | None,
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, EVEOutput | None]:
+) -> tuple[Tensor, Tensor, EVEOutput | None]:
     """The true pairs, each image with a hard negative text, each text with a hard negative image: one pass of 3 B rows.
 
     Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly
-    without them. A row that has no negative, because every id is its own, is left out; a batch of such rows has loss
-    0. Returns the loss and the pass's output, None where there was nothing to pass.
+    without them. A row that has no negative, because every id is its own, is left out. Returns the logits (pairs, 2),
+    their labels (pairs,), and the pass's output, None where there was nothing to pass.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -93,7 +93,8 @@ def itm_pass(
         own_pixels = pixel_values[found]
         texts, images = texts[found], images[found]
     if not len(own_ids):
-        return head.itm.weight.sum() * 0.0 + head.itm.bias.sum() * 0.0, None
+        states = head.itm.weight.new_zeros(0, 1, head.itm.in_features)
+        return head.match(states), match_ids.new_zeros(0), None  # a loss of 0 that has a gradient path
     output = eve(
         pixel_values=torch.cat([own_pixels, own_pixels, all_pixels[images]]),
         input_ids=torch.cat([own_ids, all_ids[texts], own_ids]),
@@ -102,7 +103,7 @@ def itm_pass(
     logits = head.match(output.text_hidden)
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(own_ids)] = 1
-    return objectives.itm(logits, labels), output
+    return logits, labels, output
 
 
 class EVEForRetrieval(EVEPreTrainedModel):
@@ -166,9 +167,10 @@ class EVEForRetrieval(EVEPreTrainedModel):
         losses = {}
         pairs = (self.eve, self.matching, pixel_values, input_ids, attention_mask, ids)
         losses["itc"], image_to_text, text_to_image, outputs = itc_pass(*pairs)
-        joint = None
+        joint = itm_logits = itm_labels = None
         if self.config.weight_of("itm") > 0:
-            losses["itm"], joint = itm_pass(*pairs, (image_to_text, text_to_image))
+            itm_logits, itm_labels, joint = itm_pass(*pairs, (image_to_text, text_to_image))
+            losses["itm"] = objectives.itm(itm_logits, itm_labels)
         losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
         router = average_router([output.router for output in (*outputs, joint) if output is not None])
         add_balance(losses, router, self.config)
@@ -176,6 +178,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
             loss=total_loss(losses),
             losses=losses,
             logits=image_to_text,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
             image_hidden=outputs[0].image_hidden,
             text_hidden=outputs[1].text_hidden,
             router=router,

@@ -38,6 +38,7 @@ class EVEOutput(ModelOutput):
         loss: the sum of `losses`, scalar.
         losses: named scalars, already weighted: "mim", "mlm", "itc", "itm", "answers", "choice", "balance".
         logits: the head's scores.
+        itm_logits, itm_labels: (pairs, 2) and (pairs,) of the matching of pairs and hard negatives.
         image_hidden: (B, P, D) image states after the final LayerNorm, [CLS] first, None without an image.
         text_hidden: (B, T, D) text states after the final LayerNorm, None without text.
         router: statistics of the L soft-routed blocks, averaged over the passes: "load" (L, E), "entropy" (L,),
@@ -49,6 +50,8 @@ class EVEOutput(ModelOutput):
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
+    itm_logits: Tensor | None = None
+    itm_labels: Tensor | None = None
     image_hidden: Tensor | None = None
     text_hidden: Tensor | None = None
     router: dict[str, Tensor] | None = None

@@ -140,13 +140,13 @@ class EVEForPreTraining(EVEPreTrainedModel):
                 default [itc, itm].
 
         Returns:
-            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; the states of the
-            MLM pass, or of the MIM pass without one.
+            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
+            `itm_labels`; the states of the MLM pass, or of the MIM pass without one.
         """
         config, names = self.config, set(self.config.objectives)
         losses: dict[str, Tensor] = {}
         passes: list[EVEOutput] = []
-        logits: Tensor | None = None
+        logits = itm_logits = itm_labels = None
         last: Any = None  # the output of the latest masked pass
         if "mim" in names:
             if image_mask is None:
@@ -175,7 +175,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
                 similarities = (directions[0], directions[1])
                 passes.extend(singles)
             if "itm" in names:
-                losses["itm"], joint = itm_pass(*pairs, similarities)
+                itm_logits, itm_labels, joint = itm_pass(*pairs, similarities)
+                losses["itm"] = objectives.itm(itm_logits, itm_labels)
                 passes.extend([] if joint is None else [joint])
         losses = {name: config.weight_of(name) * losses[name] for name in config.objectives}
         router = average_router([output.router for output in passes])
@@ -184,6 +185,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
             loss=total_loss(losses),
             losses=losses,
             logits=logits,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
             image_hidden=None if last is None else last.image_hidden,
             text_hidden=None if last is None else last.text_hidden,
             router=router,
