@@ -333,6 +333,41 @@ def test_layers_of_clip_can_be_left_out_and_its_image_size_changed(tmp_path):
     assert torch.equal(table, resize_positions(clip.embeddings.position_embedding.weight, 6, 6))
 
 
+def test_fields_that_do_not_fit_the_trained_weights_are_refused_and_the_image_size_goes_by_either_name(tmp_path):
+    saved_towers(tmp_path)
+    folders = (tmp_path / "clip", tmp_path / "text")
+    sizes = {"hidden_size": 24, "num_attention_heads": 2}
+    for fields, named in (
+        ({"vocab_size": 60}, r"DebertaV2Model do not fit vocab_size=60 .they have 50.; leave that out"),
+        ({"patch_size": 8}, r"do not fit patch_size=8 .they have 4."),
+        (
+            {"vision_config": {"num_hidden_layers": 2, "hidden_size": 21, "attention_dropout": 0.1}},
+            r"do not fit vision_config\.num_hidden_layers=2 .they have 3., vision_config\.hidden_size=21 .they",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=named) as caught:
+            VLEModel.from_vision_text_pretrained(*folders, **sizes, **fields)
+        assert "\n" not in str(caught.value)
+    fields = {
+        "vision_config": {"image_size": 24, "attention_dropout": 0.1},
+        "text_config": {"hidden_dropout_prob": 0.3},
+    }
+    model = VLEModel.from_vision_text_pretrained(*folders, **sizes, **fields)
+    expected = VLEModel.from_vision_text_pretrained(*folders, **sizes, image_size=24)
+    assert model.config.image_size == 24
+    assert torch.equal(model.vision_model.positions.weight, expected.vision_model.positions.weight)
+    assert (model.config.vision_config.attention_dropout, model.config.text_config.hidden_dropout_prob) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_a_damaged_tower_is_named(tmp_path, size):
+    saved_towers(tmp_path)
+    weights = tmp_path / "clip" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"clip: cannot be read \(.*\); fetch it again$"):
+        VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text")
+
+
 def test_folders_that_hold_no_tower_are_named(tmp_path):
     saved_towers(tmp_path)
     with pytest.raises(CheckpointError, match=r"text: is of model_type 'deberta-v2'; give a CLIP"):

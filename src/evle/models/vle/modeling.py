@@ -23,10 +23,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LM
 from transformers.utils import ModelOutput
 
 from evle.errors import CheckpointError, ConfigError, DataError
-from evle.models.vle.configuration import VLEConfig
+from evle.models.vle.configuration import ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.text import VLETextTower
-from evle.models.vle.towers import read_clip, read_deberta
+from evle.models.vle.towers import read_clip, read_deberta, refuse_unfit
 from evle.models.vle.vision import VLEVisionTower
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
@@ -186,14 +186,18 @@ class VLEPreTrainedModel(PreTrainedModel):
 
         Raises:
             CheckpointError: a directory that holds no such model, or not all of its weights.
-            ConfigError: unknown fields, or more layers than CLIP has.
+            ConfigError: unknown fields, fields that the trained weights do not fit, or more layers than CLIP has.
         """
         VLEConfig.check_fields(config_fields)
-        image_size = config_fields.pop("image_size", None)
         image_tower, text_tower = read_clip(vision, vision_layers), read_deberta(text)
+        towers = {"vision_config": image_tower, "text_config": text_tower}
+        given = {name: dict(config_fields.pop(name, None) or {}) for name in towers}
+        image_size = config_fields.pop("image_size", given["vision_config"].pop("image_size", None))
+        for name, tower in towers.items():
+            refuse_unfit(tower, given[name], f"{name}.")
+            refuse_unfit(tower, {field: config_fields[field] for field in config_fields if ROUTED.get(field) == name})
         sub_configs: dict[str, Any] = {
-            name: {**tower.config.to_dict(), **config_fields.pop(name, {})}
-            for name, tower in (("vision_config", image_tower), ("text_config", text_tower))
+            name: {**tower.config.to_dict(), **given[name]} for name, tower in towers.items()
         }
         model = cls(cls.config_class(**sub_configs, **config_fields))
         model.backbone.vision_model.vision_model.load_state_dict(image_tower.state_dict())

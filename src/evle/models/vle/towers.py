@@ -1,12 +1,14 @@
 """The trained models that a new VLE starts from: any CLIP, any DeBERTa-v2 or v3, as transformers saves them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionModel, DebertaV2Model, PreTrainedConfig, PreTrainedModel
 
-from evle.errors import CheckpointError, ConfigError
+from evle.errors import CheckpointError, ConfigError, in_one_line
 
 
 def read_clip(path: str | Path, num_layers: int | None = None) -> CLIPVisionModel:
@@ -31,14 +33,41 @@ def read_deberta(path: str | Path) -> DebertaV2Model:
     return _read(path, DebertaV2Model, ("deberta-v2",), "a DeBERTa-v2 or v3")
 
 
+def refuse_unfit(tower: PreTrainedModel, fields: Mapping[str, Any], where: str = "") -> None:
+    """Raise ConfigError for `fields` of a configuration with which the trained `tower` would have other weights.
+
+    `where` is put before their names.
+    """
+    has = {name: tensor.shape for name, tensor in tower.state_dict().items()}
+    unfit = []
+    for name, value in fields.items():
+        try:
+            with torch.device("meta"):
+                changed = type(tower)(type(tower.config)(**{**tower.config.to_dict(), name: value}))
+            fits = {name: tensor.shape for name, tensor in changed.state_dict().items()} == has
+        except (ValueError, StrictDataclassError):  # it does not even go with the tower's other fields
+            fits = False
+        if not fits:
+            unfit.append(f"{where}{name}={value!r} (they have {getattr(tower.config, name)!r})")
+    if unfit:
+        raise ConfigError(
+            f"the trained weights of {type(tower).__name__} do not fit {', '.join(unfit)}; leave that out, or build a "
+            "model with random weights from a VLEConfig"
+        )
+
+
 def _read(path: str | Path, model_class: type[PreTrainedModel], families: tuple[str, ...], wanted: str) -> Any:
     try:
         family = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
         if family not in families:
             raise CheckpointError(f"{path}: is of model_type {family!r}; give {wanted} as transformers saves it")
         loaded: Any = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except CheckpointError:
+        raise
     except OSError as error:
-        raise CheckpointError(f"{path}: holds no model ({str(error).splitlines()[0]}); give {wanted}") from None
+        raise CheckpointError(f"{path}: holds no model ({in_one_line(error)}); give {wanted}") from None
+    except Exception as error:  # from_pretrained raises a dozen kinds on damaged files
+        raise CheckpointError(f"{path}: cannot be read ({in_one_line(error)}); fetch it again") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
