@@ -162,7 +162,9 @@ def test_a_folder_of_other_shards_is_left_alone(tmp_path):
         pack(captions(4), tmp_path, per_shard=2)
     (tmp_path / "00000_stats.json").unlink()
     (tmp_path / "00001_stats.json").unlink()
-    with pytest.raises(ConfigError, match=r"00001.tar is not a shard of these samples"):
+    before = (tmp_path / "00000.tar").read_bytes()
+    with pytest.raises(ConfigError, match=r"00000.tar is not a shard of these samples"):
         pack(captions(2), tmp_path, per_shard=2)
+    assert (tmp_path / "00000.tar").read_bytes() == before
     with pytest.raises(ConfigError, match="per_shard=0"):
         pack(captions(2), tmp_path, per_shard=0)

@@ -117,7 +117,8 @@ def _refuse_other_shards(folder: Path, finished: list[dict[str, Any] | None], id
     for stats in finished:
         if stats is not None and stats.get("source") != identity:
             raise ConfigError(f"{folder}: holds shards of other samples or another size; choose another folder")
-    ours = {f"{number:0{max(5, len(str(len(finished) - 1)))}d}.tar" for number in range(len(finished))}
+    names = (f"{number:0{max(5, len(str(len(finished) - 1)))}d}.tar" for number in range(len(finished)))
+    ours = {name for name, stats in zip(names, finished, strict=True) if stats is not None}
     others = sorted(file.name for file in folder.glob("*.tar") if file.name not in ours)
     if others:
         raise ConfigError(f"{folder}: {others[0]} is not a shard of these samples; choose another folder")
@@ -132,7 +133,8 @@ def _write_shard(
     pool: ThreadPoolExecutor,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    """Writes the tar, then its statistics: a shard without them is not finished. Returns the statistics."""
+    """Writes the tar under another name, its statistics, then gives it its own: a tar without statistics is none of
+    ours. Returns the statistics."""
     start, statuses, skipped = time.time(), Counter[str](), list[str]()
     part = file.with_suffix(".tar.part")
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -148,7 +150,6 @@ def _write_shard(
                     tar.addfile(info, io.BytesIO(content))
             if progress is not None and (place % _BLOCK == 0 or place == len(rows) - 1):
                 progress(place + 1)
-    os.replace(part, file)
     end = time.time()
     stats = {
         "count": len(rows),
@@ -163,6 +164,7 @@ def _write_shard(
     stats_part = file.with_name(f"{file.stem}_stats.json.part")
     stats_part.write_text(json.dumps(stats, indent=4), encoding="utf-8")
     os.replace(stats_part, file.with_name(f"{file.stem}_stats.json"))
+    os.replace(part, file)
     return stats
 
 
