@@ -238,3 +238,26 @@ def test_an_archive_that_was_not_unpacked_is_named(coco):
         DataError, match=r"no dataset_coco\.json .* there \(still packed: caption_datasets\.zip, val2014"
     ):
         karpathy(coco)
+
+
+def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_path):
+    """As programs write lists that fill in nothing for what is missing."""
+    file = coco / "annotations/captions_val2014.json"
+    change(file, lambda tree: [each.update(caption=None) for each in tree["annotations"][:5]])
+    assert len(coco_captions(coco, split="val").skipped) == 1
+    lists = corpora.xvlm(tmp_path / "x") / "lists" / "coco_test.json"
+    change(lists, lambda tree: [tree[0].update(caption=None), tree[1].update(caption=[None, " a dog"])])
+    samples = xvlm(lists, images=tmp_path / "x")
+    assert samples[0].captions == ("a dog",)
+    assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
+    for edit, message in (
+        (lambda tree: tree["annotations"][3].pop("id"), r"val2014.json: annotations \d+: no field 'id'"),
+        (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a number, not 'x'"),
+        (lambda tree: tree["annotations"][3].update(image_id=27, caption=["a"]), r"annotations \d+: .* is no text"),
+    ):
+        change(file, edit)
+        with pytest.raises(DataError, match=message):
+            coco_captions(coco, split="val")
+    change(coco / "dataset_coco.json", lambda tree: tree["images"][2].update(sentences=None))
+    with pytest.raises(DataError, match="image 2: its sentences must be a list, not 'None'; is it the right file"):
+        karpathy(coco)

@@ -295,6 +295,9 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
     (scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json").write_text(metadata.with_name("val_1@1.json").read_text())
     with pytest.raises(SampleError, match="val-0: a text names object 3 of 3; take the official file"):
         vcr(scenes, split="val")[0]
+    file.write_text(good.replace('"objects": ["person", "person", "dog"]', '"objects": null', 1))
+    with pytest.raises(SampleError, match="val-0: its objects must be a list, not 'None'; take the official file"):
+        vcr(scenes, split="val")[0]
     file.write_text(good.replace('"answer_label": 0', '"answer_label": 4', 1))
     with pytest.raises(SampleError, match="val-0: answer_label 4 is not one of 0 to 3"):
         vcr(scenes, split="val")[0]
@@ -328,6 +331,13 @@ def test_xvlm_questions_of_coco_and_visual_genome_come_from_their_folders(tmp_pa
     assert samples[-1].image == str(folder / "genome" / "VG_100K" / "2.jpg")
     test = xvlm(folder / "lists", "vqa", "test", images=folder)
     assert {sample.answers for sample in test} == {()}
+
+
+def test_xvlm_questions_may_have_one_answer_or_none(tmp_path):
+    folder = write_questions(tmp_path)
+    change(folder / "lists" / "vqa_val.json", lambda tree: [tree[0].update(answer=None), tree[1].update(answer=2)])
+    samples = xvlm(folder / "lists", "vqa", "val", images=folder)
+    assert [sample.answers for sample in samples[:2]] == [(), ("2",)]
 
 
 def test_xvlm_pairs_know_the_pairs_of_a_sentence(tmp_path):

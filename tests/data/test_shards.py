@@ -74,7 +74,7 @@ def test_captions_come_from_text_or_json_or_from_named_fields(tmp_path):
         ("1.json", {"caption": "only JSON", "alt": "other"}),
         ("2.jpg", encoded()),
         ("2.txt", "  "),
-        ("2.json", {"captions": ["one", "two"], "kind": None}),
+        ("2.json", {"captions": ["one", "two"], "kind": "photo", "key": "2"}),  # not ours, whatever it means there
     ]
     path = write_tar(tmp_path / "0.tar", members)
     assert [sample.captions for sample in shards(path)] == [("from the text",), ("only JSON",), ("one", "two")]

@@ -222,3 +222,11 @@ def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
         "Train_GCC-training.tsv: row 0: no picture was downloaded",
         "Train_GCC-training.tsv: 4 more rows: no picture was downloaded",
     ]
+
+
+def test_a_null_in_sbu_is_a_row_without_caption(tmp_path):
+    file = corpora.sbu(tmp_path) / "sbu-captions-all.json"
+    tree = json.loads(file.read_text())
+    tree["captions"][0] = None
+    file.write_text(json.dumps(tree))
+    assert sbu(tmp_path).describe()["rows left out: no caption or no link"] == 1

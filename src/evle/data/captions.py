@@ -22,11 +22,14 @@ from evle.data.official import (
     combined,
     field,
     find_file,
+    listed,
     probe_pictures,
     refuse_duplicates,
     require_folder,
     require_task,
+    text_of,
     wanted_splits,
+    whole_number,
 )
 from evle.data.rows import Row, Rows, table_of
 from evle.data.samples import CaptionSample
@@ -110,7 +113,7 @@ def _karpathy_rows(
         if excluded and excluded.holds(name, coco_id=record.get("cocoid")):
             left_out["excluded"] += 1
             continue
-        captions = _texts(field(each, "raw", where) for each in field(record, "sentences", where))
+        captions = _texts((field(each, "raw", where) for each in listed(record, "sentences", where)), where)
         folder = record.get("filepath") or (FLICKR_FOLDER if "flickr30k" in file.name else "")
         yield {"image": f"{folder}/{name}" if folder else name, "captions": captions, "number": -1}
 
@@ -165,14 +168,17 @@ def _coco_table(
         for number, (array, _, _, record) in enumerate(arrays):
             where = f"{file}: {array} {number}"
             if array == "images":
-                name, image_id = str(field(record, "file_name", where)), int(field(record, "id", where))
+                name, image_id = str(field(record, "file_name", where)), whole_number(record, "id", where)
                 if excluded and excluded.holds(name, coco_id=image_id):
                     out.add(image_id)
                 pictures["id"].append(image_id)
                 pictures["image"].append(f"{folder}/{name}")
             else:
-                text = str(field(record, "caption", where))
-                yield {"image_id": int(field(record, "image_id", where)), "id": int(record["id"]), "caption": text}
+                yield {
+                    "image_id": whole_number(record, "image_id", where),
+                    "id": whole_number(record, "id", where),
+                    "caption": text_of(field(record, "caption", where), where),
+                }
 
     schema = pa.schema([("image_id", pa.int64()), ("id", pa.int64()), ("caption", pa.large_string())])
     annotations = table_of(captions(), schema)
@@ -190,7 +196,7 @@ def _coco_table(
     texts = grouped.column("caption_list").take(places)
     left_out["excluded"] += len(out)
     rows = (
-        {"image": name, "captions": _texts(each.as_py() or []), "number": -1}
+        {"image": name, "captions": _texts(each.as_py() or [], name), "number": -1}
         for image_id, name, each in zip(pictures["id"], pictures["image"], texts)
         if image_id not in out
     )
@@ -225,7 +231,7 @@ def xvlm(
     entries = table_of(_xvlm_rows(found, excluded, left_out, prints), schema)
     grouped = entries.group_by("image", use_threads=False).aggregate([("caption", "list")])
     rows = (
-        {"image": image.as_py(), "captions": _texts(captions.as_py()), "number": -1}
+        {"image": image.as_py(), "captions": _texts(captions.as_py(), image.as_py()), "number": -1}
         for image, captions in zip(grouped.column("image"), grouped.column("caption_list"))
     )
     root = Path(images) if images is not None else found[0].parent
@@ -263,8 +269,8 @@ def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str
                 out.add(image)
                 continue
             captions = field(element.value, "caption", where)
-            for caption in [captions] if isinstance(captions, str) else captions:
-                yield {"image": image, "caption": str(caption)}
+            for caption in captions if isinstance(captions, list) else [captions]:
+                yield {"image": image, "caption": text_of(caption, where)}
         prints.append(arrays.fingerprint)
     left_out["excluded"] += len(out)
 
@@ -333,8 +339,8 @@ def _one_caption_each(table: pa.Table) -> pa.Table:
     )
 
 
-def _texts(captions: Iterable[Any]) -> list[str]:
-    return [text for text in (str(each).strip() for each in captions) if text]
+def _texts(captions: Iterable[Any], where: str) -> list[str]:
+    return [text for text in (text_of(each, where) for each in captions) if text]
 
 
 def _sample(row: Row, root: dict[str, str]) -> CaptionSample:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evle.data.json_arrays import JsonArrays
-from evle.data.official import field
+from evle.data.official import field, whole_number
 from evle.errors import ConfigError, DataError
 
 HELD_OUT = ("val", "test")
@@ -130,7 +130,7 @@ def excluded_genome_ids(path: str | os.PathLike, excluded: Exclusion) -> "tuple[
         where = f"{path}: record {number}"
         coco_id = field(element.value, "coco_id", where)
         if excluded.holds(coco_id=coco_id, flickr_id=element.value.get("flickr_id")):
-            out.append(int(field(element.value, "image_id" if "image_id" in element.value else "id", where)))
+            out.append(whole_number(element.value, "image_id" if "image_id" in element.value else "id", where))
     return out, arrays.fingerprint
 
 
@@ -141,7 +141,7 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
         if field(element.value, "split", where) not in HELD_OUT:
             continue
         if "cocoid" in element.value:
-            coco_ids.add(int(element.value["cocoid"]))
+            coco_ids.add(whole_number(element.value, "cocoid", where))
         else:
             names.add(str(field(element.value, "filename", where)).partition(".")[0])
     return arrays.fingerprint

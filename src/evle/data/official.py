@@ -133,6 +133,30 @@ def field(record: Any, name: str, where: str) -> Any:
     return record[name]
 
 
+def listed(record: Any, name: str, where: str) -> list[Any]:
+    """`record[name]`, which must be a list. Raises DataError, naming the place."""
+    value = field(record, name, where)
+    if not isinstance(value, list):
+        raise DataError(f"{where}: its {name} must be a list, not {str(value)[:40]!r}; is it the right file?")
+    return value
+
+
+def whole_number(record: Any, name: str, where: str) -> int:
+    """`record[name]`, which must be a whole number or its digits. Raises DataError, naming the place."""
+    value = field(record, name, where)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {name} must be a number, not {str(value)[:40]!r}") from None
+
+
+def text_of(value: Any, where: str) -> str:
+    """A text without blanks around it, "" for null. Raises DataError, naming the place, for what is none."""
+    if isinstance(value, list | dict):
+        raise DataError(f"{where}: {str(value)[:40]!r} is no text; is it the right file?")
+    return "" if value is None else str(value).strip()
+
+
 def combined(*parts: Any) -> str:
     """One fingerprint of hashes and options."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

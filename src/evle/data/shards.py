@@ -184,7 +184,7 @@ def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
                 fields = _read_fields(tar, entry, entry.key)
                 names = [str(fields["url"])] if fields.get("url") else []
                 key = str(fields.get("key", "")).partition("#")[0]
-                if (fields.get("kind") is not None and not key.rpartition("/")[2].isdecimal()) or is_genome(key):
+                if (_is_packed(fields) and not key.rpartition("/")[2].isdecimal()) or is_genome(key):
                     names.append(key)  # another number is that of a table's row
                 known |= bool(names)
                 out[row] = any(map(excluded.holds, names))
@@ -317,11 +317,16 @@ def _refuse_other_task(tars: list[TarIndex], task: str) -> None:
         return  # damaged; the loader will say so
     if kind in KINDS and kind != task:
         raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them so: --kind {kind} or task: {kind}")
-    if kind is None and task != "captions":
+    if kind not in KINDS and task != "captions":
         raise DataError(
             f"{tar.tar}: its samples are pictures with captions; samples of {task} are read from shards that "
             "`evle data shards` packed"
         )
+
+
+def _is_packed(fields: Fields) -> bool:
+    """Whether `evle data shards` wrote a sample; other programs may mean something else by "kind"."""
+    return fields.get("kind") in KINDS
 
 
 def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
@@ -344,7 +349,7 @@ def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tu
     fields = _read_fields(tar, entry, key)
     picture = tar.member(entry.picture)
     try:
-        if fields.get("kind") is not None:
+        if _is_packed(fields):
             key = str(fields["key"])
         if task == "captions":
             return _caption_sample(tar, entry, key, picture, fields, caption_fields)
@@ -365,7 +370,7 @@ def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tu
 def _caption_sample(
     tar: TarIndex, entry: Entry, key: str, picture: Member, fields: Fields, caption_fields: tuple[str, ...]
 ) -> CaptionSample:
-    if fields.get("kind") is not None:
+    if _is_packed(fields):
         captions = _captions(fields, caption_fields) if caption_fields else tuple(fields["captions"])
         match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
         return CaptionSample(key, picture, captions, tuple(map(_box, fields["boxes"])), tags, match_id)

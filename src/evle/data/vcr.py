@@ -120,6 +120,10 @@ def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
     if lacking := [name for name in FIELDS if name not in record]:
         key = record.get("annot_id", "a record of VCR")
         raise SampleError(f"{key}: it has no {', '.join(lacking)}; give a line of VCR's .jsonl files")
+    for name in ("objects", "question", *_CHOSEN):
+        if not isinstance(record[name], list | tuple):
+            given = str(record[name])[:40]
+            raise SampleError(f"{record['annot_id']}: its {name} must be a list, not {given!r}; take the official file")
     objects = _objects(record, os.path.join(root, record["metadata_fn"]))
     choices = {name: [_tagged(text, record, len(objects)) for text in record[name]] for name in _CHOSEN}
     for name, texts in choices.items():

@@ -28,10 +28,13 @@ from evle.data.official import (
     find_file,
     held_out_split,
     in_split,
+    listed,
     probe_pictures,
     refuse_duplicates,
     require_folder,
     require_task,
+    text_of,
+    whole_number,
 )
 from evle.data.rows import Row, Rows
 from evle.data.samples import Box, CaptionSample
@@ -148,7 +151,7 @@ class _Index:
         for number, element in enumerate(arrays):
             where = f"{file}: record {number}"
             record = element.value
-            found = field(record, member, where)
+            found = listed(record, member, where)
             ids.append(_image_id(record, where))
             offsets.append(element.offset)
             lengths.append(element.length)
@@ -214,7 +217,7 @@ def _count_names(objects: Sequence[Any], where: str) -> int:
 def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
     """A box for each region with a phrase."""
     for region in regions:
-        if phrase := " ".join(str(field(region, "phrase", where)).split()):
+        if phrase := " ".join(text_of(field(region, "phrase", where), where).split()):
             x, y, width, height = _numbers(region, ("x", "y", "width", "height"), where)
             yield Box(x, y, width, height, phrase=phrase)
 
@@ -223,7 +226,7 @@ def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
     """A box for each object with a name; of several names the first."""
     for each in objects:
         names = field(each, "names", where)
-        if names and (label := " ".join(str(names[0]).lower().split())):
+        if names and (label := " ".join(text_of(names[0], where).lower().split())):
             x, y, width, height = _numbers(each, ("x", "y", "w", "h"), where)
             yield Box(x, y, width, height, label=label)
 
@@ -248,4 +251,4 @@ def _excluded_ids(base: Path, excluded: Exclusion) -> tuple[np.ndarray, str]:
 
 
 def _image_id(record: Any, where: str) -> int:
-    return int(record["image_id"] if "image_id" in record else field(record, "id", where))
+    return whole_number(record, "image_id" if "image_id" in record else "id", where)

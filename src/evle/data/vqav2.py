@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +21,12 @@ from evle.data.official import (
     combined,
     field,
     find_file,
+    listed,
     probe_pictures,
     refuse_duplicates,
     require_folder,
     require_task,
+    whole_number,
 )
 from evle.data.rows import Row, Rows, table_of
 from evle.data.samples import VQASample
@@ -172,8 +173,8 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: question {number}", element.value
         yield {
-            "question_id": _number(record, "question_id", where),
-            "image_id": _number(record, "image_id", where),
+            "question_id": whole_number(record, "question_id", where),
+            "image_id": whole_number(record, "image_id", where),
             "question": str(field(record, "question", where)),
         }
 
@@ -181,25 +182,14 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
 def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: annotation {number}", element.value
-        given = field(record, "answers", where)
-        if not isinstance(given, list):
-            raise DataError(f"{where}: its answers must be a list, not {str(given)[:40]!r}; is it the right file?")
-        answers = [str(field(each, "answer", where)) for each in given]
+        answers = [str(field(each, "answer", where)) for each in listed(record, "answers", where)]
         yield {
-            "question_id": _number(record, "question_id", where),
-            "image_id": _number(record, "image_id", where),
+            "question_id": whole_number(record, "question_id", where),
+            "image_id": whole_number(record, "image_id", where),
             "answers": main_answer_first(answers, str(record.get("multiple_choice_answer", ""))),
             "answer_type": str(record.get("answer_type", "")),
             "question_type": str(record.get("question_type", "")),
         }
-
-
-def _number(record: Any, name: str, where: str) -> int:
-    value = field(record, name, where)
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {name} must be a number, not {str(value)[:40]!r}") from None
 
 
 def _divide(table: pa.Table, held_out: int, file: Path, keep_last: bool) -> pa.Table:

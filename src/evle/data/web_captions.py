@@ -123,18 +123,20 @@ class _SbuFile:
         offsets = {name: array("q") for name in ("image_urls", "captions")}
         lengths = {name: array("i") for name in offsets}
         arrays = JsonArrays(self.path, list(offsets))
-        for name, offset, length, _ in arrays:
+        for name, offset, length, value in arrays:
             offsets[name].append(offset)
-            lengths[name].append(length)
+            lengths[name].append(length if value and str(value).strip() else 0)
         urls, captions = (len(each) for each in offsets.values())
         if urls != captions:
             raise DataError(f"{self.path}: {urls:,} image_urls but {captions:,} captions; take the official file anew")
         self.fingerprint = arrays.fingerprint
         with open(self.path, "rb") as file:
             for row, offset in enumerate(offsets["image_urls"]):
-                file.seek(offset)
-                url = str(json.loads(file.read(lengths["image_urls"][row]).decode()))
-                yield Link(row, offsets["captions"][row], lengths["captions"][row], url)
+                length, url = lengths["captions"][row], ""
+                if length and lengths["image_urls"][row]:
+                    file.seek(offset)
+                    url = str(json.loads(file.read(lengths["image_urls"][row]).decode()))
+                yield Link(row, offsets["captions"][row], length, url)
 
     def caption(self, offset: int, length: int) -> str:
         return str(read_element(self.path, offset, length)).strip()

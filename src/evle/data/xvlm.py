@@ -18,7 +18,7 @@ from evle.data import captions
 from evle.data.captions import xvlm_files
 from evle.data.json_arrays import JsonArrays
 from evle.data.nlvr2 import label_of, probe_pairs
-from evle.data.official import combined, field, probe_pictures, refuse_duplicates, require_folder
+from evle.data.official import combined, field, probe_pictures, refuse_duplicates, require_folder, text_of
 from evle.data.rows import Row, Rows, table_of
 from evle.data.samples import NLVR2Sample, VQASample
 from evle.errors import ConfigError, DataError, nearest
@@ -102,12 +102,13 @@ def _question_rows(files: Sequence[Path], prints: list[str]) -> Iterator[Row]:
             where, record = f"{file}: entry {number}", element.value
             of_genome = field(record, "dataset", where) == "vg" if "dataset" in record else False
             key = str(field(record, "question_id", where))
-            answers = record.get("answer", [])  # vqa_test.json has none
+            answers = record.get("answer")  # vqa_test.json has none
+            answers = answers if isinstance(answers, list) else [] if answers is None else [answers]
             yield {
                 "key": f"vg-{key}" if of_genome else key,
                 "image": str(field(record, "image", where)),
                 "question": str(field(record, "question", where)),
-                "answers": [answers] if isinstance(answers, str) else [str(answer) for answer in answers],
+                "answers": [text_of(answer, where) for answer in answers],
                 "of_genome": of_genome,
             }
         prints.append(arrays.fingerprint)
