@@ -231,6 +231,36 @@ def test_pairs_come_one_by_one_in_lists_and_as_streams(vqa):
     assert vqa([]) == []
 
 
+class Pairs(torch.utils.data.Dataset):
+    """A map-style dataset, which ends by its length and not by IndexError."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, place):
+        return {"image": picture(60 + 10 * (place % 3), 60), "question": "What is it?"}
+
+
+def test_a_torch_dataset_of_pairs_is_read_by_its_length(vqa):
+    assert list(vqa(Pairs())) == vqa([Pairs()[place] for place in range(3)])
+
+
+def test_a_call_has_its_own_batch_size(world, vqa, q2a, monkeypatch):
+    rows = []
+    for model in (vqa.model, q2a.model):
+        forward = model.forward
+        monkeypatch.setattr(
+            model, "forward", lambda forward=forward, **batch: rows.append(len(batch["input_ids"])) or forward(**batch)
+        )
+    assert len(list(vqa(Pairs(), batch_size=2))) == len(vqa([Pairs()[0]] * 9, batch_size=9)) - 6
+    assert rows == [2, 1, 9]
+    q2a(world / "pics/vcr_sample_images", [META] * 3, batch_size=2)
+    assert rows[3:] == [2, 1]
+    with pytest.raises(ConfigError, match="batch_size is 0; at least 1 is needed"):
+        vqa(Pairs(), batch_size=0)
+    assert vqa(Pairs()[0], top_k=None) == vqa(Pairs()[0])  # as released
+
+
 def test_batches_do_not_change_the_answers(world, vqa):
     texts = ["What?", "What is the color of the floor of this house?", "two dogs"]
     pairs = [{"image": picture(60 + 10 * i, 60), "question": text} for i, text in enumerate(texts)]

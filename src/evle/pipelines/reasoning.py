@@ -57,12 +57,13 @@ class ChoosePipeline(Pipeline):
         self.task = self.task_type(VCROptions(text=self.text, released_boxes=released_boxes), self.processor)
         self.task.bind(self.model.config)
 
-    def choose(self, samples: Sequence[VCRSample]) -> list[Choice]:
-        """A choice a sample, in order. Raises SampleError for a sample that cannot be used."""
-        found = []
+    def choose(self, samples: Sequence[VCRSample], batch_size: int | None = None) -> list[Choice]:
+        """A choice a sample, in order, `batch_size` (None: the pipeline's) at once. Raises SampleError for a sample
+        that cannot be used."""
+        rows, found = batch_size or self.batch_size, []
         unused = np.random.default_rng(0)  # nothing is random outside of training
-        for start in range(0, len(samples), self.batch_size):
-            asked = samples[start : start + self.batch_size]
+        for start in range(0, len(samples), rows):
+            asked = samples[start : start + rows]
             batch = self.task.collate([self.task.features(sample, unused, train=False) for sample in asked])
             batch.pop("labels", None)
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}

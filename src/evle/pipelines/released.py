@@ -5,12 +5,13 @@ pipelines of the other files. Where the release gives a score of another kind th
 the right kind, and `released_scores=True` the released one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.samples import ImageSource, VCRSample
@@ -26,10 +27,17 @@ Device = str | int | torch.device | None
 """A device as transformers' pipelines take it: -1 is the CPU, 0 the first accelerator, None where the model is."""
 
 
+def at_least_one(batch_size: int) -> int:
+    """`batch_size`, if a batch can have so many rows; raises ConfigError."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; at least 1 is needed")
+    return batch_size
+
+
 class ReleasedPipeline:
     """What the released pipelines share: their construction, and one pair or many as input.
 
-    `batch_size` rows go through the model at once; results do not depend on it.
+    `batch_size` rows go through the model at once, here or in a call; results do not depend on it.
     """
 
     head: ClassVar[type[PreTrainedModel]]
@@ -49,12 +57,11 @@ class ReleasedPipeline:
             )
         self.model = model
         self.vle_processor = vle_processor
-        self.batch_size = batch_size
+        self.batch_size = at_least_one(batch_size)
         self.options: dict[str, Any] = {
             "model": model,
             "processor": vle_processor,
             "device": torch.device("cpu") if device == -1 else None if device is None else torch.device(device),
-            "batch_size": batch_size,
         }
 
 
@@ -67,27 +74,33 @@ class PairPipeline(ReleasedPipeline):
         """A result for each pair of one batch."""
         raise NotImplementedError
 
-    def run(self, image: Any, text: str | None, **options: Any) -> Any:
-        """`image` and `text` of one pair, or `image` a pair as a dict, a list of pairs, or any iterable of them.
+    def run(self, image: Any, text: str | None, batch_size: int | None, **options: Any) -> Any:
+        """`image` and `text` of one pair, or `image` a pair as a dict, a list of pairs, or any iterable or torch
+        dataset of them.
 
-        One result for one pair, a list for a list, an iterator for anything else.
+        One result for one pair, a list for a list, an iterator for anything else. `batch_size` of None is the
+        pipeline's own.
         """
+        rows = at_least_one(self.batch_size if batch_size is None else batch_size)
         if isinstance(text, str):
             return self.one([image], [text], **options)[0]
         if isinstance(image, Mapping):
             return self.one(*self._columns([image]), **options)[0]
         if isinstance(image, list | tuple):
-            return list(self._each(image, options))
+            return list(self._each(image, rows, options))
         if isinstance(image, Iterable) and not isinstance(image, str | bytes):
-            return self._each(image, options)
+            return self._each(image, rows, options)
+        if isinstance(image, Dataset):
+            # It has a length and places, and need not end an iteration by IndexError.
+            return self._each((image[place] for place in range(len(cast(Sized, image)))), rows, options)
         raise DataError(
             f"{type(self).__name__} takes image= and {self.text_name}=, or pairs such as "
             f'{{"image": ..., "{self.text_name}": ...}}, one or many'
         )
 
-    def _each(self, pairs: Iterable[Mapping[str, Any]], options: dict[str, Any]) -> Iterator[Any]:
+    def _each(self, pairs: Iterable[Mapping[str, Any]], rows: int, options: dict[str, Any]) -> Iterator[Any]:
         rest = iter(pairs)
-        while batch := list(islice(rest, self.batch_size)):
+        while batch := list(islice(rest, rows)):
             yield from self.one(*self._columns(batch), **options)
 
     def _columns(self, pairs: Sequence[Mapping[str, Any]]) -> tuple[list[ImageSource], list[str]]:
@@ -112,12 +125,17 @@ class VLEForVQAPipeline(PairPipeline):
         super().__init__(*arguments, **options)
         self.released_scores = released_scores
 
-    def __call__(self, image: Any, question: str | None = None, *, top_k: int = 1) -> Any:
-        """[{"score", "answer"}, ...] of one pair, the `top_k` best; forms of input as in `PairPipeline.run`."""
-        return self.run(image, question, top_k=top_k)
+    def __call__(
+        self, image: Any, question: str | None = None, *, top_k: int | None = 1, batch_size: int | None = None
+    ) -> Any:
+        """[{"score", "answer"}, ...] of one pair, the `top_k` best (None: 1, as released); forms of input as in
+        `PairPipeline.run`."""
+        return self.run(image, question, batch_size, top_k=1 if top_k is None else top_k)
 
     def one(self, sources: list[ImageSource], texts: list[str], *, top_k: int = 1, **_: Any) -> list[Any]:
-        found = VQAPipeline(**self.options).best(sources, texts, top_k, softmax=self.released_scores)
+        found = VQAPipeline(**self.options, batch_size=len(sources)).best(
+            sources, texts, top_k, softmax=self.released_scores
+        )
         return [[{"score": each["score"], "answer": each["answer"]} for each in row] for row in found]
 
 
@@ -126,13 +144,13 @@ class VLEForITMPipeline(PairPipeline):
 
     head = VLEForITM
 
-    def __call__(self, image: Any, text: str | None = None) -> Any:
+    def __call__(self, image: Any, text: str | None = None, *, batch_size: int | None = None) -> Any:
         """{"score": [probability of no match, of a match], "match": "True" or "False"} of one pair; forms of input as
         in `PairPipeline.run`."""
-        return self.run(image, text)
+        return self.run(image, text, batch_size)
 
     def one(self, sources: list[ImageSource], texts: list[str], **_: Any) -> list[Any]:
-        found = MatchPipeline(**self.options)(sources, texts)
+        found = MatchPipeline(**self.options, batch_size=len(sources))(sources, texts)
         return [{"score": [1 - row["score"], row["score"]], "match": str(row["score"] > 0.5)} for row in found]
 
 
@@ -141,13 +159,13 @@ class VLEForPBCPipeline(PairPipeline):
 
     head = VLEForPBC
 
-    def __call__(self, image: Any, text: str | None = None) -> Any:
+    def __call__(self, image: Any, text: str | None = None, *, batch_size: int | None = None) -> Any:
         """{"score": [[probability of no, of yes], ...] patch by patch, row by row, "image": the painted picture} of one
         pair; forms of input as in `PairPipeline.run`."""
-        return self.run(image, text)
+        return self.run(image, text, batch_size)
 
     def one(self, sources: list[ImageSource], texts: list[str], **_: Any) -> list[Any]:
-        found = LocalisePipeline(**self.options)(sources, texts)
+        found = LocalisePipeline(**self.options, batch_size=len(sources))(sources, texts)
         return [
             {"score": torch.stack([1 - each.scores, each.scores], dim=-1).flatten(0, 1).tolist(), "image": each.image}
             for each in found
@@ -166,9 +184,11 @@ class VCRReleasedPipeline(ReleasedPipeline):
     def __init__(self, *arguments: Any, released_scores: bool = False, released_boxes: bool = False, **options: Any):
         super().__init__(*arguments, **options)
         self.released_scores = released_scores
-        self.choose = self.chooser(**self.options, released_boxes=released_boxes)
+        self.choose = self.chooser(**self.options, batch_size=self.batch_size, released_boxes=released_boxes)
 
-    def __call__(self, vcr_image_root: str | Path | None = None, meta_inputs: Any = None) -> Any:
+    def __call__(
+        self, vcr_image_root: str | Path | None = None, meta_inputs: Any = None, *, batch_size: int | None = None
+    ) -> Any:
         """[{"score": [of each candidate], "pred": [the best one's place]}] of one sample, a list of such for many.
 
         `meta_inputs` is a row of VCR's annotations, whose picture and metadata are files below `vcr_image_root`, or a
@@ -178,7 +198,7 @@ class VCRReleasedPipeline(ReleasedPipeline):
         samples = [self._sample(each, vcr_image_root) for each in (meta_inputs if many else [meta_inputs])]
         found = [
             [{"score": each.logits if self.released_scores else each.scores, "pred": [each.choice]}]
-            for each in self.choose.choose(samples)
+            for each in self.choose.choose(samples, None if batch_size is None else at_least_one(batch_size))
         ]
         return found if many else found[0]
 
