@@ -1,12 +1,14 @@
 """The loop: exact resumption, accumulation, what is refused, what is kept."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from evle.engine import trainer
+from evle.engine import devices, trainer
 from evle.engine.checkpoint import Average
 from evle.engine.run import Run, read_events, read_log
 from evle.engine.trainer import Diverged, Interrupted, TrainConfig
@@ -228,6 +230,13 @@ def test_fp16_is_refused_on_the_cpu(tmp_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         train(make_model(), tmp_path / "run", steps=1, precision="fp16")
+
+
+def test_the_older_kind_of_sharding_is_refused(tmp_path, monkeypatch):
+    asked = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False, log_with=[])
+    monkeypatch.setattr(devices, "Accelerator", lambda **_: asked)
+    with pytest.raises(ConfigError, match="fsdp_version: 2"):
+        train(make_model(), tmp_path / "run", steps=1)
 
 
 def test_precisions_may_follow_each_other_in_one_process(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
 from evle.errors import ConfigError
@@ -44,6 +44,8 @@ def build_accelerator(precision: Precision, trackers: Sequence[str], folder: Pat
         )
     except ValueError as error:
         raise ConfigError(f"train.precision={precision}, train.trackers={list(trackers)}: {error}") from None
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ConfigError("the launcher asks for FSDP version 1, which wraps models otherwise: give it fsdp_version: 2")
     if len(accelerator.log_with) < len(trackers):
         found = [str(tracker) for tracker in accelerator.log_with]
         raise ConfigError(f"train.trackers={list(trackers)}: of these only {found} are installed")
