@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
+from evle.data.images import open_image
 from evle.errors import CheckpointError
+from evle.models.processing import upright_rgb
 from evle.models.vle import VLEForVQA, VLEProcessor
 from evle.models.vle.tokenization import read_sentencepiece
 from vle_models import build
@@ -203,6 +205,22 @@ def test_a_picture_is_resized_to_its_shortest_edge_and_cropped_in_the_centre(pro
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
 def test_a_picture_of_any_mode_is_taken(processor, mode):
     assert processor(images=Image.new(mode, (30, 20)), return_tensors="pt").pixel_values.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([0.0, 0.25, 1.0], np.float32),
+        ([0.0, 80.0, 255.0], np.float32),
+        ([np.nan, 300.0, 70000.0], np.float32),
+        ([0, 80, 200], np.int32),
+        ([0, 300, 70000], np.int32),
+        ([0, 80, 200], np.uint16),
+    ],
+)
+def test_a_picture_of_numbers_is_as_bright_as_everywhere_else(values, form):
+    picture = Image.fromarray(np.array([values], dtype=form))
+    assert upright_rgb(picture).tobytes() == open_image(picture).tobytes()
 
 
 def test_the_processor_of_a_size(processor):

@@ -37,12 +37,17 @@ class PairProcessor(ProcessorMixin):
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits scaled to 8."""
+    """A picture of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits and floats
+    scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
+        # As `evle.data.images.open_image`, which models may not see: floats up to 1 are shares, beyond 16 bits the
+        # largest value is white.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+        top = float(values.max(initial=0))
+        steps = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))
+        white = next((step for step in steps if top <= step), top)
+        image = Image.fromarray((values.clip(0, white) * (255.0 / white) + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
