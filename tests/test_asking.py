@@ -91,6 +91,15 @@ def test_any_model_is_explained(world, tmp_path, run):
     [
         (["ask", "vqa", "none.png", "what?"], "none.png: no such file"),
         (["ask", "vqa", "red.png", "what?", "--caption", "a wall"], "name one with --chat or --language-model"),
+        (
+            ["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--caption", "a", "--captioner", "b"],
+            "--caption and --captioner both say what the picture shows; give one",
+        ),
+        (["ask", "vqa", "red.png", "what?", "--chat-model", "a"], "--chat-model is for a chat server; name it"),
+        (
+            ["ask", "vqa", "red.png", "what?", "--language-model", "a", "--key-variable", "OPENAI_API_KEY"],
+            "--key-variable is for a chat server; name it with --chat",
+        ),
         (["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--language-model", "b"], "give one"),
         (["ask", "vqa", "red.png", "what?", "--chat", "localhost"], "no base URL of a chat server"),
         (["ask", "retrieval", "red.png", "what?"], "holds EVEForRetrieval, but EVEForVQA is needed"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Run = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
 Image = Annotated[Path, typer.Argument(help="A picture.", show_default=False)]
+CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -49,8 +50,12 @@ def ask(
         str | None,
         typer.Option(help="Base URL of a chat server (OpenAI's protocol) that words the answer.", show_default=False),
     ] = None,
-    chat_model: Annotated[str, typer.Option(help="The model's name on that server.")] = "default",
-    key_variable: Annotated[str, typer.Option(help="The environment variable with its key.")] = "OPENAI_API_KEY",
+    chat_model: Annotated[
+        str | None, typer.Option(help="The model's name on that server.", show_default=CHAT_MODEL)
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(help="The environment variable with its key.", show_default=KEY_VARIABLE)
+    ] = None,
     language_model: Annotated[
         Path | None,
         typer.Option(
@@ -70,12 +75,17 @@ def ask(
         raise ConfigError("--chat and --language-model are two language models; give one")
     if chat is None and language_model is None and (caption is not None or captioner is not None):
         raise ConfigError("a caption is for a language model; name one with --chat or --language-model")
+    if caption is not None and captioner is not None:
+        raise ConfigError("--caption and --captioner both say what the picture shows; give one")
+    if chat is None and not (chat_model is None and key_variable is None):
+        told = "--chat-model" if chat_model is not None else "--key-variable"
+        raise ConfigError(f"{told} is for a chat server; name it with --chat")
     language: LanguageModel | None = None
     if chat is not None:
-        language = ChatEndpoint(chat, chat_model, key_variable)
+        language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
     elif language_model is not None:
         language = LocalLanguageModel(language_model)
-    described = LocalCaptioner(captioner) if captioner is not None and caption is None else None
+    described = LocalCaptioner(captioner) if captioner is not None else None
     asked = LanguageVQAPipeline(VQAPipeline(run), language, described)
     found = asked(image, question, captions=caption, top_k=k)[0]
     for row in found["answers"]:
