@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from evle.config import Config
-from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
+from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, nearest
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
@@ -158,7 +158,12 @@ def build_model(
         CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
     """
     config = start.with_changes(**{"id2label": None, "label2id": None, **changes})
-    model = model_class(config)
+    try:
+        model = model_class(config)
+    except (ImportError, ValueError) as error:  # of attention or experts that this machine or family does not have
+        if isinstance(error, EvleError):
+            raise
+        raise ConfigError(f"model.overrides: {in_one_line(error)}") from None
     if options.init is None:
         loaded = Loaded(model, origin=f"random weights of size {options.preset}")
         if isinstance(model, VLEPreTrainedModel):
@@ -286,7 +291,7 @@ def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
                 raise CheckpointError(f"{path}: holds no model ({in_one_line(error)})") from None
             kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}
             fields[name] = {**tower.to_dict(), **kept, **options.overrides.get(name, {})}
-    return VLEConfig.from_dict(fields)
+    return VLEConfig.from_dict({**fields, "attn_implementation": config._attn_implementation})
 
 
 def _load_towers(loaded: Loaded, options: ModelOptions) -> None:

@@ -442,7 +442,13 @@ def _vocab_size(config: RunConfig, tokenizer: PreTrainedTokenizerBase, start: Mo
     """Rows of the word embedding. Weights keep theirs, which must do for the tokenizer."""
     weights = config.model.init or config.model.text
     if weights is None:
-        return config.model.overrides.get("vocab_size", len(tokenizer))
+        wanted = config.model.overrides.get("vocab_size", len(tokenizer))
+        if wanted < len(tokenizer):
+            raise ConfigError(
+                f"model.overrides.vocab_size={wanted} is less than the tokenizer's {len(tokenizer)} tokens; "
+                "leave it out"
+            )
+        return wanted
     if len(tokenizer) > start.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} tokens, but {weights} knows {start.vocab_size}; "

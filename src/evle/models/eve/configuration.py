@@ -11,6 +11,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from evle.errors import ConfigError, nearest
+from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems
 from evle.models.presets import PRESETS
 
 OBJECTIVES = ("mim", "mlm", "itc", "itm")
@@ -90,48 +91,48 @@ class EVEConfig(PreTrainedConfig):
 
     model_type = "eve"
 
-    vocab_size: int = 64000
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
-    stem_channels: tuple[int, ...] = ()
+    vocab_size: Count = 64000
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
+    image_size: Count = 224
+    patch_size: Count = 16
+    num_channels: Count = 3
+    stem_channels: tuple[Count, ...] = ()
     stem_blocks: tuple[int, ...] = ()
-    max_position_embeddings: int = 196
+    max_position_embeddings: Count = 196
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-6
-    layer_scale_init: float = 0.1
-    drop_path_rate: float = 0.1
-    hidden_dropout_prob: float = 0.1
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    place_init_range: float | None = None
+    layer_norm_eps: Positive = 1e-6
+    layer_scale_init: NotNegative = 0.1
+    drop_path_rate: Rate = 0.1
+    hidden_dropout_prob: Rate = 0.1
+    attention_dropout: Rate = 0.0
+    initializer_range: NotNegative = 0.02
+    place_init_range: NotNegative | None = None
 
     soft_layers: tuple[int, ...] = (10, 11)
     deep_feed_forward: str = "soft"
-    num_experts: int = 32
-    num_experts_per_tok: int = 2
+    num_experts: Count = 32
+    num_experts_per_tok: Count = 2
     modality_routing: bool = True
-    router_aux_loss_coef: float = 0.001
+    router_aux_loss_coef: NotNegative = 0.001
     second_choice: str = "sample"
-    capacity_factor: float | None = None
+    capacity_factor: Positive | None = None
     route_padding: bool | None = None
 
     objectives: tuple[str, ...] = ("mim", "mlm")
-    objective_weights: dict[str, float] | None = None
+    objective_weights: dict[str, NotNegative] | None = None
     joint_masking: bool = False
-    decoder_hidden_size: int = 512
-    decoder_num_layers: int = 4
-    decoder_num_heads: int = 16
+    decoder_hidden_size: Count = 512
+    decoder_num_layers: Count = 4
+    decoder_num_heads: Count = 16
     norm_pixel_target: bool = False
     tie_word_embeddings: bool = False
 
-    projection_dim: int | None = None
+    projection_dim: Count | None = None
     pooling: str = "cls"
-    temperature_init: float = 0.07
+    temperature_init: Positive = 0.07
     nlvr2_head: str = "bi-attention"
     vqa_slot: bool = False
     answer_tokens: list[list[int]] | None = None
@@ -140,16 +141,15 @@ class EVEConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # JSON knows no tuples; the order of objectives and layers carries no meaning.
-        self.soft_layers = tuple(sorted(self.soft_layers))
-        self.stem_channels, self.stem_blocks = tuple(self.stem_channels), tuple(self.stem_blocks)
-        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
-            name for name in self.objectives if name not in OBJECTIVES
-        )
-        problems = list(self._problems())
+        for name in ("soft_layers", "stem_channels", "stem_blocks", "objectives"):
+            if isinstance(given := getattr(self, name), list):
+                setattr(self, name, tuple(given))  # JSON knows no tuples
+        super().__post_init__(**kwargs)
+        problems = list(field_problems(self, FIELDS)) or list(self._problems())
         if problems:
             raise ConfigError("this EVE model cannot be built: " + "; ".join(problems))
-        super().__post_init__(**kwargs)
+        self.soft_layers = tuple(sorted(self.soft_layers))  # their order carries no meaning, nor that of objectives
+        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives)
 
     @property
     def num_patches(self) -> int:
@@ -184,6 +184,8 @@ class EVEConfig(PreTrainedConfig):
         """A copy with fields replaced, checked as a whole; refuses unknown names."""
         self.check_fields(changes)
         fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
+        for name in ("attn_implementation", "experts_implementation"):  # no dictionary of a configuration has them
+            fields[name] = getattr(self, f"_{name}")
         return type(self).from_dict({**fields, **changes})
 
     @classmethod
@@ -211,7 +213,7 @@ class EVEConfig(PreTrainedConfig):
             yield f"decoder_hidden_size {width} is not a multiple of decoder_num_heads {heads}"
         if width % 4:
             yield f"decoder_hidden_size {width} is not a multiple of 4, which sin-cos positions need"
-        if self.image_size % self.patch_size or self.image_size <= 0:
+        if self.image_size % self.patch_size:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
         if self.stem_channels and 2 ** len(self.stem_channels) != self.patch_size:
             yield (
@@ -242,5 +244,6 @@ class EVEConfig(PreTrainedConfig):
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
         if self.joint_masking and not {"mim", "mlm"} <= set(self.objectives):
             yield "joint_masking needs both objectives, mim and mlm"
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
-            yield f"capacity_factor {self.capacity_factor} must be positive, or None to keep every token"
+
+
+FIELDS = checker(EVEConfig.__annotations__)

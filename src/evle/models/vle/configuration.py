@@ -5,13 +5,15 @@ line VLE follows, [D] stated nowhere and decided here. The defaults are VLE-base
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, DebertaV2Config, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from evle.errors import ConfigError, nearest
+from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems
 from evle.models.presets import PRESETS
 
 OBJECTIVES = ("mlm", "itm", "mpc", "pbc", "itc")
@@ -113,27 +115,27 @@ class VLEConfig(PreTrainedConfig):
 
     text_config: Any = None  # given as fields, a configuration or None; then always a DebertaV2Config
     vision_config: Any = None  # likewise a CLIPVisionConfig
-    num_token_types: int = 2
-    hidden_size: int = 768
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    num_token_types: Count = 2
+    hidden_size: Count = 768
+    num_hidden_layers: Count = 6
+    num_attention_heads: Count = 12
+    intermediate_size: Count = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02
-    place_init_range: float | None = None
-    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: Rate = 0.1
+    attention_probs_dropout_prob: Rate = 0.1
+    initializer_range: NotNegative = 0.02
+    place_init_range: NotNegative | None = None
+    layer_norm_eps: Positive = 1e-12
     classifier_dropout: float | None = None
     tie_word_embeddings: bool = True
 
     objectives: tuple[str, ...] = ("mlm", "itm", "mpc", "pbc")
-    objective_weights: dict[str, float] | None = None
+    objective_weights: dict[str, NotNegative] | None = None
     object_classes: tuple[str, ...] = ()
 
-    projection_dim: int | None = None
+    projection_dim: Count | None = None
     pooling: str = "cls"
-    temperature_init: float = 0.07
+    temperature_init: Positive = 0.07
 
     image_size = _routed("image_size")
     patch_size = _routed("patch_size")
@@ -145,15 +147,22 @@ class VLEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # What is set here on a tower must not reach the caller's own object.
         self.text_config, self.vision_config = copy.deepcopy(self.text_config), copy.deepcopy(self.vision_config)
-        # JSON knows no tuples; the order of objectives carries no meaning.
-        self.object_classes = tuple(self.object_classes)
-        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives) + tuple(
-            name for name in self.objectives if name not in OBJECTIVES
+        for name in ("object_classes", "objectives"):
+            if isinstance(given := getattr(self, name), list):
+                setattr(self, name, tuple(given))  # JSON knows no tuples
+        try:
+            super().__post_init__(**kwargs)
+        except StrictDataclassError as error:  # of a tower's field
+            raise ConfigError(f"this VLE model cannot be built: {_last_words(error)}") from None
+        towers = (
+            ("text_config.", self.text_config, TEXT_FIELDS),
+            ("vision_config.", self.vision_config, VISION_FIELDS),
         )
-        super().__post_init__(**kwargs)
-        problems = list(self._problems())
+        problems = [line for where, tower, fields in towers for line in field_problems(tower, fields, where)]
+        problems = [*field_problems(self, FIELDS), *problems] or list(self._problems())
         if problems:
             raise ConfigError("this VLE model cannot be built: " + "; ".join(problems))
+        self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives)  # in whatever order given
 
     @property
     def num_patches(self) -> int:
@@ -180,7 +189,8 @@ class VLEConfig(PreTrainedConfig):
                 changes[name] = {**fields[name], **changes[name]}
         if "num_labels" in changes and "id2label" not in changes:
             changes |= {"id2label": None, "label2id": None}
-        return type(self).from_dict({**fields, **changes})
+        # No dictionary of a configuration has it.
+        return type(self).from_dict({**fields, "attn_implementation": self._attn_implementation, **changes})
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -203,6 +213,8 @@ class VLEConfig(PreTrainedConfig):
         known = {*cls.__dataclass_fields__, *ROUTED, "num_labels", "attn_implementation"}
         unknown = [f"{name!r} ({nearest(name, known, 'docs/vle.md')})" for name in fields if name not in known]
         for sub, spec in cls.sub_configs_defaults.items():
+            if not isinstance(fields.get(sub) or {}, Mapping):
+                raise ConfigError(f"{sub} {fields[sub]!r} must be fields of a {spec.config_class.__name__}")
             allowed = {*spec.config_class.__dataclass_fields__, *spec.init_kwargs}
             unknown += [
                 f"{sub}.{name!r} ({nearest(name, allowed, f'the {spec.config_class.__name__} of transformers')})"
@@ -223,10 +235,8 @@ class VLEConfig(PreTrainedConfig):
                     f"{where}hidden_size {config.hidden_size} is not a multiple of {where}num_attention_heads "
                     f"{config.num_attention_heads}"
                 )
-        if self.image_size % self.patch_size or self.image_size <= 0:
+        if self.image_size % self.patch_size:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-        if self.num_hidden_layers < 1:
-            yield f"num_hidden_layers {self.num_hidden_layers}: the fusion needs at least one block"
         if self.num_token_types < 2:
             yield f"num_token_types {self.num_token_types} must be at least 2, text and image"
         if self.pooling not in ("cls", "mean"):
@@ -236,3 +246,28 @@ class VLEConfig(PreTrainedConfig):
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
         if len(set(self.object_classes)) < len(self.object_classes):
             yield "object_classes names a class twice"
+
+
+def _last_words(error: StrictDataclassError) -> str:
+    return str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
+
+
+FIELDS = checker({name: kind for name, kind in VLEConfig.__annotations__.items() if name != "sub_configs_defaults"})
+TOWER = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), Count),
+    "hidden_act": str,
+    "layer_norm_eps": Positive,
+}
+TEXT_FIELDS = checker(
+    {
+        **TOWER,
+        "vocab_size": Count,
+        "max_position_embeddings": Count,
+        "position_buckets": int,
+        "hidden_dropout_prob": Rate,
+        "attention_probs_dropout_prob": Rate,
+    }
+)
+VISION_FIELDS = checker(
+    {**TOWER, **dict.fromkeys(("image_size", "patch_size", "num_channels"), Count), "attention_dropout": Rate}
+)

@@ -1,0 +1,48 @@
+"""What a configuration asks of each of its fields alone: the kind of value, and its range."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import AttentionInterface
+
+from evle.errors import nearest
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""Share of what is dropped."""
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def checker(kinds: Mapping[str, Any]) -> type[BaseModel]:
+    """What checks fields of these names and kinds, for `field_problems`."""
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in kinds.items()}
+    return create_model("Fields", __config__=STRICT, **fields)
+
+
+def field_problems(config: PreTrainedConfig, fields: type[BaseModel], where: str = "") -> Iterator[str]:
+    """A line for each field of `config` that has another kind or range than `fields` wants; `where` goes before names.
+
+    An activation, and attention where one is asked for, must be known to transformers.
+    """
+    values = {name: getattr(config, name) for name in fields.model_fields if hasattr(config, name)}  # DeBERTa's vary
+    try:
+        fields.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            name = ".".join(str(part) for part in detail["loc"])
+            message = detail["msg"].replace("Input should", "should").replace("valid tuple", "valid list")
+            yield f"{where}{name} {detail['input']!r} {message}"
+    act = values.get("hidden_act")
+    if isinstance(act, str) and act not in ACT2FN:
+        yield f"{where}hidden_act {act!r} does not exist; {nearest(act, ACT2FN, 'ACT2FN of transformers')}"
+    attention = config._attn_implementation
+    if isinstance(attention, str) and "/" not in attention and not where:  # a kernel's name on the hub has a stroke
+        known = ("eager", *AttentionInterface().valid_keys())
+        if attention not in known:
+            yield f"attn_implementation {attention!r} does not exist; {nearest(attention, known)}"
