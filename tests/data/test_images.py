@@ -1,6 +1,7 @@
 """Pictures of every form come out as plain RGB, or as one clear line that names the file and the cure."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,12 @@ def test_what_is_no_picture_is_said_in_one_line_with_the_cure(tmp_path):
         open_image(b"abc")
     with pytest.raises(SampleError, match="int is no picture; give a path"):
         open_image(3)
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_url_is_told_from_a_file_that_is_missing(form):
+    with pytest.raises(SampleError, match=r"a\.jpg: is a URL; download the picture first"):
+        open_image(form("https://example.org/a.jpg"))
 
 
 def test_postscript_is_not_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import warnings
 
 import numpy as np
@@ -16,6 +17,7 @@ MAX_PIXELS = 180_000_000
 # Pillow warns at half of its own limit; open_image has one limit, and an error that says what to do.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+URL = re.compile(r"(https?|ftp|s3|gs)://?")
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -53,6 +55,8 @@ def open_image(
     except SampleError:
         raise
     except FileNotFoundError:
+        if URL.match(name):
+            raise SampleError(f"{name}: is a URL; download the picture first and give its path") from None
         raise SampleError(f"{name}: no such file; put the picture there or remove its row") from None
     except IsADirectoryError:
         raise SampleError(f"{name}: is a folder, not a picture") from None
