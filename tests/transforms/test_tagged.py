@@ -71,6 +71,27 @@ def test_the_longest_part_loses_its_end():
         assert len(found.types) == len(found.tokens) == max_length
 
 
+def test_a_question_is_shortened_for_one_candidate_alone():
+    tokenizer = word_tokenizer()
+    question = spoken(LETTERS[:4], [])
+    long, short = (encode_tagged(tokenizer, [question, spoken(answer, [])], 8) for answer in (LETTERS[4:], ["e"]))
+    assert " ".join(words_of(tokenizer, long)) == "[CLS] a b c [SEP] e f [SEP]"
+    assert " ".join(words_of(tokenizer, short)) == "[CLS] a b c d [SEP] e [SEP]"
+
+
+def test_objects_keep_the_order_of_the_list_also_beyond_eight():
+    """Python goes through the set {1, 4, 9} as 9, 4, 1 or 9, 1, 4."""
+    found = encode_tagged(word_tokenizer(), [spoken([(9,), (1,), (4,)], list("abcdefghij"))], 80)
+    assert found.types == [0, 4, 2, 3, 0]
+    assert found.objects == [1, 4, 9]
+
+
+def test_words_of_private_characters_are_read():
+    tokenizer = word_tokenizer()
+    found = encode_tagged(tokenizer, [spoken(["a", "\ue000", "b"], [])], 80)
+    assert words_of(tokenizer, found) == ["[CLS]", "a", "[UNK]", "b", "[SEP]"]
+
+
 def test_an_object_whose_words_were_cut_off_is_not_named():
     found = encode_tagged(word_tokenizer(), [spoken(["a", (0,), "b", (2,)], NAMES)], 5)
     assert found.types == [0, 0, 2, 0, 0]

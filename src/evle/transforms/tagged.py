@@ -75,8 +75,9 @@ def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], m
     """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens, the longest part losing its end for it.
 
     Named objects have types in the order of the picture's list, as released models know them; those that were cut off
-    are not named. Raises ConfigError for a tokenizer without a fast backend, which does not know where its tokens come
-    from.
+    are not named. (In pictures of more than eight objects the released code may number them otherwise: in the order in
+    which Python goes through a set of their indices.) Raises ConfigError for a tokenizer without a fast backend, which
+    does not know where its tokens come from.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
