@@ -14,6 +14,7 @@ from evle.recipes import find_recipe, listing, recipes
 from evle.splits import DataOptions, as_list, below_root, read_split
 from evle.stages import read_stages, run_stages
 from evle.tasks import TASKS
+from evle.transforms.text import train_tokenizer
 from micro import MICRO, SAMPLES, micro_run
 from tars import caption_members, write_tar
 
@@ -353,3 +354,24 @@ def test_sources_that_share_keys_are_learned_from_together_and_scored_apart(tmp_
     assert len(read_split(data, "train", "captions")) == len(read_split(data, "val", "captions")) == 4
     with pytest.raises(DataError, match=r"data\.test: the key 'same\.png' stands in several of its sources \(folder"):
         read_split(data, "test", "captions")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vqa", "pad"), ("pretraining", "mask")])
+def test_a_tokenizer_without_a_token_that_is_needed_is_one_line(name, kind, tmp_path):
+    tokenizer = train_tokenizer(["a red apple", "a green frog"], 300)
+    setattr(tokenizer, f"{kind}_token", None)
+    tokenizer.save_pretrained(tmp_path / "tokens")
+    config = micro_run(tmp_path / "run", name, {"tokenizer": {"path": str(tmp_path / "tokens")}})
+    with pytest.raises(ConfigError, match=f"tokens: the tokenizer has no {kind} token; name it as {kind}_token in its"):
+        prepare(config, samples={"train": SAMPLES[name]()})
+
+
+@pytest.mark.parametrize("family", ["eve", "vle"])
+def test_of_two_sizes_of_pictures_the_one_that_counts_is_said(family, tmp_path):
+    """The micro models' overrides say 16."""
+    notes = {}
+    for size in (16, 32):
+        config = micro_run(tmp_path, "vqa", {"image": {"size": size}}, family)
+        notes[size] = "\n".join(prepare(config, samples={"train": SAMPLES["vqa"]()}).notes)
+    assert "pictures have 32 pixels a side: image.size goes before the image_size=16 of model.overrides" in notes[32]
+    assert "pixels a side" not in notes[16]

@@ -57,6 +57,7 @@ from evle.splits import (
 )
 from evle.tasks import TASKS
 from evle.tasks.task import Evaluation, EvaluationSettings, Task, TextOptions
+from evle.tasks.vqa import has_slot
 from evle.transforms.image_options import ImageOptions
 from evle.transforms.text import clean_caption, train_tokenizer
 from evle.zero_shot import asked_fields, load_to_score, recipe_for, refuse_training_settings, with_fields
@@ -308,6 +309,7 @@ def prepare(
     torch.manual_seed(config.seed)
     family = start.model_type
     tokenizer = _tokenizer(config, task_type, training, start.vocab_size, family)
+    _refuse_lacking_tokens(tokenizer, config, start)
     image_size = config.image.size or start.image_size
     built = _build_task(task_type, config, build_processor(family, tokenizer, image_size))
     built.prepare(training, start)
@@ -332,7 +334,8 @@ def prepare(
         world_size=world_size(),
     )
     data_hash = hash_samples(found)
-    return Prepared(built, loaded, found, loader, config.train, data_hash, [*loaded.lines(), *built.notes()])
+    notes = [*loaded.lines(), *_size_notes(config, image_size), *built.notes()]
+    return Prepared(built, loaded, found, loader, config.train, data_hash, notes)
 
 
 def _train(
@@ -430,6 +433,28 @@ def _tokenizer(
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)
     return train_tokenizer(texts, options.vocab_size or vocab_size)
+
+
+def _refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig, start: ModelConfig) -> None:
+    """Say so where a tokenizer has no token for padding, or none to hide words with where that is learned."""
+    hides = config.task["name"] == "pretraining" and "mlm" in start.objectives
+    hides |= config.task["name"] == "vqa" and has_slot(start)
+    for kind, is_needed in (("pad", True), ("mask", hides)):
+        if is_needed and getattr(tokenizer, f"{kind}_token_id") is None:
+            where = config.tokenizer.path or config.model.init or config.model.text
+            raise ConfigError(
+                f"{where}: the tokenizer has no {kind} token; name it as {kind}_token in its tokenizer_config.json, or "
+                "make a tokenizer with `evle tokenizer train CORPUS -o FOLDER`"
+            )
+
+
+def _size_notes(config: RunConfig, size: int) -> list[str]:
+    """That pictures have the size of `image`, where `model.overrides` names another."""
+    overrides = config.model.overrides
+    told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
+    if told == size:
+        return []
+    return [f"pictures have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]
 
 
 def _spread(length: int, most: int | None) -> Iterator[int]:
