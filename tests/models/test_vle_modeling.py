@@ -284,6 +284,25 @@ def test_the_backbone_of_a_head_and_of_auto_model_is_the_same(tmp_path):
         assert torch.equal(AutoModel.from_pretrained(tmp_path)(**inputs).pooler_output, expected)
 
 
+def test_types_that_the_model_does_not_have_are_refused():
+    inputs = batch()
+    with pytest.raises(DataError, match="go up to 6, the model has 6 types; load it with num_token_types=7"):
+        build(VLEForVQA)(**inputs, token_type_ids=torch.full_like(inputs["input_ids"], 6))
+
+
+def test_the_auto_classes_interpolate_and_extend_as_the_models_own(tmp_path):
+    build(VLEModel).save_pretrained(tmp_path)
+    changes = {"image_size": 24, "num_token_types": 8}
+    expected, found = (each.from_pretrained(tmp_path, **changes) for each in (VLEModel, AutoModel))
+    assert found.config.image_size == found.vision_model.vision_model.config.image_size == 24
+    assert torch.equal(found.vision_model.positions.weight, expected.vision_model.positions.weight)
+    assert found.token_type_embeddings.weight.shape == (8, 24)
+    config = VLEConfig.from_pretrained(tmp_path, image_size=24)
+    assert VLEModel.from_pretrained(tmp_path, config=config).config.image_size == config.image_size == 24
+    with pytest.raises(ConfigError, match="image_size 25 is not a multiple of patch_size 4"):
+        AutoModel.from_pretrained(tmp_path, image_size=25)
+
+
 def saved_towers(folder):
     """A whole CLIP, its vision model alone, a DeBERTa with its head and one without."""
     torch.manual_seed(3)

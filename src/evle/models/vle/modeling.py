@@ -8,6 +8,7 @@ without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining
 B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from evle.models.vle.text import VLETextTower
 from evle.models.vle.towers import read_clip, read_deberta, refuse_unfit
 from evle.models.vle.vision import VLEVisionTower
 
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
 """The attentions of a block, in the order in which it computes them."""
@@ -161,13 +163,21 @@ class VLEPreTrainedModel(PreTrainedModel):
         """The model in a directory or hub repository, released or of `save_pretrained`, as transformers reads it.
 
         `image_size`: interpolate the positions for images of that many pixels a side (`resize_images`).
-        `num_token_types`: make room for that many token types (`add_token_types`). All else is transformers'.
+        `num_token_types`: make room for that many token types (`add_token_types`). Both may come in `config`, too,
+        where the Auto classes put them. All else is transformers'.
         """
+        if isinstance(config := kwargs.get("config"), VLEConfig) and pretrained_model_name_or_path is not None:
+            hub = {name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()}
+            held = VLEConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+            image_size = config.image_size if image_size is None else image_size
+            num_token_types = config.num_token_types if num_token_types is None else num_token_types
+            kwargs["config"] = config = copy.deepcopy(config)
+            config.image_size, config.num_token_types = held.image_size, held.num_token_types
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if image_size is not None:
+        if image_size is not None and image_size != model.config.image_size:
             model.resize_images(image_size)
-        if num_token_types is not None:
+        if num_token_types is not None and num_token_types != model.config.num_token_types:
             model.add_token_types(num_token_types)
         return loaded
 
@@ -404,12 +414,19 @@ class VLEModel(VLEPreTrainedModel):
             reads: what the caller reads of the output; the rest is not computed, and None. With maps, everything is.
 
         Raises:
-            DataError: sizes this model cannot take, or not as many images as texts.
+            DataError: sizes this model cannot take, types that it does not have, or not as many images as texts.
         """
         if len(pixel_values) != len(input_ids):
             raise DataError(
                 f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give as many of both"
             )
+        if token_type_ids is not None and token_type_ids.numel():
+            highest = int(token_type_ids.max())
+            if highest >= self.config.num_token_types:
+                raise DataError(
+                    f"token_type_ids go up to {highest}, the model has {self.config.num_token_types} types; load it "
+                    f"with num_token_types={highest + 1} or more"
+                )
         image, image_maps = self.vision_model(pixel_values, output_attentions)
         text, text_maps = self.read_text(input_ids, attention_mask, output_attentions)
         fused = self.fuse(

@@ -8,9 +8,8 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrained
 from transformers.utils import cached_file
 
 from evle.models.processing import PairProcessor
+from evle.models.vle.modeling import HUB_OPTIONS
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
-
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 
 
 class VLEProcessor(PairProcessor):
