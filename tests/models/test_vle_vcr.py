@@ -169,3 +169,9 @@ def test_states_and_maps_have_a_row_a_candidate():
 def test_inputs_that_do_not_fit_are_refused(change, message):
     with pytest.raises(DataError, match=message):
         MODEL(**{**vcr_batch(), **change})
+
+
+def test_a_batch_of_no_questions_gives_no_logits():
+    model = build(VLEForVCRQ2A)
+    none = {name: tensor[:0] for name, tensor in vcr_batch().items()}
+    assert model(**none).logits.shape == (0, 4)

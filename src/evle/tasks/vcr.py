@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
 from evle.data.samples import Sample, Tagged, VCRSample, made
-from evle.errors import ConfigError, SampleError
+from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.report import Cell, Gallery, GalleryRow, Mark
@@ -132,6 +132,13 @@ class VCRTask(Task):
             """The lists of all candidates of all samples, (B, C, length)."""
             return torch.stack([pad_rows(each[name], value, length) for each in features])
 
+        counts = sorted({len(each["tokens"]) for each in features})
+        if len(counts) > 1:
+            raise DataError(
+                f"one batch holds questions with {counts[0]} and with {counts[-1]} candidates; give as many for each, "
+                "or ask them one at a time (batch_size=1)"
+            )
+
         # Questions about one picture follow each other: without augmentation it is there, and encoded, once for them.
         pictures: list[Tensor] = []
         image_rows: list[int] = []
@@ -202,8 +209,9 @@ class VCRTask(Task):
             return cleaned(spoken(part, names), self.clean)
         except IndexError:
             tags = [index for word in part if not isinstance(word, str) for index in word]
+            wrong = next(index for index in tags if not 0 <= index < len(names))
             raise SampleError(
-                f"{sample.key}: a text names the object {max(tags)}, but the picture has {len(names)} (the first is 0)"
+                f"{sample.key}: a text names the object {wrong}, but the picture has {len(names)} (the first is 0)"
             ) from None
 
     def _gallery(self, samples: list[VCRSample], chosen: dict[str, int], num_examples: int) -> Gallery:

@@ -52,6 +52,8 @@ def object_names(labels: Sequence[str]) -> list[str]:
 def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoken:
     """The words of a tagged text with names for its tags, several joined with "and".
 
+    Raises IndexError for a tag without a name, below 0 included.
+
     >>> spoken(["why", "is", (0, 1), "here"], ["Casey", "dog"])
     [('why', None), ('is', None), ('Casey', 0), ('and', None), ('dog', 1), ('here', None)]
     """
@@ -61,6 +63,8 @@ def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoke
             words.append((word, None))
             continue
         for place, index in enumerate(word):
+            if index < 0:
+                raise IndexError(index)
             words += [("and", None)] if place else []
             words.append((names[index], index))
     return words

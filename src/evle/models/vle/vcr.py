@@ -126,7 +126,7 @@ class VLEForVCR(VLEPreTrainedModel):
                 f"box_token_types (B, K, O) and box_patches (B, K, O, {num_patches} patches); got "
                 + ", ".join(str(tuple(tensor.shape)) for tensor in given)
             )
-        highest = int(max(types.max() for types in (box_token_types, token_type_ids) if types.numel()))
+        highest = max((int(types.max()) for types in (box_token_types, token_type_ids) if types.numel()), default=0)
         if highest >= self.config.num_token_types:
             raise DataError(
                 f"a text names objects up to token type {highest}, the model has {self.config.num_token_types} types; "
