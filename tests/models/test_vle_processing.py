@@ -16,6 +16,7 @@ from evle.errors import CheckpointError
 from evle.models.processing import upright_rgb
 from evle.models.vle import VLEForVQA, VLEProcessor
 from evle.models.vle.tokenization import read_sentencepiece
+from evle.transforms.text import encode_words
 from vle_models import build
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="the library that tokenization is held against")
@@ -160,6 +161,16 @@ def test_every_setting_of_a_sentencepiece_model_is_followed(options, but, tmp_pa
     assert len(texts) > 15
     for text in texts:
         assert tokenizer(text, add_special_tokens=False).input_ids == pieces.encode(text), text
+
+
+@pytest.mark.parametrize("options", [{}, {"split_by_whitespace": False, "vocab_size": 300}], ids=str)
+def test_words_begin_behind_blanks_also_where_pieces_may_span_them(options, tmp_path):
+    train(tmp_path, **options)
+    tokenizer = read_sentencepiece(tmp_path / "spm.model")
+    ids, starts = encode_words(tokenizer, "the zebra is near  the qx blue cube", 80)
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert starts == [token in ("[CLS]", "[SEP]") or token.startswith("▁") for token in tokens]
+    assert False in starts
 
 
 def test_special_tokens_are_debertas(processor, pieces):

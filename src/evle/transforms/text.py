@@ -131,7 +131,16 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
             f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one: "
             "load its fast form, or mask single tokens"
         )
-    encoding = tokenizer(text, truncation=True, max_length=max_length, return_attention_mask=False)
-    words = encoding.word_ids()
-    starts = [word is None or index == 0 or word != words[index - 1] for index, word in enumerate(words)]
-    return encoding["input_ids"], starts
+    encoding = tokenizer(
+        text, truncation=True, max_length=max_length, return_attention_mask=False, return_offsets_mapping=True
+    )
+    words, offsets = encoding.word_ids(), encoding["offset_mapping"]
+
+    def starts(index: int) -> bool:
+        if index == 0 or words[index] is None or words[index] != words[index - 1]:
+            return True
+        # Where pieces may span words (some SentencePiece models), a whole text counts as one: its blanks tell.
+        (_, end), (begin, _) = offsets[index - 1 : index + 1]
+        return text[begin : begin + 1].isspace() or (end < begin and text[begin - 1].isspace())
+
+    return encoding["input_ids"], [starts(index) for index in range(len(words))]
