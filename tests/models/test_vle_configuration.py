@@ -71,6 +71,15 @@ def test_a_changed_copy_leaves_the_original_alone():
     assert answers.id2label == {0: "yes", 1: "no"}
 
 
+def test_a_whole_clip_gives_its_image_tower_and_other_families_are_refused():
+    vision = tiny().vision_config.to_dict()
+    config = VLEConfig(vision_config={"model_type": "clip", "projection_dim": 8, "vision_config": vision})
+    assert config.vision_config.to_dict() == vision
+    for fields in ({"text_config": {"model_type": "bert"}}, {"vision_config": {"model_type": "vit"}}):
+        with pytest.raises(ConfigError, match=r"_config is of model_type '(bert|vit)'; VLE takes one of"):
+            VLEConfig(**fields)
+
+
 def test_a_given_tower_configuration_is_not_written_to():
     vision = tiny().vision_config
     assert VLEConfig(vision_config=vision, image_size=32).image_size == 32

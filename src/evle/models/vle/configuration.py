@@ -147,6 +147,15 @@ class VLEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # What is set here on a tower must not reach the caller's own object.
         self.text_config, self.vision_config = copy.deepcopy(self.text_config), copy.deepcopy(self.vision_config)
+        if isinstance(self.vision_config, dict) and self.vision_config.get("model_type") == "clip":
+            self.vision_config = self.vision_config.get("vision_config")  # of a whole CLIP, as the release reads it
+        for name, spec in self.sub_configs_defaults.items():
+            given, wanted = getattr(self, name), spec.config_class.model_type
+            family = (
+                given.get("model_type", wanted) if isinstance(given, dict) else getattr(given, "model_type", wanted)
+            )
+            if family != wanted:
+                raise ConfigError(f"{name} is of model_type {family!r}; VLE takes one of {wanted!r}")
         for name in ("object_classes", "objectives"):
             if isinstance(given := getattr(self, name), list):
                 setattr(self, name, tuple(given))  # JSON knows no tuples
