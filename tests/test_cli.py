@@ -1,6 +1,7 @@
 """The command line: help in an instant, one clear line for what a user can cause, and every verb at work."""
 
 import errno
+import io
 import json
 import resource
 import subprocess
@@ -280,3 +281,11 @@ def test_the_recipes_are_listed():
     assert "quickstart" in said
     assert "eve-base-pretrain" in said
     assert max(len(line) for line in said.splitlines() if not line.startswith("The files: ")) <= WIDTH
+
+
+def test_a_file_name_that_is_not_utf8_is_printed_byte_for_byte(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    monkeypatch.setattr(cli, "app", lambda: print("caf\udce9.jpg", flush=True))
+    cli.main()
+    assert written.getvalue() == b"caf\xe9.jpg\n"

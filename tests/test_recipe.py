@@ -375,3 +375,17 @@ def test_of_two_sizes_of_pictures_the_one_that_counts_is_said(family, tmp_path):
         notes[size] = "\n".join(prepare(config, samples={"train": SAMPLES["vqa"]()}).notes)
     assert "pictures have 32 pixels a side: image.size goes before the image_size=16 of model.overrides" in notes[32]
     assert "pixels a side" not in notes[16]
+
+
+def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_what_came_after(tmp_path):
+    config = micro_run(tmp_path / "run", "vqa", {"train": {"steps": 2}})
+    train(config)
+    file = tmp_path / "run" / "config.yaml"
+    before = load_yaml(file)
+    del before["train"]["choose_from"], before["image"]["bend"]
+    write(file, before)
+    train(config, resume=True)
+    del before["optim"]["lr"]
+    write(file, before)
+    with pytest.raises(ConfigError, match=r"keep its configuration, but optim\.lr: .* -> 0\.005"):
+        train(config, resume=True)

@@ -5,6 +5,7 @@ line on stderr and exit code 2; an interrupted run ends with 130.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -439,6 +440,8 @@ def _show(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> Non
 def main() -> None:
     """The entry point of `evle`."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # every verb says itself what it reads and writes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8, byte for byte
     app()
 
 

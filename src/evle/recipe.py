@@ -348,7 +348,13 @@ def _train(
     join_processes()
     ready = prepare(config, task, samples)
     run = Run.start(
-        config.output, config.plain(), seed=config.seed, data_hash=ready.data_hash, resume=resume, overwrite=overwrite
+        config.output,
+        config.plain(),
+        seed=config.seed,
+        data_hash=ready.data_hash,
+        resume=resume,
+        overwrite=overwrite,
+        complete=lambda tree: RunConfig.build(tree, str(Path(config.output) / "config.yaml")).plain(),
     )
     val = ready.samples.get("val")
     quick = config.evaluate.settings(quick=True)

@@ -41,3 +41,7 @@ def test_names_have_the_same_number_in_every_process():
     assert (numbers >= 0).all()
     assert numbers[0] == 2072328596179865167  # Python's own hash differs from process to process
     assert number_ids([None, "dog"]).tolist() == [-100, 2072328596179865167]
+
+
+def test_a_file_name_that_is_not_utf8_has_a_number():
+    assert len(set(number_ids(["caf\udce9.jpg", "caf\udcea.jpg"]).tolist())) == 2

@@ -65,10 +65,12 @@ class Run:
         data_hash: str = "",
         resume: bool = False,
         overwrite: bool = False,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> Self:
         """Open `folder` for a run of `config` (resolved, plain values) and write down what is asked and where it runs.
 
         With `resume`, the folder's run goes on; where there is none yet, it starts. `overwrite` deletes an earlier run.
+        `complete` gives a configuration of an earlier version the settings that came after it, as they are by default.
 
         Raises:
             ConfigError: the folder holds another run, other files, or (with `resume`) a run of another configuration.
@@ -80,7 +82,7 @@ class Run:
             raise ConfigError("to resume a run and to overwrite it exclude each other: leave one of them out")
         status = run.status()
         if resume and status:
-            run._refuse_changes(config, data_hash)
+            run._refuse_changes(complete(run.config()), config, data_hash)
         elif status and not overwrite:
             raise ConfigError(
                 f"{run.folder} already holds a run ({status.get('state')} at step {status.get('step', 0)}): "
@@ -127,8 +129,8 @@ class Run:
         shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         shorter.replace(self.log_file)
 
-    def _refuse_changes(self, config: Mapping[str, Any], data_hash: str) -> None:
-        before, now = _flatten(self.config()), _flatten(json.loads(json.dumps(dict(config))))
+    def _refuse_changes(self, made_with: Mapping[str, Any], config: Mapping[str, Any], data_hash: str) -> None:
+        before, now = _flatten(made_with), _flatten(json.loads(json.dumps(dict(config))))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         changed = [key for key in changed if key not in MAY_CHANGE]
         if changed:
