@@ -140,7 +140,7 @@ def test_fields_that_change_no_weight_are_obeyed_by_an_evaluation(questions, tmp
         ("model.overrides.num_experts=4", r"model.overrides: num_experts=4 needs other weights than the trained ones"),
         ("model.overrides.num_hidden_layers=3", "needs other weights .* leave it out, or train anew"),
         ("model.overrides.image_size=32", "needs other weights .* set image.size to score at another size"),
-        ("model.overrides.capacity_factor=-1", "capacity_factor -1 must be positive"),
+        ("model.overrides.capacity_factor=-1", "capacity_factor -1 should be greater than 0"),
         ("model.overrides.capacity_facto=1.0", "did you mean 'capacity_factor'"),
         ("model.init=runs/other", "model.init=runs/other: .* name another with --model FOLDER"),
         ("model.preset=eve-small", "name another with --model FOLDER"),

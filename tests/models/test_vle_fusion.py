@@ -160,5 +160,5 @@ def test_reentrant_checkpointing_is_refused_as_it_would_lose_gradients():
 
 
 def test_a_fusion_without_a_block_is_refused():
-    with pytest.raises(ConfigError, match="num_hidden_layers 0: the fusion needs at least one block"):
+    with pytest.raises(ConfigError, match="num_hidden_layers 0 should be greater than or equal to 1"):
         tiny(num_hidden_layers=0)

@@ -303,6 +303,14 @@ def test_the_auto_classes_interpolate_and_extend_as_the_models_own(tmp_path):
         AutoModel.from_pretrained(tmp_path, image_size=25)
 
 
+def test_weights_alone_load_with_the_configuration_that_is_given(tmp_path):
+    model = build(VLEModel)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    loaded = VLEModel.from_pretrained(tmp_path, config=model.config)
+    assert torch.equal(loaded.vision_model.positions.weight, model.vision_model.positions.weight)
+
+
 def saved_towers(folder):
     """A whole CLIP, its vision model alone, a DeBERTa with its head and one without."""
     torch.manual_seed(3)
