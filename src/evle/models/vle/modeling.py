@@ -168,10 +168,9 @@ class VLEPreTrainedModel(PreTrainedModel):
         """
         if isinstance(config := kwargs.get("config"), VLEConfig) and pretrained_model_name_or_path is not None:
             hub = {name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()}
-            try:
-                held = VLEConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-            except OSError:  # weights without a configuration: the one that was given says what they are
-                held = config
+            fields, _ = VLEConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            # Weights without a configuration are what the given one says.
+            held = VLEConfig.from_dict(fields) if "vision_config" in fields else config
             image_size = config.image_size if image_size is None else image_size
             num_token_types = config.num_token_types if num_token_types is None else num_token_types
             kwargs["config"] = config = copy.deepcopy(config)
