@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
+from evle.data.samples import VQASample
 from evle.initialization import ModelOptions, build_model, starting_config
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
@@ -67,3 +68,14 @@ def test_a_pre_trained_model_answers_before_any_fine_tuning_as_it_fills_words_in
         tokens = task.processor.tokenizer.encode(answer, add_special_tokens=False)
         expected = float(words[tokens].mean()) - math.log(len(task.answers))
         assert float(logit) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "official", "expected"),
+    [("rex.jpg", None, 100.0), ("262148000", None, 0.0), ("262148000", False, 100.0), ("rex.jpg", True, 0.0)],
+)
+def test_ones_own_annotators_may_write_capitals(key, official, expected):
+    """Ten who say "Yes": the letter of the official evaluator, whose files are lower case, finds nobody right."""
+    task = VQATask(VQAOptions(official=official), None)
+    asked = VQASample(key, "a.jpg", "is it red?", ("Yes",) * 10)
+    assert task._accuracy([asked], ["yes"])["accuracy"] == expected

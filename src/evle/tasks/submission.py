@@ -6,12 +6,21 @@ A file is made where the samples' keys are official ones: numbers, and identifie
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 VQA_FILE = "vqa_submission.json"
 NLVR2_FILE = "nlvr2_submission.csv"
 
 _IDENTIFIER = re.compile(r"\w+-\d+-\d+-\d+")
+
+
+def are_question_ids(keys: Collection[str]) -> bool:
+    """Whether all of some keys are numbers, as the official question_id are. There must be one.
+
+    >>> are_question_ids(["262148000"]), are_question_ids(["rex.jpg"])
+    (True, False)
+    """
+    return bool(keys) and all(key.isascii() and key.isdigit() for key in keys)
 
 
 def vqa_submission(answers: Mapping[str, str]) -> dict[str, str]:
@@ -20,7 +29,7 @@ def vqa_submission(answers: Mapping[str, str]) -> dict[str, str]:
     >>> vqa_submission({"262148000": "down"})
     {'vqa_submission.json': '[{"question_id": 262148000, "answer": "down"}]'}
     """
-    if not answers or not all(key.isascii() and key.isdigit() for key in answers):
+    if not are_question_ids(answers):
         return {}
     return {VQA_FILE: json.dumps([{"question_id": int(key), "answer": answer} for key, answer in answers.items()])}
 

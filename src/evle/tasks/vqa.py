@@ -22,7 +22,7 @@ from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.answers import frequent, main_answer, places_of, read_answers
-from evle.tasks.submission import vqa_submission
+from evle.tasks.submission import are_question_ids, vqa_submission
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
 from evle.transforms.text import clean_question, encode, encode_with_slot
@@ -40,9 +40,10 @@ class VQAOptions(TaskOptions):
     list of 3129."""
     new_head: bool = False
     """Start with a new head where `model.init` has one for another number of answers than the file."""
-    official: bool = True
+    official: bool | None = None
     """Score questions with ten annotators to the letter of the official evaluator, which takes the annotators' words
-    nearly as they are; false normalises them too (see `evle.metrics.vqa_score`)."""
+    nearly as they are; false normalises them too (see `evle.metrics.vqa_score`). None: to the letter where the keys of
+    all questions are numbers, as the official ones are; one's own annotators may write "Yes" or "a dog"."""
     max_test_words: int = Field(default=50, ge=1)
     """Words of a question kept at test; in training `text.max_words`, 30 as in EVE."""
 
@@ -206,12 +207,13 @@ class VQATask(Task):
     def _accuracy(self, samples: list[VQASample], answers: list[str]) -> dict[str, float]:
         if not samples:
             return {}
+        official = self.options.official
         return vqa_accuracy(
             answers,
             [sample.answers for sample in samples],
             answer_types=[sample.answer_type for sample in samples],
             question_types=[sample.question_type for sample in samples],
-            official=self.options.official,
+            official=are_question_ids([sample.key for sample in samples]) if official is None else official,
         )
 
     def _question_tokens(self, question: str, train: bool) -> list[int]:
