@@ -23,6 +23,7 @@ FLOORS = {
 ROOM_OF_FILE = {
     "initialization": "recipe",
     "splits": "recipe",
+    "reporting": "recipe",
     "joint": "recipe",
     "rehearsal": "recipe",
     "zero_shot": "recipe",

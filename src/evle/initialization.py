@@ -358,3 +358,22 @@ def _heads(names: Any) -> str:
     for name in names:
         counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1
     return ", ".join(f"{module} ({count})" for module, count in sorted(counts.items()))
+
+
+def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, hides: bool, where: str) -> None:
+    """Raise ConfigError for a tokenizer, read from `where`, without a token for padding, or, where a model `hides`
+    words, without one to hide them with."""
+    for kind, is_needed in (("pad", True), ("mask", hides)):
+        if is_needed and getattr(tokenizer, f"{kind}_token_id") is None:
+            raise ConfigError(
+                f"{where}: the tokenizer has no {kind} token; name it as {kind}_token in its tokenizer_config.json, or "
+                "make a tokenizer with `evle tokenizer train CORPUS -o FOLDER`"
+            )
+
+
+def size_notes(overrides: Mapping[str, Any], size: int) -> list[str]:
+    """That pictures have `size` pixels a side, where the `overrides` of a model's configuration name another."""
+    told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
+    if told == size:
+        return []
+    return [f"pictures have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]

@@ -21,8 +21,9 @@ from evle.engine.run import make_output
 from evle.errors import ConfigError
 from evle.metrics import vcr_scores
 from evle.pipelines import family_text_options, model_folder
-from evle.recipe import RunConfig, load_trained, read_run, score_rows, skipped_table, write_report
+from evle.recipe import RunConfig, load_trained, read_run
 from evle.report import Cell, Gallery, GalleryRow, Mark, Report
+from evle.reporting import score_rows, skipped_table, write_report
 from evle.splits import Samples, Split, describe, read_split
 from evle.tasks.sweep import Swept, plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Task

@@ -25,7 +25,7 @@ from evle.data.samples import made
 from evle.distributed import is_main, rank, world_size
 from evle.engine.devices import join_processes
 from evle.engine.optim import OptimConfig
-from evle.engine.run import Run, make_output, read_log
+from evle.engine.run import Run, make_output
 from evle.engine.trainer import FitResult, TrainConfig, fit
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.initialization import (
@@ -36,12 +36,15 @@ from evle.initialization import (
     build_processor,
     read_processor,
     read_tokenizer,
+    refuse_lacking_tokens,
+    size_notes,
     starting_config,
 )
 from evle.pipelines import model_folder, run_settings
 from evle.precision import Precision
 from evle.recipes import find_recipe
-from evle.report import Curve, Report, Table, plain, write_whole
+from evle.report import Report, plain, write_whole
+from evle.reporting import curves, file_lines, score_lines, score_rows, skipped_lines, skipped_table, write_report
 from evle.splits import (
     DataOptions,
     Samples,
@@ -61,8 +64,6 @@ from evle.tasks.vqa import has_slot
 from evle.transforms.image_options import ImageOptions
 from evle.transforms.text import clean_caption, train_tokenizer
 from evle.zero_shot import asked_fields, load_to_score, recipe_for, refuse_training_settings, with_fields
-
-SHOWN_SKIPPED = 20  # unreadable samples named in a report; the rest is counted
 
 
 class TokenizerOptions(Config):
@@ -223,7 +224,7 @@ def evaluate(
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*_score_lines(task, found, split), *_file_lines(found), *_skipped_lines(len(found.skipped))],
+        summary=[*score_lines(task, found, split), *file_lines(found), *skipped_lines(len(found.skipped))],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},
@@ -309,7 +310,9 @@ def prepare(
     torch.manual_seed(config.seed)
     family = start.model_type
     tokenizer = _tokenizer(config, task_type, training, start.vocab_size, family)
-    _refuse_lacking_tokens(tokenizer, config, start)
+    hides = config.task["name"] == "pretraining" and "mlm" in start.objectives
+    hides |= config.task["name"] == "vqa" and has_slot(start)
+    refuse_lacking_tokens(tokenizer, hides, str(config.tokenizer.path or config.model.init or config.model.text))
     image_size = config.image.size or start.image_size
     built = _build_task(task_type, config, build_processor(family, tokenizer, image_size))
     built.prepare(training, start)
@@ -334,7 +337,7 @@ def prepare(
         world_size=world_size(),
     )
     data_hash = hash_samples(found)
-    notes = [*loaded.lines(), *_size_notes(config, image_size), *built.notes()]
+    notes = [*loaded.lines(), *size_notes(config.model.overrides, image_size), *built.notes()]
     return Prepared(built, loaded, found, loader, config.train, data_hash, notes)
 
 
@@ -386,15 +389,15 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     left_out, num_left = left_out_by(ready.samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
-        *_score_lines(task, found, split),
-        *_file_lines(found),
+        *score_lines(task, found, split),
+        *file_lines(found),
         f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
         *ready.notes,
     ]
     unreadable = list(dict.fromkeys([*result.skipped, *found.skipped]))
     skipped, num_skipped = [*left_out, *unreadable], num_left + len(unreadable)
-    summary += _skipped_lines(num_skipped)
+    summary += skipped_lines(num_skipped)
     if result.best_step is not None:
         summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
     report = Report(
@@ -406,7 +409,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "config": config.plain(),
         },
         tables=skipped_table(skipped, num_skipped),
-        curves=_curves(run, task),
+        curves=curves(run, task),
         galleries=found.galleries,
         scores=score_rows(split, found),
     )
@@ -439,28 +442,6 @@ def _tokenizer(
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)
     return train_tokenizer(texts, options.vocab_size or vocab_size)
-
-
-def _refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig, start: ModelConfig) -> None:
-    """Say so where a tokenizer has no token for padding, or none to hide words with where that is learned."""
-    hides = config.task["name"] == "pretraining" and "mlm" in start.objectives
-    hides |= config.task["name"] == "vqa" and has_slot(start)
-    for kind, is_needed in (("pad", True), ("mask", hides)):
-        if is_needed and getattr(tokenizer, f"{kind}_token_id") is None:
-            where = config.tokenizer.path or config.model.init or config.model.text
-            raise ConfigError(
-                f"{where}: the tokenizer has no {kind} token; name it as {kind}_token in its tokenizer_config.json, or "
-                "make a tokenizer with `evle tokenizer train CORPUS -o FOLDER`"
-            )
-
-
-def _size_notes(config: RunConfig, size: int) -> list[str]:
-    """That pictures have the size of `image`, where `model.overrides` names another."""
-    overrides = config.model.overrides
-    told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
-    if told == size:
-        return []
-    return [f"pictures have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]
 
 
 def _spread(length: int, most: int | None) -> Iterator[int]:
@@ -512,58 +493,3 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 # Report
-
-
-def score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
-    rows = {split: found.scores, "chance": found.chance}
-    return {name: scores for name, scores in rows.items() if scores}
-
-
-def _score_lines(task: Task, found: Evaluation, split: str) -> list[str]:
-    if task.metric not in found.scores:
-        return []
-    chance = f" (chance {found.chance[task.metric]:.2f})" if task.metric in found.chance else ""
-    return [f"{task.metric} on {split}: {found.scores[task.metric]:.2f}{chance}"]
-
-
-def _file_lines(found: Evaluation) -> list[str]:
-    """The files for leaderboards that are written beside the report, and what they lack."""
-    lacks = f" (without {len(found.skipped)} samples that could not be read)" if found.skipped else ""
-    return [f"to submit: {name}{lacks}" for name in found.files]
-
-
-def _skipped_lines(number: int) -> list[str]:
-    return [f"left out, as they could not be used: {number:,} rows or samples, named below"] if number else []
-
-
-def skipped_table(skipped: list[str], number: int | None = None) -> list[Table]:
-    """The first lines about what was left out, `number` of them in all (as many as there are lines)."""
-    lines = list(dict.fromkeys(skipped))
-    if not lines:
-        return []
-    number = len(lines) if number is None else number
-    rest = f"{number - SHOWN_SKIPPED:,} more" if number > SHOWN_SKIPPED else ""
-    rows = [[line] for line in lines[:SHOWN_SKIPPED]]
-    return [Table(f"Skipped samples: {number:,}", ["sample and reason"], rows, rest)]
-
-
-def _curves(run: Run, task: Task) -> list[Curve]:
-    log = read_log(run)
-    losses = {name: points for name, points in log.items() if name == "loss" or name.startswith("loss/")}
-    curves = [Curve("Training losses", "step", "loss", losses)] if losses else []
-    if points := log.get(f"eval/{task.metric}"):
-        curves.append(Curve(f"{task.metric} on val", "step", task.metric, {"val": points}))
-    if points := log.get("lr"):
-        curves.append(Curve("Learning rate", "step", "learning rate", {"lr": points}))
-    return curves
-
-
-def write_report(report: Report, found: Evaluation, folder: Path) -> None:
-    if not is_main():
-        return
-    report.write(folder)
-    if found.predictions:
-        lines = (json.dumps(plain(record), ensure_ascii=False) for record in found.predictions)
-        write_whole(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    for name, text in found.files.items():
-        write_whole(folder / name, text)

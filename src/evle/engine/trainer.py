@@ -335,13 +335,12 @@ class _Training:
                 )
             score, best = scores[metric], at.best_score
             is_better = best is None or (score > best if higher_is_better else score < best)
-            if at.step < self.train.choose_from * self.num_steps:
-                pass
-            elif is_better and math.isfinite(score):
+            chooses = at.step >= self.train.choose_from * self.num_steps
+            if chooses and is_better and math.isfinite(score):
                 at.bad_evaluations = 0
                 if self._write_best():
                     at.best_score, at.best_step = score, at.step
-            else:
+            elif chooses:
                 at.bad_evaluations += 1
         at.history.append({"step": at.step, "epoch": self.epoch(), "scores": scores})
         self.run.log("eval", at.history[-1])

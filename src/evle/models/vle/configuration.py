@@ -48,6 +48,9 @@ VISION_BASE: dict[str, Any] = {
 }
 """CLIP ViT-B/16 without its last layer: with 12 the model would not have its published 378 million parameters."""
 
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
+"""Arguments of `from_pretrained` that say where files come from, not what the model is."""
+
 ROUTED = {
     "image_size": "vision_config",
     "patch_size": "vision_config",

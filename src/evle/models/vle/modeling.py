@@ -24,13 +24,12 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LM
 from transformers.utils import ModelOutput
 
 from evle.errors import CheckpointError, ConfigError, DataError
-from evle.models.vle.configuration import ROUTED, VLEConfig
+from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.text import VLETextTower
 from evle.models.vle.towers import read_clip, read_deberta, refuse_unfit
 from evle.models.vle.vision import VLEVisionTower
 
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
 """The attentions of a block, in the order in which it computes them."""

@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrained
 from transformers.utils import cached_file
 
 from evle.models.processing import PairProcessor
-from evle.models.vle.modeling import HUB_OPTIONS
+from evle.models.vle.configuration import HUB_OPTIONS
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
 
 
