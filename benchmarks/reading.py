@@ -27,9 +27,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from evle.data.packing import pack
+from evle.data.custom.packing import pack
+from evle.data.custom.shards import shards
 from evle.data.samples import CaptionSample, ImageSource
-from evle.data.shards import shards
 from evle.tasks.pretraining import PreTrainingOptions, PreTrainingTask
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from evle.data.samples import Sample
-from evle.recipe import prepare
+from evle.run.prepare import prepare
 from evle.tasks.sweep import sweep
 from evle.tasks.task import Evaluation
 from micro import caption_samples, micro_run, nlvr2_samples, vqa_samples

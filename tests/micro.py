@@ -8,7 +8,7 @@ from PIL import Image
 from evle.config import merge
 from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
 from evle.errors import SampleError
-from evle.recipe import RunConfig
+from evle.run.config import RunConfig
 
 THINGS = ("apple", "frog", "sky", "sun", "coal", "snow", "grape", "carrot")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")

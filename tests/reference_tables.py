@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig
 
 from evle.models.eve import EVEConfig
 from evle.models.vle import VLEConfig
-from evle.recipe import EvaluateOptions, ModelOptions, OptimConfig, RunConfig, TokenizerOptions, TrainConfig
 from evle.report import plain
-from evle.splits import DataOptions
+from evle.run.config import EvaluateOptions, RunConfig, TokenizerOptions
+from evle.run.splits import DataOptions
+from evle.run.training import ModelOptions, OptimConfig, TrainConfig
 from evle.tasks import TASKS
 from evle.tasks.task import TaskOptions, TextOptions
 from evle.transforms.image_options import ImageOptions

@@ -1,8 +1,8 @@
 """An independent judge of scenes: parses English sentences and decides from the things' coordinates alone whether
 they are true.
 
-It shares no code with `evle.data.scene_language`: relations and places come from x and y, phrases from its own small
-grammar.
+It shares no code with `evle.data.synthetic.language`: relations and places come from x and y, phrases from its own
+small grammar.
 """
 
 import re

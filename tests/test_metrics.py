@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evle.data.nlvr2 import sentence_of
+from evle.data.corpora.nlvr2 import sentence_of
 from evle.errors import DataError
 from evle.metrics import (
     CONTRACTIONS,

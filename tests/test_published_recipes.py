@@ -15,10 +15,11 @@ from evle.config import apply_overrides, load_yaml, merge
 from evle.data.images import open_image
 from evle.data.sources import SOURCES
 from evle.engine.optim import build_optimizer
-from evle.initialization import CONFIGS
-from evle.recipe import RunConfig, finetune, pretrain, read_recipe, task_class
 from evle.recipes import find_recipe, recipes
-from evle.splits import as_list, read_split
+from evle.run.config import RunConfig, read_recipe, task_class
+from evle.run.splits import as_list, read_split
+from evle.run.training import finetune, pretrain
+from evle.run.weights import CONFIGS
 from micro import SMALLEST
 from tars import caption_members, write_tar
 

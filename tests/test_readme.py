@@ -23,17 +23,18 @@ from typer.testing import CliRunner
 
 import evle
 import reference_tables
-from evle import cli
+from evle.cli import main as cli
 from evle.config import dump_yaml, load_yaml, merge
 from evle.data.sources import SOURCES
-from evle.initialization import starting_config
 from evle.models.eve import EVEConfig
 from evle.models.presets import PRESETS
 from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA
 from evle.models.vle.configuration import ROUTED
-from evle.recipe import RunConfig, finetune, task_class
 from evle.recipes import find_recipe
-from evle.stages import read_stages
+from evle.run.config import RunConfig, task_class
+from evle.run.stages import read_stages
+from evle.run.training import finetune
+from evle.run.weights import starting_config
 from micro import COLOURS, MICRO, THINGS, micro_run, nlvr2_samples, picture
 from vle_folders import save_released
 
@@ -121,10 +122,10 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
             check_config(stage.config)
         raise ReachedError
 
-    for name in ("pretrain", "finetune", "evaluate"):
-        monkeypatch.setattr(f"evle.recipe.{name}", checked)
-    monkeypatch.setattr("evle.rehearsal.rehearse", checked)
-    monkeypatch.setattr("evle.stages.run_stages", stages_checked)
+    for name in ("training.pretrain", "training.finetune", "evaluation.evaluate"):
+        monkeypatch.setattr(f"evle.run.{name}", checked)
+    monkeypatch.setattr("evle.run.dry_run.rehearse", checked)
+    monkeypatch.setattr("evle.run.stages.run_stages", stages_checked)
     monkeypatch.setattr("evle.search.build_index", reached)
     monkeypatch.setattr("evle.search.ImageIndex.load", reached)
     # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
@@ -132,12 +133,12 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
     for name in ("LocalLanguageModel", "LocalCaptioner"):
         monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
-    monkeypatch.setattr("evle.explain.ExplainPipeline", reached)
-    monkeypatch.setattr("evle.convert.convert_eve", reached)
-    monkeypatch.setattr("evle.data.corpus.read_texts", reached)
-    monkeypatch.setattr("evle.data.check.check_folder", reached)
-    monkeypatch.setattr("evle.joint.judge_vcr", reached)
-    monkeypatch.setattr("evle.looking._samples", reached)
+    monkeypatch.setattr("evle.pipelines.explaining.ExplainPipeline", reached)
+    monkeypatch.setattr("evle.models.eve.convert.convert_eve", reached)
+    monkeypatch.setattr("evle.data.custom.corpus.read_texts", reached)
+    monkeypatch.setattr("evle.inspection.folder_check.check_folder", reached)
+    monkeypatch.setattr("evle.run.vcr.judge_vcr", reached)
+    monkeypatch.setattr("evle.cli.data._samples", reached)
 
 
 def write_run(folder: Path) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from evle.data.loader import Loader
 from evle.engine.devices import join_processes
 from evle.engine.optim import OptimConfig
-from evle.engine.run import Run
+from evle.engine.run_folder import Run
 from evle.engine.trainer import FitResult, Interrupted, TrainConfig, fit
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.pretraining import EVEForPreTraining

@@ -52,11 +52,11 @@ FACE = {
     "VLEForVQAPipeline": "evle.pipelines",
     "VQAPipeline": "evle.pipelines",
     "ImageIndex": "evle.search",
-    "RunConfig": "evle.recipe",
-    "read_recipe": "evle.recipe",
-    "pretrain": "evle.recipe",
-    "finetune": "evle.recipe",
-    "evaluate": "evle.recipe",
+    "RunConfig": "evle.run.config",
+    "read_recipe": "evle.run.config",
+    "pretrain": "evle.run.training",
+    "finetune": "evle.run.training",
+    "evaluate": "evle.run.evaluation",
     "EvleError": "evle.errors",
 }
 """Each public name and the module it is found in."""

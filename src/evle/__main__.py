@@ -1,5 +1,5 @@
 """`python -m evle`, for launchers that start modules: accelerate launch -m evle ..."""
 
-from evle.cli import main
+from evle.cli.main import main
 
 main()

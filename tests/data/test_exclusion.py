@@ -3,8 +3,8 @@
 import pytest
 
 import corpora
+from evle.data.custom.packing import pack
 from evle.data.exclusion import read_exclusion
-from evle.data.packing import pack
 from evle.data.sources import mix, read_source
 from evle.errors import ConfigError, DataError
 from tars import encoded, write_tar

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evle.data.custom.folder import folder
+from evle.data.custom.shards import shards
 from evle.data.loader import Loader
-from evle.data.shards import shards
-from evle.data.tables import folder
 from saved_tables import IMAGE
 from tars import write_tar
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from evle.engine import checkpoint
-from evle.engine.run import Run, read_log
+from evle.engine.run_folder import Run, read_log
 from processes import run_on_two
 from toy_training import ToyModel, make_model, train, train_contrastive, train_in_two_processes, train_sharded, weights
 

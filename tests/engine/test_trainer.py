@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from evle.engine import devices, trainer
 from evle.engine.checkpoint import Average
-from evle.engine.run import Run, read_events, read_log
+from evle.engine.run_folder import Run, read_events, read_log
 from evle.engine.trainer import Diverged, Interrupted, TrainConfig
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve.configuration import EVEConfig

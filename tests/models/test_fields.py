@@ -5,7 +5,7 @@ import pytest
 from evle.errors import ConfigError
 from evle.models.eve import EVEConfig
 from evle.models.vle import VLEConfig
-from evle.recipe import prepare
+from evle.run.prepare import prepare
 from micro import SAMPLES, micro_run
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from evle.data.samples import VQASample
 from evle.errors import ConfigError
-from evle.recipe import evaluate, finetune, prepare
+from evle.run.evaluation import evaluate
+from evle.run.prepare import prepare
+from evle.run.training import finetune
 from evle.tasks.answers import count_answers, frequent, main_answer, places_of, read_answers, write_answers
 from micro import COLOURS, micro_run, picture, vqa_samples
 

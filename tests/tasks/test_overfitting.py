@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evle.recipe import finetune, prepare, pretrain
+from evle.run.prepare import prepare
+from evle.run.training import finetune, pretrain
 from evle.tasks import TASKS
 from micro import SAMPLES, micro_run
 

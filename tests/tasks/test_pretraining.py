@@ -11,7 +11,7 @@ from PIL import Image
 from evle.data.samples import Box, CaptionSample
 from evle.errors import ConfigError
 from evle.models.vle.pretraining import black_out
-from evle.recipe import prepare
+from evle.run.prepare import prepare
 from evle.tasks.pretraining import _scores, read_classes
 from evle.tasks.pretraining_pictures import _related
 from micro import caption_samples, micro_run

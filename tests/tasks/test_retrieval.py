@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evle.errors import ConfigError
-from evle.recipe import prepare
+from evle.run.prepare import prepare
 from evle.tasks.captions import CaptionOptions, training_text
 from evle.tasks.sweep import sweep
 from micro import SAMPLES, caption_samples, micro_run

@@ -7,7 +7,8 @@ import pytest
 
 from evaluating_processes import check_scores, scores
 from evle.errors import DataError
-from evle.recipe import finetune, prepare, pretrain
+from evle.run.prepare import prepare
+from evle.run.training import finetune, pretrain
 from micro import SAMPLES, Damaged, micro_run
 from processes import run_on_two
 

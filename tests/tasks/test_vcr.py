@@ -11,9 +11,11 @@ from PIL import Image
 from evle.config import dump_yaml
 from evle.data.samples import Box, VCRSample
 from evle.errors import ConfigError, DataError, SampleError
-from evle.joint import ReasonsForEachAnswer, judge, judge_vcr, leaderboard
-from evle.recipe import finetune, prepare
-from evle.stages import read_stages, run_stages
+from evle.run.prepare import prepare
+from evle.run.stages import read_stages, run_stages
+from evle.run.training import finetune
+from evle.run.vcr import judge_vcr
+from evle.tasks.vcr_q2ar import ReasonsForEachAnswer, judge, leaderboard
 from micro import MICRO_VLE, Damaged, micro_run, vcr_samples, vqa_samples
 
 PERSON, DOG, FAR = 0, 1, 2
@@ -175,7 +177,8 @@ def test_both_right_counts_and_the_file_holds_every_probability(runs, tmp_path):
 
 def test_reasons_for_the_right_answer_are_those_of_the_task(runs, tmp_path):
     """Sixteen candidates at once give what the task's four give."""
-    from evle.recipe import load_trained, read_run
+    from evle.run.config import read_run
+    from evle.run.evaluation import load_trained
 
     config = read_run(runs / "vcr-qa2r")
     model, four = load_trained(config, runs / "vcr-qa2r", type(task_of(tmp_path, "vcr-qa2r")))

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from evle.data.samples import VQASample
-from evle.initialization import ModelOptions, build_model, starting_config
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
+from evle.run.weights import ModelOptions, build_model, starting_config
 from evle.tasks.vqa import VQAOptions, VQATask
 from evle.transforms.text import train_tokenizer
 from micro import MICRO, vqa_samples

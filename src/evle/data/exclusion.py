@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from evle.data.json_arrays import JsonArrays
-from evle.data.official import field, whole_number
+from evle.data.corpora.official import field, whole_number
+from evle.data.formats.json_arrays import JsonArrays
 from evle.errors import ConfigError, DataError
 
 HELD_OUT = ("val", "test")

@@ -5,10 +5,11 @@ inside another file, a picture in memory, or something that can draw itself), an
 that into a picture.
 """
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -136,3 +137,38 @@ def made(samples: Sequence[Any], places: Iterable[int] | None = None) -> Iterato
 def num_left_out(samples: Any) -> int:
     """How many rows a source left out; of many, its `skipped` names only the first."""
     return getattr(samples, "num_skipped", len(getattr(samples, "skipped", ())))
+
+
+Split = Literal["train", "val", "test"]
+Samples = Sequence[Sample]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def hashed_split(image: str, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> str:
+    """The split of a picture in a table that names none: by a hash of its name, the same on every machine."""
+    place = (
+        int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
+    )
+    return SPLITS[int(place >= shares[0]) + int(place >= shares[0] + shares[1])]
+
+
+def describe(samples: Samples) -> dict[str, Any]:
+    """Plain facts about samples for a report."""
+    facts = samples.describe() if hasattr(samples, "describe") else {"samples": len(samples)}
+    return {**facts, "fingerprint": getattr(samples, "fingerprint", "")}
+
+
+def left_out_by(samples: Mapping[Split, Samples]) -> tuple[list[str], int]:
+    """A line for each row that the sources left out, of many for the first ones, and how many these are; a source that
+    two splits read counts once."""
+    found: dict[tuple[str, ...], int] = {}
+    for each in samples.values():
+        for source in getattr(each, "sources", [each]):
+            found[tuple(getattr(source, "skipped", ()))] = num_left_out(source)
+    return [line for lines in found for line in lines], sum(found.values())
+
+
+def hash_samples(samples: Mapping[Split, Samples]) -> str:
+    """One hash of what all the splits hold."""
+    prints = [f"{split}:{getattr(each, 'fingerprint', len(each))}" for split, each in samples.items()]
+    return hashlib.blake2b("\n".join(prints).encode(), digest_size=8).hexdigest()

@@ -9,21 +9,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from evle.data.captions import coco_captions, karpathy
-from evle.data.cutouts import cutouts
-from evle.data.easy_vqa import easy_vqa
-from evle.data.nlvr2 import nlvr2
+from evle.data.corpora.captions import coco_captions, karpathy
+from evle.data.corpora.easy_vqa import easy_vqa
+from evle.data.corpora.nlvr2 import nlvr2
+from evle.data.corpora.vcr import vcr
+from evle.data.corpora.visual_genome import visual_genome
+from evle.data.corpora.vqav2 import vqav2
+from evle.data.corpora.web_captions import conceptual_captions, sbu
+from evle.data.corpora.xvlm import xvlm
+from evle.data.custom.folder import folder
+from evle.data.custom.saved_datasets import is_saved_dataset, saved_dataset
+from evle.data.custom.shards import shards
+from evle.data.formats.table_files import TABLE_STEMS, TABLE_SUFFIXES
 from evle.data.samples import CaptionSample, Sample, num_left_out
-from evle.data.saved_datasets import is_saved_dataset, saved_dataset
-from evle.data.scenes import scenes
-from evle.data.shards import shards
-from evle.data.table_files import TABLE_STEMS, TABLE_SUFFIXES
-from evle.data.tables import folder
-from evle.data.vcr import vcr
-from evle.data.visual_genome import visual_genome
-from evle.data.vqav2 import vqav2
-from evle.data.web_captions import conceptual_captions, sbu
-from evle.data.xvlm import xvlm
+from evle.data.synthetic.cutouts import cutouts
+from evle.data.synthetic.scenes import scenes
 from evle.errors import ConfigError, nearest
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {

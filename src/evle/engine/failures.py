@@ -8,7 +8,7 @@ import torch
 
 from evle.data.loader import worker_death
 from evle.engine.checkpoint import Position
-from evle.engine.run import Run
+from evle.engine.run_folder import Run
 from evle.errors import ConfigError, EvleError
 
 

@@ -33,10 +33,10 @@ from evle.engine.devices import build_accelerator, checkpoint_activations
 from evle.engine.failures import Diverged, Interrupted, report_failures
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
 from evle.engine.progress import ProgressLine
-from evle.engine.run import Run, standing, write_folder
+from evle.engine.run_folder import Run, standing, write_folder
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
-from evle.models.bars import without_bars
+from evle.models.loading import without_bars
 from evle.precision import Precision
 from evle.tasks.task import Batch, Task
 

@@ -6,19 +6,9 @@ those of VLE's release, with its arguments and results.
 """
 
 from evle.pipelines.answering import VQAPipeline
-from evle.pipelines.chat import ChatEndpoint
 from evle.pipelines.embedding import EmbeddedImages, EmbedPipeline
-from evle.pipelines.language import LanguageModel, LanguageVQAPipeline
-from evle.pipelines.loading import (
-    PROCESSORS,
-    family_text_options,
-    load_model,
-    model_folder,
-    read_fields,
-    run_settings,
-    text_options,
-)
-from evle.pipelines.local_models import LocalCaptioner, LocalLanguageModel
+from evle.pipelines.explaining import ExplainPipeline
+from evle.pipelines.language import ChatEndpoint, LanguageModel, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel
 from evle.pipelines.localising import LocalisePipeline, Location
 from evle.pipelines.matching import ComparePipeline, MatchPipeline
 from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, pairs
@@ -32,13 +22,13 @@ from evle.pipelines.released import (
 )
 
 __all__ = [
-    "PROCESSORS",
     "AnswerChoicePipeline",
     "ChatEndpoint",
     "Choice",
     "ComparePipeline",
     "EmbedPipeline",
     "EmbeddedImages",
+    "ExplainPipeline",
     "Images",
     "LanguageModel",
     "LanguageVQAPipeline",
@@ -58,11 +48,5 @@ __all__ = [
     "VQAPipeline",
     "as_images",
     "as_texts",
-    "family_text_options",
-    "load_model",
-    "model_folder",
     "pairs",
-    "read_fields",
-    "run_settings",
-    "text_options",
 ]

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, DataError, SampleError
-from evle.pipelines.loading import family_text_options, load_model, run_settings, text_options
+from evle.models.loading import load_model
 from evle.tasks.task import TextOptions
+from evle.tasks.trained import family_text_options, run_settings, text_options
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing, normalize, test_image
 from evle.transforms.text import clean_caption, encode

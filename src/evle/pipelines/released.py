@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evle.data.corpora.vcr import vcr_sample
 from evle.data.samples import ImageSource, VCRSample
-from evle.data.vcr import vcr_sample
 from evle.errors import ConfigError, DataError
 from evle.models.vle import VLEForITM, VLEForPBC, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA
 from evle.pipelines.answering import VQAPipeline

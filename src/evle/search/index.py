@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from evle.data.embedded import picture_column
+from evle.data.custom.folder import EMBEDDED_COLUMNS, image_of
+from evle.data.formats.embedded import picture_column
+from evle.data.formats.table_files import TABLE_SUFFIXES, list_pictures, read_rows
 from evle.data.images import describe_source, open_image
 from evle.data.samples import ImageSource
-from evle.data.table_files import TABLE_SUFFIXES, list_pictures, read_rows
-from evle.data.tables import EMBEDDED_COLUMNS, image_of
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
 from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole

@@ -1,0 +1,172 @@
+"""The verbs that ask a trained model about pictures: `cli.py` takes them in.
+
+As there, nothing heavy is imported before a verb needs it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evle.pipelines import LanguageModel
+
+Run = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
+Image = Annotated[Path, typer.Argument(help="A picture.", show_default=False)]
+CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def _picture_name(path: Path) -> Path:
+    """Refused before any work is done for it."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--output {path}: no kind of picture; end it in {', '.join(SUFFIXES)}")
+    return path
+
+
+Picture = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="The picture to write.", show_default=False, callback=_picture_name),
+]
+
+
+def ask(
+    run: Run,
+    image: Image,
+    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 5,
+    caption: Annotated[
+        str | None, typer.Option(help="What the picture shows, for the language model.", show_default=False)
+    ] = None,
+    captioner: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with an image-to-text model of transformers, to say it instead.", show_default=False
+        ),
+    ] = None,
+    chat: Annotated[
+        str | None,
+        typer.Option(help="Base URL of a chat server (OpenAI's protocol) that words the answer.", show_default=False),
+    ] = None,
+    chat_model: Annotated[
+        str | None, typer.Option(help="The model's name on that server.", show_default=CHAT_MODEL)
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(help="The environment variable with its key.", show_default=KEY_VARIABLE)
+    ] = None,
+    language_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with a causal language model of transformers, instead of a server.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Answer a question about a picture; a language model may word the answer.
+
+    \b
+      evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
+      evle ask runs/vqa a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
+    """
+    from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
+
+    if chat is not None and language_model is not None:
+        raise ConfigError("--chat and --language-model are two language models; give one")
+    if chat is None and language_model is None and (caption is not None or captioner is not None):
+        raise ConfigError("a caption is for a language model; name one with --chat or --language-model")
+    if caption is not None and captioner is not None:
+        raise ConfigError("--caption and --captioner both say what the picture shows; give one")
+    if chat is None and not (chat_model is None and key_variable is None):
+        told = "--chat-model" if chat_model is not None else "--key-variable"
+        raise ConfigError(f"{told} is for a chat server; name it with --chat")
+    language: LanguageModel | None = None
+    if chat is not None:
+        language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
+    elif language_model is not None:
+        language = LocalLanguageModel(language_model)
+    described = LocalCaptioner(captioner) if captioner is not None else None
+    asked = LanguageVQAPipeline(VQAPipeline(run), language, described)
+    found = asked(image, question, captions=caption, top_k=k)[0]
+    for row in found["answers"]:
+        print(f"{row['score']:6.1%}  {row['answer']}")
+    if found["caption"]:
+        print(f"caption: {found['caption']}")
+    if language is not None:
+        print(found["reply"])
+
+
+def match(
+    run: Run,
+    image: Image,
+    texts: Annotated[list[str], typer.Argument(help="Texts to hold against it.", show_default=False)],
+) -> None:
+    """How likely is it that a text is true of a picture? The likeliest first.
+
+    \b
+      evle match runs/pictures/retrieval a.jpg "a red apple" "a green frog"
+    """
+    from evle.pipelines import MatchPipeline
+
+    for row in sorted(MatchPipeline(run)(image, texts), key=lambda row: -row["score"]):
+        print(f"{row['score']:6.1%}  {row['text']}")
+
+
+def compare(
+    run: Run,
+    left: Image,
+    right: Annotated[Path, typer.Argument(help="Another picture.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="What is said of the two.", show_default=False)],
+) -> None:
+    """How likely is it that a sentence is true of two pictures? Takes a run of NLVR2.
+
+    \b
+      evle compare runs/nlvr2 a.jpg b.jpg "both pictures show a dog"
+    """
+    from evle.pipelines import ComparePipeline
+
+    row = ComparePipeline(run)(left, right, text)[0]
+    print(f"{row['score']:6.1%}  {row['text']}")
+
+
+def localise(
+    run: Run,
+    image: Image,
+    text: Annotated[str, typer.Argument(help="What to find in it.", show_default=False)],
+    output: Picture,
+) -> None:
+    """Paint where a picture shows what a phrase says.
+
+    Takes a VLE pre-trained with patch-box classification (pbc).
+
+    \b
+      evle localise runs/vle a.jpg "the red circle" -o found.png
+    """
+    from evle.pipelines import LocalisePipeline
+
+    found = LocalisePipeline(run)(image, text)[0]
+    found.image.save(output)
+    surer = int((found.scores > 0.5).sum())
+    print(f"{output}: {surer} of {found.scores.numel()} patches above 50 %, the surest {float(found.scores.max()):.1%}")
+
+
+def explain(
+    run: Run,
+    image: Image,
+    text: Annotated[str, typer.Argument(help="A text or a question about it.", show_default=False)],
+    output: Picture,
+    method: Annotated[str, typer.Option(help="rollout (all layers) or attention (the last layer).")] = "rollout",
+) -> None:
+    """Paint where a model looks for each word of a text, by its attention.
+
+    \b
+      evle explain runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?" -o map.png
+    """
+    from evle.pipelines.explaining import ExplainPipeline
+
+    found = ExplainPipeline(run)(image, text, method=method)
+    found.picture().save(output)
+    print(f"{output}: {len(found.words)} words; brightest where attention is highest")
+
+
+VERBS = (ask, match, compare, localise, explain)

@@ -1,0 +1,198 @@
+"""The verbs that look at data before training on it, `evle data ...`: `cli.py` takes them in.
+
+As there, nothing heavy is imported before a verb needs it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="What to read: captions, vqa, nlvr2 or vcr; by default what the source holds: of a folder its captions, "
+        "or the questions where there are none.",
+        show_default=False,
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The split; by default all, or train where a source reads one at a time (scenes, vqav2, nlvr2, vcr ...).",
+        show_default=False,
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A folder (a table, shards, a saved data set), or a source such as karpathy.", show_default=False
+    ),
+]
+SourceOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source.", show_default=False)
+]
+
+
+def check(
+    source: Source,
+    options: SourceOptions = None,
+    kind: Kind = None,
+    split: SplitOption = None,
+    most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
+) -> None:
+    """Read every row and decode every picture; name what cannot be used.
+
+    The exit code is 1 if anything cannot.
+
+    \b
+      evle data check FOLDER
+      evle data check FOLDER --kind vqa --most 1000
+      evle data check karpathy path=COCO --split val
+    """
+    from evle.data.formats.table_files import kind_of_table
+    from evle.inspection.folder_check import check_folder
+    from evle.inspection.sample_check import check_samples
+
+    told = _progress if sys.stderr.isatty() else None
+    if _is_source(source, options) or options or split is not None or not _is_plain_folder(source, kind):
+        found: Any = check_samples(_samples(source, options, kind, split), progress=told)
+    else:
+        found = check_folder(source, kind or kind_of_table(Path(source)), progress=told)
+    print("\n".join(found.lines(most)))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def show(
+    source: Source,
+    options: SourceOptions = None,
+    kind: Kind = None,
+    split: SplitOption = None,
+    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 24,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write; look by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a page of samples, pictures with their words.
+
+    \b
+      evle data show FOLDER --split val -o look
+      evle data show scenes --kind vqa size=128
+    """
+    from evle.inspection import showing
+
+    folder = output or Path("look")
+    title = source if kind is None else f"{source}: {kind}"
+    print(f"page: {showing.show(_samples(source, options, kind, split), num, title).write(folder)}")
+
+
+def stats(source: Source, options: SourceOptions = None, kind: Kind = None, split: SplitOption = None) -> None:
+    """Count what the data holds: texts, answers, tags, and types.
+
+    \b
+      evle data stats FOLDER --split train
+      evle data stats scenes --kind vqa count=5000
+    """
+    from evle.inspection import showing
+
+    samples = _samples(source, options, kind, split)
+    print("\n".join(showing.count(samples)))
+
+
+def answers(
+    source: Source,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The list: JSON, or .txt of one a line.", show_default=False)
+    ],
+    options: SourceOptions = None,
+    split: SplitOption = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Questions that must have an answer as their main one.")] = 9,
+) -> None:
+    """Write the list of answers that a VQA model shall know, the most frequent first.
+
+    They are written as the official evaluator normalises them.
+
+    \b
+      evle data answers FOLDER --split train -o answers.json --min-count 2
+      evle data answers vqav2 path=FOLDER split=trainval -o answers.json
+      evle finetune my-vqa.yaml task.answers=answers.json
+    """
+    from evle.tasks.answers import write_answers
+
+    print(write_answers(_samples(source, options, "vqa", split), output, min_count))
+
+
+def shards(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the shards.", show_default=False)],
+    options: SourceOptions = None,
+    kind: Kind = None,
+    split: SplitOption = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check pictures.")] = 4,
+) -> None:
+    """Pack samples into webdataset shards.
+
+    Repeat the command to go on after an interruption.
+
+    \b
+      evle data shards FOLDER --split train -o SHARDS/train
+      evle data shards scenes --kind vqa count=100000 -o SHARDS
+      evle data stats shards path=SHARDS/train
+    """
+    from evle.data.custom.packing import pack
+
+    samples = _samples(source, options, kind, split)
+    told = _progress if sys.stderr.isatty() else None
+    done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=told)
+    left_out = list(getattr(samples, "skipped", ()))
+    print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
+
+
+def _samples(source: str, options: list[str] | None, kind: str | None, split: str | None) -> Any:
+    from evle.config import apply_overrides
+    from evle.data.formats.table_files import kind_of_table
+    from evle.data.sources import SOURCES, read_source, source_of
+    from evle.errors import ConfigError, nearest
+
+    named: dict[str, Any] = {name: value for name, value in (("task", kind), ("split", split)) if value is not None}
+    if not _is_source(source, options):
+        if not Path(source).exists():
+            raise ConfigError(f"{source!r} is neither a folder nor a source; {nearest(source, SOURCES)}")
+        named["path"], source = source, source_of(source)
+        if source == "folder":
+            named.setdefault("task", kind_of_table(Path(named["path"])))
+    return read_source(source, apply_overrides(named, options or []))
+
+
+def _is_plain_folder(path: str, kind: str | None) -> bool:
+    """Whether pictures lie in a folder as files, whose table (if any) is read row by row."""
+    from evle.data.custom.folder import holds_pictures
+    from evle.data.formats.table_files import kind_of_table
+    from evle.data.sources import source_of
+    from evle.errors import DataError
+
+    if not Path(path).exists() or source_of(path) != "folder":
+        return False
+    try:
+        return not holds_pictures(path, kind or kind_of_table(Path(path)))
+    except DataError:
+        return True  # no table: the pictures alone are checked
+
+
+def _is_source(name: str, options: list[str] | None) -> bool:
+    """Whether `name` is a source's; a folder of that name wins, unless the options give another path."""
+    from evle.data.sources import SOURCES
+
+    has_path = any(option.startswith("path=") for option in options or [])
+    return name in SOURCES and (has_path or not Path(name).is_dir())
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+
+
+VERBS = (check, show, stats, answers, shards)

@@ -1,0 +1,348 @@
+"""Captions of published corpora, from their official files: Karpathy's splits of COCO and Flickr30K, COCO's own
+annotations, and the JSON lists that X-VLM and EVE fine-tune from.
+
+One sample is one picture with all its captions, or with `pairs` one caption, as published training lists have it.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evle.data.corpora.official import (
+    NAMED,
+    LeftOut,
+    combined,
+    field,
+    find_file,
+    listed,
+    probe_pictures,
+    refuse_duplicates,
+    require_folder,
+    require_task,
+    text_of,
+    wanted_splits,
+    whole_number,
+)
+from evle.data.exclusion import Exclusion, read_exclusion
+from evle.data.formats.json_arrays import JsonArrays
+from evle.data.formats.rows import Row, Rows, table_of
+from evle.data.samples import SPLITS, CaptionSample
+from evle.errors import DataError
+
+KARPATHY_FILES = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
+KARPATHY_COUNTS = {
+    "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
+    "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+}
+"""Pictures of each split as published, restval counted as train."""
+FLICKR_FOLDER = "flickr30k-images"
+
+_SCHEMA = pa.schema(
+    [("image", pa.large_string()), ("captions", pa.large_list(pa.large_string())), ("number", pa.int32())]
+)
+
+
+def karpathy(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | Sequence[str] | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    pairs: bool = False,
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+) -> Rows:
+    """Karpathy's splits of COCO (`dataset_coco.json`) or Flickr30K (`dataset_flickr30k.json`).
+
+    `path` is the JSON or its folder. Pictures lie below `images` (by default the JSON's folder): COCO's in train2014
+    and val2014, Flickr30K's in flickr30k-images. `split`: train (with restval), val, test, several of them, or None
+    for all. A picture's captions share its file name as `match_id`. `pairs` makes a sample of each caption; `exclude`
+    names images to leave out (see `read_exclusion`).
+
+    `describe()` notes a number of pictures that differs from the published one. Raises ConfigError for options that
+    cannot work, DataError for files that are missing or of another form.
+    """
+    require_task("karpathy", task)
+    wanted = wanted_splits("karpathy", split, SPLITS)
+    file = find_file(path, KARPATHY_FILES.values(), "Karpathy's JSON")
+    excluded = read_exclusion(exclude)
+    arrays = JsonArrays(file, ["images"])
+    seen: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    table = table_of(_karpathy_rows(arrays, file, wanted, excluded, seen, left_out), _SCHEMA)
+    root = Path(images) if images is not None else file.parent
+    known = next((name for name, usual in KARPATHY_FILES.items() if usual == file.name), "")
+    published = KARPATHY_COUNTS.get(known, {})
+    notes = [
+        f"{seen[name]:,} pictures of {name}, where {published[name]:,} were published"
+        for name in wanted
+        if name in published and seen[name] != published[name]
+    ]
+    facts = {"source": "karpathy", "file": str(file), "split": ", ".join(wanted)}
+    facts |= excluded.facts(left_out["excluded"]) | ({"note": "; ".join(notes)} if notes else {})
+    print_ = combined(arrays.fingerprint, excluded.fingerprint, wanted, pairs)
+    return _captions(table, root, file, facts, print_, pairs, left_out)
+
+
+def _karpathy_rows(
+    arrays: JsonArrays,
+    file: Path,
+    wanted: Sequence[str],
+    excluded: Exclusion,
+    seen: Counter[str],
+    left_out: Counter[str],
+) -> Iterator[Row]:
+    """Rows of the wanted splits; counts pictures of each split and those left out."""
+    for number, element in enumerate(arrays):
+        where = f"{file}: image {number}"
+        record = element.value
+        split = field(record, "split", where)
+        split = "train" if split == "restval" else split
+        if split not in SPLITS:
+            raise DataError(f"{where}: split {split!r} is none of train, restval, val, test; take the official file")
+        seen[split] += 1
+        if split not in wanted:
+            continue
+        name = str(field(record, "filename", where))
+        if excluded and excluded.holds(name, coco_id=record.get("cocoid")):
+            left_out["excluded"] += 1
+            continue
+        captions = _texts((field(each, "raw", where) for each in listed(record, "sentences", where)), where)
+        folder = record.get("filepath") or (FLICKR_FOLDER if "flickr30k" in file.name else "")
+        yield {"image": f"{folder}/{name}" if folder else name, "captions": captions, "number": -1}
+
+
+def coco_captions(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | Sequence[str] | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    year: int = 2014,
+    pairs: bool = False,
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+) -> Rows:
+    """COCO's own captions: `annotations/captions_{train,val}2014.json` below `path`, pictures in train2014 and val2014
+    below `images` (by default `path`).
+
+    `split` is train, val, both, or None for both; `year` 2017 reads the files of that year. For pre-training, name
+    Karpathy's JSON as `exclude`: his val and test images come from COCO's val. `pairs` makes a sample of each caption.
+    Captions of images that the file does not hold are named in `.skipped`.
+
+    Raises ConfigError and DataError as `karpathy` does, also for ids that stand twice.
+    """
+    require_task("coco-captions", task)
+    wanted = wanted_splits("coco-captions", split, ("train", "val"))
+    base = Path(path) / "annotations" if (Path(path) / "annotations").is_dir() else Path(path)
+    files = [find_file(base, [f"captions_{each}{year}.json"], "COCO's annotations") for each in wanted]
+    excluded = read_exclusion(exclude)
+    left_out: Counter[str] = Counter()
+    skipped = LeftOut()
+    tables, prints = [], []
+    for each, file in zip(wanted, files, strict=True):
+        table, print_ = _coco_table(file, f"{each}{year}", excluded, left_out, skipped)
+        tables.append(table)
+        prints.append(print_)
+    root = Path(images) if images is not None else Path(path)
+    facts = {"source": "coco-captions", "file": ", ".join(map(str, files)), "split": ", ".join(wanted)}
+    facts |= excluded.facts(left_out["excluded"])
+    print_ = combined(prints, excluded.fingerprint, wanted, pairs)
+    return _captions(pa.concat_tables(tables), root, files[0], facts, print_, pairs, left_out, skipped)
+
+
+def _coco_table(
+    file: Path, folder: str, excluded: Exclusion, left_out: Counter[str], skipped: LeftOut
+) -> tuple[pa.Table, str]:
+    """The rows of one official file, and the file's fingerprint."""
+    arrays = JsonArrays(file, ["images", "annotations"])
+    pictures: dict[str, list[Any]] = {"id": [], "image": []}
+    out: set[int] = set()
+
+    def captions() -> Iterator[Row]:
+        for number, (array, _, _, record) in enumerate(arrays):
+            where = f"{file}: {array} {number}"
+            if array == "images":
+                name, image_id = str(field(record, "file_name", where)), whole_number(record, "id", where)
+                if excluded and excluded.holds(name, coco_id=image_id):
+                    out.add(image_id)
+                pictures["id"].append(image_id)
+                pictures["image"].append(f"{folder}/{name}")
+            else:
+                yield {
+                    "image_id": whole_number(record, "image_id", where),
+                    "id": whole_number(record, "id", where),
+                    "caption": text_of(field(record, "caption", where), where),
+                }
+
+    schema = pa.schema([("image_id", pa.int64()), ("id", pa.int64()), ("caption", pa.large_string())])
+    annotations = table_of(captions(), schema)
+    refuse_duplicates(pictures["id"], file, "image id")
+    refuse_duplicates(annotations.column("id").to_numpy(), file, "annotation id")
+    known = pc.is_in(annotations.column("image_id"), value_set=pa.array(pictures["id"], pa.int64()))
+    orphans = annotations.filter(pc.invert(known))
+    lines = (
+        f"{file}: caption {row['id']} is of image {row['image_id']}, which the file does not hold"
+        for row in orphans.slice(0, NAMED).to_pylist()
+    )
+    skipped.add(file, "captions of images that the file does not hold", lines, len(orphans))
+    grouped = annotations.group_by("image_id", use_threads=False).aggregate([("caption", "list")])
+    places = pc.index_in(pa.array(pictures["id"], pa.int64()), value_set=grouped.column("image_id"))
+    texts = grouped.column("caption_list").take(places)
+    left_out["excluded"] += len(out)
+    rows = (
+        {"image": name, "captions": _texts(each.as_py() or [], name), "number": -1}
+        for image_id, name, each in zip(pictures["id"], pictures["image"], texts)
+        if image_id not in out
+    )
+    return table_of(rows, _SCHEMA), arrays.fingerprint
+
+
+def xvlm(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | None = None,
+    *,
+    files: str | Sequence[str] | None = None,
+    images: str | os.PathLike | None = None,
+    pairs: bool = False,
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+) -> Rows:
+    """The retrieval lists that X-VLM, ALBEF and EVE fine-tune from: `[{"image", "caption", "image_id"}]` for training,
+    `[{"image", "caption": [...]}]` for val and test.
+
+    `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
+    `split` (such as coco_train.json for train) is read. Entries of one picture become one sample, or with `pairs` one
+    for each caption. Pictures lie relative to `images`, by default the JSON's folder.
+
+    Raises ConfigError and DataError as `karpathy` does.
+    """
+    require_task("xvlm", task)
+    excluded = read_exclusion(exclude)
+    found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
+    left_out: Counter[str] = Counter()
+    prints: list[str] = []
+    schema = pa.schema([("image", pa.large_string()), ("caption", pa.large_string())])
+    entries = table_of(_xvlm_rows(found, excluded, left_out, prints), schema)
+    grouped = entries.group_by("image", use_threads=False).aggregate([("caption", "list")])
+    rows = (
+        {"image": image.as_py(), "captions": _texts(captions.as_py(), image.as_py()), "number": -1}
+        for image, captions in zip(grouped.column("image"), grouped.column("caption_list"))
+    )
+    root = Path(images) if images is not None else found[0].parent
+    facts = {"source": "xvlm", "file": ", ".join(map(str, found)), **excluded.facts(left_out["excluded"])}
+    print_ = combined(prints, excluded.fingerprint, pairs)
+    return _captions(table_of(rows, _SCHEMA), root, found[0], facts, print_, pairs, left_out)
+
+
+def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
+    """The lists that `files` names in `path`, else the one whose name ends in `split`. Raises DataError."""
+    if files is not None:
+        return [find_file(path / name, [], "X-VLM's JSON") for name in files]
+    if path.is_file():
+        return [path]
+    there = sorted(file.name for file in path.glob("*.json"))
+    names = [name for name in there if name.endswith(f"{split or ''}.json")]
+    if path.is_dir() and len(names) != 1:
+        what = f"{len(names)} lists" if names else "no list"
+        raise DataError(
+            f"{path}: {what} *{split or ''}.json there, of {', '.join(there) or 'no JSON at all'}; name those to read "
+            "with files=[...]"
+        )
+    return [find_file(path, names, "X-VLM's JSON")]
+
+
+def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str], prints: list[str]) -> Iterator[Row]:
+    """An entry for each caption; counts the pictures left out."""
+    out: set[str] = set()
+    for file in files:
+        arrays = JsonArrays(file)
+        for number, element in enumerate(arrays):
+            where = f"{file}: entry {number}"
+            image = str(field(element.value, "image", where))
+            if excluded and excluded.holds(image):
+                out.add(image)
+                continue
+            captions = field(element.value, "caption", where)
+            for caption in captions if isinstance(captions, list) else [captions]:
+                yield {"image": image, "caption": text_of(caption, where)}
+        prints.append(arrays.fingerprint)
+    left_out["excluded"] += len(out)
+
+
+def _captions(
+    table: pa.Table,
+    root: Path,
+    file: Path,
+    facts: dict[str, Any],
+    fingerprint: str,
+    pairs: bool,
+    left_out: Counter[str],
+    skipped: LeftOut | None = None,
+) -> Rows:
+    """The samples of a table of pictures with captions, once it is sure that the pictures are there."""
+    skipped = skipped or LeftOut()
+    lengths = pc.list_value_length(table.column("captions"))
+    silent = table.filter(pc.equal(lengths, 0)).column("image").to_pylist()
+    skipped.add(file, "pictures without a caption", (f"{file}: no caption for {name}" for name in silent), len(silent))
+    table = table.filter(pc.greater(lengths, 0))
+    if not table.num_rows:
+        why = f"; {left_out['excluded']:,} were excluded" if left_out["excluded"] else ""
+        raise DataError(f"{file}: no picture with a caption in split {facts.get('split', 'asked for')}{why}")
+    refuse_duplicates(table.column("image").to_numpy(zero_copy_only=False), file, "picture")
+    facts["pictures"] = table.num_rows
+    facts["captions"] = pc.sum(pc.list_value_length(table.column("captions"))).as_py()
+    make = partial(_sample, root=_picture_root(table, root, file))
+    rows = Rows(
+        _one_caption_each(table) if pairs else table,
+        make,
+        fingerprint=fingerprint,
+        facts=facts,
+        skipped=skipped.lines,
+        num_skipped=skipped.count,
+    )
+    probe_pictures(rows, file)
+    return rows
+
+
+def _picture_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
+    """Where the pictures of each folder that the table names lie: below `root`, or in `root` itself."""
+    require_folder(root, f"the pictures of {file.name}")
+    firsts: dict[str, str] = {}
+    for name in table.column("image").to_pylist():
+        folder, _, base = name.rpartition("/")
+        firsts.setdefault(folder, base)
+    roots = {}
+    for folder, base in firsts.items():
+        flat = folder and not (root / folder).is_dir() and (root / base).is_file()
+        if not flat:
+            require_folder(root / folder, f"the pictures of {file.name}")
+        roots[folder] = str(root if flat else root / folder)
+    return roots
+
+
+def _one_caption_each(table: pa.Table) -> pa.Table:
+    """A row for each caption of each row."""
+    captions = table.column("captions").combine_chunks()
+    parents = pc.list_parent_indices(captions)
+    texts = pc.list_flatten(captions)
+    offsets = captions.offsets.to_numpy()
+    numbers = pa.array(range(len(texts)), pa.int64()).to_numpy() - offsets[parents.to_numpy()]
+    single = pa.LargeListArray.from_arrays(pa.array(range(len(texts) + 1), pa.int64()), texts)
+    return pa.Table.from_arrays(
+        [table.column("image").take(parents), single, pa.array(numbers, pa.int32())], schema=_SCHEMA
+    )
+
+
+def _texts(captions: Iterable[Any], where: str) -> list[str]:
+    return [text for text in (text_of(each, where) for each in captions) if text]
+
+
+def _sample(row: Row, root: dict[str, str]) -> CaptionSample:
+    folder, _, base = row["image"].rpartition("/")
+    key = row["image"] if row["number"] < 0 else f"{row['image']}#{row['number']}"
+    return CaptionSample(key, os.path.join(root[folder], base), tuple(row["captions"]), match_id=row["image"])

@@ -1,0 +1,187 @@
+"""VCR (Zellers et al., 2019; visualcommonsense.com) from its official files.
+
+val.jsonl                                        {"annot_id", "objects": ["person", ...], "img_fn", "metadata_fn",
+                                                 "question": ["What", "is", [0], "doing", "?"], "answer_choices",
+                                                 "answer_label", "rationale_choices", "rationale_label"}, one a line
+vcr1images/lsmdc_.../x.jpg                       the picture, and beside it its metadata
+vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, score]], "names", "width", "height"}
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from evle.data.corpora.official import (
+    LeftOut,
+    combined,
+    field,
+    find_file,
+    probe_pictures,
+    refuse_duplicates,
+    require_folder,
+    require_task,
+)
+from evle.data.formats.json_arrays import read_element
+from evle.data.formats.json_lines import JsonLines
+from evle.data.formats.rows import Row, Rows, table_of
+from evle.data.samples import SPLITS, Box, Tagged, VCRSample
+from evle.errors import ConfigError, DataError, SampleError, nearest
+
+IMAGES = "vcr1images"
+CHOICES = 4
+FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices")
+"""What every record has; those of train and val have labels, too."""
+_CHOSEN = ("answer_choices", "rationale_choices")
+
+_SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("length", pa.int64())])
+
+
+def vcr(
+    path: str | os.PathLike,
+    task: str = "vcr",
+    split: str | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+) -> Rows:
+    """The questions of VCR as VCRSamples; a sample's key is its annot_id.
+
+    `path` holds train.jsonl, val.jsonl and test.jsonl, or is one of them; pictures and their metadata lie below
+    `images`, by default vcr1images beside it. `split` (train for None) is train, val or test; test has no labels.
+    `objects` are all of a picture's boxes with their classes; how persons are called is the task's affair. A record is
+    read from its file when it is asked for; only its place is held.
+
+    Questions whose metadata is not there are left out and named in `.skipped`. Raises ConfigError for options that
+    cannot work, DataError for files that are missing or of another form, and for ids that stand twice; SampleError,
+    when a sample is asked for, for metadata that does not fit it.
+    """
+    require_task("vcr", task, "vcr")
+    split = split or "train"
+    if split not in SPLITS:
+        raise ConfigError(f"vcr has no split {split!r}; {nearest(str(split), SPLITS)}")
+    base = Path(path)
+    file = find_file(base, [f"{split}.jsonl"], "VCR's questions")
+    root = Path(images) if images is not None else (base if base.is_dir() else base.parent) / IMAGES
+    require_folder(root, "VCR's pictures and their metadata")
+    lines = JsonLines(file)
+    skipped: list[str] = []
+    table = table_of(_rows(lines, file, split, root, skipped), _SCHEMA)
+    left_out = LeftOut()
+    left_out.add(file, "questions without metadata", skipped, len(skipped))
+    if not table.num_rows:
+        raise DataError(skipped[0] if skipped else f"{file}: holds no question; fetch it again")
+    refuse_duplicates(table.column("annot_id").to_numpy(zero_copy_only=False), file, "annot_id")
+    rows = Rows(
+        table,
+        partial(_sample, file=str(file), root=str(root)),
+        fingerprint=combined(lines.fingerprint, split),
+        facts={"source": "vcr", "file": str(file), "split": split},
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
+    )
+    probe_pictures(rows, file)
+    return rows
+
+
+def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[str]) -> Iterator[Row]:
+    """Where each question stands whose metadata is there; the folders are listed, not each file asked for."""
+    there: dict[str, set[str]] = {}
+    for line in lines:
+        where, record = f"{file}:{line.number}", line.value
+        annot_id = str(field(record, "annot_id", where))
+        for name in FIELDS:
+            field(record, name, where)
+        if split != "test":
+            for name in ("answer_label", "rationale_label"):
+                field(record, name, where)
+        folder, _, name = str(field(record, "metadata_fn", where)).rpartition("/")
+        if folder not in there:
+            there[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
+        if name in there[folder]:
+            yield {"annot_id": annot_id, "offset": line.offset, "length": line.length}
+        else:
+            skipped.append(f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's pictures with it")
+
+
+def _sample(row: Row, file: str, root: str) -> VCRSample:
+    return vcr_sample(read_element(file, row["offset"], row["length"]), root)
+
+
+def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
+    """A record of VCR's annotations as a sample, its picture and metadata below `root`.
+
+    Raises SampleError for a record that lacks a field, and for metadata that is not there or does not fit it.
+    """
+    if lacking := [name for name in FIELDS if name not in record]:
+        key = record.get("annot_id", "a record of VCR")
+        raise SampleError(f"{key}: it has no {', '.join(lacking)}; give a line of VCR's .jsonl files")
+    for name in ("objects", "question", *_CHOSEN):
+        if not isinstance(record[name], list | tuple):
+            given = str(record[name])[:40]
+            raise SampleError(f"{record['annot_id']}: its {name} must be a list, not {given!r}; take the official file")
+    objects = _objects(record, os.path.join(root, record["metadata_fn"]))
+    choices = {name: [_tagged(text, record, len(objects)) for text in record[name]] for name in _CHOSEN}
+    for name, texts in choices.items():
+        if len(texts) != CHOICES:
+            raise SampleError(f"{record['annot_id']}: {len(texts)} {name} instead of {CHOICES}; take the official file")
+    return VCRSample(
+        key=str(record["annot_id"]),
+        image=os.path.join(root, record["img_fn"]),
+        objects=objects,
+        question=_tagged(record["question"], record, len(objects)),
+        answer_choices=tuple(choices["answer_choices"]),
+        rationale_choices=tuple(choices["rationale_choices"]),
+        answer_label=_label(record, "answer_label"),
+        rationale_label=_label(record, "rationale_label"),
+    )
+
+
+def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
+    try:
+        boxes = json.loads(Path(metadata).read_bytes())["boxes"]
+        corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2, *_ in boxes]
+    except FileNotFoundError:
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's pictures again, or name the folder of "
+            "its lsmdc_... folders"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: no metadata with boxes [x1, y1, x2, y2, score] "
+            f"({type(error).__name__}: {error}); unpack VCR's pictures again"
+        ) from None
+    if len(corners) != len(record["objects"]):
+        raise SampleError(
+            f"{record['annot_id']}: {len(record['objects'])} objects, but {metadata} has {len(corners)} boxes"
+        )
+    return tuple(
+        Box(x1, y1, x2 - x1, y2 - y1, label=str(label))
+        for (x1, y1, x2, y2), label in zip(corners, record["objects"], strict=True)
+    )
+
+
+def _tagged(parts: Any, record: Mapping[str, Any], num_objects: int) -> Tagged:
+    """A text of words and lists of objects, which must exist."""
+    found: list[str | tuple[int, ...]] = []
+    for part in parts:
+        if isinstance(part, list | tuple):
+            for number in part:
+                if not (isinstance(number, int) and 0 <= number < num_objects):
+                    raise SampleError(
+                        f"{record['annot_id']}: a text names object {number} of {num_objects}; take the official file"
+                    )
+            found.append(tuple(part))
+        else:
+            found.append(str(part))
+    return tuple(found)
+
+
+def _label(record: Mapping[str, Any], name: str) -> int | None:
+    label = record.get(name)
+    if label is not None and label not in range(CHOICES):
+        raise SampleError(f"{record['annot_id']}: {name} {label!r} is not one of 0 to {CHOICES - 1}")
+    return label

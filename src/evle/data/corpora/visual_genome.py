@@ -1,0 +1,254 @@
+"""Visual Genome (Krishna et al., 2017): pictures with some fifty described regions and thirty named objects each.
+
+    region_descriptions.json   [{"id", "regions": [{"image_id", "phrase", "x", "y", "width", "height"}]}]
+    objects.json               [{"image_id", "objects": [{"names": [...], "x", "y", "w", "h", "object_id"}]}]
+    image_data.json            [{"image_id", "coco_id", "flickr_id"}]     to leave out images of downstream tasks
+    VG_100K/, VG_100K_2/       pictures, named by image_id
+
+The annotations are over a gigabyte: they are read through once, then a picture's own two records when it is asked for.
+"""
+
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from evle.data.corpora.official import (
+    PROBES,
+    combined,
+    field,
+    find_file,
+    held_out_split,
+    in_split,
+    listed,
+    probe_pictures,
+    refuse_duplicates,
+    require_folder,
+    require_task,
+    text_of,
+    whole_number,
+)
+from evle.data.exclusion import GENOME_FILE, Exclusion, excluded_genome_ids, read_exclusion
+from evle.data.formats.json_arrays import JsonArrays, read_element
+from evle.data.formats.rows import Row, Rows
+from evle.data.samples import Box, CaptionSample
+from evle.errors import DataError, SampleError
+
+FOLDERS = ("VG_100K", "VG_100K_2")
+WHAT = "the unpacked files of Visual Genome"
+
+
+def visual_genome(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    objects: bool = True,
+    pairs: bool = False,
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    val_share: float = 0.0,
+) -> Rows:
+    """Visual Genome's pictures with their regions' phrases as captions.
+
+    A sample has a box with `phrase` for each region and, unless `objects` is false, a box with `label` for each object
+    that has a name. Pictures lie in VG_100K and VG_100K_2 below `images` (by default `path`), or all in `images`.
+    `pairs` makes a sample of each region, with its own box and all the objects. `exclude` (see `read_exclusion`) leaves
+    out images by their numbers in COCO and on Flickr. The corpus has no splits: `val_share` holds out that share of
+    pictures, chosen by a hash of their numbers, for the split val.
+
+    Raises ConfigError for options that cannot work, DataError for files that are missing or of another form.
+    """
+    require_task("visual-genome", task)
+    split = held_out_split("visual-genome", split, val_share)
+    base = Path(path)
+    regions_file = find_file(base, ["region_descriptions.json"], WHAT)
+    objects_file = find_file(base, ["objects.json"], WHAT) if objects else None
+    excluded = read_exclusion(exclude)
+    regions = _Index.read(regions_file, "regions")
+    boxes = _Index.read(objects_file, "objects") if objects_file is not None else None
+    out, image_data_print = _excluded_ids(base, excluded)
+
+    places = np.flatnonzero(regions.counts)
+    without_phrase = len(regions.ids) - len(places)
+    places = places[~np.isin(regions.ids[places], out)]
+    if val_share:
+        places = np.array([i for i in places if in_split(str(regions.ids[i]), split, val_share)], np.int64)
+    if not len(places):
+        raise DataError(f"{regions.file}: no picture is left in split {split!r}; check val_share and exclude")
+    root = Path(images) if images is not None else base if base.is_dir() else base.parent
+    require_folder(root, "VG_100K and VG_100K_2")
+    folders = tuple(name for name in FOLDERS if (root / name).is_dir()) or ("",)
+    reader = _Reader(regions, boxes, tuple(os.path.join(root, name) for name in folders))
+
+    counts = regions.counts[places]
+    facts: dict[str, Any] = {"source": "visual-genome", "file": str(regions.file), "split": split}
+    facts |= excluded.facts(int(np.isin(regions.ids, out).sum()))
+    facts |= {"pictures": len(places), "regions": int(counts.sum())}
+    if boxes is not None:
+        facts["objects"] = int(boxes.counts[np.isin(boxes.ids, regions.ids[places])].sum())
+    if without_phrase:
+        facts["pictures without a phrase"] = without_phrase
+    if pairs:
+        numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(places, counts)
+    else:
+        numbers = np.full(len(places), -1)
+    rows = Rows(
+        pa.table({"place": pa.array(places, pa.int32()), "number": pa.array(numbers, pa.int32())}),
+        reader,
+        fingerprint=combined(
+            regions.fingerprint,
+            boxes.fingerprint if boxes else "",
+            image_data_print,
+            excluded.fingerprint,
+            (split, val_share, pairs),
+        ),
+        facts=facts,
+    )
+    probe_pictures(rows, regions.file)
+    if len(folders) == 1 and folders != ("",):
+        _refuse_half(rows, root, folders[0])
+    return rows
+
+
+def _refuse_half(rows: Rows, root: Path, there: str) -> None:
+    """Raise DataError where one of the two folders of pictures was not unpacked, unless the other holds them all."""
+    for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int):
+        with suppress(SampleError):  # what is wrong with one sample is told when it is read
+            image = str(rows[int(place)].image)
+            if not os.path.exists(image):
+                missing = next(name for name in FOLDERS if name != there)
+                raise DataError(
+                    f"{root / missing}: no such folder, and {os.path.basename(image)} is not in {there}; unpack the "
+                    f"other half of the pictures there, or all of them into {there}"
+                )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each picture's record stands in a file, and how much of use it holds."""
+
+    file: Path
+    ids: np.ndarray  # (N,) int64
+    offsets: np.ndarray  # (N,) int64, in bytes
+    lengths: np.ndarray  # (N,) int32
+    counts: np.ndarray  # (N,) int32, of phrases or named objects
+    fingerprint: str
+
+    @classmethod
+    def read(cls, file: Path, member: str) -> "_Index":
+        """Read through a file whose records hold a list `member`, "regions" or "objects"."""
+        ids, offsets, lengths, counts = array("q"), array("q"), array("i"), array("i")
+        arrays = JsonArrays(file)
+        count = _count_phrases if member == "regions" else _count_names
+        for number, element in enumerate(arrays):
+            where = f"{file}: record {number}"
+            record = element.value
+            found = listed(record, member, where)
+            ids.append(_image_id(record, where))
+            offsets.append(element.offset)
+            lengths.append(element.length)
+            counts.append(count(found, where))
+        refuse_duplicates(np.frombuffer(ids, np.int64), file, "image id")
+        return cls(file, np.array(ids), np.array(offsets), np.array(lengths), np.array(counts), arrays.fingerprint)
+
+    def record(self, place: int) -> Any:
+        return read_element(self.file, int(self.offsets[place]), int(self.lengths[place]))
+
+
+class _Reader:
+    """Makes the sample of a row: a picture's place in the index, and the number of its phrase, or -1 for all."""
+
+    def __init__(self, regions: _Index, objects: _Index | None, folders: tuple[str, ...]):
+        self.regions, self.objects, self.folders = regions, objects, folders
+        if objects is not None:  # where each id stands among the objects
+            self._order = np.argsort(objects.ids, kind="stable").astype(np.int32)
+            self._sorted = objects.ids[self._order]
+
+    def __call__(self, row: Row) -> CaptionSample:
+        place, number = row["place"], row["number"]
+        image_id = int(self.regions.ids[place])
+        phrases = list(_region_boxes(self.regions.record(place)["regions"], f"image {image_id}"))
+        if number >= 0:
+            phrases = [phrases[number]]
+        name = f"{image_id}.jpg"
+        paths = [os.path.join(folder, name) for folder in self.folders]
+        key = f"visual-genome/{image_id}"
+        return CaptionSample(
+            key=key if number < 0 else f"{key}#{number}",
+            image=next((each for each in paths[:-1] if os.path.exists(each)), paths[-1]),
+            captions=tuple(box.phrase for box in phrases),
+            boxes=(*phrases, *self._objects(image_id)),
+            match_id=key,
+        )
+
+    def _objects(self, image_id: int) -> Iterable[Box]:
+        if self.objects is None:
+            return ()
+        found = int(np.searchsorted(self._sorted, image_id))
+        if found == len(self._sorted) or self._sorted[found] != image_id:
+            return ()
+        return _object_boxes(self.objects.record(int(self._order[found]))["objects"], f"image {image_id}")
+
+
+def _count_phrases(regions: Sequence[Any], where: str) -> int:
+    """How many boxes `_region_boxes` makes."""
+    try:
+        return sum(1 for region in regions if region["phrase"].strip())
+    except (KeyError, TypeError, AttributeError):
+        return sum(1 for _ in _region_boxes(regions, where))  # says what is wrong
+
+
+def _count_names(objects: Sequence[Any], where: str) -> int:
+    """How many boxes `_object_boxes` makes."""
+    try:
+        return sum(1 for each in objects if each["names"] and each["names"][0].strip())
+    except (KeyError, TypeError, AttributeError):
+        return sum(1 for _ in _object_boxes(objects, where))
+
+
+def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
+    """A box for each region with a phrase."""
+    for region in regions:
+        if phrase := " ".join(text_of(field(region, "phrase", where), where).split()):
+            x, y, width, height = _numbers(region, ("x", "y", "width", "height"), where)
+            yield Box(x, y, width, height, phrase=phrase)
+
+
+def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
+    """A box for each object with a name; of several names the first."""
+    for each in objects:
+        names = field(each, "names", where)
+        if names and (label := " ".join(text_of(names[0], where).lower().split())):
+            x, y, width, height = _numbers(each, ("x", "y", "w", "h"), where)
+            yield Box(x, y, width, height, label=label)
+
+
+def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:
+    values = [record.get(name) for name in names]
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise SampleError(
+            f"{where}: the box {dict(zip(names, values))} must be four numbers; take the official file anew"
+        )
+    return values
+
+
+def _excluded_ids(base: Path, excluded: Exclusion) -> tuple[np.ndarray, str]:
+    """The image ids to leave out, and the fingerprint of the file that tells them."""
+    if not excluded:
+        return np.zeros(0, np.int64), ""
+    folder = base if base.is_dir() else base.parent
+    file = find_file(folder, [GENOME_FILE], "Visual Genome's image_data.json, which names COCO's numbers,")
+    out, fingerprint = excluded_genome_ids(file, excluded)
+    return np.array(out, np.int64), fingerprint
+
+
+def _image_id(record: Any, where: str) -> int:
+    return whole_number(record, "image_id" if "image_id" in record else "id", where)

@@ -1,0 +1,213 @@
+"""VQAv2 (Goyal et al., 2017; visualqa.org) from its official files.
+
+v2_OpenEnded_mscoco_train2014_questions.json     {"questions": [{"image_id", "question", "question_id"}]}
+v2_mscoco_train2014_annotations.json             {"annotations": [{"question_id", "image_id", "question_type",
+                                                 "answer_type", "multiple_choice_answer", "answers": [{"answer"}]}]}
+train2014/COCO_train2014_000000000009.jpg
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evle.data.corpora.official import (
+    LeftOut,
+    combined,
+    field,
+    find_file,
+    listed,
+    probe_pictures,
+    refuse_duplicates,
+    require_folder,
+    require_task,
+    whole_number,
+)
+from evle.data.formats.json_arrays import JsonArrays
+from evle.data.formats.rows import Row, Rows, table_of
+from evle.data.samples import VQASample
+from evle.errors import ConfigError, DataError, nearest
+
+PARTS = {
+    "train": ("train2014",),
+    "val": ("val2014",),
+    "trainval": ("train2014", "val2014"),
+    "trainval-minus-held-out": ("train2014", "val2014"),
+    "val-held-out": ("val2014",),
+    "test": ("test2015",),
+    "test-dev": ("test-dev2015",),
+}
+"""The official files that each split reads."""
+
+SUBFOLDERS = ("", "questions/", "annotations/", "Questions/", "Annotations/")
+
+_QUESTIONS = pa.schema([("question_id", pa.int64()), ("image_id", pa.int64()), ("question", pa.large_string())])
+_ANSWERS = pa.schema(
+    [
+        ("question_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("answers", pa.large_list(pa.large_string())),
+        ("answer_type", pa.large_string()),
+        ("question_type", pa.large_string()),
+    ]
+)
+
+
+def vqav2(
+    path: str | os.PathLike,
+    task: str = "vqa",
+    split: str | None = None,
+    *,
+    images: str | os.PathLike | None = None,
+    held_out: int = 1000,
+) -> Rows:
+    """The questions of VQAv2 as VQASamples, with ten answers each, none in test and test-dev.
+
+    `path` holds the official JSON files, themselves or in `questions` and `annotations`; pictures lie in train2014,
+    val2014 and test2015 below `images` (by default `path`), or all in one folder. `split` (train for None) is train,
+    val, trainval, test, test-dev, or VLE's division: trainval-minus-held-out, and val-held-out with the last
+    `held_out` pictures of val. Which are the last is stated nowhere: those with the highest numbers, here.
+
+    A sample's key is its question_id. Of its answers, those that agree with the official multiple_choice_answer stand
+    first. Questions without an annotation are left out and named in `.skipped`. Raises ConfigError for options that
+    cannot work, DataError for files that are missing or of another form, and for ids that stand twice.
+    """
+    require_task("vqav2", task, "vqa")
+    split = split or "train"
+    if split not in PARTS:
+        raise ConfigError(f"vqav2 has no split {split!r}; {nearest(str(split), PARTS)}")
+    root, base = Path(images) if images is not None else Path(path), Path(path)
+    left_out = LeftOut()
+    prints: list[str] = []
+    files: list[Path] = []
+    folders: dict[str, str] = {}
+    tables = []
+    for part in PARTS[split]:
+        file = _find(base, f"v2_OpenEnded_mscoco_{part}_questions.json", "VQAv2's questions")
+        table = _part(base, file, part, prints, left_out)
+        if part == "val2014" and split.endswith("held-out"):
+            table = _divide(table, held_out, file, keep_last=split == "val-held-out")
+        pictures = part.replace("-dev", "")
+        folders[pictures] = str(_pictures(root, pictures))
+        tables.append(table.append_column("folder", pa.array([pictures] * len(table), pa.large_string())))
+        files.append(file)
+    whole = pa.concat_tables(tables)
+    if not whole.num_rows:
+        raise DataError(f"{files[0]}: no question in split {split!r}")
+    rows = Rows(
+        whole,
+        partial(_sample, folders=folders),
+        fingerprint=combined(prints, split, held_out),
+        facts={
+            "source": "vqav2",
+            "file": ", ".join(map(str, files)),
+            "split": split,
+            "pictures": pc.count_distinct(whole.column("image_id")).as_py(),
+        },
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
+    )
+    probe_pictures(rows, files[0])
+    return rows
+
+
+def main_answer_first(answers: list[str], main: str) -> list[str]:
+    """Annotators' answers, those equal to `main` before the others: their order tells which one wins a tie.
+
+    >>> main_answer_first(["red", "pink", "pink", "red"], "pink")
+    ['pink', 'pink', 'red', 'red']
+    """
+    return sorted(answers, key=lambda answer: answer != main)
+
+
+def _find(base: Path, name: str, what: str) -> Path:
+    return find_file(base, [folder + name for folder in SUBFOLDERS] if base.is_dir() else [name], what)
+
+
+def _pictures(root: Path, folder: str) -> Path:
+    """Where the pictures of one of COCO's folders lie: in it, or all together in `root`."""
+    if not (root / folder).is_dir() and next(root.glob(f"COCO_{folder}_*.jpg"), None) is not None:
+        return root
+    require_folder(root / folder, f"COCO's pictures {folder}")
+    return root / folder
+
+
+def _part(base: Path, file: Path, part: str, prints: list[str], left_out: LeftOut) -> pa.Table:
+    """The questions of one official file with their answers."""
+    arrays = JsonArrays(file, ["questions"])
+    questions = table_of(_questions(arrays, file), _QUESTIONS)
+    prints.append(arrays.fingerprint)
+    refuse_duplicates(questions.column("question_id").to_numpy(), file, "question_id")
+    if part.startswith("test"):
+        nothing = pa.nulls(len(questions), pa.large_string())
+        empty = pa.array([[]], pa.large_list(pa.large_string())).take(pa.array(np.zeros(len(questions), np.int64)))
+        questions = questions.append_column("answers", empty).append_column("answer_type", nothing)
+        return questions.append_column("question_type", nothing)
+    answers_file = _find(base, f"v2_mscoco_{part}_annotations.json", "VQAv2's annotations")
+    arrays = JsonArrays(answers_file, ["annotations"])
+    answers = table_of(_answers(arrays, answers_file), _ANSWERS)
+    prints.append(arrays.fingerprint)
+    refuse_duplicates(answers.column("question_id").to_numpy(), answers_file, "question_id")
+    places = pc.index_in(questions.column("question_id"), value_set=answers.column("question_id").combine_chunks())
+    missing = questions.filter(pc.is_null(places)).column("question_id").to_pylist()
+    lines = (f"{answers_file}: no annotation of question {number}" for number in missing)
+    left_out.add(answers_file, "questions without an annotation", lines, len(missing))
+    questions = questions.filter(pc.is_valid(places))
+    if not questions.num_rows:
+        raise DataError(f"{answers_file}: annotates none of the questions in {file}; take both of the same version")
+    answers = answers.take(pc.drop_null(places).combine_chunks())
+    others = pc.not_equal(questions.column("image_id"), answers.column("image_id"))
+    if pc.any(others).as_py():
+        number = questions.filter(others).column("question_id")[0].as_py()
+        raise DataError(f"{answers_file}: question {number} is of another picture than in {file}; take both anew")
+    for name in ("answers", "answer_type", "question_type"):
+        questions = questions.append_column(name, answers.column(name))
+    return questions
+
+
+def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
+    for number, element in enumerate(arrays):
+        where, record = f"{file}: question {number}", element.value
+        yield {
+            "question_id": whole_number(record, "question_id", where),
+            "image_id": whole_number(record, "image_id", where),
+            "question": str(field(record, "question", where)),
+        }
+
+
+def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
+    for number, element in enumerate(arrays):
+        where, record = f"{file}: annotation {number}", element.value
+        answers = [str(field(each, "answer", where)) for each in listed(record, "answers", where)]
+        yield {
+            "question_id": whole_number(record, "question_id", where),
+            "image_id": whole_number(record, "image_id", where),
+            "answers": main_answer_first(answers, str(record.get("multiple_choice_answer", ""))),
+            "answer_type": str(record.get("answer_type", "")),
+            "question_type": str(record.get("question_type", "")),
+        }
+
+
+def _divide(table: pa.Table, held_out: int, file: Path, keep_last: bool) -> pa.Table:
+    """The questions about the last `held_out` pictures, or those about all the others."""
+    numbers = np.unique(table.column("image_id").to_numpy())
+    if not 0 < held_out < len(numbers):
+        raise ConfigError(f"held_out={held_out} must be above 0 and below the {len(numbers):,} pictures of {file}")
+    last = pc.greater_equal(table.column("image_id"), int(numbers[-held_out]))
+    return table.filter(last if keep_last else pc.invert(last))
+
+
+def _sample(row: Row, folders: dict[str, str]) -> VQASample:
+    name = f"COCO_{row['folder']}_{row['image_id']:012}.jpg"
+    return VQASample(
+        key=str(row["question_id"]),
+        image=os.path.join(folders[row["folder"]], name),
+        question=row["question"],
+        answers=tuple(row["answers"]),
+        answer_type=row["answer_type"] or "",
+        question_type=row["question_type"] or "",
+    )

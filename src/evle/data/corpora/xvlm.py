@@ -1,0 +1,170 @@
+"""The JSON lists that X-VLM, ALBEF and EVE fine-tune from: captions, questions, and sentences about pairs of pictures.
+
+coco_train.json     [{"image", "caption", "image_id"}]                          see `captions.xvlm`
+vqa_train.json      [{"question_id", "question", "image", "answer": [10 texts], "dataset": "vqa" or "vg"}]
+nlvr_train.json     [{"sentence", "label": "True", "images": [left, right]}]
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from evle.data.corpora import captions
+from evle.data.corpora.captions import xvlm_files
+from evle.data.corpora.nlvr2 import label_of, probe_pairs
+from evle.data.corpora.official import combined, field, probe_pictures, refuse_duplicates, require_folder, text_of
+from evle.data.formats.json_arrays import JsonArrays
+from evle.data.formats.rows import Row, Rows, table_of
+from evle.data.samples import NLVR2Sample, VQASample
+from evle.errors import ConfigError, DataError, nearest
+
+_QUESTIONS = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("image", pa.large_string()),
+        ("question", pa.large_string()),
+        ("answers", pa.large_list(pa.large_string())),
+        ("of_genome", pa.bool_()),
+    ]
+)
+_PAIRS = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("left", pa.large_string()),
+        ("right", pa.large_string()),
+        ("sentence", pa.large_string()),
+        ("label", pa.bool_()),
+        ("set_id", pa.large_string()),
+    ]
+)
+_PAIR_NAME = re.compile(r"(?P<set>\w+-\d+)-\d+(?=-img0\.)")
+
+
+def xvlm(
+    path: str | os.PathLike,
+    task: str = "captions",
+    split: str | None = None,
+    *,
+    files: str | Sequence[str] | None = None,
+    images: str | os.PathLike | None = None,
+    vg_images: str | os.PathLike | None = None,
+    pairs: bool = False,
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+) -> Rows:
+    """The samples of X-VLM's lists for `task` captions, vqa or nlvr2.
+
+    `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
+    `split` (such as vqa_train.json for train) is read. Pictures lie relative to `images`, by default the JSON's
+    folder, those of questions about Visual Genome ("dataset": "vg") relative to `vg_images`, by default `images`.
+    `pairs` and `exclude` are for captions (see `captions.xvlm`).
+
+    Raises ConfigError for options that cannot work, DataError for files that are missing or of another form, and for
+    question ids that stand twice.
+    """
+    if task == "captions":
+        return captions.xvlm(path, task, split, files=files, images=images, pairs=pairs, exclude=exclude)
+    readers = {"vqa": _questions, "nlvr2": _pairs}
+    if task not in readers:
+        raise ConfigError(f"source 'xvlm' holds no {task!r}; {nearest(task, ['captions', *readers])}")
+    if pairs or exclude:
+        raise ConfigError(f"pairs and exclude are for captions, not for task {task!r}; leave them out")
+    found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
+    root = Path(images) if images is not None else found[0].parent
+    require_folder(root, f"the pictures of {found[0].name}")
+    return readers[task](found, root, Path(vg_images) if vg_images is not None else root)
+
+
+def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
+    require_folder(vg_root, "Visual Genome's pictures")
+    prints: list[str] = []
+    table = table_of(_question_rows(files, prints), _QUESTIONS)
+    _refuse_nothing(table, files)
+    refuse_duplicates(table.column("key").to_numpy(zero_copy_only=False), files[-1], "question_id")
+    rows = Rows(
+        table,
+        partial(_question, root=str(root), vg_root=str(vg_root)),
+        fingerprint=combined(prints),
+        facts={"source": "xvlm", "file": ", ".join(map(str, files))},
+    )
+    probe_pictures(rows, files[0])
+    return rows
+
+
+def _question_rows(files: Sequence[Path], prints: list[str]) -> Iterator[Row]:
+    for file in files:
+        arrays = JsonArrays(file)
+        for number, element in enumerate(arrays):
+            where, record = f"{file}: entry {number}", element.value
+            of_genome = field(record, "dataset", where) == "vg" if "dataset" in record else False
+            key = str(field(record, "question_id", where))
+            answers = record.get("answer")  # vqa_test.json has none
+            answers = answers if isinstance(answers, list) else [] if answers is None else [answers]
+            yield {
+                "key": f"vg-{key}" if of_genome else key,
+                "image": str(field(record, "image", where)),
+                "question": str(field(record, "question", where)),
+                "answers": [text_of(answer, where) for answer in answers],
+                "of_genome": of_genome,
+            }
+        prints.append(arrays.fingerprint)
+
+
+def _question(row: Row, root: str, vg_root: str) -> VQASample:
+    image = os.path.join(vg_root if row["of_genome"] else root, row["image"])
+    return VQASample(row["key"], image, row["question"], tuple(row["answers"]))
+
+
+def _pairs(files: Sequence[Path], root: Path, _: Path) -> Rows:
+    prints: list[str] = []
+    table = table_of(_pair_rows(files, prints), _PAIRS)
+    _refuse_nothing(table, files)
+    rows = Rows(
+        table,
+        partial(_pair, root=str(root)),
+        fingerprint=combined(prints),
+        facts={"source": "xvlm", "file": ", ".join(map(str, files))},
+    )
+    probe_pairs(rows, files[0])
+    return rows
+
+
+def _pair_rows(files: Sequence[Path], prints: list[str]) -> Iterator[Row]:
+    """The lists hold no identifiers: a key is the pair's name and a count of its sentences; the pairs of a sentence are
+    those of one set (train-10171) with the same words."""
+    times: Counter[str] = Counter()
+    for file in files:
+        arrays = JsonArrays(file)
+        for number, element in enumerate(arrays):
+            where, record = f"{file}: entry {number}", element.value
+            images = field(record, "images", where)
+            if not isinstance(images, list) or len(images) != 2:
+                raise DataError(f"{where}: images must be two file names, not {str(images)[:60]!r}")
+            sentence = str(field(record, "sentence", where))
+            name = PurePosixPath(str(images[0])).name
+            known = _PAIR_NAME.match(name)
+            pair = known[0] if known else name
+            yield {
+                "key": f"{pair}#{times[pair]}",
+                "left": str(images[0]),
+                "right": str(images[1]),
+                "sentence": sentence,
+                "label": label_of(record, where),
+                "set_id": f"{known['set']}: {sentence}" if known else "",
+            }
+            times[pair] += 1
+        prints.append(arrays.fingerprint)
+
+
+def _pair(row: Row, root: str) -> NLVR2Sample:
+    images = (os.path.join(root, row["left"]), os.path.join(root, row["right"]))
+    return NLVR2Sample(row["key"], images, row["sentence"], row["label"], row["set_id"])
+
+
+def _refuse_nothing(table: pa.Table, files: Sequence[Path]) -> None:
+    if not table.num_rows:
+        raise DataError(f"{', '.join(map(str, files))}: holds no entries; name other files with files=[...]")

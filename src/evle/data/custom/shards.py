@@ -1,0 +1,442 @@
+"""Webdataset shards: tars of pictures and texts as img2dataset writes them, and those of `evle data shards`.
+
+    00000.tar   000000000.jpg  000000000.txt  000000000.json   000000001.jpg  ...
+
+Samples are read at their place (`evle.data.formats.tars`), so that their order is the loader's, a function of (seed,
+epoch), and a run resumes in the middle of a shard. Tars are read directly and not through the webdataset library, which only
+knows them as streams; the files are the same. A picture that a packed sample holds lies in its tar as it was.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from glob import glob
+from itertools import accumulate
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from evle.data.custom.folder import texts_of
+from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
+from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
+from evle.data.samples import (
+    SPLITS,
+    Box,
+    CaptionSample,
+    NLVR2Sample,
+    Sample,
+    Tagged,
+    VCRSample,
+    VQASample,
+    hashed_split,
+)
+from evle.errors import ConfigError, DataError, SampleError, nearest
+
+Fields = dict[str, Any]
+
+KINDS = ("captions", "vqa", "nlvr2", "vcr")
+CAPTION_FIELDS = ("captions", "caption")
+NAMED = 1000
+"""So many lines about what was left out are kept of a source; the rest are counted."""
+
+
+class Shards(Sequence):
+    """The samples of a list of tars. Made by `shards`.
+
+    In memory stays about a kilobyte a tar, and eight bytes a sample where a `split` selects some. `fingerprint`
+    changes with keys and sizes of members and with the options; `skipped` names what the tars hold and cannot be used.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        tars: list[TarIndex],
+        names: list[str],
+        rows: np.ndarray | None,
+        caption_fields: tuple[str, ...],
+        fingerprint: str,
+        facts: dict[str, Any],
+    ):
+        self.fingerprint, self._facts = fingerprint, facts
+        self._task, self._tars, self._names, self._rows, self._caption_fields = task, tars, names, rows, caption_fields
+        self._ends = list(accumulate(map(len, tars)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = int(index) % len(self)
+        place = place if self._rows is None else int(self._rows[place])
+        number = bisect_right(self._ends, place)
+        tar = self._tars[number]
+        entry = tar[place - self._ends[number] + len(tar)]
+        return _sample(self._task, tar, entry, f"{self._names[number]}/{entry.key}", self._caption_fields)
+
+    @property
+    def skipped(self) -> list[str]:
+        """One line for each sample that the tars hold and cannot be used, and for each damaged tar."""
+        return list(_lines_about(self._tars))
+
+    @property
+    def num_skipped(self) -> int:
+        """How many these are, named or not."""
+        return sum(sum(tar.left_out.values()) + bool(tar.damage) for tar in self._tars)
+
+    @property
+    def damaged(self) -> list[str]:
+        """One line for each tar that cannot be read to its end."""
+        return [f"{tar.tar}: {tar.damage}" for tar in self._tars if tar.damage]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        facts: dict[str, Any] = {"shards": len(self._tars), "samples": len(self)}
+        left_out: Counter[str] = Counter()
+        for tar in self._tars:
+            left_out.update(tar.left_out)
+        if left_out:
+            facts["left out"] = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.most_common())
+        if self.damaged:
+            facts["damaged shards"] = len(self.damaged)
+        return facts | self._facts
+
+
+def shards(
+    path: str | os.PathLike | Sequence[str],
+    task: str = "captions",
+    split: str | Sequence[str] | None = None,
+    *,
+    caption_field: str | Sequence[str] | None = None,
+    shares: Sequence[float] = (0.8, 0.1, 0.1),
+    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    cache: str | None = None,
+) -> Shards:
+    """The samples of webdataset shards.
+
+    `path`: a folder (every .tar below it), a file, a brace pattern ("cc3m/{00000..00331}.tar"), a glob, a URL that
+    fsspec opens (s3://, hdfs://, gs://; the libraries for it installed), or a list of these.
+
+    `task` "captions" reads pictures with a .txt, or a .json that has a `caption`; `caption_field` names other fields of
+    the JSON to take captions from, several following one another. The other tasks, and captions with boxes and tags,
+    come from shards that `evle data shards` packed, whose JSON holds the sample. A sample's key is the packed one, else
+    tar and name in it; `match_id` the packed one, else the first caption.
+
+    `split` reads the subfolder of that name; without one, samples with captions are divided by a hash of their key into
+    train, val, test of `shares`. `exclude` names images of downstream tasks (see `read_exclusion`): samples whose JSON
+    has the `url` of one, or whose packed key is its name, are left out; each sample's JSON is read for it. Tars are
+    indexed when first seen; `cache` is a folder for the indexes, by default they lie beside the tars.
+
+    Raises DataError for missing and unreadable tars and tars of another task, ConfigError for options that cannot work.
+    """
+    if task not in KINDS:
+        raise ConfigError(f"task={task!r}: {nearest(task, KINDS)}")
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
+    fields = (caption_field,) if isinstance(caption_field, str) else tuple(caption_field or ())
+    paths = [os.fspath(path)] if isinstance(path, str | os.PathLike) else [os.fspath(each) for each in path]
+    wanted = [split] if isinstance(split, str) else list(split) if split is not None else []
+    in_folders = [os.path.join(each, name) for each in paths for name in wanted]
+    if wanted and all(map(_is_folder, in_folders)):
+        paths, wanted = in_folders, []
+    if wanted and task != "captions":
+        raise DataError(
+            f"{paths[0]}: no subfolder {wanted[0]!r}, and shards of {task} are not divided by a hash, which would put "
+            "questions about one picture into several splits; pack each split into a subfolder of its name"
+        )
+    for name in wanted:
+        if name not in SPLITS:
+            raise DataError(f"{paths[0]}: no split {name!r}; {nearest(name, SPLITS)}")
+    files = find_shards(paths)
+    tars = [index_of(file, cache) for file in _with_progress(files)]
+    names = _short_names(files)
+    if not sum(map(len, tars)):
+        about = next(_lines_about(tars), "they hold no pictures")
+        raise DataError(f"{paths[0]}: no usable samples in {len(tars)} shards; {about}")
+    _refuse_other_task(tars, task)
+    rows = None
+    if wanted:
+        keys = (f"{name}/{key}" for name, tar in zip(names, tars) for key in tar.all_keys())
+        rows = np.flatnonzero(np.fromiter((hashed_split(key, shares) in wanted for key in keys), bool))
+    identity: tuple[Any, ...] = ([tar.digest for tar in tars], names, task, fields, wanted)
+    identity += (tuple(shares) if wanted else (),)
+    facts: dict[str, Any] = {}
+    if excluded := read_exclusion(exclude):
+        out = _excluded_rows(tars, excluded)
+        rows = np.arange(len(out)) if rows is None else rows
+        facts = excluded.facts(int(out[rows].sum()))
+        rows = rows[~out[rows]]
+        identity += (excluded.fingerprint,)
+        if not len(rows):
+            raise DataError(f"{paths[0]}: no sample is left; all {facts[LEFT_OUT]:,} were excluded")
+    fingerprint = hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest()
+    return Shards(task, tars, names, rows, fields, fingerprint, facts)
+
+
+def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
+    """bool (samples,): whether each sample of all the tars shows an image to leave out."""
+    out = np.zeros(sum(map(len, tars)), bool)
+    known, row = False, 0
+    for tar in tars:
+        for place in range(len(tar)):
+            entry = tar[place]
+            with suppress(SampleError):  # damaged; the loader will say so
+                fields = _read_fields(tar, entry, entry.key)
+                names = [str(fields["url"])] if fields.get("url") else []
+                key = str(fields.get("key", "")).partition("#")[0]
+                if (_is_packed(fields) and not key.rpartition("/")[2].isdecimal()) or is_genome(key):
+                    names.append(key)  # another number is that of a table's row
+                known |= bool(names)
+                out[row] = any(map(excluded.holds, names))
+            row += 1
+    if not known:
+        raise ConfigError(
+            f"{tars[0].tar}: its samples say neither their url nor the key of a packed sample, so that exclude cannot "
+            "tell the images of downstream tasks; leave it out, or pack the corpus with `evle data shards`"
+        )
+    return out
+
+
+# --- finding
+
+
+def find_shards(paths: Sequence[str]) -> list[str]:
+    """The tars that folders, files, patterns and URLs name, each once. Raises DataError where one is missing."""
+    found: dict[str, None] = {}
+    for path in paths:
+        if _is_folder(path):
+            files = _below(path)
+            if not files:
+                raise DataError(f"{path}: no .tar files there; is it the folder that img2dataset wrote?")
+        elif not is_remote(path) and os.path.isfile(path):
+            files = [path]  # whatever signs its name holds
+        else:
+            files = []
+            for each in expand_braces(path):
+                files += _all_of(each) if any(sign in each for sign in "*?[") else [each]
+            if not files:
+                raise DataError(f"{path}: no file fits this pattern")
+            missing = [] if is_remote(path) else [each for each in files if not os.path.isfile(each)]
+            if missing == [path] and not path.endswith(".tar"):
+                raise DataError(f"{path}: no such folder; put the shards there, or name theirs as path")
+            if missing:
+                raise DataError(
+                    f"{missing[0]}: no such shard ({len(missing)} of {len(files)} are missing); fetch it, or name "
+                    "those that are there with a pattern such as FOLDER/*.tar"
+                )
+        for file in files:
+            if not file.endswith(".tar"):
+                raise DataError(f"{file}: a shard must be an uncompressed .tar; unpack .gz, .bz2 or .zst first")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for: numbers from .. to, with leading zeros, or a list.
+
+    >>> expand_braces("{a,b}/{08..10}.tar")
+    ['a/08.tar', 'a/09.tar', 'a/10.tar', 'b/08.tar', 'b/09.tar', 'b/10.tar']
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if numbers is not None:
+        width = max(len(numbers[1]), len(numbers[2])) if numbers[1].startswith("0") else 0
+        words = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        words = found[1].split(",")
+    begin, end = pattern[: found.start()], pattern[found.end() :]
+    return list(dict.fromkeys(name for word in words for name in expand_braces(begin + word + end)))
+
+
+def _is_folder(path: str) -> bool:
+    if not is_remote(path):
+        return os.path.isdir(path)
+    try:
+        files, inside = fsspec.url_to_fs(path)
+        return files.isdir(inside)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _below(folder: str) -> list[str]:
+    if not is_remote(folder):
+        return sorted(os.path.join(folder, each) for each in glob("**/*.tar", root_dir=folder, recursive=True))
+    files, inside = fsspec.url_to_fs(folder)
+    return sorted(files.unstrip_protocol(each) for each in files.find(inside) if each.endswith(".tar"))
+
+
+def _all_of(pattern: str) -> list[str]:
+    if not is_remote(pattern):
+        return sorted(glob(pattern, recursive=True))
+    files, inside = fsspec.url_to_fs(pattern)
+    return sorted(files.unstrip_protocol(each) for each in files.glob(inside))
+
+
+def _short_names(files: list[str]) -> list[str]:
+    """What tells the tars apart: their paths below the folder they share, without .tar."""
+    places = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
+    folder = os.path.commonpath([os.path.dirname(place) for place in places])
+    return [str(PurePosixPath(os.path.relpath(place, folder)).with_suffix("")) for place in places]
+
+
+def _with_progress(files: list[str]) -> Iterator[str]:
+    """The files; a terminal is told which one of many is being read, as indexing a large set takes minutes."""
+    told = len(files) > 1 and sys.stderr.isatty()
+    for number, file in enumerate(files, 1):
+        if told:
+            print(f"\rshard {number:,} of {len(files):,}", end="", file=sys.stderr, flush=True)
+        yield file
+    if told:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _lines_about(tars: list[TarIndex]) -> Iterator[str]:
+    given, untold = 0, 0
+    for tar in tars:
+        lines = [f"{tar.tar}: {tar.damage}"] if tar.damage else []
+        lines += [f"{tar.tar}: {line}" for line in tar.named]
+        yield from lines[: NAMED - given]
+        untold += max(0, given + len(lines) - NAMED) + sum(tar.left_out.values()) - len(tar.named)
+        given = min(NAMED, given + len(lines))
+    if untold:
+        yield f"... and {untold:,} more"
+
+
+# --- reading
+
+
+def _refuse_other_task(tars: list[TarIndex], task: str) -> None:
+    """Raises DataError when the first sample is one of another task."""
+    tar = next(tar for tar in tars if len(tar))
+    entry = tar[0]
+    try:
+        kind = _read_fields(tar, entry, entry.key).get("kind")
+    except SampleError:
+        return  # damaged; the loader will say so
+    if kind in KINDS and kind != task:
+        raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them so: --kind {kind} or task: {kind}")
+    if kind not in KINDS and task != "captions":
+        raise DataError(
+            f"{tar.tar}: its samples are pictures with captions; samples of {task} are read from shards that "
+            "`evle data shards` packed"
+        )
+
+
+def _is_packed(fields: Fields) -> bool:
+    """Whether `evle data shards` wrote a sample; other programs may mean something else by "kind"."""
+    return fields.get("kind") in KINDS
+
+
+def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
+    """What the JSON of a sample says, nothing where it has none."""
+    if not entry.json.size:
+        return {}
+    try:
+        fields = json.loads(tar.member(entry.json).read())
+    except ValueError as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"{key}: its JSON cannot be read ({error}); make the shard again") from None
+    if not isinstance(fields, dict):
+        raise SampleError(f"{key}: its JSON is {type(fields).__name__}, not an object")
+    return fields
+
+
+def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tuple[str, ...]) -> Sample:
+    """One sample. Raises SampleError for one that its members do not make."""
+    fields = _read_fields(tar, entry, key)
+    picture = tar.member(entry.picture)
+    try:
+        if _is_packed(fields):
+            key = str(fields["key"])
+        if task == "captions":
+            return _caption_sample(tar, entry, key, picture, fields, caption_fields)
+        if task == "nlvr2":
+            second = tar.member(entry.second_picture)
+            if not second.size:
+                raise SampleError(f"{key}: no second picture (right.jpg) in its shard")
+            return _nlvr2_sample(key, (picture, second), fields)
+        return _READERS[task](key, picture, fields)
+    except KeyError as error:
+        raise SampleError(f"{key}: its JSON has no {error}; pack it again with `evle data shards`") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"{key}: its JSON holds something else than a sample of {task} ({error})") from None
+
+
+def _caption_sample(
+    tar: TarIndex, entry: Entry, key: str, picture: Member, fields: Fields, caption_fields: tuple[str, ...]
+) -> CaptionSample:
+    if _is_packed(fields):
+        captions = _captions(fields, caption_fields) if caption_fields else tuple(fields["captions"])
+        match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
+        return CaptionSample(key, picture, captions, tuple(map(_box, fields["boxes"])), tags, match_id)
+    captions = () if caption_fields or not entry.text.size else (_text(tar.member(entry.text), key),)
+    if not any(captions):
+        captions = _captions(fields, caption_fields or CAPTION_FIELDS)
+    if not captions:
+        raise SampleError(f"{key}: no caption in {' or '.join(caption_fields) or 'its .txt or .json'}")
+    return CaptionSample(key, picture, captions, match_id=captions[0].casefold())
+
+
+def _captions(fields: Fields, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for name in names for text in texts_of(fields.get(name))))
+
+
+def _text(member: Member, key: str) -> str:
+    try:
+        return member.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise SampleError(f"{key}: its caption is not UTF-8 text; make the shard again") from None
+
+
+def _vqa_sample(key: str, picture: Member, fields: Fields) -> VQASample:
+    return VQASample(
+        key=key,
+        image=picture,
+        question=str(fields["question"]),
+        answers=tuple(map(str, fields["answers"])),
+        answer_type=str(fields.get("answer_type", "")),
+        question_type=str(fields.get("question_type", "")),
+    )
+
+
+def _nlvr2_sample(key: str, pictures: tuple[Member, Member], fields: Fields) -> NLVR2Sample:
+    return NLVR2Sample(key, pictures, str(fields["sentence"]), fields["label"], str(fields.get("set_id", "")))
+
+
+def _vcr_sample(key: str, picture: Member, fields: Fields) -> VCRSample:
+    return VCRSample(
+        key=key,
+        image=picture,
+        objects=tuple(map(_box, fields["objects"])),
+        question=_tagged(fields["question"]),
+        answer_choices=tuple(map(_tagged, fields["answer_choices"])),
+        rationale_choices=tuple(map(_tagged, fields["rationale_choices"])),
+        answer_label=fields["answer_label"],
+        rationale_label=fields["rationale_label"],
+    )
+
+
+_READERS: dict[str, Callable[[str, Member, Fields], Sample]] = {"vqa": _vqa_sample, "vcr": _vcr_sample}
+
+
+def _box(fields: Fields) -> Box:
+    return Box(**fields)
+
+
+def _tagged(words: list[str | list[int]]) -> Tagged:
+    return tuple(word if isinstance(word, str) else tuple(word) for word in words)

@@ -1,0 +1,1 @@
+"""File formats that readers share: tables, JSON, tars."""

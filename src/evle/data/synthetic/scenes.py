@@ -1,0 +1,273 @@
+"""Synthetic scenes of shapes, with captions, questions, pairs and four-way choices that are true of them.
+
+Everything about sample `index` is a function of (seed, split, task, index). Some combinations of colour and shape,
+and of pattern and shape, are kept for validation and others for testing: training never shows or names them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from evle.data.samples import SPLITS, Box, CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
+from evle.data.synthetic.composing import Composer
+from evle.data.synthetic.drawing import COLOURS, PATTERNS, SHAPES, ShapeDrawing
+from evle.data.synthetic.language import Scene, Traits, captions, content, noun, present_keys, reference, spoken_keys
+from evle.data.synthetic.questions import QUESTIONS, question_types
+from evle.data.synthetic.reasoning import FEWEST_THINGS, STATEMENTS, choice_makers
+from evle.errors import ConfigError, nearest
+
+TASKS = ("captions", "vqa", "nlvr2", "vcr")
+SIZES = ("small", "big")
+KINDS, HUES = tuple(SHAPES), tuple(COLOURS)
+PAIRS_PER_STATEMENT = 4
+"""Pairs of pictures that share a sentence, two of them true of it; their share of all-right sets is the consistency."""
+
+
+class SceneDrawing(Protocol):
+    """A scene that can be drawn and says where its things are."""
+
+    @property
+    def scene(self) -> Scene: ...
+
+    def draw(self) -> Image.Image: ...
+
+    def extents(self) -> list[tuple[int, int, int, int]]: ...
+
+
+def held_out(traits: Traits) -> str:
+    """The split that a combination of traits is kept for: "val", "test", "both" (neither shows it), or "" for all.
+
+    Each shape, colour and pattern has as many held-out combinations as any other, so that none is rarer in training.
+    """
+    kind, colour = KINDS.index(traits.kind), HUES.index(traits.colour)
+    by_colour = {0: "val", 5: "test"}.get((3 * kind + colour) % len(HUES), "")
+    if not traits.pattern:  # a world without patterns
+        return by_colour
+    by_pattern = {1: "val", 6: "test"}.get((kind + 2 * PATTERNS.index(traits.pattern)) % len(KINDS), "")
+    if by_colour and by_pattern and by_colour != by_pattern:
+        return "both"
+    return by_colour or by_pattern
+
+
+@cache
+def shape_composer(
+    split: str,
+    max_things: int = 6,
+    shapes: int = len(KINDS),
+    colours: int = len(HUES),
+    patterns: bool = True,
+    min_things: int = 2,
+) -> Composer:
+    """The composer of a split: training's things, and for val and test as often those that are held out for them."""
+    every = [
+        Traits(kind, size, colour, pattern)
+        for kind in KINDS[:shapes]
+        for colour in HUES[:colours]
+        for pattern in (PATTERNS if patterns else ("",))
+        for size in SIZES
+    ]
+    usual = [each for each in every if held_out(each) == ""]
+    held = [each for each in every if held_out(each) == split] if split != "train" else []
+    return Composer(usual, held, min_things=min(min_things, 2), max_things=max_things)
+
+
+class SceneSamples(Sequence):
+    """Samples of one task about composed scenes; made one at a time, drawn when opened.
+
+    Made by `scenes` and `cutouts`.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        drawing: Callable[[Scene, int], SceneDrawing],
+        *,
+        name: str,
+        task: str,
+        split: str,
+        count: int,
+        seed: int,
+        size: int,
+        boxes: bool = True,
+        identity: str = "",
+        min_things: int = 2,
+        num_captions: int | None = None,
+        questions: float = 0.0,
+        kinds: Sequence[str] | None = None,
+        statements: Sequence[str] | None = None,
+    ):
+        if task not in TASKS:
+            raise ConfigError(f"task={task!r} is not one of scenes; {nearest(task, TASKS)}")
+        if count < 1 or size < 24:
+            raise ConfigError(f"count={count} must be at least 1, and size={size} at least 24 pixels")
+        if not 1 <= min_things <= composer.max_things:
+            raise ConfigError(f"min_things={min_things} must be from 1 to max_things={composer.max_things}")
+        if not 0 <= questions <= 1 or (num_captions is not None and num_captions < 1):
+            raise ConfigError(f"questions={questions} must be from 0 to 1, and num_captions={num_captions} at least 1")
+        self.kinds = _chosen("kinds", "questions", kinds, question_types(composer))
+        self.statements = _chosen("statements", "statements", statements, tuple(STATEMENTS))
+        fewest = max(FEWEST_THINGS.get(each, 4) for each in self.statements) if task == "nlvr2" else 2
+        if not fewest <= composer.max_things <= 8:
+            of = f"statements of the types {', '.join(self.statements)}" if task == "nlvr2" else task
+            raise ConfigError(f"max_things={composer.max_things} must be from {fewest} to 8 for {of}")
+        self.composer, self.drawing = composer, drawing
+        self.name, self.task, self.split, self.seed, self.size, self.boxes = name, task, split, seed, size, boxes
+        self.min_things, self.num_captions, self.questions = min_things, num_captions, questions
+        self._count = count
+        told = (min_things, num_captions, questions, self.kinds, self.statements)
+        facts = repr(
+            (name, task, split, count, seed, size, boxes, identity, told, composer.max_things, composer.values)
+        )
+        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index = int(index) % len(self)
+        make = {"captions": self._caption, "vqa": self._question, "nlvr2": self._pair, "vcr": self._choice}[self.task]
+        return make(index, f"{self.name}-{self.split}-{self.seed}-{self.task}-{index}")
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        return {"source": self.name, "task": self.task, "split": self.split, "samples": len(self), "seed": self.seed}
+
+    def _rng(self, index: int, part: str = "") -> np.random.Generator:
+        text = f"{self.name}\0{self.split}\0{self.seed}\0{self.task}\0{part}\0{index}"
+        return np.random.Generator(
+            np.random.PCG64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
+        )
+
+    def _caption(self, index: int, key: str) -> CaptionSample:
+        rng = self._rng(index)
+        if self.questions and rng.random() < self.questions:
+            kind = self.kinds[int(rng.integers(len(self.kinds)))]
+            question = QUESTIONS[kind](self.composer, rng, rng.random() < 0.5)
+            scene, texts = question.scene, [f"{question.text} {question.answer}"]
+        else:
+            scene = self.composer.random_scene(rng, self.min_things)
+            texts = list(captions(scene, rng)[: self.num_captions])
+        drawing = self.drawing(scene, self.size)
+        words = [word for thing in scene.things for word in (*thing.traits[:1], *thing.traits[2:])]
+        return CaptionSample(
+            key,
+            drawing,
+            tuple(texts),
+            boxes=scene_boxes(drawing, rng) if self.boxes else (),
+            tags=tuple(dict.fromkeys(word for word in words if word not in ("", "plain"))),
+            match_id=content(scene),
+        )
+
+    def _question(self, index: int, key: str) -> VQASample:
+        rng = self._rng(index)
+        turn, place = divmod(index, len(self.kinds))
+        question = QUESTIONS[self.kinds[place]](self.composer, rng, (turn + place) % 2 == 0)
+        return VQASample(
+            key,
+            self.drawing(question.scene, self.size),
+            question.text,
+            (question.answer,),
+            answer_type=question.answer_type,
+            question_type=self.kinds[place],
+        )
+
+    def _pair(self, index: int, key: str) -> NLVR2Sample:
+        number, place = divmod(index, PAIRS_PER_STATEMENT)
+        statement = self._rng(number, "statement")
+        kind = self.statements[number % len(self.statements)]
+        sentence, make = STATEMENTS[kind](self.composer, statement)
+        label = bool(statement.permutation(PAIRS_PER_STATEMENT)[place] % 2)
+        pair = make(self._rng(index, "pair"), label)
+        first, second = (self.drawing(scene, self.size) for scene in pair)
+        return NLVR2Sample(
+            key, (first, second), sentence, label, set_id=f"{self.name}-{self.split}-{self.seed}-{number}"
+        )
+
+    def _choice(self, index: int, key: str) -> VCRSample:
+        rng = self._rng(index)
+        makers = choice_makers(self.composer)
+        choice = makers[index % len(makers)](self.composer, rng)
+        drawing = self.drawing(choice.scene, self.size)
+        # Models read an object's class as its name, which would tell what it is: here all are things.
+        objects = tuple(replace(box, label="thing", phrase="") for box in scene_boxes(drawing, rng))
+        return VCRSample(
+            key, drawing, objects, choice.question, choice.answers, choice.rationales,
+            answer_label=choice.answer, rationale_label=choice.rationale,
+        )  # fmt: skip
+
+
+def scene_boxes(drawing: SceneDrawing, rng: np.random.Generator) -> tuple[Box, ...]:
+    """Where each thing is, what it is, and a phrase true of it, meaning it alone where that can be said."""
+    boxes = []
+    for thing, (left, upper, right, lower) in zip(drawing.scene.things, drawing.extents()):
+        keys = reference(drawing.scene, thing, rng) or spoken_keys(thing.traits, present_keys(drawing.scene))
+        boxes.append(Box(left, upper, right - left, lower - upper, thing.traits.kind, noun(thing.traits, keys)))
+    return tuple(boxes)
+
+
+def scenes(
+    task: str = "captions",
+    split: str = "train",
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    size: int = 64,
+    min_things: int = 2,
+    max_things: int = 6,
+    num_captions: int | None = None,
+    questions: float = 0.0,
+    kinds: Sequence[str] | None = None,
+    statements: Sequence[str] | None = None,
+    shapes: int = len(KINDS),
+    colours: int = len(HUES),
+    patterns: bool = True,
+) -> Sequence[Sample]:
+    """`count` samples about synthetic scenes of shapes, `size` pixels wide.
+
+    "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
+    "test" half of the things are combinations of traits that training never shows.
+
+    `min_things` to `max_things` (2 to 8; 4 or more for statements that count or relate things) stand in a captioned
+    scene; scenes of questions and of statements hold what these need and some others, or none with `min_things` 1;
+    those of "vcr" hold four or five. `num_captions` keeps so many captions of each scene, the fullest first.
+    `questions` is the share of "captions" samples whose one text is a question about the scene with its answer, as
+    vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same samples.
+    `kinds` are the types of question asked, such as ["colour", "count"], and `statements` the types of statement
+    about two pictures, such as ["both", "one"]; by default all of them.
+
+    A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
+    and without `patterns` all things are plain.
+
+    >>> sample = scenes("vqa", "test", count=20)[4]
+    >>> sample.question_type, sample.answer_type
+    ('position', 'other')
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r} of scenes does not exist; {nearest(split, SPLITS)}")
+    for name, number, most in (("shapes", shapes, len(KINDS)), ("colours", colours, len(HUES))):
+        least = 6 if task == "vcr" else 4
+        if not least <= number <= most:
+            raise ConfigError(f"{name}={number} must be from {least} to {most} for {task}")
+    composer = shape_composer(split, max_things, shapes, colours, patterns, min_things)
+    return SceneSamples(
+        composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
+        size=size, min_things=min_things, num_captions=num_captions, questions=questions,
+        kinds=kinds, statements=statements,
+    )  # fmt: skip
+
+
+def _chosen(option: str, what: str, chosen: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The types that `option` names, by default all that are `known`."""
+    unknown = [each for each in chosen or () if each not in known]
+    if unknown:
+        raise ConfigError(f"{option}: no {what} of the type {unknown[0]!r} here; {nearest(unknown[0], known)}")
+    return tuple(chosen or known)

@@ -1,0 +1,287 @@
+"""Check any source before long work: every sample made, every different picture decoded, what cannot be used named.
+
+Memory holds some forty bytes a sample, whatever its texts and pictures.
+"""
+
+import hashlib
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from evle.data.images import open_image
+from evle.data.samples import (
+    Box,
+    CaptionSample,
+    ImageSource,
+    NLVR2Sample,
+    Sample,
+    Stored,
+    VCRSample,
+    VQASample,
+    num_left_out,
+)
+from evle.errors import SampleError
+from evle.inspection.folder_check import LONG, is_latin
+
+NAMED = 1000
+"""So many findings of a kind are kept as lines; the rest are counted."""
+
+_BLOCK = 256  # pictures looked at together
+_Look = str | tuple[tuple[int, int], int, list[str]]  # why a picture cannot be read, or size, hash, and boxes outside
+
+
+@dataclass
+class Findings:
+    """Findings of one kind: how many, and the first ones as lines. Of a `fatal` kind the samples cannot be used."""
+
+    name: str
+    fatal: bool = False
+    count: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        self.count += 1
+        if len(self.lines) < NAMED:
+            self.lines.append(line)
+
+
+@dataclass
+class SampleCheck:
+    """What a check found. `facts` is what the source says of itself, `left_out` what it did not offer at all.
+
+    `num_left_out` counts that, named or not, `images` different pictures, `sizes` how many have each (width, height),
+    `not_latin` is the share of texts that are mostly in another script.
+    """
+
+    facts: dict[str, Any]
+    left_out: list[str]
+    num_left_out: int = 0
+    samples: int = 0
+    images: int = 0
+    texts: int = 0
+    words: int = 0
+    boxes: int = 0
+    not_latin: float = 0.0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    damaged: Findings = field(default_factory=lambda: Findings("damaged shards", fatal=True))
+    broken: Findings = field(default_factory=lambda: Findings("samples that cannot be made", fatal=True))
+    repeated: Findings = field(default_factory=lambda: Findings("keys of several samples", fatal=True))
+    unreadable: Findings = field(default_factory=lambda: Findings("unreadable pictures", fatal=True))
+    empty: Findings = field(default_factory=lambda: Findings("samples without text", fatal=True))
+    long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
+    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their picture"))
+    duplicates: Findings = field(default_factory=lambda: Findings("pictures with the same bytes"))
+
+    @property
+    def findings(self) -> list[Findings]:
+        return [each for each in vars(self).values() if isinstance(each, Findings)]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample that the source offers can be used."""
+        return self.samples > 0 and not any(each.count for each in self.findings if each.fatal)
+
+    def lines(self, most: int = 20) -> list[str]:
+        """The findings as plain lines, at most `most` of each kind."""
+        lines = [f"{name}: {value}" for name, value in self.facts.items() if name != "samples"]
+        lines.append(f"{self.samples:,} samples, {self.images:,} different pictures, {self.texts:,} texts")
+        if self.texts:
+            script = f"{100 * self.not_latin:.1f} % not in Latin script"
+            lines.append(f"words a text: {self.words / self.texts:.1f} on average; {script}")
+        if self.boxes:
+            lines.append(f"boxes: {self.boxes:,}")
+        if self.sizes:
+            (width, height), count = self.sizes.most_common(1)[0]
+            areas = sorted(self.sizes, key=lambda size: size[0] * size[1])
+            (small, low), (large, high) = areas[0], areas[-1]
+            lines.append(f"pixels: {small} x {low} to {large} x {high}, most often {width} x {height} ({count:,})")
+        for each in (*self.findings, Findings("left out by the source", False, self.num_left_out, self.left_out)):
+            if each.count:
+                shown = each.lines[:most]
+                lines += [f"{each.name}: {each.count:,}", *(f"  {line}" for line in shown)]
+                if each.count > len(shown):
+                    lines.append(f"  ... and {each.count - len(shown):,} more")
+        lines.append("every sample can be used" if self.ok else "what is named above cannot be used as it is")
+        return lines
+
+
+def check_samples(
+    samples: Sequence[Sample], *, num_threads: int = 4, progress: Callable[[int, int], None] | None = None
+) -> SampleCheck:
+    """Make every sample of a source and decode each of its different pictures once.
+
+    `progress(done, total)` is called as pictures are decoded. What cannot be used is counted and named; nothing stops
+    the check.
+    """
+    own = samples.describe() if hasattr(samples, "describe") else {}
+    named = list(getattr(samples, "skipped", ()))
+    check = SampleCheck(dict(own), named, num_left_out(samples), samples=len(samples))
+    for line in getattr(samples, "damaged", ()):
+        check.damaged.add(line)
+    pictures = _read_texts(check, samples)
+    check.images = len(pictures)
+    _decode(check, samples, pictures, num_threads, progress)
+    return check
+
+
+def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
+    """Fill in what the samples say; returns (N, 2) int64: sample and place in it of each different picture."""
+    keys, names, rows, places = (array("q") for _ in range(4))
+    not_latin = 0
+    for row in range(len(samples)):
+        try:
+            sample = samples[row]
+        except SampleError as error:
+            check.broken.add(str(error))
+            continue
+        keys.append(hash(sample.key))
+        for place, image in enumerate(_images(sample)):
+            names.append(_identity(image, row, place))
+            rows.append(row)
+            places.append(place)
+        texts = [text for text in _texts(sample) if text.strip()]
+        if not texts:
+            check.empty.add(sample.key)
+        for text in texts:
+            length = len(text.split())
+            check.words += length
+            not_latin += not is_latin(text)
+            if length > LONG:
+                check.long.add(f"{sample.key}: {length} words: {text[:60]}...")
+        check.texts += len(texts)
+        check.boxes += len(_boxes(sample))
+    check.not_latin = not_latin / max(1, check.texts)
+    made = np.array(keys)
+    _, counts = np.unique(made, return_counts=True)
+    if len(counts) < len(made):
+        _name_repeated(check, samples, made)
+    _, first = np.unique(np.array(names), return_index=True)
+    first.sort()
+    return np.stack([np.array(rows)[first], np.array(places)[first]], axis=1)
+
+
+def _name_repeated(check: SampleCheck, samples: Sequence[Sample], keys: np.ndarray) -> None:
+    values, counts = np.unique(keys, return_counts=True)
+    twice = set(values[counts > 1].tolist())
+    told: set[int] = set()
+    for row in range(len(samples)):
+        try:
+            key = samples[row].key
+        except SampleError:
+            continue
+        if hash(key) in twice and hash(key) not in told:
+            told.add(hash(key))
+            check.repeated.add(f"{key}: stands {int(counts[values == hash(key)][0])} times")
+
+
+def _decode(
+    check: SampleCheck,
+    samples: Sequence[Sample],
+    pictures: np.ndarray,
+    num_threads: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fill in what the pictures say."""
+    hashes = array("q")
+    for done, found in enumerate(_looked_at(samples, pictures, num_threads), 1):
+        if isinstance(found, str):
+            check.unreadable.add(found)
+            hashes.append(-done)
+        else:
+            size, content, outside = found
+            check.sizes[size] += 1
+            hashes.append(content or -done)
+            for line in outside:
+                check.outside.add(line)
+        if progress is not None:
+            progress(done, len(pictures))
+    contents = np.array(hashes)
+    order = np.argsort(contents, kind="stable")
+    same = np.flatnonzero(contents[order][1:] == contents[order][:-1])
+    for one, other in zip(order[same], order[same + 1]):
+        check.duplicates.add(f"{samples[int(pictures[other][0])].key} = {samples[int(pictures[one][0])].key}")
+
+
+def _looked_at(samples: Sequence[Sample], pictures: np.ndarray, num_threads: int) -> Iterator[_Look]:
+    """What each picture is, in order; some hundred are looked at together, so that memory stays small."""
+
+    def look(picture: np.ndarray) -> _Look:
+        sample = samples[int(picture[0])]
+        source = _images(sample)[int(picture[1])]
+        try:
+            size = open_image(source).size
+        except SampleError as error:
+            reason = str(error)
+            return reason if sample.key in reason else f"{sample.key}: {reason}"
+        outside = [box for box in _boxes(sample) if not _is_inside(box, size)]
+        lines = [
+            f"{sample.key}: {box.label or box.phrase!r}: {box.width:g} x {box.height:g} at ({box.x:g}, {box.y:g}) of "
+            f"{size[0]} x {size[1]} pixels"
+            for box in outside
+        ]
+        return size, _content(source), lines
+
+    rest = iter(pictures)
+    with ThreadPoolExecutor(num_threads) as pool:
+        while block := list(islice(rest, _BLOCK)):
+            yield from pool.map(look, block)
+
+
+def _images(sample: Sample) -> tuple[ImageSource, ...]:
+    return sample.images if isinstance(sample, NLVR2Sample) else (sample.image,)
+
+
+def _boxes(sample: Sample) -> tuple[Box, ...]:
+    if isinstance(sample, CaptionSample):
+        return sample.boxes
+    return sample.objects if isinstance(sample, VCRSample) else ()
+
+
+def _is_inside(box: Box, size: tuple[int, int]) -> bool:
+    """Whether some part of the box lies in the picture."""
+    width = min(box.x + box.width, size[0]) - max(box.x, 0)
+    height = min(box.y + box.height, size[1]) - max(box.y, 0)
+    return width > 0 and height > 0
+
+
+def _texts(sample: Sample) -> Sequence[str]:
+    match sample:
+        case CaptionSample():
+            return sample.captions
+        case VQASample():
+            return [sample.question]
+        case NLVR2Sample():
+            return [sample.sentence]
+        case VCRSample():
+            parts = (sample.question, *sample.answer_choices, *sample.rationale_choices)
+            return [" ".join(map(str, part)) for part in parts]
+
+
+def _identity(image: ImageSource, row: int, place: int) -> int:
+    """The same number for the same file; pictures that are made or held in memory are each their own."""
+    if isinstance(image, str | os.PathLike | Stored):
+        return hash(str(image))
+    return hash((row, place))
+
+
+def _content(image: ImageSource) -> int:
+    """A hash of a picture's bytes, 0 where it has none."""
+    if isinstance(image, str | os.PathLike):
+        with open(image, "rb") as file:
+            content = file.read()
+    elif isinstance(image, Stored):
+        content = image.read()
+    elif isinstance(image, bytes):
+        content = image
+    else:
+        assert isinstance(image, Image.Image) or hasattr(image, "draw")
+        return 0
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1

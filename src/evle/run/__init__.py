@@ -1,0 +1,1 @@
+"""A run from its configuration: read it, prepare, train, evaluate, report."""

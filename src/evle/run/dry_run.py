@@ -1,0 +1,364 @@
+"""A run tried out without writing anything: is everything there, does it fit, how long will it take (`--dry-run`)?
+
+Two small batches go forward and backward, and what depends on their size is taken as a line. No optimizer is made: its
+memory is known. Weights that this machine cannot hold are left out, and said to be.
+"""
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evle.data.loader import Loader
+from evle.data.samples import SPLITS, Samples, Split
+from evle.distributed import world_size
+from evle.engine.devices import checkpoint_activations, join_processes
+from evle.engine.trainer import TrainConfig
+from evle.errors import CheckpointError, ConfigError, EvleError
+from evle.run.config import RunConfig, task_class
+from evle.run.prepare import Prepared, prepare
+from evle.run.splits import DataOptions, as_list, read_split
+from evle.run.weights import starting_config
+from evle.tasks.sweep import autocast
+from evle.tasks.task import Batch
+
+FIRST_ROWS = 2  # of the first batch; a match needs another pair to be wrong about
+PATIENCE = 30.0  # seconds that the second batch may take
+FIXED_BYTES = 16  # a parameter in float32: itself, its gradient, AdamW's two moments
+HELD_BYTES = 8  # of these the rehearsal holds itself and its gradient
+USABLE = 0.7  # share of the free memory that it takes
+SMALLEST_WEIGHT = 2**16  # elements from which on a tensor may be told to be a weight's by its size
+GIB = 2**30
+
+
+@dataclass
+class Rehearsal:
+    """What was found, and what must be given before the run can start (with the cure), a line each."""
+
+    lines: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def said(self) -> list[str]:
+        """All of it, for a terminal."""
+        return [*self.lines, *(["missing:", *(f"  {line}" for line in self.missing)] if self.missing else [])]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One batch: rows, seconds to read it and to pass it, the most bytes it held (those that grow with its rows, and
+    those of the weights' sizes), tokens a row, and losses."""
+
+    rows: int
+    read_seconds: float
+    seconds: float
+    peak: int
+    weight_peak: int
+    image_tokens: float
+    text_tokens: float
+    losses: dict[str, float]
+
+
+def rehearse(config: RunConfig) -> Rehearsal:
+    """Build all that a run needs and take two batches forward and backward.
+
+    With something missing, what can be said without it is said. Raises EvleError where the run could not start
+    although everything is there: a loss that is not finite, a batch that cannot be split over the processes.
+    """
+    device = join_processes()
+    samples, lacking = _read(config)
+    found = Rehearsal(missing=[*_missing(config), *lacking])
+    size = _size(config)
+    if found.missing:
+        train = config.train
+        found.lines += [f"steps: {_length(train)} of {train.batch_size} samples"]
+        if size is not None:
+            found.lines += [
+                f"model: about {size / 1e6:.1f} M parameters",
+                f"memory: {_fixed(size)}, beside activations",
+            ]
+        return found
+
+    free = _free_bytes(device)
+    fits = size is None or size * HELD_BYTES <= USABLE * free
+    with nullcontext() if fits else torch.device("meta"):
+        ready = prepare(config, samples=samples)
+    model = ready.loaded.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    skipped: list[str] = []
+    tried = _try(ready, config, torch.nn.Module.to(model, device), skipped) if fits else []
+    steps = ready.train.num_steps(ready.loader.num_batches)
+    micro = ready.train.micro_batch_size(world_size())
+    found.lines += [
+        *(f"{split}: {len(samples)} samples" for split, samples in ready.samples.items()),
+        f"model: {type(model).__name__}, {num_parameters / 1e6:.1f} M parameters, {ready.loaded.origin}",
+        *ready.notes[1:],
+        f"pictures: {ready.task.image_size} x {ready.task.image_size}; "
+        f"tokenizer: {len(ready.task.processor.tokenizer)} tokens, {_tokenizer_origin(config)}",
+        f"steps: {steps} of {ready.train.batch_size} samples{_epochs(ready.train, ready.loader.num_batches)}, each "
+        f"{world_size()} processes x {ready.train.accumulation} micro-batches x {micro} rows",
+    ]
+    if tried:
+        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device)
+    else:
+        found.lines += [
+            f"memory: {_fixed(num_parameters)}, beside activations",
+            f"left out: the two batches, since weights and gradients take {num_parameters * HELD_BYTES / GIB:.1f} "
+            f"GiB and {free / GIB:.1f} GiB are free here; try them where the run shall be",
+        ]
+    found.lines += [f"skipped: {line}" for line in skipped]
+    return found
+
+
+def _missing(config: RunConfig) -> list[str]:
+    """What the configuration names beside data and is not there, or does not name and is needed; a line each."""
+    missing = []
+    for need in (_find_weights, _find_tokenizer):
+        try:
+            need(config)
+        except EvleError as error:
+            missing.append(str(error))
+    return missing
+
+
+def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
+    """The samples of every split, and a line for each of their sources that cannot be read: not for the first alone,
+    or a mix of corpora would be told one a try."""
+    reads, samples, lacking = task_class(config).reads, dict[Split, Samples](), list[str]()
+    if config.data.train is None:
+        lacking.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
+    for split in SPLITS:
+        try:
+            found = read_split(config.data, split, reads)
+        except EvleError as error:
+            sources = as_list(getattr(config.data, split))
+            alone = [_why_unread(config.data.model_copy(update={split: source}), split, reads) for source in sources]
+            lacking += list(filter(None, alone)) or [str(error)]
+        else:
+            samples |= {split: found} if found is not None else {}
+    return samples, list(dict.fromkeys(lacking))
+
+
+def _why_unread(data: DataOptions, split: Split, reads: str) -> str:
+    """Why a split of one source cannot be read; nothing where it can."""
+    try:
+        read_split(data, split, reads)
+    except EvleError as error:
+        return str(error)
+    return ""
+
+
+def _find_weights(config: RunConfig) -> None:
+    start, vision = starting_config(config.model), config.model.vision
+    if vision is not None and start.model_type == "eve" and not Path(vision).exists():
+        raise CheckpointError(
+            f"model.vision={vision}: no such file or folder; put the weights there, or leave it out to start at random"
+        )
+
+
+def _find_tokenizer(config: RunConfig) -> None:
+    path = config.tokenizer.path
+    if path is not None and not Path(path).is_dir():
+        raise ConfigError(
+            f"tokenizer.path={path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
+        )
+
+
+def _tokenizer_origin(config: RunConfig) -> str:
+    if config.tokenizer.path is not None:
+        return f"from {config.tokenizer.path}"
+    return "that of model.init" if config.model.init is not None else "trained on the training texts"
+
+
+def _size(config: RunConfig) -> int | None:
+    """About how many parameters the run's model has, without making them; None where that cannot be known."""
+    try:
+        start = starting_config(config.model)
+        model_class = task_class(config).model_class(start.model_type)
+    except EvleError:
+        return None
+    return count_parameters(model_class, start)
+
+
+def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> int:
+    """The parameters of a model that is not made: tensors without memory."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(config).parameters())
+
+
+# Two batches
+
+
+def _try(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: list[str]) -> list[Tried]:
+    """A batch of `FIRST_ROWS`, and one of a whole micro-batch if that is quick and fits, else of twice as many."""
+    train = ready.train
+    micro = train.micro_batch_size(world_size())
+    model.train()
+    if train.gradient_checkpointing:
+        checkpoint_activations(model, True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    first = _try_rows(ready, config, model, min(FIRST_ROWS, micro), skipped)
+    whole = micro / first.rows
+    quick = whole * (first.seconds + first.read_seconds) <= PATIENCE
+    fits = whole * first.peak + first.weight_peak <= USABLE * _free_bytes(model.device)
+    return [first, _try_rows(ready, config, model, micro if quick and fits else min(2 * first.rows, micro), skipped)]
+
+
+def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: int, skipped: list[str]) -> Tried:
+    loader = Loader(
+        ready.samples["train"],
+        partial(ready.task.features, train=True),
+        ready.task.collate,
+        batch_size=rows,
+        seed=config.seed,
+    )
+    start = time.perf_counter()
+    batch = next(iter(loader.batches(epoch=0)))
+    read_seconds = time.perf_counter() - start
+    skipped += [line for line in loader.skipped if line not in skipped]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    start = time.perf_counter()
+    with _peak_bytes(model, batch) as peaks:
+        with autocast(model, ready.train.precision):
+            output = model(**batch)
+        output.loss.backward()
+        losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
+    if not all(math.isfinite(loss) for loss in losses.values()):
+        raise ConfigError(f"a loss of the first batches is not finite: {losses}")
+    seconds = time.perf_counter() - start
+    peak, weight_peak = peaks()
+    pixels, text = batch["pixel_values"].shape, batch["attention_mask"]
+    pictures = math.prod(pixels[:-3]) / pixels[0]
+    patches = (pixels[-1] // model.config.patch_size) * (pixels[-2] // model.config.patch_size)
+    return Tried(
+        rows=pixels[0],
+        read_seconds=read_seconds,
+        seconds=seconds,
+        peak=peak,
+        weight_peak=weight_peak,
+        image_tokens=pictures * (patches + 1),
+        text_tokens=float(text.sum()) / pixels[0],
+        losses=losses,
+    )
+
+
+def _measured(
+    tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device
+) -> list[str]:
+    """Tokens, memory, time and losses, from a line through the two batches where neither is a whole micro-batch."""
+    first, last = tried
+    sample_bytes = (last.peak - first.peak) / (last.rows - first.rows) if last.rows > first.rows else 0.0
+    activations = last.peak + max(0.0, sample_bytes) * (micro - last.rows) + last.weight_peak
+    seconds = last.seconds * micro / last.rows
+    read = last.read_seconds / last.rows
+    hours = steps * train.accumulation * seconds / 3600
+    how = "" if last.rows == micro else f", taken from batches of {first.rows} and {last.rows}"
+    tokens = last.image_tokens + last.text_tokens
+    total = num_parameters * FIXED_BYTES + activations
+    return [
+        f"tokens: {last.image_tokens:.0f} of pictures and {last.text_tokens:.1f} of text a sample, "
+        f"{tokens * train.batch_size / 1e6:.3g} M a step",
+        f"memory of a device: {_fixed(num_parameters)}, {activations / GIB:.2f} GiB for {micro} rows{how}; "
+        f"{total / GIB:.2f} GiB in all",
+        f"time: {seconds:.2f} s for {micro} rows on {device.type}{how}; about {hours:.1f} hours in all, without "
+        f"evaluations; reading takes {1000 * read:.1f} ms a sample and worker",
+        "first losses: " + ", ".join(f"{name} {loss:.3f}" for name, loss in last.losses.items()),
+    ]
+
+
+def _fixed(num_parameters: int) -> str:
+    return f"{num_parameters * FIXED_BYTES / GIB:.2f} GiB for weights, gradients and AdamW"
+
+
+def _length(train: TrainConfig) -> str:
+    return f"{train.epochs:g} epochs" if train.epochs is not None else str(train.steps)
+
+
+def _epochs(train: TrainConfig, num_batches: int) -> str:
+    if train.epochs is not None:
+        return f" ({train.epochs:g} epochs)"
+    return f" ({(train.steps or 0) * train.accumulation / num_batches:.1f} epochs)"
+
+
+# Memory
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What could be had: of the GPU, or of this machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return 2**63  # a system that does not say: try
+    amounts = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
+    return int(amounts["MemAvailable"].split()[0]) * 1024
+
+
+@contextmanager
+def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Yields a function that says the most bytes held at once within the context, beside the model, its gradients and
+    the batch: those that grow with the batch, and those of the weights' sizes (on a GPU all of them are the first)."""
+    if model.device.type == "cuda":
+        before = torch.cuda.memory_allocated(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
+        yield lambda: (torch.cuda.max_memory_allocated(model.device) - before, 0)
+        return
+    parameters = list(model.parameters())
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    with TensorBytes([*parameters, *gradients, *model.buffers(), *batch.values()], parameters) as counted:
+        yield lambda: (counted.peak, counted.weight_peak)
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators make within it, and the `peak` of them alive at once.
+
+    Tensors of as many elements as one of `weights` (their gradients, copies in another precision) are counted apart, in
+    `weight_peak`: they do not grow with the batch. Tensors that share memory count once, those in `known` not at all;
+    what lives only inside an operator is not seen.
+    """
+
+    def __init__(self, known: Sequence[torch.Tensor] = (), weights: Iterable[torch.Tensor] = ()):
+        super().__init__()
+        self.peak = self.weight_peak = 0
+        self._alive = {False: 0, True: 0}
+        self._seen: dict[int, tuple[bool, int]] = {}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        sizes = {size for each in weights for size in (each.numel(), each[0].numel() if each.ndim > 2 else 0)}
+        self._weight_sizes = {size for size in sizes if size >= SMALLEST_WEIGHT}
+
+    @property
+    def alive(self) -> int:
+        """Bytes alive now, those of the weights' sizes left out."""
+        return self._alive[False]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                self._count(each)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self._seen or storage.data_ptr() in self._known:
+            return
+        size, of_weights = storage.nbytes(), tensor.numel() in self._weight_sizes
+        self._seen[id(storage)] = (of_weights, size)
+        self._alive[of_weights] += size
+        self.peak = max(self.peak, self._alive[False])
+        self.weight_peak = max(self.weight_peak, self._alive[True])
+        weakref.finalize(storage, self._forget, id(storage))
+
+    def _forget(self, identity: int) -> None:
+        of_weights, size = self._seen.pop(identity)
+        self._alive[of_weights] -= size

@@ -1,0 +1,138 @@
+"""A trained model scored by another recipe: zero-shot retrieval of a pre-trained one, or a corpus it was not tuned on.
+
+The recipe says task and data; how pictures and texts are read is the trained model's own, which knows no other way. Of
+the model's config, what its weights do not depend on may be set anew.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evle.data.samples import Samples, Split, describe
+from evle.engine.devices import join_processes
+from evle.engine.run_folder import Run, make_output
+from evle.errors import CheckpointError, ConfigError
+from evle.models.loading import load_model, model_folder
+from evle.report import Report
+from evle.run.config import RunConfig, task_class
+from evle.run.prepare import build_task
+from evle.run.reporting import file_lines, score_lines, score_rows, skipped_lines, skipped_table, write_report
+from evle.run.splits import read_split
+from evle.run.weights import read_config, read_processor
+from evle.tasks.pretraining import PreTrainingTask
+from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.task import Task
+from evle.tasks.trained import run_settings
+
+
+def asked_fields(overrides: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Those of a configuration's `model.overrides` that the run which made the model in `folder` did not have."""
+    made_with = (run_settings(folder).get("model") or {}).get("overrides") or {}
+    return {name: value for name, value in overrides.items() if name not in made_with or made_with[name] != value}
+
+
+def with_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrainedModel:
+    """`model` with fields of its config set anew, such as `capacity_factor`, and its weights as they are.
+
+    Raises ConfigError for fields that cannot be, and for those that need other weights.
+    """
+    if not fields:
+        return model
+    built = type(model)(model.config.with_changes(**fields))
+    weights = model.state_dict()
+    shapes, needed = ({name: each.shape for name, each in part.items()} for part in (weights, built.state_dict()))
+    if other := sorted(name for name in shapes.keys() | needed.keys() if shapes.get(name) != needed.get(name)):
+        cure = "set image.size to score at another size" if "image_size" in fields else "leave it out, or train anew"
+        raise ConfigError(
+            f"model.overrides: {', '.join(f'{name}={value}' for name, value in fields.items())} needs other weights "
+            f"than the trained ones ({len(other)} tensors, first {other[0]}); {cure}"
+        )
+    built.load_state_dict(weights)
+    torch.nn.Module.to(built, model.dtype)
+    return built.eval()
+
+
+def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model in `folder` with the head of `task`, as `load_model`; a pre-trained one serves retrieval as it is.
+
+    Pre-trained by contrast without matching, its matching head counts as never learned. Raises CheckpointError for a
+    pre-trained model without contrast, and otherwise as `load_model`.
+    """
+    if task.models is not RetrievalTask.models:
+        return load_model(folder, task.models)
+    config: Any = read_config(folder)
+    pretrained = PreTrainingTask.models.get(config.model_type)
+    if pretrained is None or config.architectures != [pretrained.__name__] or {"itc", "itm"} <= set(config.objectives):
+        return load_model(folder, task.models)
+    if "itc" not in config.objectives:
+        wanted = ",".join(dict.fromkeys((*config.objectives, "itc", "itm")))
+        raise CheckpointError(
+            f"{folder} was pre-trained by {', '.join(config.objectives)}: without contrast (itc) it has no embeddings "
+            "to rank pictures and texts by; fine-tune it for retrieval with model.init, or pre-train with "
+            f"model.overrides.objectives=[{wanted}]"
+        )
+    weights = {**(config.objective_weights or {}), "itm": 0.0}
+    model: Any = task.models[config.model_type]
+    model = model.from_pretrained(model_folder(folder), objective_weights=weights, local_files_only=True)
+    return model, read_processor(folder, config.model_type)
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    samples: Samples | None = None,
+) -> Report:
+    """Score a trained model on data.test of a configuration (on data.val where there is no test) and write a report.
+
+    `model` is a run's or a model's folder, by default the run in config.output; the report goes to `output`, by default
+    its subfolder `evaluation`. `samples` stand in for what the configuration names.
+    """
+    device = join_processes()
+    folder = Path(model or config.output)
+    task_type = task_class(config)
+    split: Split = "test" if config.data.test is not None else "val"
+    if samples is None:
+        samples = read_split(config.data, split, task_type.reads)
+    if samples is None:
+        raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
+    trained, task = load_trained(config, folder, task_type)
+    torch.nn.Module.to(trained, device)
+    target = make_output(Path(output or folder / "evaluation"))
+    found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
+    report = Report(
+        title=f"{config.title or folder.name}: evaluation",
+        summary=[*score_lines(task, found, split), *file_lines(found), *skipped_lines(len(found.skipped))],
+        provenance={
+            "model": str(folder),
+            "data": {split: describe(samples)},
+            "config": config.plain(),
+            "trained in": Run(folder).environment(),
+        },
+        tables=skipped_table(found.skipped),
+        galleries=found.galleries,
+        scores=score_rows(split, found),
+    )
+    write_report(report, found, target)
+    return report
+
+
+def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -> tuple[PreTrainedModel, Task]:
+    """The model in a run's or model folder, with the `model.overrides` that `config` asks for, and its task with the
+    options of `config`. Raises CheckpointError, and ConfigError for overrides that need other weights."""
+    model, processor = load_to_score(folder, task_type)
+    model = with_fields(model, asked_fields(config.plain()["model"]["overrides"], folder))
+    task = build_task(task_type, config, processor)
+    task.restore(_read_state(model_folder(folder)))
+    task.bind(model.config)
+    return model, task
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    file = folder / "task.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

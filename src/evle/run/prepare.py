@@ -1,0 +1,138 @@
+"""What a run needs, made from its configuration without writing anything: samples, tokenizer, task, model, loader."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+import torch
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from evle.data.loader import Loader
+from evle.data.samples import Samples, Split, hash_samples, made
+from evle.distributed import rank, world_size
+from evle.engine.trainer import TrainConfig
+from evle.errors import ConfigError
+from evle.inspection.texts import texts_of
+from evle.run.config import RunConfig, task_class
+from evle.run.splits import read_split, read_splits
+from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
+from evle.run.weights import Loaded, ModelConfig, build_model, build_processor, size_notes, starting_config
+from evle.tasks.task import Task
+from evle.tasks.vqa import has_slot
+from evle.transforms.text import clean_caption
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, made from its configuration: a dry run stops here."""
+
+    task: Task
+    loaded: Loaded
+    samples: dict[Split, Samples]
+    loader: Loader
+    train: TrainConfig
+    data_hash: str
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    config: RunConfig, task: type[Task] | None = None, samples: Mapping[Split, Samples] | None = None
+) -> Prepared:
+    """Build what a run needs: its samples, tokenizer, task, model and loader, in this order.
+
+    `task` and `samples` are used instead of what the configuration names. Raises EvleError for whatever a user can
+    cause.
+    """
+    task_type = task or task_class(config)
+    start = starting_config(config.model)
+    splits = _samples(config, task_type, samples)
+    torch.manual_seed(config.seed)
+    tokenizer = _tokenizer(config, task_type, splits["train"], start)
+    built = _task(config, task_type, tokenizer, splits["train"], start)
+    loaded = _model(config, built, tokenizer, start)
+    loader = _loader(config, built, splits["train"])
+    notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
+    return Prepared(built, loaded, splits, loader, config.train, hash_samples(splits), notes)
+
+
+def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
+    """A task with the options that the configuration gives it. Raises ConfigError for options that it does not have."""
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    return task(task.options_type.build({**options, "image": config.image, "text": config.text}, "task"), processor)
+
+
+def _samples(config: RunConfig, task: type[Task], samples: Mapping[Split, Samples] | None) -> dict[Split, Samples]:
+    splits = dict(samples) if samples is not None else read_splits(config.data, task.reads)
+    if "train" not in splits:
+        raise ConfigError("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
+    return splits
+
+
+def _tokenizer(config: RunConfig, task: type[Task], training: Samples, start: ModelConfig) -> PreTrainedTokenizerBase:
+    tokenizer = make_tokenizer(
+        config.tokenizer, config.model, start, lambda: _training_texts(config, task.reads, training)
+    )
+    hides = config.task["name"] == "pretraining" and "mlm" in start.objectives
+    hides |= config.task["name"] == "vqa" and has_slot(start)
+    refuse_lacking_tokens(tokenizer, hides, str(config.tokenizer.path or config.model.init or config.model.text))
+    return tokenizer
+
+
+def _training_texts(config: RunConfig, reads: str, training: Samples) -> Iterator[str]:
+    """The texts that a tokenizer is trained on: those of the training samples, and of the other kinds that
+    `tokenizer.reads` names."""
+    kinds = config.tokenizer.reads or (reads,)
+    others = (read_split(config.data, "train", kind) for kind in kinds if kind != reads)
+    corpora = [*([training] if reads in kinds else []), *(each for each in others if each is not None)]
+    samples = (sample for corpus in corpora for sample in made(corpus, _spread(len(corpus), config.tokenizer.samples)))
+    texts: Iterator[str] = chain.from_iterable(map(texts_of, samples))
+    if config.text.clean:
+        texts = (clean_caption(text, config.text.max_words) for text in texts)
+    return texts
+
+
+def _spread(length: int, most: int | None) -> Iterator[int]:
+    """At most `most` indices of a sequence, evenly spread."""
+    number = length if most is None else min(length, most)
+    return (index * length // number for index in range(number))
+
+
+def _task(
+    config: RunConfig, task: type[Task], tokenizer: PreTrainedTokenizerBase, training: Samples, start: ModelConfig
+) -> Task:
+    image_size = config.image.size or start.image_size
+    built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size))
+    built.prepare(training, start)
+    return built
+
+
+def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, start: ModelConfig) -> Loaded:
+    changes = {
+        "image_size": task.image_size,
+        "vocab_size": vocab_size_for(tokenizer, config.model, start),
+        **task.model_overrides(),
+    }
+    if config.text.max_length > start.max_position_embeddings:
+        raise ConfigError(
+            f"text.max_length={config.text.max_length} is more than the model's {start.max_position_embeddings} "
+            "positions; lower it, or set model.overrides.max_position_embeddings"
+        )
+    loaded = build_model(task.model_class(start.model_type), config.model, start, changes)
+    task.bind(loaded.model.config)
+    return loaded
+
+
+def _loader(config: RunConfig, task: Task, training: Samples) -> Loader:
+    return Loader(
+        training,
+        partial(task.features, train=True),
+        task.collate,
+        batch_size=config.train.micro_batch_size(world_size()),
+        seed=config.seed,
+        drop_last=len(training) >= config.train.batch_size,
+        accumulation=config.train.accumulation,
+        num_workers=config.train.num_workers,
+        rank=rank(),
+        world_size=world_size(),
+    )

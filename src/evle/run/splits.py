@@ -1,0 +1,182 @@
+"""The samples of a run: which sources each of its splits reads."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import model_validator
+
+from evle.config import Config
+from evle.data.samples import SPLITS, Samples, Split, made
+from evle.data.sources import SOURCES, mix, read_source
+from evle.errors import ConfigError, DataError
+
+ROOT = "$root"
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
+
+
+def as_list(sources: Any) -> list[dict[str, Any]]:
+    """The sources of one split: none, one, or several."""
+    return list(sources) if isinstance(sources, list) else [sources] if sources is not None else []
+
+
+def _is_test(option: str, name: str) -> bool:
+    """Whether an option of a source names test data: splits such as test1 and test-dev, files such as vqa_test.json."""
+    if option == "split":
+        return name.lower().startswith("test")
+    path = PurePath(name.lower())
+    return path.suffix in FILES and re.search(r"(^|[^a-z])test([^a-z]|$)", path.stem) is not None
+
+
+class DataOptions(Config):
+    """Which samples to read. Each split is one source, `{source: NAME, ...its options}`, or a list of them with
+    `weight`s."""
+
+    path: str | None = None
+    """The `path` of every source that takes one and is given none."""
+    root: str | None = None
+    """The folder that sources mean by `$root`, as in `path: $root/coco`."""
+    train: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What is learned from."""
+    val: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What the best weights are chosen on."""
+    test: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What the final scores are measured on, once."""
+
+    @model_validator(mode="after")
+    def _test_is_not_for_choosing(self) -> "DataOptions":
+        for source in as_list(self.val):
+            for option in ("split", "files", "path"):
+                names = source.get(option) or ()
+                for name in [names] if isinstance(names, str) else names:
+                    if _is_test(option, str(name)):
+                        raise ValueError(
+                            f"val reads the {option} {name!r}: the best weights would be chosen on test data and its "
+                            "scores mean nothing; choose on another split, or leave val out"
+                        )
+        if self.val is not None and as_list(self.val) == as_list(self.test):
+            raise ValueError(
+                "val and test are the same data: the best weights would be chosen on what they are measured on; "
+                "leave test out"
+            )
+        return self
+
+
+def refuse_unread_path(runs: Sequence[DataOptions], splits: Sequence[Split] = SPLITS) -> None:
+    """Say so where `data.path` is given and none of the runs' sources takes it. Raises ConfigError with what to set."""
+    path = next((data.path for data in runs if data.path is not None), None)
+    own: dict[str, None] = {}
+    names: dict[str, None] = {}
+    for data in runs:
+        for split in splits:
+            sources = getattr(data, split)
+            for place, source in enumerate(as_list(sources)):
+                takes_path = _takes_path(str(source.get("source")))
+                if path is None or (takes_path and "path" not in source):
+                    return
+                names[str(source.get("source"))] = None
+                if takes_path:
+                    number = f".{place}" if isinstance(sources, list) else ""
+                    own[f"data.{split}{number}.path={below_root(source['path'], data.root)}"] = None
+    if own:
+        roots = "data.root for all, or " if any(data.root is not None for data in runs) else ""
+        raise ConfigError(
+            f"data.path={path} has no effect: set {roots}{', '.join(own)} to your folders, one by one, or leave "
+            "data.path out"
+        )
+    if names:
+        raise ConfigError(
+            f"data.path={path} has no effect: no source here reads a folder ({', '.join(names)}); leave it out"
+        )
+
+
+def refuse_unread_root(data: DataOptions, splits: Sequence[Split] = SPLITS) -> None:
+    """Say so where no source of these splits means `data.root`. Raises ConfigError."""
+    sources = [source for split in splits for source in as_list(getattr(data, split))]
+    if not any(ROOT in str(value) for source in sources for value in source.values()):
+        raise ConfigError(
+            f"data.root={data.root} has no effect: no source here has a path that begins with {ROOT}; set data.path, "
+            "or the path of each source"
+        )
+
+
+def below_root(value: Any, root: str | None) -> Any:
+    """An option of a source with the paths in it that begin with `$root` joined to that folder.
+
+    Raises ConfigError where such a path stands and no root is given.
+
+    >>> below_root("$root/coco", "/data")
+    '/data/coco'
+    """
+    if isinstance(value, list):
+        return [below_root(each, root) for each in value]
+    if not isinstance(value, str) or value.split("/")[0] != ROOT:
+        return value
+    if root is None:
+        raise ConfigError(f"{value} is below a root that is not given: set data.root=FOLDER, or write the whole path")
+    return str(PurePath(root, *value.split("/")[1:]))
+
+
+def _takes_path(name: str) -> bool:
+    return name in SOURCES and "path" in inspect.signature(SOURCES[name]).parameters
+
+
+def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
+    """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None where the options name no source.
+
+    Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
+    """
+    sources = as_list(getattr(data, split))
+    found, weights, named = [], [], []
+    for each in sources:
+        try:
+            options = {option: below_root(value, data.root) for option, value in each.items()}
+        except ConfigError as error:
+            raise ConfigError(f"data.{split}: {error}") from None
+        name = options.pop("source", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
+        weights.append(options.pop("weight", 1.0))
+        place = (name, options.get("path", data.path), options.get("split"))
+        named.append(" ".join(str(part) for part in place if part is not None))
+        options.setdefault("task", reads)
+        found.append(_read(name, options, data.path, split))
+    if not found:
+        return None
+    samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
+    if not len(samples):
+        raise DataError(f"data.{split} holds no samples ({', '.join(named)}); check its path, split and filters")
+    if split != "train" and len(found) > 1:
+        _refuse_shared_keys(samples, split, named)
+    return samples
+
+
+def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> None:
+    """Raise DataError where samples of several sources share a key, by which what a model says of them is kept."""
+    seen: set[str] = set()
+    for sample in made(samples):
+        if sample.key in seen:
+            raise DataError(
+                f"data.{split}: the key {sample.key!r} stands in several of its sources ({', '.join(named)}), and what "
+                "a model says of one would be scored for the other; score them one by one, or rename the pictures"
+            )
+        seen.add(sample.key)
+
+
+def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> Samples:
+    try:
+        if path is not None and _takes_path(name):
+            options.setdefault("path", path)
+        return read_source(name, options)
+    except ConfigError as error:
+        if "needs path" in str(error):
+            raise ConfigError(f"data.{split}: the source {name!r} needs a folder: add data.path=FOLDER") from None
+        raise ConfigError(f"data.{split}: {error}") from None
+
+
+def read_splits(data: DataOptions, reads: str) -> dict[Split, Samples]:
+    """The samples of every split that the options name (see `read_split`)."""
+    found = {split: read_split(data, split, reads) for split in SPLITS}
+    return {split: samples for split, samples in found.items() if samples is not None}

@@ -1,0 +1,96 @@
+"""The tokenizer of a run: read from a folder, taken from the model it starts from, or trained on its texts."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pydantic import Field
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from evle.config import Config
+from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.models.vle.tokenization import read_json, read_sentencepiece
+from evle.run.weights import ModelConfig, ModelOptions, read_processor
+from evle.transforms.text import train_tokenizer
+
+
+class TokenizerOptions(Config):
+    """Where words come from. By default: the tokenizer of `model.init`, else one trained on the training texts."""
+
+    path: str | None = None
+    """A tokenizer's directory, of `evle tokenizer train` or any that AutoTokenizer reads."""
+    vocab_size: int | None = Field(default=None, ge=261)
+    """Tokens of a tokenizer trained here, at most; by default as many as the model's preset has."""
+    reads: tuple[str, ...] = ()
+    """Kinds of training samples whose texts it is trained on ("captions", "vqa", "nlvr2"); by default the task's
+    own."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples of each kind that are read for it at most, spread evenly; by default all."""
+
+
+def make_tokenizer(
+    options: TokenizerOptions, model: ModelOptions, start: ModelConfig, texts: Callable[[], Iterable[str]]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run that starts from `model`, whose config is `start`; `texts` are read only to train one.
+
+    Raises ConfigError and CheckpointError for a folder or model without one.
+    """
+    if options.path is not None:
+        if not Path(options.path).is_dir():
+            raise ConfigError(
+                f"tokenizer.path={options.path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
+            )
+        return read_tokenizer(options.path)
+    if model.init is not None:
+        return read_processor(model.init, start.model_type).tokenizer
+    if model.text is not None:
+        return read_tokenizer(model.text)
+    return train_tokenizer(texts(), options.vocab_size or start.vocab_size)
+
+
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder: a SentencePiece model as DeBERTa's release has it, or any that AutoTokenizer reads.
+
+    Raises ConfigError for a folder without one.
+    """
+    folder = Path(folder)
+    if (folder / "spm.model").is_file():
+        settings, added = (folder / name for name in ("tokenizer_config.json", "added_tokens.json"))
+        return read_sentencepiece(
+            folder / "spm.model",
+            read_json(settings if settings.is_file() else None),
+            read_json(added if added.is_file() else None),
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no tokenizer ({in_one_line(error)})") from None
+
+
+def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, hides: bool, where: str) -> None:
+    """Raise ConfigError for a tokenizer, read from `where`, without a token for padding, or, where a model `hides`
+    words, without one to hide them with."""
+    for kind, is_needed in (("pad", True), ("mask", hides)):
+        if is_needed and getattr(tokenizer, f"{kind}_token_id") is None:
+            raise ConfigError(
+                f"{where}: the tokenizer has no {kind} token; name it as {kind}_token in its tokenizer_config.json, or "
+                "make a tokenizer with `evle tokenizer train CORPUS -o FOLDER`"
+            )
+
+
+def vocab_size_for(tokenizer: PreTrainedTokenizerBase, model: ModelOptions, start: ModelConfig) -> int:
+    """Rows of the word embedding. Weights keep theirs, which must be enough for the tokenizer. Raises EvleError."""
+    weights = model.init or model.text
+    if weights is None:
+        wanted = model.overrides.get("vocab_size", len(tokenizer))
+        if wanted < len(tokenizer):
+            raise ConfigError(
+                f"model.overrides.vocab_size={wanted} is less than the tokenizer's {len(tokenizer)} tokens; "
+                "leave it out"
+            )
+        return wanted
+    if len(tokenizer) > start.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, but {weights} knows {start.vocab_size}; "
+            "use the tokenizer that the model was trained with (leave out tokenizer.path)"
+        )
+    return start.vocab_size

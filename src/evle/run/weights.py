@@ -1,0 +1,347 @@
+"""The model a run starts from: a preset's size with random weights, or another run or model folder.
+
+A checkpoint of another task is taken as far as it goes: what its head lacks starts at random and is named, what the new
+head has no use for is left out and named. A backbone that does not fit is refused.
+"""
+
+import operator
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    DebertaV2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from evle.config import Config
+from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, nearest
+from evle.models.eve import EVEConfig, EVEForVQA
+from evle.models.eve.heads import answers_from_words
+from evle.models.eve.modeling import EVEPreTrainedModel
+from evle.models.eve.vision_init import init_from_vision
+from evle.models.loading import PROCESSORS, model_folder, read_fields
+from evle.models.positions import resize_positions
+from evle.models.presets import PRESETS
+from evle.models.vle import VLEConfig
+from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
+from evle.models.vle.towers import read_clip, read_deberta
+
+ModelConfig = EVEConfig | VLEConfig
+CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
+POSITIONS = {"eve": "image_embedding.position", "vle": "vision_model.embeddings.position_embedding.weight"}
+"""How the name of each family's table of image positions ends."""
+TOKEN_TYPES = "vle.token_type_embeddings.weight"
+RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
+
+NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_rate"}
+"""Fields of a preset that may differ between a checkpoint and what is made of it."""
+
+
+class ModelOptions(Config):
+    """Which model to start from."""
+
+    preset: str | None = None
+    """A size by name, with random weights. Beside `init` it only says which size `init` must have."""
+    init: str | None = None
+    """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
+    vision: str | None = None
+    """A trained image model that a preset starts from: a vision Transformer's checkpoint for EVE (BEiT v2, BEiT, DeiT,
+    ViT), the folder of a CLIP for VLE, of which the preset's number of layers is kept."""
+    text: str | None = None
+    """The folder of a trained DeBERTa-v2 or v3 that a VLE preset starts from, with its tokenizer."""
+    overrides: dict[str, Any] = Field(default={})
+    """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
+
+
+@dataclass
+class Loaded:
+    """A model to train, and how it came about.
+
+    `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
+    no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty.
+    """
+
+    model: PreTrainedModel
+    new: frozenset[str] = frozenset()
+    unused: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    origin: str = "random weights"
+
+    def lines(self) -> list[str]:
+        """What a person should know, a line each."""
+        lines = [f"starts from {self.origin}"]
+        if self.new:
+            lines.append(f"{len(self.new)} tensors are new: {_heads(self.new)}")
+        if self.unused:
+            lines.append(f"{len(self.unused)} tensors of the checkpoint are not used: {_heads(self.unused)}")
+        return lines + [f"resized: {name}" for name in self.resized]
+
+
+def starting_config(options: ModelOptions) -> ModelConfig:
+    """The config of the model to start from, before the task and the tokenizer have their say.
+
+    Raises:
+        ConfigError: neither preset nor init, an unknown preset or field, a preset that is not the size of `init`.
+        CheckpointError: `init` is not there or not readable.
+    """
+    if options.init is not None and is_released(options.init):
+        raise CheckpointError(
+            f"model.init={options.init} is a bare checkpoint file; make a model folder of it first: "
+            f"evle convert eve {options.init} FOLDER"
+        )
+    for name in ("vision", "text"):
+        if options.init is not None and (other := getattr(options, name)) is not None:
+            raise ConfigError(
+                f"model.init={options.init} and model.{name}={other} both name weights; leave one of them out"
+            )
+    if options.init is not None:
+        config = read_config(options.init)
+        _refuse_other_size(options, config)
+        return config.with_changes(**options.overrides)
+    if options.preset is None:
+        raise ConfigError("the model is not named: set model.preset=NAME, or model.init=RUN to start from weights")
+    config = _preset_config(options.preset, options.overrides)
+    if isinstance(config, VLEConfig):
+        return _with_towers(config, options)
+    if options.text is not None:
+        raise ConfigError(f"model.text={options.text} starts VLE models only; {options.preset} is none")
+    return config
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The config in a run or model folder, of one of our families. Raises CheckpointError."""
+    fields = read_fields(model_folder(path), CONFIGS)
+    return CONFIGS[fields["model_type"]].from_dict(fields)
+
+
+def read_processor(path: str | Path, family: str) -> ProcessorMixin:
+    """The processor saved beside a model. Raises CheckpointError."""
+    folder = model_folder(path)
+    try:
+        return PROCESSORS[family].from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "
+            "tokenizer.path=FOLDER"
+        ) from None
+
+
+def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size: int) -> ProcessorMixin:
+    """A processor of the family for pictures of `image_size` pixels a side."""
+    return PROCESSORS[family].for_size(image_size, tokenizer)
+
+
+def build_model(
+    model_class: type[PreTrainedModel], options: ModelOptions, start: ModelConfig, changes: dict[str, Any]
+) -> Loaded:
+    """The model of `model_class` that `start`, changed by `changes` (image size, vocabulary, answers), describes,
+    with its weights.
+
+    Random weights come from torch's global generator: seed it first.
+
+    Raises:
+        CheckpointError: a tensor of the backbone has another shape, or the file is damaged.
+    """
+    config = start.with_changes(**{"id2label": None, "label2id": None, **changes})
+    try:
+        model = model_class(config)
+    except (ImportError, ValueError) as error:  # of attention or experts that this machine or family does not have
+        if isinstance(error, EvleError):
+            raise
+        raise ConfigError(f"model.overrides: {in_one_line(error)}") from None
+    if options.init is None:
+        loaded = Loaded(model, origin=f"random weights of size {options.preset}")
+        if isinstance(model, VLEPreTrainedModel):
+            _load_towers(loaded, options)
+        elif options.vision is not None:
+            assert isinstance(model, EVEPreTrainedModel)
+            loaded.origin += f"; {options.vision}: {init_from_vision(model, options.vision)}"
+        return loaded
+    folder = model_folder(options.init)
+    tensors = read_tensors(folder)
+    loaded = Loaded(model, origin=str(options.init))
+    _fit_tensors(loaded, tensors, read_config(options.init), folder)
+    return loaded
+
+
+def is_released(path: str) -> bool:
+    """Whether `path` names a checkpoint file, as the authors released them, rather than a folder."""
+    return Path(path).suffix in RELEASED_SUFFIXES and not Path(path).is_dir()
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All the tensors of a model folder, from one file or many. Raises CheckpointError for none or damaged ones.
+
+    safetensors, or where there are none the older `pytorch_model*.bin`, of which weights alone are read and nothing is
+    executed.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder}: no weights (*.safetensors, pytorch_model.bin) beside config.json")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            is_safe = file.suffix == ".safetensors"
+            tensors |= load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from None
+    return tensors
+
+
+def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedConfig, folder: Path) -> None:
+    """Give `tensors`, of a model with config `before`, to the loaded model, and note what is new, unused and
+    resized."""
+    model = loaded.model
+    config = model.config
+    own = model.state_dict()
+    backbone = model.base_model_prefix + "."
+    other_answers = _answers(before) != _answers(config)
+    other_classes = _classes(before) != _classes(config)
+    ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["$^"]))
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in own and backbone + name in own:
+            name = backbone + name  # a folder of the backbone alone
+        target = own.get(name)
+        if name in tied:
+            continue  # a released file may hold a copy of its own, which must not overwrite the weight it is tied to
+        if target is None:
+            if not ignored.search(name):
+                loaded.unused.append(name)
+        elif tensor.shape == target.shape:
+            # As many answers or classes, but others: the rows of the last layer mean something else.
+            means_other = other_answers and tensor.shape[:1] == (config.num_labels,) and not name.startswith(backbone)
+            means_other |= other_classes and tensor.shape[:1] == (len(_classes(config)),) and name.startswith("mpc_")
+            if means_other:
+                loaded.unused.append(name)
+            else:
+                fitting[name] = tensor
+        elif name.endswith(POSITIONS[config.model_type]):
+            side = config.image_size // config.patch_size
+            fitting[name] = resize_positions(tensor, side, side)
+            loaded.resized.append(f"{name} from {before.image_size} to {config.image_size} pixels")
+        elif name == TOKEN_TYPES:
+            # New types start beside the text's, each at a distance of its own, so that they part from the first step.
+            extended = extend_token_types(tensor, len(target))
+            extended[len(tensor) :] += target[len(tensor) :]
+            fitting[name] = extended
+            loaded.resized.append(f"{name} from {len(tensor)} to {len(target)} token types")
+        elif name.startswith(backbone):
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)} but this model needs {tuple(target.shape)}; "
+                "leave the size to model.init, or start from a preset"
+            )
+        else:
+            loaded.unused.append(name)
+    if isinstance(model, EVEForVQA) and config.answer_tokens and "classifier.0.weight" not in tensors:
+        fitting |= answers_from_words(tensors, config.answer_tokens)
+    model.load_state_dict(fitting, strict=False)
+    loaded.new = frozenset(own.keys() - fitting.keys() - tied)
+    if not any(name.startswith(backbone) for name in fitting):
+        raise CheckpointError(f"{folder}: holds no tensor of this model's backbone ({backbone}*)")
+
+
+def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
+    """`config` with the towers that the options name in place of the preset's, but its image size and its number of
+    image layers."""
+    fields = config.to_dict()
+    for name, path, kind in (
+        ("vision_config", options.vision, CLIPVisionConfig),
+        ("text_config", options.text, DebertaV2Config),
+    ):
+        if path is not None:
+            try:
+                tower = kind.from_pretrained(path, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path}: holds no model ({in_one_line(error)})") from None
+            kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}
+            fields[name] = {**tower.to_dict(), **kept, **options.overrides.get(name, {})}
+    return VLEConfig.from_dict({**fields, "attn_implementation": config._attn_implementation})
+
+
+def _load_towers(loaded: Loaded, options: ModelOptions) -> None:
+    """Give the loaded VLE the weights of the towers that the options name."""
+    model: Any = loaded.model.base_model  # a VLEModel
+    config = loaded.model.config
+    if options.vision is not None:
+        tower = read_clip(options.vision, config.vision_config.num_hidden_layers)
+        weights = tower.state_dict()
+        for name, table in weights.items():
+            if name.endswith("position_embedding.weight"):
+                weights[name] = resize_positions(table, config.patches_per_side, config.patches_per_side)
+        model.vision_model.vision_model.load_state_dict(weights)
+        loaded.origin += f"; the image tower is {options.vision}"
+    if options.text is not None:
+        model.text_model.load_state_dict(read_deberta(options.text).state_dict())
+        loaded.origin += f"; the text tower is {options.text}"
+
+
+def _answers(config: PreTrainedConfig) -> dict[int, str]:
+    """The labels by number; JSON knows no numbers as keys."""
+    return {int(place): str(label) for place, label in (config.id2label or {}).items()}
+
+
+def _classes(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The classes of objects that a configuration knows, if its family knows any."""
+    return tuple(config.object_classes) if isinstance(config, VLEConfig) else ()
+
+
+def _preset_config(name: str, overrides: dict[str, Any]) -> ModelConfig:
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset={name!r} does not exist; {nearest(name, PRESETS)}")
+    return CONFIGS[PRESETS[name][0]].from_preset(name, **overrides)
+
+
+def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
+    if options.preset is None:
+        return
+    if options.preset not in PRESETS:
+        raise ConfigError(f"model.preset={options.preset!r} does not exist; {nearest(options.preset, PRESETS)}")
+    family, fields = PRESETS[options.preset]
+    wanted = {"model_type": family, **fields, **options.overrides}
+    for name, value in _flat({name: wanted[name] for name in fields.keys() - options.overrides.keys()}):
+        found = operator.attrgetter(name)(config)
+        if name.split(".")[-1] not in NOT_SIZES and found != value:
+            raise ConfigError(
+                f"model.init={options.init} has {name} {found}, model.preset={options.preset} has {value}; "
+                "leave one of them out"
+            )
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a preset, those of a tower as tower.field."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        else:
+            yield name, value
+
+
+def _heads(names: Any) -> str:
+    """Tensor names as the modules they lie in: "classifier (6), decoder (20)"."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1
+    return ", ".join(f"{module} ({count})" for module, count in sorted(counts.items()))
+
+
+def size_notes(overrides: Mapping[str, Any], size: int) -> list[str]:
+    """That pictures have `size` pixels a side, where the `overrides` of a model's configuration name another."""
+    told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
+    if told == size:
+        return []
+    return [f"pictures have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]

@@ -1,0 +1,33 @@
+"""How the run that made a model read its texts, and what else its folder says of it."""
+
+from pathlib import Path
+from typing import Any
+
+from evle.config import load_yaml
+from evle.models.loading import PROCESSORS, model_folder, read_fields
+from evle.tasks.task import TextOptions
+
+TEXTS = {"eve": TextOptions(), "vle": TextOptions(clean=False, max_length=512)}
+"""How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
+
+
+def family_text_options(family: str) -> TextOptions:
+    """How a family's texts are read where no run says so."""
+    return TEXTS.get(family, TextOptions())
+
+
+def run_settings(path: str | Path) -> dict[str, Any]:
+    """The config.yaml of the run that made the model in `path`; empty for a model of no run, whatever file of that name
+    lies beside its folder."""
+    folder = model_folder(path).absolute()
+    file = folder.parent / "config.yaml"
+    settings = load_yaml(file) if folder.name == "model" and file.is_file() else {}
+    return settings if isinstance(settings.get("task"), dict) else {}
+
+
+def text_options(path: str | Path) -> TextOptions:
+    """How the run that made the model in `path` read its texts, by its config.yaml; the family's way without one."""
+    settings, folder = run_settings(path), model_folder(path)
+    if not settings:
+        return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
+    return TextOptions.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))

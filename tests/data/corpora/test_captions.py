@@ -1,0 +1,263 @@
+"""Karpathy's splits, COCO's captions and X-VLM's lists are read as published, and what is wrong is named."""
+
+import json
+from collections import Counter
+
+import pytest
+
+import corpora
+from evle.data.corpora.captions import coco_captions, karpathy, xvlm
+from evle.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The miniature corpora; tests must not change them."""
+    return corpora.write_all(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A COCO of one's own, to break."""
+    return corpora.coco(tmp_path)
+
+
+def change(path, what):
+    tree = json.loads(path.read_text())
+    what(tree)
+    path.write_text(json.dumps(tree))
+
+
+def test_restval_counts_as_train(folder):
+    sizes = {split: len(karpathy(folder / "coco", split=split)) for split in ("train", "val", "test")}
+    assert sizes == {"train": 12, "val": 6, "test": 6}
+    assert len(karpathy(folder / "coco")) == 24
+    assert len(karpathy(folder / "coco", split=["val", "test"])) == 12
+
+
+def test_a_picture_of_coco_is_one_sample_with_its_five_captions(folder):
+    sample = karpathy(folder / "coco", split="train")[8]  # the first of restval
+    assert sample.key == sample.match_id == "val2014/COCO_val2014_000000000017.jpg"
+    assert sample.image == str(folder / "coco/val2014/COCO_val2014_000000000017.jpg")
+    assert list(sample.captions) == corpora.captions_of(17)
+
+
+def test_flickr30k_has_the_same_form_and_another_folder(folder):
+    samples = karpathy(folder / "flickr30k", split="test")
+    assert samples[0].image == str(folder / "flickr30k/flickr30k-images/1000092807.jpg")
+    assert [list(sample.captions) for sample in samples] == [corpora.captions_of(place) for place in range(12, 16)]
+
+
+def test_pictures_may_lie_elsewhere_or_all_in_one_folder(folder, tmp_path):
+    alone = corpora.write_json(
+        tmp_path / "dataset_coco.json", json.loads((folder / "coco/dataset_coco.json").read_text())
+    )
+    assert len(karpathy(alone, images=folder / "coco")) == 24
+    for name in ("train2014", "val2014"):
+        for picture in (folder / "coco" / name).iterdir():
+            (tmp_path / "flat" / picture.name).parent.mkdir(exist_ok=True)
+            (tmp_path / "flat" / picture.name).write_bytes(picture.read_bytes())
+    assert karpathy(alone, images=tmp_path / "flat")[0].image == str(tmp_path / "flat/COCO_train2014_000000000009.jpg")
+    straight = karpathy(folder / "flickr30k/dataset_flickr30k.json", images=folder / "flickr30k/flickr30k-images")
+    assert straight[0].image == str(folder / "flickr30k/flickr30k-images/1000092795.jpg")
+
+
+def test_with_pairs_each_caption_is_a_sample_that_matches_its_picture(folder):
+    samples = karpathy(folder / "coco", split="val", pairs=True)
+    assert len(samples) == 30
+    assert len({sample.key for sample in samples}) == 30
+    assert set(Counter(sample.match_id for sample in samples).values()) == {5}
+    assert samples[7].key == "val2014/COCO_val2014_000000000022.jpg#2"
+    assert samples[7].captions == (corpora.captions_of(22)[2],)
+    assert samples.describe()["captions"] == 30
+    assert samples.fingerprint != karpathy(folder / "coco", split="val").fingerprint
+
+
+def test_numbers_that_differ_from_the_published_ones_are_noted(folder, coco, monkeypatch):
+    assert karpathy(folder / "coco", split="val").describe()["note"] == "6 pictures of val, where 5,000 were published"
+    monkeypatch.setattr("evle.data.corpora.captions.KARPATHY_COUNTS", {"coco": {"train": 12, "val": 6, "test": 6}})
+    assert "note" not in karpathy(folder / "coco").describe()
+    change(coco / "dataset_coco.json", lambda tree: tree["images"].pop())
+    assert karpathy(coco).describe()["note"] == "5 pictures of test, where 6 were published"
+
+
+def test_coco_s_own_files_hold_the_same_captions(folder):
+    official = {sample.key: sample for sample in coco_captions(folder / "coco")}
+    split = {sample.key: sample for sample in karpathy(folder / "coco")}
+    assert official.keys() == split.keys()
+    for key, sample in official.items():
+        assert sorted(sample.captions) == sorted(split[key].captions)
+        assert (sample.image, sample.match_id) == (split[key].image, split[key].match_id)
+    assert len(coco_captions(folder / "coco", split="val")) == 16
+    assert len(coco_captions(folder / "coco", split="train", pairs=True)) == 40
+    assert (
+        len(coco_captions(folder / "coco/annotations/captions_val2014.json", split="val", images=folder / "coco")) == 16
+    )
+
+
+def test_captions_of_pictures_that_the_file_does_not_hold_are_named(coco):
+    file = coco / "annotations/captions_val2014.json"
+    change(file, lambda tree: tree["annotations"].append({"image_id": 5, "id": 7, "caption": "x"}))
+    samples = coco_captions(coco, split="val")
+    assert samples.skipped == [f"{file}: caption 7 is of image 5, which the file does not hold"]
+    assert len(samples) == 16
+
+
+def test_pictures_without_captions_are_left_out_and_named(coco):
+    file = coco / "annotations/captions_val2014.json"
+    change(file, lambda tree: tree["images"].append({"id": 5, "file_name": "none.jpg"}))
+    assert coco_captions(coco, split="val").skipped == [f"{file}: no caption for val2014/none.jpg"]
+
+
+def test_x_vlm_s_lists_hold_the_same_samples_as_karpathy_s_splits(folder):
+    for split in ("train", "val", "test"):
+        lists = xvlm(folder / "coco/lists", split=split, images=folder / "coco")
+        assert [sample for sample in lists] == [sample for sample in karpathy(folder / "coco", split=split)]
+    both = xvlm(folder / "coco/lists", files=["coco_val.json", "coco_test.json"], images=folder / "coco", pairs=True)
+    assert len(both) == 60
+    assert len(xvlm(folder / "coco/lists/coco_val.json", images=folder / "coco")) == 6
+
+
+def no_pictures(folder):
+    for name in ("train2014", "val2014"):
+        for picture in (folder / name).iterdir():
+            picture.unlink()
+
+
+def no_folder(folder):
+    for picture in (folder / "val2014").iterdir():
+        picture.unlink()
+    (folder / "val2014").rmdir()
+
+
+def twice(tree):
+    tree["images"].append(tree["images"][0])
+
+
+BROKEN = {
+    "a split that does not exist": (
+        karpathy,
+        {"split": "tset"},
+        None,
+        "karpathy has no split 'tset'; did you mean 'test'?",
+    ),
+    "COCO has no test captions": (
+        coco_captions,
+        {"split": "test"},
+        None,
+        "coco-captions has no split 'test'; choose one of",
+    ),
+    "another task": (karpathy, {"task": "vqa"}, None, "source 'karpathy' holds captions, not 'vqa'"),
+    "no file": (karpathy, {"path": "gone"}, None, "gone: no such file or folder; name the folder of Karpathy's JSON"),
+    "no JSON": (karpathy, {"path": "val2014"}, None, "no dataset_coco.json or dataset_flickr30k.json there"),
+    "no folder": (
+        karpathy,
+        {},
+        no_folder,
+        "val2014: no such folder; put the pictures of dataset_coco.json there, or set",
+    ),
+    "no pictures": (karpathy, {}, no_pictures, "nor any other of 16 pictures that"),
+    "cut short": (
+        karpathy,
+        {},
+        lambda path: (path / "dataset_coco.json").write_text((path / "dataset_coco.json").read_text()[:5000]),
+        "cut short in 'images', element 7, at byte",
+    ),
+    "twice in Karpathy's": (
+        karpathy,
+        {},
+        lambda path: change(path / "dataset_coco.json", twice),
+        "picture 'train2014/COCO_train2014_000000000009.jpg' stands 2 times; take the official file anew",
+    ),
+    "twice in COCO's": (
+        coco_captions,
+        {},
+        lambda path: change(path / "annotations/captions_val2014.json", twice),
+        "image id '17' stands 2 times",
+    ),
+    "annotations twice": (
+        coco_captions,
+        {},
+        lambda path: change(
+            path / "annotations/captions_val2014.json",
+            lambda tree: tree["annotations"].append({**tree["annotations"][0], "image_id": 20}),
+        ),
+        "annotation id '324' stands 2 times",
+    ),
+    "an unknown split in the file": (
+        karpathy,
+        {},
+        lambda path: change(path / "dataset_coco.json", lambda tree: tree["images"][3].update(split="dev")),
+        "image 3: split 'dev' is none of train, restval, val, test",
+    ),
+    "another JSON": (
+        karpathy,
+        {"path": "annotations/captions_val2014.json"},
+        None,
+        "image 0: no field 'split'; choose one of: file_name, height, id, license, width; is it the right file?",
+    ),
+    "no list of that split": (
+        xvlm,
+        {"path": "annotations", "split": "test"},
+        None,
+        "no list *test.json there, of captions_train2014.json, captions_val2014.json; name those to read with files",
+    ),
+    "several lists": (xvlm, {"path": "annotations"}, None, "2 lists *.json there"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_one_line_that_names_it(case, coco, monkeypatch):
+    monkeypatch.chdir(coco)
+    read, options, spoil, message = BROKEN[case]
+    if spoil is not None:
+        spoil(coco)
+    with pytest.raises((ConfigError, DataError)) as found:
+        read(**{"path": str(coco), **options})
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_two_files_of_karpathy_in_one_folder_must_be_told_apart(folder, coco):
+    corpora.flickr30k(coco)
+    with pytest.raises(
+        DataError, match=r"both dataset_coco\.json and dataset_flickr30k\.json are there; name one as path"
+    ):
+        karpathy(coco)
+    assert len(karpathy(coco / "dataset_flickr30k.json")) == 16
+
+
+def test_an_archive_that_was_not_unpacked_is_named(coco):
+    (coco / "val2014").rename(coco.parent / "elsewhere")
+    (coco / "val2014.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"val2014: no such folder \(still packed: val2014\.zip\); put the pictures"):
+        karpathy(coco)
+    (coco / "dataset_coco.json").unlink()
+    (coco / "caption_datasets.zip").write_bytes(b"PK")
+    with pytest.raises(
+        DataError, match=r"no dataset_coco\.json .* there \(still packed: caption_datasets\.zip, val2014"
+    ):
+        karpathy(coco)
+
+
+def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_path):
+    """As programs write lists that fill in nothing for what is missing."""
+    file = coco / "annotations/captions_val2014.json"
+    change(file, lambda tree: [each.update(caption=None) for each in tree["annotations"][:5]])
+    assert len(coco_captions(coco, split="val").skipped) == 1
+    lists = corpora.xvlm(tmp_path / "x") / "lists" / "coco_test.json"
+    change(lists, lambda tree: [tree[0].update(caption=None), tree[1].update(caption=[None, " a dog"])])
+    samples = xvlm(lists, images=tmp_path / "x")
+    assert samples[0].captions == ("a dog",)
+    assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
+    for edit, message in (
+        (lambda tree: tree["annotations"][3].pop("id"), r"val2014.json: annotations \d+: no field 'id'"),
+        (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a number, not 'x'"),
+        (lambda tree: tree["annotations"][3].update(image_id=27, caption=["a"]), r"annotations \d+: .* is no text"),
+    ):
+        change(file, edit)
+        with pytest.raises(DataError, match=message):
+            coco_captions(coco, split="val")
+    change(coco / "dataset_coco.json", lambda tree: tree["images"][2].update(sentences=None))
+    with pytest.raises(DataError, match="image 2: its sentences must be a list, not 'None'; is it the right file"):
+        karpathy(coco)

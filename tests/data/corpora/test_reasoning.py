@@ -1,0 +1,385 @@
+"""VQAv2, NLVR2, VCR and X-VLM's lists are read from their official layouts; whatever is wrong is named in one line."""
+
+import json
+import os
+import pickle
+import shutil
+from collections import Counter
+
+import pytest
+
+from evle.data.corpora.nlvr2 import nlvr2, sentence_of
+from evle.data.corpora.vcr import vcr
+from evle.data.corpora.vqav2 import vqav2
+from evle.data.corpora.xvlm import xvlm
+from evle.data.formats.json_lines import JsonLines
+from evle.data.images import open_image
+from evle.data.samples import Box
+from evle.data.sources import read_source
+from evle.errors import ConfigError, DataError, SampleError
+from evle.inspection.sample_check import check_samples
+from reasoning_corpora import PICTURES, colour_of, nlvr2_records, ten_answers
+from reasoning_corpora import nlvr2 as write_nlvr2
+from reasoning_corpora import vcr as write_vcr
+from reasoning_corpora import vqav2 as write_vqav2
+from reasoning_corpora import xvlm_pairs as write_pairs
+from reasoning_corpora import xvlm_questions as write_questions
+
+QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
+ANNOTATIONS = "v2_mscoco_{}_annotations.json"
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return write_vqav2(tmp_path / "vqa")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_nlvr2(tmp_path / "nlvr2")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_vcr(tmp_path / "vcr")
+
+
+def change(file, edit):
+    """The JSON of `file`, changed by `edit`, written back."""
+    tree = json.loads(file.read_text())
+    edit(tree)
+    file.write_text(json.dumps(tree))
+
+
+# --- VQAv2
+
+
+def test_vqav2_questions_meet_their_annotations_whatever_the_order(coco):
+    samples = vqav2(coco, split="val")
+    assert len(samples) == 18
+    first = samples[0]
+    assert (first.key, first.question) == ("101000", "What color is it?")
+    assert first.image == str(coco / "val2014" / "COCO_val2014_000000000101.jpg")
+    assert (first.answer_type, first.question_type) == ("other", "what color is")
+    assert open_image(first.image).size == (20, 20)
+    assert pickle.loads(pickle.dumps(samples))[5] == samples[5]
+    assert samples.describe()["pictures"] == 6
+
+
+def test_the_main_answer_stands_first_and_none_is_lost(coco):
+    for sample, number in zip(vqav2(coco, split="train")[::3], PICTURES["train2014"], strict=True):
+        assert sample.answers[0] == colour_of(number)
+        assert Counter(sample.answers) == Counter(each["answer"] for each in ten_answers(colour_of(number)))
+
+
+def test_vqav2_splits_hold_what_their_names_say(coco):
+    keys = {name: [sample.key for sample in vqav2(coco, split=name)] for name in ("train", "val", "trainval")}
+    assert keys["trainval"] == keys["train"] + keys["val"]
+    held = vqav2(coco, split="val-held-out", held_out=2)
+    rest = vqav2(coco, split="trainval-minus-held-out", held_out=2)
+    assert {sample.image[-7:] for sample in held} == {"105.jpg", "106.jpg"}
+    assert sorted([sample.key for sample in held] + [sample.key for sample in rest]) == sorted(keys["trainval"])
+    test, dev = vqav2(coco, split="test"), vqav2(coco, split="test-dev")
+    assert (len(test), len(dev)) == (12, 3)
+    assert test[0].answers == () == dev[0].answers
+    assert dev[0].image == test[0].image == str(coco / "test2015" / "COCO_test2015_000000000301.jpg")
+    prints = {vqav2(coco, split=name, held_out=3).fingerprint for name in (*keys, "test", "val-held-out")}
+    assert len(prints) == 5
+
+
+def test_vqav2_files_may_lie_in_folders_and_pictures_elsewhere_or_all_together(coco, tmp_path):
+    whole = vqav2(coco, split="val")
+    (tmp_path / "json" / "questions").mkdir(parents=True)
+    (tmp_path / "json" / "annotations").mkdir()
+    shutil.copy(coco / QUESTIONS.format("val2014"), tmp_path / "json" / "questions")
+    shutil.copy(coco / ANNOTATIONS.format("val2014"), tmp_path / "json" / "annotations")
+    elsewhere = vqav2(tmp_path / "json", split="val", images=coco)
+    assert elsewhere[:] == whole[:]
+    flat = vqav2(tmp_path / "json", split="val", images=coco / "val2014")
+    assert flat[:] == whole[:]
+
+
+def test_questions_without_an_annotation_are_left_out_and_named(coco):
+    change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].pop())
+    samples = vqav2(coco, split="val")
+    assert len(samples) == 17
+    assert samples.skipped[0].endswith("annotations.json: no annotation of question 101000")
+    assert samples.describe()["rows left out"] == 1
+
+
+def test_of_many_rows_left_out_the_first_are_named_and_all_are_counted(coco, scenes, monkeypatch):
+    monkeypatch.setattr("evle.data.corpora.official.NAMED", 1)
+    change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].__delitem__(slice(3)))
+    questions = vqav2(coco, split="val")
+    assert questions.skipped[1].endswith("annotations.json: 2 more questions without an annotation")
+    for place in range(3):
+        (scenes / "vcr1images" / "lsmdc_val" / f"val_{place}@{place}.json").unlink()
+    choices = vcr(scenes, split="val")
+    assert choices.skipped[1].endswith("val.jsonl: 2 more questions without metadata")
+    for samples in (questions, choices):
+        assert samples.describe()["rows left out"] == 3
+        assert "left out by the source: 3" in check_samples(samples).lines()
+
+
+def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
+    with pytest.raises(ConfigError, match=r"vqav2 has no split 'test-dve'; did you mean 'test-dev'\?"):
+        vqav2(coco, split="test-dve")
+    with pytest.raises(ConfigError, match="source 'vqav2' holds vqa, not 'nlvr2'"):
+        vqav2(coco, "nlvr2")
+    with pytest.raises(ConfigError, match="held_out=6 must be above 0 and below the 6 pictures of"):
+        vqav2(coco, split="val-held-out", held_out=6)
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder; name the folder of VQAv2's questions"):
+        vqav2(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no v2_OpenEnded_mscoco_val2014_questions.json"):
+        vqav2(tmp_path / "empty", split="val")
+    questions, annotations = coco / QUESTIONS.format("val2014"), coco / ANNOTATIONS.format("val2014")
+    good = {file: file.read_text() for file in (questions, annotations)}
+
+    def wrong(file, text, message):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            vqav2(coco, split="val")
+        file.write_text(good[file])
+
+    wrong(questions, good[questions][:-30], r"val2014_questions.json: cut short in 'questions', element 17, at byte")
+    wrong(questions, good[annotations], r"no list 'questions' in it: it holds 'info', .*; is it the right file\?")
+    wrong(questions, good[questions].replace('"question":', '"qestion":'), "question 0: no field 'question'; did you m")
+    wrong(questions, good[questions].replace("101001", "101000"), "question_id '101000' stands 2 times")
+    wrong(annotations, good[annotations].replace("101001", "101000"), "question_id '101000' stands 2 times")
+    wrong(
+        annotations, good[annotations].replace('"image_id": 101', '"image_id": 99'), "question 101000 is of another pic"
+    )
+    wrong(
+        annotations, good[annotations].replace('"question_id": 10', '"question_id": 77'), "annotates none of the questi"
+    )
+    wrong(
+        annotations, good[annotations].replace('"question_id": 101000', '"question_id": "x"'), "question_id must be a n"
+    )
+    shutil.rmtree(coco / "val2014")
+    with pytest.raises(DataError, match=r"val2014: no such folder; put COCO's pictures val2014 there, or set images="):
+        vqav2(coco, split="val")
+    (coco / "val2014").mkdir()
+    with pytest.raises(DataError, match=r"nor any other of 16 pictures that .* names; put the pictures there"):
+        vqav2(coco, split="val")
+
+
+# --- NLVR2
+
+
+def test_nlvr2_sentences_meet_their_pairs(pairs):
+    samples = nlvr2(pairs)
+    first = samples[2]
+    assert (first.key, first.label, first.set_id) == ("train-1-0-0", True, "train-1-0")
+    assert first.images[1] == str(pairs / "images" / "train" / "1" / "train-1-0-img1.png")
+    assert samples[3].set_id == first.set_id
+    dev = nlvr2(pairs, split="dev")
+    assert dev[0].images[0] == str(pairs / "images" / "dev" / "dev-0-0-img0.png")
+    assert (
+        len({sample.set_id for sample in nlvr2(pairs / "data" / "test1.json", split="test1", images=pairs / "images")})
+        == 4
+    )
+    assert all(open_image(image).size == (20, 20) for sample in dev for image in sample.images)
+
+
+def test_the_pairs_of_a_sentence_differ_in_the_third_part_alone():
+    """As the official evaluator groups them: it blanks the third part of the identifier."""
+    names = ["dev-850-0-0", "dev-850-1-0", "dev-850-0-1", "dev-851-0-0"]
+    assert [sentence_of(name) for name in names] == ["dev-850-0", "dev-850-0", "dev-850-1", "dev-851-0"]
+
+
+def test_labels_may_be_absent(pairs):
+    records = nlvr2_records("test1")
+    for record in records:
+        del record["label"]
+    (pairs / "data" / "test1.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert {sample.label for sample in nlvr2(pairs, split="test1")} == {None}
+
+
+def test_nlvr2_pictures_may_lie_beside_the_sentences(pairs):
+    before = nlvr2(pairs, split="dev")[0].images[0]
+    (pairs / "images" / "dev").rename(pairs / "dev")
+    after = nlvr2(pairs, split="dev")[0].images[0]
+    assert after == before.replace("images/dev", "dev")
+    assert os.path.exists(after)
+
+
+def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):
+    with pytest.raises(ConfigError, match="nlvr2 has no split 'test'; did you mean 'test1'"):
+        nlvr2(pairs, split="test")
+    with pytest.raises(ConfigError, match="source 'nlvr2' holds nlvr2, not 'vqa'"):
+        nlvr2(pairs, "vqa")
+    file = pairs / "data" / "dev.json"
+    good = file.read_text()
+
+    def wrong(text, message):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            nlvr2(pairs, split="dev")
+        file.write_text(good)
+
+    wrong(good[:-20], r"dev.json:8: cut short \(.*\); fetch or unpack the file again")
+    wrong(good + good.splitlines()[0], "identifier 'dev-0-0-0' stands 2 times")
+    wrong(good.replace("dev-1-1-0", "train-1-1-0"), r"dev.json:4: 'train-1-1-0' does not belong to split 'dev'")
+    wrong(
+        good.replace("dev-1-1-0", "dev-1-1"), r"dev.json:4: identifier 'dev-1-1' is not of the form dev-SET-PAIR-SENTE"
+    )
+    wrong(good.replace('"False"', '"perhaps"', 1), r"dev.json:2: label 'perhaps' is neither True nor False")
+    wrong(good.replace('"sentence"', '"text"', 1), r"dev.json:1: no field 'sentence'")
+    wrong("[1]\n", r"dev.json:1: each line must be an object \{...\}, not '\[1\]'")
+    wrong("", "holds no sentence; fetch it again")
+    shutil.rmtree(pairs / "images" / "dev")
+    with pytest.raises(
+        DataError, match=r"images/dev: no such folder; put NLVR2's pictures of dev there, or set images="
+    ):
+        nlvr2(pairs, split="dev")
+    (pairs / "images" / "dev").mkdir()
+    with pytest.raises(DataError, match=r"nor any other of 16 pictures that .*dev.json names"):
+        nlvr2(pairs, split="dev")
+
+
+# --- VCR
+
+
+def test_vcr_questions_meet_their_boxes(scenes):
+    samples = vcr(scenes)
+    first = samples[1]
+    assert first.key == "train-1"
+    assert first.objects[:2] == (Box(1, 2, 8, 10, "person"), Box(3, 0, 17, 20, "person"))
+    assert first.objects[2].label == "dog"
+    assert first.question == ("What", "is", (0, 1), "looking", "at", "?")
+    assert first.answer_choices[0] == ((2,), "is", "green", ".")
+    assert len(first.rationale_choices) == 4
+    assert (first.answer_label, first.rationale_label) == (0, 0)
+    assert open_image(first.image).size == (20, 20)
+    assert pickle.loads(pickle.dumps(samples))[7] == samples[7]
+
+
+def test_vcr_test_has_no_labels(scenes):
+    samples = vcr(scenes, split="test")
+    assert {(sample.answer_label, sample.rationale_label) for sample in samples} == {(None, None)}
+
+
+def test_questions_without_metadata_are_left_out_and_named(scenes):
+    (scenes / "vcr1images" / "lsmdc_val" / "val_2@2.json").unlink()
+    samples = vcr(scenes, split="val")
+    assert [sample.key for sample in samples] == ["val-0", "val-1", "val-3"]
+    assert "val-2: " in samples.skipped[0]
+    assert samples.skipped[0].endswith("val_2@2.json: no such metadata; unpack VCR's pictures with it")
+
+
+def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
+    with pytest.raises(ConfigError, match="vcr has no split 'dev'; choose one of: test, train, val"):
+        vcr(scenes, split="dev")
+    file = scenes / "val.jsonl"
+    good = file.read_text()
+
+    def wrong(text, message):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            vcr(scenes, split="val")
+        file.write_text(good)
+
+    wrong(good[:-9], r"val.jsonl:4: cut short")
+    wrong(good.replace('"answer_label": 0, ', "", 1), r"val.jsonl:1: no field 'answer_label'")
+    wrong(good.replace("val-1", "val-0"), "annot_id 'val-0' stands 2 times")
+    metadata = scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json"
+    samples = vcr(scenes, split="val")
+    metadata.write_text('{"boxes": [[1, 2]]}')
+    with pytest.raises(SampleError, match=r"val-0: .*val_0@0.json: no metadata with boxes \[x1, y1, x2, y2, score\]"):
+        samples[0]
+    metadata.write_text('{"boxes": [[1, 2, 3, 4, 1]]}')
+    with pytest.raises(SampleError, match=r"val-0: 3 objects, but .*val_0@0.json has 1 boxes"):
+        samples[0]
+    file.write_text(good.replace("[0, 1]", "[0, 3]", 1))
+    (scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json").write_text(metadata.with_name("val_1@1.json").read_text())
+    with pytest.raises(SampleError, match="val-0: a text names object 3 of 3; take the official file"):
+        vcr(scenes, split="val")[0]
+    file.write_text(good.replace('"objects": ["person", "person", "dog"]', '"objects": null', 1))
+    with pytest.raises(SampleError, match="val-0: its objects must be a list, not 'None'; take the official file"):
+        vcr(scenes, split="val")[0]
+    file.write_text(good.replace('"answer_label": 0', '"answer_label": 4', 1))
+    with pytest.raises(SampleError, match="val-0: answer_label 4 is not one of 0 to 3"):
+        vcr(scenes, split="val")[0]
+    file.write_text(good)
+    shutil.rmtree(scenes / "vcr1images")
+    with pytest.raises(DataError, match=r"vcr1images: no such folder; put VCR's pictures and their metadata there"):
+        vcr(scenes, split="val")
+    (scenes / "vcr1images").mkdir()
+    with pytest.raises(DataError, match=r"val-0: .*val_0@0.json: no such metadata; unpack VCR's pictures with it"):
+        vcr(scenes, split="val")
+
+
+def test_a_file_that_changed_since_it_was_opened_is_noticed(scenes):
+    samples = vcr(scenes, split="val")
+    (scenes / "val.jsonl").write_text("\n" * 50 + (scenes / "val.jsonl").read_text())
+    with pytest.raises(DataError, match="changed at byte"):
+        samples[3]
+
+
+# --- X-VLM's lists
+
+
+def test_xvlm_questions_of_coco_and_visual_genome_come_from_their_folders(tmp_path):
+    folder = write_questions(tmp_path)
+    files = ["vqa_train.json", "vqa_val.json", "vg_qa.json"]
+    samples = xvlm(folder / "lists", "vqa", files=files, images=folder, vg_images=folder / "genome")
+    assert len(samples) == 3 * 14 + 2
+    assert (samples[0].key, samples[0].answers[:2]) == ("9000", ("dark", "green"))
+    assert samples[-1].key == "vg-9002"
+    assert samples[-1].answers == ("A picture.",)
+    assert samples[-1].image == str(folder / "genome" / "VG_100K" / "2.jpg")
+    test = xvlm(folder / "lists", "vqa", "test", images=folder)
+    assert {sample.answers for sample in test} == {()}
+
+
+def test_xvlm_questions_may_have_one_answer_or_none(tmp_path):
+    folder = write_questions(tmp_path)
+    change(folder / "lists" / "vqa_val.json", lambda tree: [tree[0].update(answer=None), tree[1].update(answer=2)])
+    samples = xvlm(folder / "lists", "vqa", "val", images=folder)
+    assert [sample.answers for sample in samples[:2]] == [(), ("2",)]
+
+
+def test_xvlm_pairs_know_the_pairs_of_a_sentence(tmp_path):
+    folder = write_pairs(tmp_path)
+    samples = xvlm(folder / "lists", "nlvr2", "dev", images=folder)
+    assert [sample.label for sample in samples] == [True, False] * 4
+    assert samples[0].key == "dev-0-0#0"
+    assert samples[0].set_id == samples[1].set_id == "dev-0: Both are red, in set 0."
+    assert len({sample.set_id for sample in samples}) == 4
+    assert len({sample.key for sample in samples}) == 8
+
+
+def test_what_is_wrong_with_xvlm_lists_is_said_in_one_line(tmp_path):
+    folder = write_questions(tmp_path)
+    lists = folder / "lists"
+    with pytest.raises(ConfigError, match="source 'xvlm' holds no 'vcr'; choose one of: captions, nlvr2, vqa"):
+        xvlm(lists, "vcr", "train")
+    with pytest.raises(ConfigError, match="pairs and exclude are for captions, not for task 'vqa'"):
+        xvlm(lists, "vqa", "train", pairs=True)
+    with pytest.raises(
+        DataError, match=r"no list \*dev.json there, of answer_list.json, vg_qa.json.* name those to read"
+    ):
+        xvlm(lists, "vqa", "dev")
+    with pytest.raises(DataError, match=r"lists/train2014/COCO.*: no such file, nor any other of 16 pictures"):
+        xvlm(lists, "vqa", "train")
+    with pytest.raises(DataError, match=r"question_id '10000' stands 2 times \(23 other question_ids too\)"):
+        xvlm(lists, "vqa", files=["vqa_train.json", "vqa_train.json"], images=folder)
+    with pytest.raises(DataError, match=r"answer_list.json: entry 0: must be an object \{...\}, not 'red'"):
+        xvlm(lists, "vqa", files="answer_list.json", images=folder)
+    with pytest.raises(DataError, match=r"vqa_train.json: entry 0: no field 'images'; did you mean 'image'"):
+        xvlm(lists, "nlvr2", "train", images=folder)
+
+
+def test_each_source_is_found_by_its_name(coco, pairs, scenes):
+    for name, path in (("vqav2", coco), ("nlvr2", pairs), ("vcr", scenes)):
+        task = "vqa" if name == "vqav2" else name
+        assert read_source(name, {"path": str(path), "task": task}).describe()["source"] == name
+
+
+def test_a_line_knows_its_place(scenes):
+    lines = JsonLines(scenes / "val.jsonl")
+    assert [(line.number, line.value["annot_id"]) for line in lines] == [(i, f"val-{i - 1}") for i in range(1, 5)]
+    assert lines.fingerprint
+    with pytest.raises(DataError, match=r"none.jsonl: no such file"):
+        list(JsonLines(scenes / "none.jsonl"))

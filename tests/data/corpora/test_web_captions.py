@@ -1,0 +1,232 @@
+"""SBU and Conceptual Captions: rows meet the pictures that were downloaded; dead links are counted, never fatal."""
+
+import json
+import os
+import pickle
+import resource
+import sys
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+import corpora
+from evle.data.corpora import web_captions
+from evle.data.corpora.web_captions import conceptual_captions, sbu
+from evle.errors import ConfigError, DataError
+from evle.run.training import finetune
+from micro import THINGS, micro_run
+
+
+def test_sbu_s_pictures_are_known_by_their_links(tmp_path):
+    samples = sbu(corpora.sbu(tmp_path), images=tmp_path / "images")
+    assert len(samples) == 10
+    assert samples[3].key == "sbu-captions-all.json/4"
+    assert samples[3].captions == (f"{corpora.colour_of(4)} {THINGS[4]} in my garden",)
+    assert samples[3].image == str(tmp_path / "images/1000092799_b0f291553e.jpg")
+    assert pickle.loads(pickle.dumps(samples))[9] == samples[9]
+
+
+def test_dead_links_are_counted_and_the_first_are_named(tmp_path, monkeypatch):
+    file = corpora.sbu(tmp_path) / "sbu-captions-all.json"
+    samples = sbu(tmp_path)
+    assert samples.skipped == [f"{file}: row {row}: no picture was downloaded" for row in (3, 7)]
+    assert samples.describe()["rows left out: no picture was downloaded"] == 2
+    monkeypatch.setattr("evle.data.corpora.web_captions.NAMED", 1)
+    assert sbu(tmp_path).skipped[1] == f"{file}: 1 more rows: no picture was downloaded"
+    assert sbu(tmp_path).describe()["rows left out"] == 2
+
+
+def test_img2dataset_s_pictures_are_known_by_the_numbers_of_rows(tmp_path):
+    samples = conceptual_captions(corpora.cc(tmp_path), images=tmp_path / "images")
+    assert len(samples) == 8
+    assert samples[2].key == "Train_GCC-training.tsv/3"
+    assert samples[2].image == str(tmp_path / "images/00000/000000003.jpg")
+    assert samples[2].captions == (f"a {corpora.colour_of(3)} {THINGS[3]} on a wall",)
+    assert len(conceptual_captions(tmp_path, images=tmp_path / "images", names="number")) == 8
+
+
+@pytest.mark.parametrize("columns", [None, ["url", "caption"]])
+@pytest.mark.parametrize("header", ["", "url\tcaption\n"])
+def test_the_columns_are_seen_or_said_and_a_header_is_no_row(tmp_path, columns, header):
+    folder = corpora.cc(tmp_path)
+    usual = conceptual_captions(folder, images=folder / "images")
+    lines = (folder / "Train_GCC-training.tsv").read_text().splitlines()
+    turned = ["\t".join(line.split("\t")[::-1]) for line in lines]
+    (folder / "cc12m.tsv").write_text(header + "\n".join(turned) + "\n")
+    samples = conceptual_captions(folder / "cc12m.tsv", images=folder / "images", columns=columns)
+    assert [(each.image, each.captions) for each in samples] == [(each.image, each.captions) for each in usual]
+
+
+@pytest.mark.parametrize(
+    "lines", [["a cup\t{}0.jpg", "a\tred\tcup\t{}1.jpg"], ["{}0.jpg\ta cup", "{}1.jpg\ta red cup"]]
+)
+def test_a_byte_order_mark_tabs_in_captions_and_quotes_change_no_row(tmp_path, lines):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:09}.jpg")
+    link, quoted = "https://example.org/", '"'
+    rows = [line.format(link) for line in lines]
+    rows.append(rows[0].replace("0.jpg", "2.jpg").replace("cup", f"{quoted}cup"))
+    (tmp_path / "cc.tsv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    samples = conceptual_captions(tmp_path)
+    found = [(sample.key, os.path.basename(sample.image), sample.captions) for sample in samples]
+    captions = ("a cup", "a red cup", 'a "cup')
+    assert found == [(f"cc.tsv/{row}", f"{row:09}.jpg", (text,)) for row, text in enumerate(captions)]
+
+
+def test_broken_rows_are_left_out_and_named(tmp_path):
+    folder = corpora.cc(tmp_path)
+    file = folder / "Train_GCC-training.tsv"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[1], lines[3] = b"no tab\n", b"\thttps://example.org/3.jpg\n"
+    lines[4] = b"caf\xe9\thttps://example.org/4.jpg\n"
+    file.write_bytes(b"".join(lines))
+    samples = conceptual_captions(folder, images=folder / "images")
+    assert samples.skipped[:3] == [f"{file}: row {row}: no caption or no link" for row in (1, 3, 4)]
+    assert [sample.key.rpartition("/")[2] for sample in samples] == ["0", "6", "7", "8", "9"]
+
+
+def test_one_name_of_several_links_is_nobody_s_picture(tmp_path):
+    lines = [f"caption {i}\thttps://{i}.example.org/{name}.jpg\n" for i, name in enumerate(["a", "b", "a", "c"])]
+    lines.append("caption 4\thttps://1.example.org/b.jpg\n")  # the same link twice is one picture with two captions
+    (tmp_path / "t.tsv").write_text("".join(lines))
+    for name in ("a.jpg", "b.jpg", "c.jpg", "more/c.png"):
+        corpora.save(tmp_path / "images" / name, "red")
+    samples = conceptual_captions(tmp_path, images=tmp_path / "images")
+    assert [sample.captions[0] for sample in samples] == ["caption 1", "caption 4"]
+    assert samples.describe()["rows left out: its picture's name stands for several links or files"] == 3
+
+
+def test_pictures_of_another_table_are_not_taken_for_this_one_s(tmp_path):
+    folder = corpora.cc(tmp_path)
+    file = folder / "Train_GCC-training.tsv"
+    file.write_text("a new first row\thttps://example.org/new.jpg\n" + file.read_text())
+    with pytest.raises(DataError) as found:
+        conceptual_captions(folder, images=folder / "images")
+    assert "000000000.json: its caption is" in str(found.value)
+    assert "were downloaded from another table than" in str(found.value)
+
+
+def test_val_is_held_out_by_a_share_of_the_rows(tmp_path):
+    corpora.sbu(tmp_path)
+    keys = [{sample.key for sample in sbu(tmp_path, split=split, val_share=0.3)} for split in ("train", "val")]
+    assert not keys[0] & keys[1]
+    assert len(keys[0] | keys[1]) == 10
+    assert 1 <= len(keys[1]) <= 5
+
+
+def broken_lengths(folder):
+    tree = json.loads((folder / "sbu-captions-all.json").read_text())
+    tree["captions"].pop()
+    corpora.write_json(folder / "sbu-captions-all.json", tree)
+
+
+def cut(folder):
+    file = folder / "sbu-captions-all.json"
+    file.write_text(file.read_text()[:300])
+
+
+def other_names(folder):
+    for i, picture in enumerate(sorted((folder / "images").iterdir())):
+        picture.rename(folder / "images" / f"picture{i}.jpg")
+
+
+def shards_only(folder):
+    for picture in (folder / "images").iterdir():
+        picture.unlink()
+    (folder / "images" / "00000.tar").write_bytes(b"")
+
+
+BROKEN = {
+    "a list is shorter": (broken_lengths, {}, "12 image_urls but 11 captions; take the official file anew"),
+    "cut short": (cut, {}, "cut short in 'image_urls', element 4"),
+    "no folder": (
+        None,
+        {"images": "gone"},
+        "gone: no such folder; put the pictures that sbu-captions-all.json links to",
+    ),
+    "other names": (
+        other_names,
+        {},
+        "none of 10 pictures (such as images/picture0.jpg) is named by the url of a row of",
+    ),
+    "a wrong rule": (None, {"names": "number"}, "is named by the number of a row of"),
+    "no rule": (None, {"names": "link"}, "names='link': choose one of: number, url"),
+    "shards": (shards_only, {}, "no pictures there; 00000.tar is a shard: read it with the source 'shards'"),
+    "a split that does not exist": (None, {"split": "test"}, "sbu has no split 'test'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_one_line_that_names_it(case, tmp_path, monkeypatch):
+    spoil, options, message = BROKEN[case]
+    corpora.sbu(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if spoil is not None:
+        spoil(tmp_path)
+    with pytest.raises((ConfigError, DataError)) as found:
+        sbu(tmp_path, **options)
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_table_without_links_and_a_folder_without_a_table_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no \*\.tsv there; put the table of captions and links into it"):
+        conceptual_captions(tmp_path)
+    (tmp_path / "t.tsv").write_text("a\tb\n")
+    with pytest.raises(DataError, match=r"t\.tsv: no link in its first rows"):
+        conceptual_captions(tmp_path)
+    with pytest.raises(ConfigError, match=r"columns=\['url'\] must be \[caption, url\] or \[url, caption\]"):
+        conceptual_captions(tmp_path, columns=["url"])
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
+    """A table of 130 MB whose rows all have a picture; the names of the pictures are given, not made."""
+    count = 1_000_000
+    words = "a man riding a wave on top of a surfboard in the ocean with two dogs"
+    with open(tmp_path / "cc3m.tsv", "w") as file:
+        for i in range(count):
+            file.write(f"{words} {i}\thttps://images.example.org/some/longer/path/photo_{i}.jpg?w=600\n")
+    names = pa.array((f"{i // 10000:05}/{i:09}.jpg" for i in range(count)), pa.large_string())
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web_captions, "_pictures_below", lambda root: names)
+        samples = conceptual_captions(tmp_path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    assert len(samples) == count
+    assert samples[-1].captions == (f"{words} {count - 1}",)
+    assert samples[500_000].image.endswith("00050/000500000.jpg")
+    assert len(pickle.dumps(samples)) < 60_000_000
+    assert grown < 300_000_000
+
+
+def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
+    """Two links are dead, one of them named; train and val are of one file."""
+    monkeypatch.setattr("evle.data.corpora.web_captions.NAMED", 1)
+    path = str(corpora.sbu(tmp_path / "sbu"))
+    source = {"source": "sbu", "path": path, "val_share": 0.5}
+    data = {
+        "train": [source, {"source": "cc", "path": str(corpora.cc(tmp_path / "cc"))}],
+        "val": {**source, "split": "val"},
+    }
+    for place in (0, 1, 3):
+        (tmp_path / "cc" / "images" / "00000" / f"{place:09}.jpg").unlink()
+    report = finetune(micro_run(tmp_path / "run", "retrieval", {"data": data, "train": {"steps": 2, "batch_size": 4}}))
+    assert "left out, as they could not be used: 7 rows or samples, named below" in report.summary
+    assert report.tables[0].title == "Skipped samples: 7"
+    assert [row[0].rpartition("/")[2] for row in report.tables[0].rows] == [
+        "sbu-captions-all.json: row 3: no picture was downloaded",
+        "sbu-captions-all.json: 1 more rows: no picture was downloaded",
+        "Train_GCC-training.tsv: row 0: no picture was downloaded",
+        "Train_GCC-training.tsv: 4 more rows: no picture was downloaded",
+    ]
+
+
+def test_a_null_in_sbu_is_a_row_without_caption(tmp_path):
+    file = corpora.sbu(tmp_path) / "sbu-captions-all.json"
+    tree = json.loads(file.read_text())
+    tree["captions"][0] = None
+    file.write_text(json.dumps(tree))
+    assert sbu(tmp_path).describe()["rows left out: no caption or no link"] == 1

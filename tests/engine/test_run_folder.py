@@ -1,0 +1,162 @@
+"""The run's folder: what it tells, what it refuses, what survives a cut."""
+
+import json
+import resource
+
+import pytest
+
+from evle.engine.run_folder import Run, make_output, read_events, read_log, standing, write_folder
+from evle.errors import CheckpointError, ConfigError
+
+CONFIG = {"optim": {"lr": 0.1, "betas": (0.9, 0.98)}, "train": {"log_every": 10}, "output": "somewhere"}
+
+
+def test_a_run_writes_down_what_was_asked_and_where_it_ran(tmp_path):
+    run = Run.start(tmp_path / "run", CONFIG, seed=7, data_hash="abc")
+    assert run.config() == {
+        "optim": {"lr": 0.1, "betas": [0.9, 0.98]},
+        "train": {"log_every": 10},
+        "output": "somewhere",
+    }
+    environment = run.environment()
+    assert (environment["seed"], environment["data_hash"]) == (7, "abc")
+    assert {
+        "evle",
+        "torch",
+        "transformers",
+        "accelerate",
+        "python",
+        "git",
+        "command",
+        "time",
+        "threads",
+    } <= environment.keys()
+    assert run.status()["state"] == "running"
+    assert Run(tmp_path / "none").status() == {}
+
+
+def test_a_folder_with_a_run_is_not_written_over_unless_asked(tmp_path):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.set_status("finished", 12)
+    run.log("train", {"step": 1})
+    with pytest.raises(ConfigError, match=r"already holds a run \(finished at step 12\).*--resume.*--overwrite"):
+        Run.start(tmp_path / "run", CONFIG, seed=0)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Run.start(tmp_path / "run", CONFIG, seed=0, overwrite=True, resume=True)
+    again = Run.start(tmp_path / "run", CONFIG, seed=0, overwrite=True)
+    assert not again.log_file.exists()
+    assert again.status()["step"] == 0
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path):
+    (tmp_path / "holiday.jpg").write_text("precious")
+    with pytest.raises(ConfigError, match="not empty and holds no run"):
+        Run.start(tmp_path, CONFIG, seed=0, overwrite=True)
+    assert (tmp_path / "holiday.jpg").exists()
+    with pytest.raises(ConfigError, match=r"holiday\.jpg is a file: choose another output"):
+        Run.start(tmp_path / "holiday.jpg", CONFIG, seed=0)
+
+
+def test_a_resumed_run_keeps_its_configuration_and_data(tmp_path):
+    Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="abc").set_status("interrupted", 5)
+    changed = {**CONFIG, "optim": {"lr": 0.2}}
+    with pytest.raises(ConfigError, match=r"optim.betas: \[0.9, 0.98\] -> None, optim.lr: 0.1 -> 0.2"):
+        Run.start(tmp_path / "run", changed, seed=0, data_hash="abc", resume=True)
+    with pytest.raises(ConfigError, match="the data changed"):
+        Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="xyz", resume=True)
+    rarer = {**CONFIG, "train": {"log_every": 50}, "output": "elsewhere"}
+    run = Run.start(tmp_path / "run", rarer, seed=0, data_hash="abc", resume=True)
+    assert run.status()["step"] == 5
+    assert len(run.environment()["resumed"]) == 1
+
+
+def test_resuming_where_nothing_is_starts(tmp_path):
+    assert Run.start(tmp_path / "run", CONFIG, seed=0, resume=True).status()["state"] == "running"
+
+
+def test_the_log_becomes_curves_and_a_line_cut_short_is_left_out(tmp_path):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.log("train", {"step": 10, "loss": 3.0, "losses": {"itc": 2.0, "itm": 1.0}, "lr": 0.1})
+    run.log("eval", {"step": 10, "scores": {"r1": 50.0}})
+    run.log("train", {"step": 20, "loss": 2.0, "losses": {"itc": 1.5, "itm": 0.5}, "lr": 0.05})
+    with open(run.log_file, "a") as file:
+        file.write('{"event": "train", "step": 30, "lo')
+    curves = read_log(run)
+    assert curves["loss"] == [(10, 3.0), (20, 2.0)]
+    assert curves["loss/itc"] == [(10, 2.0), (20, 1.5)]
+    assert curves["eval/r1"] == [(10, 50.0)]
+
+    run.rewind_log(10)
+    assert [event["step"] for event in read_events(run)] == [10, 10]
+
+
+def test_a_damaged_line_inside_the_log_is_named(tmp_path):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.log_file.write_text('{"event"\n{"event": "train", "step": 1}\n')
+    with pytest.raises(CheckpointError, match="a line is no JSON"):
+        read_log(run)
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.log_file.symlink_to("/dev/full")
+    run.log("train", {"step": 1})
+    run.log("train", {"step": 2})
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    (tmp_path / "run" / "status.json.new").symlink_to("/dev/full")
+    run.set_status("running", 3)
+    assert "status.json cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_log_goes_on_behind_a_line_that_a_full_disk_cut_short(tmp_path, capsys):
+    run = Run.start(tmp_path / "run", CONFIG, seed=0)
+    run.log("train", {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.log_file.stat().st_size + 10, hard))  # room for ten bytes
+    try:
+        run.log("train", {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "log.jsonl cannot be written" in capsys.readouterr().err
+    run.log("train", {"step": 3})
+    assert [event["step"] for event in read_events(run)] == [1, 3]
+
+
+def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
+    target = tmp_path / "last"
+    write_folder(target, lambda folder: (folder / "a").write_text("1"))
+
+    def half(folder):
+        (folder / "a").write_text("2")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_folder(target, half)
+    assert (standing(target) / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+    # The machine stops between the two renames: the former folder is found.
+    target.rename(tmp_path / "last.old")
+    assert (standing(target) / "a").read_text() == "1"
+    write_folder(target, lambda folder: (folder / "a").write_text("3"))
+    assert (standing(target) / "a").read_text() == "3"
+    assert standing(tmp_path / "never") is None
+
+
+def test_a_damaged_status_is_named(tmp_path):
+    Run.start(tmp_path / "run", CONFIG, seed=0)
+    (tmp_path / "run" / "status.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"status.json: cannot be read"):
+        Run(tmp_path / "run").status()
+    json.loads((tmp_path / "run" / "environment.json").read_text())
+
+
+def test_an_output_that_takes_no_report_is_refused_before_the_work(tmp_path, monkeypatch):
+    assert make_output(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is a file, or below one: choose another output"):
+            make_output(place)
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(ConfigError, match="a may not be written to: choose another output"):
+        make_output(tmp_path / "a")

@@ -1,0 +1,115 @@
+"""Checking a folder names everything that would stop or thin out a training run, and goes on to the end."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from evle.errors import DataError
+from evle.inspection.folder_check import check_folder, is_latin
+
+
+@pytest.fixture
+def messy(tmp_path):
+    """Seven rows, one of them not JSON; five pictures of which one is cut, one missing, and two have the same bytes."""
+    for name, colour, size in (("a", "red", 8), ("b", "blue", 8), ("same", "red", 8), ("cut", "red", 64)):
+        Image.new("RGB", (size, size), colour).save(tmp_path / f"{name}.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    rows = [
+        {"image": "a.png", "caption": "a dog", "split": "train"},
+        {"image": "a.png", "caption": "собака", "split": "train"},
+        {"image": "b.png", "caption": " ", "split": "train"},
+        {"image": "same.png", "caption": "word " * 31, "split": "test"},
+        {"image": "cut.png", "caption": "a cat", "split": "test"},
+        {"image": "gone.png", "caption": "a fox", "split": "test"},
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"image": \n')
+    return tmp_path
+
+
+def test_everything_is_counted_and_named(messy):
+    seen = []
+    check = check_folder(messy, progress=lambda done, total: seen.append((done, total)))
+    assert (check.rows, check.images, check.texts) == (7, 5, 5)
+    assert check.splits == {"train": 2, "test": 3}
+    assert check.texts_per_image == {2: 1, 0: 1, 1: 3}
+    assert check.sizes == {(8, 8): 3}
+    assert [line.split(":")[1] for line in check.empty] == ["3"]
+    assert [line.split(" (")[0] for line in check.broken_rows] == [f"{messy / 'captions.jsonl'}:7: not JSON"]
+    assert [line.split(": ")[0] for line in check.unreadable] == [str(messy / "cut.png"), str(messy / "gone.png")]
+    assert "no such file" in check.unreadable[1]
+    assert check.long[0].startswith(f"{messy / 'captions.jsonl'}:4: 31 words")
+    assert check.duplicates == ["same.png = a.png"]
+    assert check.leaks == ["same.png = a.png: in test and train"]
+    assert check.not_latin == pytest.approx(1 / 5)
+    assert not check.ok
+    assert seen[-1] == (5, 5)
+    text = "\n".join(check.lines(most=1))
+    for words in ("7 rows, 5 pictures, 5 captions", "unreadable pictures: 2", "... and 1 more", "20.0 %", "0 to 2"):
+        assert words in text
+
+
+def test_a_picture_named_in_two_splits_leaks(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,x,train\na.png,y,test\n")
+    assert check_folder(tmp_path).leaks == ["a.png: in test and train"]
+
+
+def test_a_good_folder_is_said_to_be_good(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,x\n")
+    check = check_folder(tmp_path)
+    assert check.ok
+    assert check.lines()[-1] == "every row can be used"
+    assert "by a hash of the name" in check.lines()[1]
+
+
+def test_questions_are_checked_too(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "questions.csv").write_text("image,question,answer\na.png,what?,dog\na.png,,cat\n")
+    check = check_folder(tmp_path, "vqa")
+    assert (check.texts, len(check.empty)) == (1, 1)
+    assert "1 questions" in check.lines()[0]
+
+
+def test_a_folder_without_a_table_has_its_pictures_checked(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    check = check_folder(tmp_path)
+    assert (check.rows, check.images, len(check.unreadable)) == (0, 2, 1)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no captions\.jsonl"):
+        check_folder(tmp_path)
+
+
+def test_latin_means_mostly_latin_letters():
+    assert all(is_latin(text) for text in ("naïve café", "犬 dog", "123!", ""))
+    assert not is_latin("犬がいる dog")
+
+
+def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "captions.json").write_text("[]")
+    text = "\n".join(check_folder(tmp_path).lines())
+    assert "only the pictures were looked at: " in text
+    assert "(captions.json: of no kind that is read); write one, or set captions_from=filename" in text
+    assert text.endswith("every picture can be read")
+
+
+def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    row = '{"image": "a.png", "caption": "x"}\n'
+    (tmp_path / "captions.jsonl").write_text(row + row)
+    check = check_folder(tmp_path)
+    assert check.repeated == [f"{tmp_path / 'captions.jsonl'}:2: as line 1"]
+    assert check.ok  # they become one
+    rows = [{"image": "a.png", "question": "who?", "id": 1}, {"image": "a.png", "question": "where?", "id": 1}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    check = check_folder(tmp_path, "vqa")
+    assert check.unanswered == 2
+    assert "questions.jsonl:2: the id '1' stands in line 1, too" in check.broken_rows[0]
+    (tmp_path / "questions.jsonl").write_text("")
+    assert check_folder(tmp_path, "vqa").lines()[-1] == "the table holds no row"

@@ -1,0 +1,221 @@
+"""Inference for people: what may be given, what comes back, and what is refused."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evle.data.samples import CaptionSample
+from evle.errors import CheckpointError, ConfigError, DataError, SampleError
+from evle.models.loading import model_folder
+from evle.pipelines import EmbedPipeline, MatchPipeline, VQAPipeline, pairs
+from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.trained import text_options
+from retrieval_models import COLOURS, save_retrieval_model, save_vqa_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {"retrieval": save_retrieval_model(folder / "retrieval"), "vqa": save_vqa_model(folder / "vqa")}
+
+
+@pytest.fixture(scope="module")
+def embed(models):
+    return EmbedPipeline(models["retrieval"], batch_size=2)
+
+
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (40, 30), colour)
+
+
+def test_embeddings_are_unit_rows_whatever_the_batch(embed, models):
+    pictures = [picture(colour) for colour in COLOURS]
+    features = embed.images(pictures)
+    assert features.shape == (len(COLOURS), embed.dimension)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(COLOURS)))
+    one = EmbedPipeline(models["retrieval"], batch_size=1, num_workers=0)
+    torch.testing.assert_close(one.images(pictures), features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.texts(["a red ball", "a"]), embed.texts(["a red ball", "a"]), atol=1e-5, rtol=0)
+
+
+def test_a_path_bytes_and_a_picture_give_the_same_embedding(embed, tmp_path):
+    picture("red").save(tmp_path / "red.png")
+    data = io.BytesIO()
+    picture("red").save(data, "PNG")
+    features = embed.images([tmp_path / "red.png", str(tmp_path / "red.png"), data.getvalue(), picture("red")])
+    assert torch.equal(features, features[:1].expand(4, -1)) or torch.allclose(features, features[:1], atol=1e-6)
+
+
+def test_nothing_in_is_nothing_out(embed):
+    assert embed.images([]).shape == embed.texts([]).shape == (0, embed.dimension)
+
+
+def test_an_unreadable_picture_is_an_error_or_is_named_and_left_out(embed, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not a picture")
+    sources = [picture("red"), tmp_path / "bad.jpg", picture("blue"), tmp_path / "missing.png"]
+    with pytest.raises(SampleError, match=r"bad\.jpg"):
+        embed.images(sources)
+    batches = list(embed.image_batches(sources))
+    assert [row for batch in batches for row in batch.rows] == [0, 2]
+    assert sorted(row for batch in batches for row in batch.failures) == [1, 3]
+
+
+def test_the_model_keeps_the_mode_it_was_in(embed):
+    embed.model.train()
+    try:
+        first, second = embed.texts("a red ball"), embed.texts("a red ball")
+        assert embed.model.training
+        assert torch.equal(first, second)
+        assert not first.requires_grad
+    finally:
+        embed.model.eval()
+
+
+def test_texts_are_cleaned_and_cut_as_in_training(embed):
+    assert torch.equal(embed.texts("A RED ball!"), embed.texts("a red ball"))
+    assert embed.tokens(["ball " * 500])["input_ids"].shape[1] <= embed.text.max_length
+
+
+def test_pictures_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    task = RetrievalTask(RetrievalTask.options_type(), embed.processor)
+    batch = task.collate(
+        [task.features(CaptionSample("k", tmp_path / "noise.png", ("Red, blue!",)), generator, train=False)]
+    )
+    assert torch.equal(embed.pixel_values([embed.read(tmp_path / "noise.png")]), batch["pixel_values"])
+    assert torch.equal(embed.tokens(["Red, blue!"])["input_ids"], batch["input_ids"])
+
+
+def test_a_match_is_a_probability_and_one_picture_serves_many_texts(models):
+    match = MatchPipeline(models["retrieval"], batch_size=2)
+    texts = ["a red ball", "a blue ball", "green"]
+    found = match(picture("red"), texts)
+    assert [row["text"] for row in found] == texts
+    assert all(0 < row["score"] < 1 for row in found)
+    each = [match(picture("red"), text)[0]["score"] for text in texts]
+    assert [row["score"] for row in found] == pytest.approx(each, abs=1e-5)
+
+
+def test_a_model_that_never_learned_matching_is_not_asked(models):
+    match = MatchPipeline(models["retrieval"])
+    match.model.config.objective_weights = {"itm": 0.0}
+    with pytest.raises(ConfigError, match="trained by contrast alone"):
+        match(picture("red"), "red")
+
+
+def test_margins_name_unreadable_pictures_and_rank_the_rest(models, tmp_path):
+    match = MatchPipeline(models["retrieval"], batch_size=2)
+    margins, failures = match.margins([picture("red"), tmp_path / "no.png", picture("blue")], "red")
+    assert list(failures) == [1]
+    assert margins.isnan().tolist() == [False, True, False]
+    with pytest.raises(SampleError, match=r"no\.png"):
+        match(tmp_path / "no.png", "red")
+
+
+def test_answers_come_best_first_with_their_names(models):
+    answer = VQAPipeline(models["vqa"], batch_size=2)
+    found = answer([picture("red")] * 3, ["what colour?", "how many?", "what colour?"], top_k=2)
+    assert [row["question"] for row in found] == ["what colour?", "how many?", "what colour?"]
+    assert {best["answer"] for row in found for best in row["answers"]} <= {"red", "blue", "two"}
+    assert all(row["answers"][0]["score"] >= row["answers"][1]["score"] for row in found)
+    assert found[0]["answer"] == found[0]["answers"][0]["answer"]
+    assert len(answer(picture("red"), "what?", top_k=99)[0]["answers"]) == 3
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        answer(picture("red"), "what?", top_k=0)
+
+
+def test_pictures_and_texts_must_pair_up():
+    assert pairs("a.png", ["x", "y"]) == (["a.png", "a.png"], ["x", "y"])
+    assert pairs(["a.png", "b.png"], "x") == (["a.png", "b.png"], ["x", "x"])
+    with pytest.raises(DataError, match="3 pictures and 2 texts"):
+        pairs(["a", "b", "c"], ["x", "y"])
+
+
+def test_objects_serve_as_well_as_a_folder(embed):
+    again = EmbedPipeline(model=embed.model, processor=embed.processor)
+    assert torch.equal(again.texts("red"), embed.texts("red"))
+    with pytest.raises(ConfigError, match="model folder, or model= and processor="):
+        EmbedPipeline(model=embed.model)
+
+
+def test_a_run_folder_is_as_good_as_its_model_folder(models, tmp_path):
+    run = tmp_path / "recipe" / "run"
+    shutil.copytree(models["retrieval"], run / "model")
+    (run / "config.yaml").write_text("task: {name: retrieval}\ntext: {max_length: 7, clean: false}\n")
+    assert model_folder(run) == run / "model"
+    assert model_folder(run / "model") == run / "model"
+    assert text_options(run).max_length == text_options(run / "model").max_length == 7
+    assert EmbedPipeline(run).text.clean is False
+    assert text_options(models["retrieval"]).max_length == 40
+    with pytest.raises(CheckpointError, match="several runs; give one of them: run"):
+        model_folder(run.parent)
+
+
+@pytest.mark.parametrize("name", ["model", "vle"])
+@pytest.mark.parametrize("content", ["text: {max_length: 7}\n", "text: hello\n"])
+def test_a_config_yaml_that_is_no_runs_says_nothing(models, tmp_path, monkeypatch, name, content):
+    """Many a project has a file of that name, and models beside it."""
+    shutil.copytree(models["retrieval"], tmp_path / name)
+    (tmp_path / "config.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert text_options(name) == text_options(models["retrieval"])
+
+
+def test_a_runs_model_folder_is_known_from_within(models, tmp_path, monkeypatch):
+    shutil.copytree(models["retrieval"], tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("task: {name: retrieval}\ntext: {max_length: 7}\n")
+    monkeypatch.chdir(tmp_path / "model")
+    assert text_options(".").max_length == 7
+
+
+def test_a_question_is_cut_as_in_the_runs_evaluation(models, tmp_path):
+    shutil.copytree(models["vqa"], tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("task: {name: vqa, max_test_words: 2}\ntext: {clean: true}\n")
+    assert VQAPipeline(tmp_path).clean("What colour is it?") == "what colour"
+    assert VQAPipeline(models["vqa"]).clean("What colour is it?") == "what colour is it"
+
+
+def test_what_is_no_model_is_refused_in_one_line(models, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        EmbedPipeline(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="neither a model folder"):
+        EmbedPipeline(tmp_path)
+    with pytest.raises(CheckpointError, match="holds EVEForVQA, but EVEForRetrieval is needed"):
+        EmbedPipeline(models["vqa"])
+    other = tmp_path / "other"
+    shutil.copytree(models["retrieval"], other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="another family: model_type 'bert'; choose one of: eve"):
+        EmbedPipeline(other)
+    (other / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        EmbedPipeline(other)
+
+
+def test_damaged_or_lacking_weights_are_never_made_up(models, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(models["retrieval"], other)
+    weights = load_file(other / "model.safetensors")
+    name = sorted(weights)[0]
+    del weights[name]
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"lack 1 tensors of EVEForRetrieval, first {name}"):
+        EmbedPipeline(other)
+    (other / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="cannot be loaded as EVEForRetrieval"):
+        EmbedPipeline(other)
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="has not finished"):
+        model_folder(tmp_path)
