@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart pictures test test-all lint clean
+.PHONY: install quickstart images test test-all lint clean
 .DELETE_ON_ERROR:
 
 install: .venv/installed

@@ -43,7 +43,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_batch(config: EVEConfig, size: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Noise for pictures and text, without padding: 75 % of the patches masked, half of the words, all pairs true."""
+    """Noise for images and text, without padding: 75 % of the patches masked, half of the words, all pairs true."""
     generator = torch.Generator().manual_seed(0)
     patches = config.num_patches
     shape = (size, config.num_channels, config.image_size, config.image_size)

@@ -1,7 +1,7 @@
-"""How many pictures a second one core decodes and transforms, beside torchvision's plain pipelines in the same run.
+"""How many images a second one core decodes and transforms, beside torchvision's plain pipelines in the same run.
 
 JPEGs that the benchmark makes (photo-like: smooth grounds, shapes, grain) are read from a folder and from a shard, and
-become normalised batches as in training (crop of 0.5 to 1, flip) and as in evaluation (whole picture). Beside them, on
+become normalised batches as in training (crop of 0.5 to 1, flip) and as in evaluation (whole image). Beside them, on
 the same files: Pillow's decoder with torchvision's v2 transforms, and torchvision's decoder with the same on tensors.
 
     python benchmarks/reading.py --sizes 224 384 --rounds 5 --json reading.json
@@ -38,7 +38,7 @@ OURS = ("evle, folder", "evle, shards")
 
 
 def make_jpeg(file: Path, width: int, height: int, seed: int) -> None:
-    """A picture with about the bytes of a photo of its size (quality 90)."""
+    """An image with about the bytes of a photo of its size (quality 90)."""
     rng = np.random.default_rng(seed)
     ground = Image.fromarray(rng.integers(256, size=(6, 8, 3), dtype=np.uint8))
     picture = ground.resize((width, height), Image.Resampling.BICUBIC)
@@ -52,7 +52,7 @@ def make_jpeg(file: Path, width: int, height: int, seed: int) -> None:
 
 
 def ours(sources: Sequence[ImageSource], size: int, train: bool) -> Callable[[], Tensor]:
-    """What training and evaluation run on these pictures, tokens left out."""
+    """What training and evaluation run on these images, tokens left out."""
     processor = SimpleNamespace(
         image_processor=SimpleNamespace(
             size={"height": size, "width": size}, do_center_crop=False, image_mean=MEAN, image_std=STD
@@ -60,7 +60,7 @@ def ours(sources: Sequence[ImageSource], size: int, train: bool) -> Callable[[],
     )
     task = PreTrainingTask(PreTrainingOptions(), cast(Any, processor))
     rng = np.random.default_rng(0)
-    return lambda: task.collate_pictures([task.picture(source, rng, train, "") for source in sources])
+    return lambda: task.collate_images([task.read_image(source, rng, train, "") for source in sources])
 
 
 def peer(files: Sequence[Path], size: int, train: bool, tensors: bool) -> Callable[[], Tensor]:
@@ -102,17 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sides of the output in pixels")
     parser.add_argument(
-        "--pictures", nargs="+", default=["500x375", "640x480", "2048x1536"], help="sizes of the JPEGs, a table each"
+        "--images", nargs="+", default=["500x375", "640x480", "2048x1536"], help="sizes of the JPEGs, a table each"
     )
-    parser.add_argument("--count", type=int, default=12, help="pictures of each size")
+    parser.add_argument("--count", type=int, default=12, help="images of each size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the report here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
     report: dict[str, Any] = {"machine": platform.processor() or platform.machine(), **versions, "results": []}
-    print(f"{report['machine']}, one thread; {versions}; {options.count} pictures, {options.rounds} rounds")
-    for name in options.pictures:
+    print(f"{report['machine']}, one thread; {versions}; {options.count} images, {options.rounds} rounds")
+    for name in options.images:
         with tempfile.TemporaryDirectory() as folder:
             report["results"] += bench(Path(folder), name, options.sizes, options.count, options.rounds)
     if options.json is not None:
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def bench(folder: Path, name: str, sizes: Sequence[int], count: int, rounds: int) -> list[dict[str, Any]]:
-    """One table: pictures of one size, made anew in `folder`."""
+    """One table: images of one size, made anew in `folder`."""
     width, height = map(int, name.split("x"))
     files = [folder / f"{number}.jpg" for number in range(count)]
     for number, file in enumerate(files):
@@ -128,7 +128,7 @@ def bench(folder: Path, name: str, sizes: Sequence[int], count: int, rounds: int
     pack([CaptionSample(file.name, str(file), ("x",)) for file in files], folder / "packed")
     packed = [cast(CaptionSample, sample).image for sample in shards(folder / "packed")]
     kilobytes = sum(file.stat().st_size for file in files) / len(files) / 1024
-    print(f"\nJPEG of {name}, {kilobytes:.0f} kB\n{'':24}{'pictures/s':>12}" + "".join(f"{each:>24}" for each in PEERS))
+    print(f"\nJPEG of {name}, {kilobytes:.0f} kB\n{'':24}{'images/s':>12}" + "".join(f"{each:>24}" for each in PEERS))
     results = []
     for size in sizes:
         for train in (True, False):

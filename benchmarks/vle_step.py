@@ -24,7 +24,7 @@ PARTS = ("inference", "fine-tuning", "pre-training")
 
 
 def make_batch(config: VLEConfig, size: int, length: int) -> dict[str, Tensor]:
-    """Noise for pictures and texts, without padding: 15 % of the words masked, an object in every picture."""
+    """Noise for images and texts, without padding: 15 % of the words masked, an object in every image."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(5, config.vocab_size, (size, length), generator=generator)
     words = torch.rand(size, length, generator=generator) < 0.15

@@ -23,8 +23,8 @@ CANDIDATES = 4
 
 
 def make_batch(config: VLEConfig, size: int, length: int, objects: int, an_image: int = 1) -> dict[str, Tensor]:
-    """Noise for pictures and candidates; texts of 3/4 to all of `length`, padded to the longest as the processor pads,
-    each naming `objects` objects; `an_image` questions are about one picture."""
+    """Noise for images and candidates; texts of 3/4 to all of `length`, padded to the longest as the processor pads,
+    each naming `objects` objects; `an_image` questions are about one image."""
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(3 * length // 4, length + 1, (size, CANDIDATES, 1), generator=generator)
     length = int(real.max())

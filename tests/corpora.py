@@ -1,18 +1,18 @@
-"""Published corpora in miniature: their official files and pictures, as their archives lay them out."""
+"""Published corpora in miniature: their official files and images, as their archives lay them out."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from micro import COLOURS, THINGS, picture
+from micro import COLOURS, THINGS, plain_image
 
 NUMBERS = range(9, 9 + 24)
-"""COCO's numbers of the pictures in the miniature."""
+"""COCO's numbers of the images in the miniature."""
 
 
 def save(path: Path, colour: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(colour).save(path)
+    plain_image(colour).save(path)
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -28,7 +28,7 @@ def colour_of(number: int) -> str:
 def captions_of(number: int) -> list[str]:
     """Five captions; the last one is the first one again, as annotators do."""
     colour, thing = colour_of(number), THINGS[number % len(THINGS)]
-    texts = [f"A {colour} {thing}.", f"one {thing}", f"the {thing} is {colour}", f"a picture of a {thing}"]
+    texts = [f"A {colour} {thing}.", f"one {thing}", f"the {thing} is {colour}", f"an image of a {thing}"]
     return [*texts, texts[0]]
 
 
@@ -85,7 +85,7 @@ def flickr30k(folder: Path) -> Path:
 
 
 def xvlm(folder: Path) -> Path:
-    """coco_train.json, coco_val.json, coco_test.json as X-VLM writes them, beside COCO's pictures."""
+    """coco_train.json, coco_val.json, coco_test.json as X-VLM writes them, beside COCO's images."""
     coco(folder)
     lists: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
     for number in NUMBERS:
@@ -103,7 +103,7 @@ def xvlm(folder: Path) -> Path:
 
 
 def visual_genome(folder: Path) -> Path:
-    """region_descriptions.json, objects.json, image_data.json, VG_100K/ and VG_100K_2/; picture 1 is COCO's 28."""
+    """region_descriptions.json, objects.json, image_data.json, VG_100K/ and VG_100K_2/; image 1 is COCO's 28."""
     regions, objects, data = [], [], []
     for number in range(1, 13):
         colour, thing = colour_of(number), THINGS[number % len(THINGS)]
@@ -131,7 +131,7 @@ def photo_link(number: int) -> str:
 
 
 def sbu(folder: Path) -> Path:
-    """sbu-captions-all.json and pictures named by their links; of twelve links two are dead."""
+    """sbu-captions-all.json and images named by their links; of twelve links two are dead."""
     links = [photo_link(number) for number in range(12)]
     captions = [f"{colour_of(number)} {THINGS[number % len(THINGS)]} in my garden" for number in range(12)]
     write_json(folder / "sbu-captions-all.json", {"image_urls": links, "captions": captions, "user_ids": ["x"] * 12})
@@ -142,7 +142,7 @@ def sbu(folder: Path) -> Path:
 
 
 def cc(folder: Path) -> Path:
-    """A TSV as of CC3M and pictures as img2dataset writes them: 00000/000000000.jpg, .txt and .json."""
+    """A TSV as of CC3M and images as img2dataset writes them: 00000/000000000.jpg, .txt and .json."""
     lines = []
     for number in range(10):
         caption = f"a {colour_of(number)} {THINGS[number % len(THINGS)]} on a wall"

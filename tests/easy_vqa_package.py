@@ -12,11 +12,11 @@ QUESTIONS = [
 ]
 
 
-def write_easy_vqa(folder, pictures=2, questions=QUESTIONS):
+def write_easy_vqa(folder, images=2, questions=QUESTIONS):
     """The layout of the package's `data` folder."""
     for split in ("train", "test"):
         (folder / split / "images").mkdir(parents=True)
-        for number in range(pictures):
+        for number in range(images):
             Image.new("RGB", (8, 8), "blue").save(folder / split / "images" / f"{number}.png")
         (folder / split / "questions.json").write_text(json.dumps(questions))
     return folder

@@ -19,7 +19,7 @@ def numbered_questions() -> list[Sample]:
 
 
 def numbered_pairs() -> list[Sample]:
-    """Four sentences, each of two pairs of pictures."""
+    """Four sentences, each of two pairs of images."""
     pairs = enumerate(nlvr2_samples())
     return [replace(sample, key=f"dev-1-{place % 2}-{place // 2}") for place, sample in pairs]
 

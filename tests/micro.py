@@ -40,16 +40,16 @@ MICRO_VLE = {
 SMALLEST = {"eve": ("eve-tiny", MICRO), "vle": ("vle-tiny", MICRO_VLE)}
 
 
-def picture(colour: str) -> Image.Image:
+def plain_image(colour: str) -> Image.Image:
     return Image.new("RGB", (20, 20), colour)
 
 
 def caption_samples() -> list[CaptionSample]:
-    """Pictures of one colour, a thing in one quarter; either word of a caption tells the other."""
+    """Images of one colour, a thing in one quarter; either word of a caption tells the other."""
     return [
         CaptionSample(
             colour,
-            picture(colour),
+            plain_image(colour),
             (f"{colour} {thing}",),
             boxes=(Box(10 * (place % 2), 10 * (place // 2 % 2), 10, 10, label=thing, phrase=f"{colour} {thing}"),),
             tags=(thing, "plain"),
@@ -61,7 +61,7 @@ def caption_samples() -> list[CaptionSample]:
 
 def vqa_samples() -> list[VQASample]:
     return [
-        VQASample(name, picture(name), "which colour is it", (name,), answer_type="other", question_type="which")
+        VQASample(name, plain_image(name), "which colour is it", (name,), answer_type="other", question_type="which")
         for name in COLOURS
     ]
 
@@ -69,16 +69,18 @@ def vqa_samples() -> list[VQASample]:
 def nlvr2_samples() -> list[NLVR2Sample]:
     pairs = [(COLOURS[i], COLOURS[i if i % 2 else (i + 3) % 8]) for i in range(8)]
     return [
-        NLVR2Sample(f"{i}", (picture(left), picture(right)), "both have one colour", left == right, set_id=f"{i // 2}")
+        NLVR2Sample(
+            f"{i}", (plain_image(left), plain_image(right)), "both have one colour", left == right, set_id=f"{i // 2}"
+        )
         for i, (left, right) in enumerate(pairs)
     ]
 
 
 def vcr_samples() -> list[VCRSample]:
-    """Which colour a person's half of a picture is; because the other half is the same or not."""
+    """Which colour a person's half of an image is; because the other half is the same or not."""
     samples = []
     for place, colour in enumerate(COLOURS):
-        image = picture(colour)
+        image = plain_image(colour)
         image.paste("gray", (10, 0, 20, 20))
         choices = [COLOURS[(place + step - place % 4) % 8] for step in range(4)]
         reasons = [COLOURS[(place + step - (place + 1) % 4) % 8] for step in range(4)]

@@ -1,4 +1,4 @@
-"""VQAv2, NLVR2, VCR and X-VLM's lists in miniature: official files and pictures, as their archives lay them out."""
+"""VQAv2, NLVR2, VCR and X-VLM's lists in miniature: official files and images, as their archives lay them out."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from corpora import colour_of, save, write_json
 from micro import COLOURS, THINGS
 
-PICTURES = {"train2014": range(9, 17), "val2014": range(101, 107), "test2015": range(301, 305)}
-"""COCO's numbers of the pictures in the miniature."""
+IMAGES = {"train2014": range(9, 17), "val2014": range(101, 107), "test2015": range(301, 305)}
+"""COCO's numbers of the images in the miniature."""
 
 
 def asked_of(number: int) -> list[tuple[str, str, str, str]]:
-    """(question, main answer, answer type, question type) of a picture, three of them."""
+    """(question, main answer, answer type, question type) of an image, three of them."""
     colour, thing = colour_of(number), THINGS[number % len(THINGS)]
     return [
         ("What color is it?", colour, "other", "what color is"),
@@ -33,8 +33,8 @@ def ten_answers(main: str) -> list[dict[str, Any]]:
 
 
 def vqav2(folder: Path) -> Path:
-    """Questions of train2014, val2014, test2015 and test-dev2015, annotations of the first two, and the pictures."""
-    for part, numbers in PICTURES.items():
+    """Questions of train2014, val2014, test2015 and test-dev2015, annotations of the first two, and the images."""
+    for part, numbers in IMAGES.items():
         questions, annotations = [], []
         for number in numbers:
             save(folder / part / f"COCO_{part}_{number:012}.jpg", colour_of(number))
@@ -83,7 +83,7 @@ def nlvr2(folder: Path) -> Path:
 
 
 def vcr(folder: Path) -> Path:
-    """{train,val,test}.jsonl and vcr1images/ with pictures and metadata; test has no labels."""
+    """{train,val,test}.jsonl and vcr1images/ with images and metadata; test has no labels."""
     for split, number in (("train", 8), ("val", 4), ("test", 4)):
         lines = []
         for place in range(number):
@@ -112,11 +112,11 @@ def vcr(folder: Path) -> Path:
 
 
 def xvlm_questions(folder: Path) -> Path:
-    """lists/vqa_train.json, vqa_val.json, vg_qa.json, vqa_test.json and answer_list.json, COCO's pictures, and Visual
+    """lists/vqa_train.json, vqa_val.json, vg_qa.json, vqa_test.json and answer_list.json, COCO's images, and Visual
     Genome's in genome/."""
     for part, name in (("train2014", "train"), ("val2014", "val"), ("test2015", "test")):
         entries = []
-        for number in PICTURES[part]:
+        for number in IMAGES[part]:
             image = f"{part}/COCO_{part}_{number:012}.jpg"
             save(folder / image, colour_of(number))
             for place, (question, main, _, _) in enumerate(asked_of(number)):
@@ -128,14 +128,14 @@ def xvlm_questions(folder: Path) -> Path:
     for number in (1, 2):
         save(folder / "genome" / "VG_100K" / f"{number}.jpg", colour_of(number))
         entry = {"question_id": 9000 + number, "question": "What is shown?", "image": f"VG_100K/{number}.jpg"}
-        genome.append({**entry, "answer": ["A picture."], "dataset": "vg"})
+        genome.append({**entry, "answer": ["An image."], "dataset": "vg"})
     write_json(folder / "lists" / "vg_qa.json", genome)
     write_json(folder / "lists" / "answer_list.json", [*COLOURS, "yes", "no", "1", "dark", "grey", "picture"])
     return folder
 
 
 def xvlm_pairs(folder: Path) -> Path:
-    """lists/nlvr_{train,dev,test}.json beside NLVR2's pictures."""
+    """lists/nlvr_{train,dev,test}.json beside NLVR2's images."""
     nlvr2(folder)
     for split, name in (("train", "train"), ("dev", "dev"), ("test1", "test")):
         entries = []

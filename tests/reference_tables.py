@@ -16,12 +16,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from transformers import PreTrainedConfig
 
+from evle.engine.optim import OptimConfig
+from evle.engine.trainer import TrainConfig
 from evle.models.eve import EVEConfig
 from evle.models.vle import VLEConfig
 from evle.report import plain
 from evle.run.config import EvaluateOptions, RunConfig, TokenizerOptions
 from evle.run.splits import DataOptions
-from evle.run.training import ModelOptions, OptimConfig, TrainConfig
+from evle.run.weights import ModelOptions
 from evle.tasks import TASKS
 from evle.tasks.task import TaskOptions, TextOptions
 from evle.transforms.image_options import ImageOptions

@@ -50,7 +50,7 @@ def save_vqa_model(folder: Path) -> Path:
 
 @torch.no_grad()
 def _spread(model: torch.nn.Module) -> None:
-    """Larger weights: as they start, all pictures have nearly the same embedding and no test could tell them apart."""
+    """Larger weights: as they start, all images have nearly the same embedding and no test could tell them apart."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.mul_(8.0)

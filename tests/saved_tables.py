@@ -11,7 +11,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 def rows(*numbers):
     return [
-        {"image": {"bytes": encoded(n), "path": "a.jpg" if n % 2 else None}, "caption": f"picture {n}", "label": n}
+        {"image": {"bytes": encoded(n), "path": "a.jpg" if n % 2 else None}, "caption": f"image {n}", "label": n}
         for n in numbers
     ]
 

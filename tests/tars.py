@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def encoded(seed=0, size=(20, 16), format="JPEG"):
-    """A small picture as bytes of its own."""
+    """A small image as bytes of its own."""
     pixels = np.random.default_rng(seed).integers(256, size=(*size[::-1], 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format)
@@ -37,7 +37,7 @@ def caption_members(*numbers, extension="jpg"):
         for number in numbers
         for member in (
             (f"{number:09d}.{extension}", encoded(number)),
-            (f"{number:09d}.json", {"caption": f"picture {number}", "key": f"{number:09d}", "status": "success"}),
-            (f"{number:09d}.txt", f"picture {number}"),
+            (f"{number:09d}.json", {"caption": f"image {number}", "key": f"{number:09d}", "status": "success"}),
+            (f"{number:09d}.txt", f"image {number}"),
         )
     ]

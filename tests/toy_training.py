@@ -191,7 +191,7 @@ def train_sharded(process: int, folder: str, total: int, options: dict[str, Any]
 
 
 def contrastive_batch(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Pictures (B, 3, 16, 16) and texts (B, 4) drawn from the rows' own numbers."""
+    """Images (B, 3, 16, 16) and texts (B, 4) drawn from the rows' own numbers."""
     seeds = [int(row[0, 0].mul(1e6).abs()) for row in rows]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return {

@@ -37,7 +37,7 @@ def save_released(folder: Path, model_class: type[VLEPreTrainedModel], **fields:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(6.0)  # as they start, all pictures would give nearly the same
+                parameter.mul_(6.0)  # as they start, all images would give nearly the same
     folder.mkdir(parents=True)
     config = {**model.config.to_dict(), "architectures": [model_class.__name__]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -47,7 +47,7 @@ def save_released(folder: Path, model_class: type[VLEPreTrainedModel], **fields:
     return folder
 
 
-def picture(width: int = 90, height: int = 60) -> Image.Image:
+def plain_image(width: int = 90, height: int = 60) -> Image.Image:
     """Red on the left, green in the middle, blue on the right: what is cropped away tells."""
     image = Image.new("RGB", (width, height), "green")
     image.paste("red", (0, 0, width // 3, height))
@@ -81,7 +81,7 @@ META: dict[str, Any] = {
 def write_vcr(root: Path) -> Path:
     """The files that META names, below `root`."""
     (root / "lsmdc_film").mkdir(parents=True)
-    picture().save(root / META["img_fn"], "PNG")
+    plain_image().save(root / META["img_fn"], "PNG")
     boxes = [[2, 5, 30, 55, 0.9], [35, 10, 60, 50, 0.8], [70, 20, 89, 59, 0.7]]
     (root / META["metadata_fn"]).write_text(json.dumps({"boxes": boxes, "width": 90, "height": 60}))
     return root

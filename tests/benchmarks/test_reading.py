@@ -1,4 +1,4 @@
-"""The benchmark of reading, run whole on two small pictures: every pipeline stands in its report."""
+"""The benchmark of reading, run whole on two small images: every pipeline stands in its report."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ def test_it_reports_every_pipeline(reading, tmp_path, capsys):
             [
                 "--sizes",
                 "32",
-                "--pictures",
+                "--images",
                 "64x48",
                 "--count",
                 "2",

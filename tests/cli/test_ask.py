@@ -1,10 +1,10 @@
-"""The verbs that ask a trained model about pictures: what they print and write, and what they refuse."""
+"""The verbs that ask a trained model about images: what they print and write, and what they refuse."""
 
 import pytest
 import torch
 from PIL import Image
-from test_cli import call
 
+from commands import call
 from evle.errors import ServiceError
 from evle.models.eve import EVEConfig, EVEForNLVR2
 from evle.models.vle import VLEForPBC
@@ -49,7 +49,7 @@ def test_a_language_model_has_the_last_word(world, monkeypatch):
     assert said[-2:] == ["caption: a wall", "It is a red wall."]
     url, model, variable, content = asked[0]
     assert (url, model, variable) == ("http://localhost:1/v1", "small", "K")
-    assert "Description of the picture: a wall\nQuestion: what colour?" in content
+    assert "Description of the image: a wall\nQuestion: what colour?" in content
 
 
 def test_a_server_that_fails_is_one_line(world, monkeypatch):
@@ -68,7 +68,7 @@ def test_texts_are_ranked_by_how_well_they_match(world):
     assert first >= second
 
 
-def test_two_pictures_are_compared(world):
+def test_two_images_are_compared(world):
     said = call("compare", world / "nlvr2", world / "red.png", world / "blue.png", "both are red")
     assert said.endswith("%  both are red\n")
 
@@ -93,7 +93,7 @@ def test_any_model_is_explained(world, tmp_path, run):
         (["ask", "vqa", "red.png", "what?", "--caption", "a wall"], "name one with --chat or --language-model"),
         (
             ["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--caption", "a", "--captioner", "b"],
-            "--caption and --captioner both say what the picture shows; give one",
+            "--caption and --captioner both say what the image shows; give one",
         ),
         (["ask", "vqa", "red.png", "what?", "--chat-model", "a"], "--chat-model is for a chat server; name it"),
         (
@@ -105,7 +105,7 @@ def test_any_model_is_explained(world, tmp_path, run):
         (["ask", "retrieval", "red.png", "what?"], "holds EVEForRetrieval, but EVEForVQA is needed"),
         (["match", "nowhere", "red.png", "a"], "nowhere: no such folder"),
         (["localise", "vqa", "red.png", "a", "-o", "b.png"], "another family: model_type 'eve'"),
-        (["localise", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: no kind of picture; end it in .png"),
+        (["localise", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: no kind of image; end it in .png"),
         (["explain", "vqa", "red.png", "a", "-o", "b.png", "--method", "roll"], "there is no method 'roll'"),
     ],
 )

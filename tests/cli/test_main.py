@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import reasoning_corpora
 import saved_tables
+from commands import call
 from evle import __version__
 from evle.cli import main as cli
 from evle.config import dump_yaml
-from micro import COLOURS, MICRO, THINGS, picture
+from micro import COLOURS, MICRO, THINGS, plain_image
 
 WIDTH = 110  # columns that help and lists may take
 
@@ -37,23 +38,14 @@ def verbs(group: Any = None, before: str = "") -> Iterator[str]:
 VERBS = sorted(verbs())
 
 
-def call(*arguments: object, code: int = 0, width: int = 80) -> str:
-    """What a command prints on a terminal of `width` columns, stdout and stderr; its exit code is checked."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], terminal_width=width)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A user's folder of pictures with captions, and a recipe for it."""
+def images(tmp_path_factory) -> Path:
+    """A user's folder of images with captions, and a recipe for it."""
     folder = tmp_path_factory.mktemp("pictures")
     rows = []
     for turn in range(2):
         for colour, thing in zip(COLOURS, THINGS, strict=True):
-            picture(colour).save(folder / f"{thing}{turn}.png")
+            plain_image(colour).save(folder / f"{thing}{turn}.png")
             split = ("train", "test")[turn]
             rows.append(
                 {"image": f"{thing}{turn}.png", "captions": [f"{colour} {thing}"], "keywords": [thing], "split": split}
@@ -63,7 +55,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory) -> Path:
+def trained(images, tmp_path_factory) -> Path:
     """A retrieval run made by the command line."""
     folder = tmp_path_factory.mktemp("cli")
     recipe = {
@@ -75,7 +67,7 @@ def trained(pictures, tmp_path_factory) -> Path:
         "train": {"steps": 4, "batch_size": 4},
     }
     (folder / "mine.yaml").write_text(dump_yaml(recipe))
-    said = call("finetune", folder / "mine.yaml", f"data.path={pictures}", "-o", folder / "run")
+    said = call("finetune", folder / "mine.yaml", f"data.path={images}", "-o", folder / "run")
     assert "R@mean on test" in said
     assert f"report: {folder / 'run' / 'report.html'}" in said
     return folder
@@ -183,16 +175,14 @@ def test_developers_get_the_traceback(monkeypatch):
     assert type(result.exception).__name__ == "ConfigError"
 
 
-def test_a_dry_run_tells_and_writes_nothing(pictures, trained, tmp_path):
-    said = call("finetune", trained / "mine.yaml", f"data.path={pictures}", "-o", tmp_path / "run", "--dry-run")
+def test_a_dry_run_tells_and_writes_nothing(images, trained, tmp_path):
+    said = call("finetune", trained / "mine.yaml", f"data.path={images}", "-o", tmp_path / "run", "--dry-run")
     assert "steps: 4 of 4 samples" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_scored_on_any_split_from_its_folder(pictures, trained, tmp_path):
-    said = call(
-        "evaluate", trained / "run", "data.test.split=train", f"data.path={pictures}", "-o", tmp_path / "scores"
-    )
+def test_a_run_is_scored_on_any_split_from_its_folder(images, trained, tmp_path):
+    said = call("evaluate", trained / "run", "data.test.split=train", f"data.path={images}", "-o", tmp_path / "scores")
     assert "R@mean on test" in said
     report = json.loads((tmp_path / "scores" / "report.json").read_text())
     assert report["scores"]["chance"]["TR@1"] == pytest.approx(100 / 8)
@@ -200,37 +190,37 @@ def test_a_run_is_scored_on_any_split_from_its_folder(pictures, trained, tmp_pat
     assert (trained / "run" / "evaluation" / "report.html").is_file()
 
 
-def test_a_run_is_not_overwritten_unasked(pictures, trained):
-    again = ("finetune", trained / "mine.yaml", f"data.path={pictures}", "-o", trained / "run")
+def test_a_run_is_not_overwritten_unasked(images, trained):
+    again = ("finetune", trained / "mine.yaml", f"data.path={images}", "-o", trained / "run")
     assert "already holds a run" in call(*again, code=2)
     assert "R@mean on test" in call(*again, "--resume")
 
 
-def test_pictures_are_indexed_and_found(pictures, trained, tmp_path):
-    assert "16 pictures" in call("index", pictures, "-o", tmp_path / "index", "--model", trained / "run")
+def test_images_are_indexed_and_found(images, trained, tmp_path):
+    assert "16 images" in call("index", images, "-o", tmp_path / "index", "--model", trained / "run")
     said = call("search", tmp_path / "index", "red apple", "-k", 3, "--rerank", 3, "--html", tmp_path / "found.html")
     assert len([line for line in said.splitlines() if ".png" in line]) == 3
     assert (tmp_path / "found.html").is_file()
-    assert "apple0.png" in call("search", tmp_path / "index", "--image", pictures / "apple0.png", "-k", 16)
+    assert "apple0.png" in call("search", tmp_path / "index", "--image", images / "apple0.png", "-k", 16)
 
 
-def test_a_tokenizer_is_trained_and_used(pictures, trained, tmp_path):
+def test_a_tokenizer_is_trained_and_used(images, trained, tmp_path):
     (tmp_path / "more.txt").write_text("a line of text\nanother line\n")
-    said = call("tokenizer", "train", pictures, tmp_path / "more.txt", "-o", tmp_path / "tok", "--vocab-size", 300)
+    said = call("tokenizer", "train", images, tmp_path / "more.txt", "-o", tmp_path / "tok", "--vocab-size", 300)
     assert "300 tokens" in said
     run = (
         "finetune",
         trained / "mine.yaml",
-        f"data.path={pictures}",
+        f"data.path={images}",
         f"tokenizer.path={tmp_path / 'tok'}",
         "--dry-run",
     )
     assert "tokenizer: 300 tokens, from" in call(*run)
 
 
-def test_data_is_looked_at(pictures, tmp_path):
-    assert "every row can be used" in call("data", "check", pictures)
-    said = call("data", "stats", pictures, "--split", "train")
+def test_data_is_looked_at(images, tmp_path):
+    assert "every row can be used" in call("data", "check", images)
+    said = call("data", "stats", images, "--split", "train")
     assert "texts: 8, 2 to 2 words" in said
     assert "tags: 8 different" in said
     assert "answers: " in call("data", "stats", "scenes", "count=40", "--kind", "vqa")
@@ -239,23 +229,23 @@ def test_data_is_looked_at(pictures, tmp_path):
     assert "8 samples in 2 shards" in call(*packed)
     assert "2 of them from before" in call(*packed)
     assert "answers: " in call("data", "stats", "shards", f"path={tmp_path / 'packed'}", "--kind", "vqa")
-    call("data", "show", pictures, "-o", tmp_path / "look2")
+    call("data", "show", images, "-o", tmp_path / "look2")
     assert "red apple" in (tmp_path / "look2" / "report.html").read_text()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "captions.jsonl").write_text('{"image": "missing.png", "caption": "a dog"}\n')
     assert "missing.png" in call("data", "check", tmp_path / "bad", code=1)
 
 
-def test_a_folder_is_read_as_what_it_is(pictures, tmp_path):
-    """Shards with img2dataset's own tables beside them, a saved data set, and Parquet with its pictures inside."""
-    call("data", "shards", pictures, "--split", "train", "-o", tmp_path / "shards")
+def test_a_folder_is_read_as_what_it_is(images, tmp_path):
+    """Shards with img2dataset's own tables beside them, a saved data set, and Parquet with its images inside."""
+    call("data", "shards", images, "--split", "train", "-o", tmp_path / "shards")
     parquet.write_table(saved_tables.table(saved_tables.rows(0)).drop(["image"]), tmp_path / "shards" / "00000.parquet")
     saved_tables.save(tmp_path / "saved", [saved_tables.table(saved_tables.rows(0, 1))])
     (tmp_path / "inside").mkdir()
     parquet.write_table(saved_tables.table(saved_tables.rows(0, 1, 2)), tmp_path / "inside" / "captions.parquet")
     for name, samples in (("shards", 8), ("saved", 2), ("inside", 3)):
         said = call("data", "check", tmp_path / name)
-        assert f"{samples} samples, {samples} different pictures" in said
+        assert f"{samples} samples, {samples} different images" in said
         assert "every sample can be used" in said
         assert f"samples: {samples}" in call("data", "stats", tmp_path / name)
         call("data", "show", tmp_path / name, "-o", tmp_path / "look")

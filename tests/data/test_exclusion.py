@@ -89,7 +89,7 @@ def test_a_mix_reports_what_each_of_its_sources_left_out(folder, files):
 
 
 def test_excluding_everything_is_an_error(folder, files):
-    with pytest.raises(DataError, match="no picture with a caption in split test; 6 were excluded"):
+    with pytest.raises(DataError, match="no image with a caption in split test; 6 were excluded"):
         read_source("karpathy", {"path": str(folder / "coco"), "split": "test", "exclude": files})
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every form come out as plain RGB, or as one clear line that names the file and the cure."""
+"""Images of every form come out as plain RGB, or as one clear line that names the file and the cure."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ def pixel(image, place=(0, 0)):
 
 
 @pytest.mark.parametrize("form", [str, lambda path: path, lambda path: path.read_bytes(), Image.open])
-def test_a_picture_may_be_a_path_bytes_or_in_memory(tmp_path, form):
+def test_a_image_may_be_a_path_bytes_or_in_memory(tmp_path, form):
     path = saved(tmp_path / "a.png", Image.new("RGB", (5, 3), (10, 20, 30)))
     image = open_image(form(path))
     assert (image.mode, image.size, image.getpixel((4, 2))) == ("RGB", (5, 3), (10, 20, 30))
@@ -46,7 +46,7 @@ def test_exif_rotation_is_applied(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path):
+def test_a_broken_exif_block_does_not_lose_the_image(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (8, 8), "green"), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\x01")
     assert open_image(path).size == (8, 8)
 
@@ -65,7 +65,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, mode, name):
     assert [open_image(path).getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
 
 
-def test_eight_bit_values_in_a_wide_picture_stay_as_they_are():
+def test_eight_bit_values_in_a_wide_image_stay_as_they_are():
     assert open_image(Image.fromarray(np.array([[3, 200]], dtype=np.int32))).getpixel((1, 0)) == (200, 200, 200)
 
 
@@ -91,7 +91,7 @@ def test_transparent_parts_are_laid_on_white_or_kept(tmp_path, mode):
     assert [kept.getpixel((x, 0))[3] for x in range(2)] == [0, 255]
 
 
-def test_an_opaque_picture_is_rgb_even_when_alpha_is_kept():
+def test_an_opaque_image_is_rgb_even_when_alpha_is_kept():
     assert open_image(Image.new("RGBA", (2, 2), (1, 2, 3, 255)), keep_alpha=True).mode == "RGB"
 
 
@@ -103,7 +103,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
     assert red > 200 > 60 > blue
 
 
-def test_one_bit_and_grey_pictures_become_rgb():
+def test_one_bit_and_grey_images_become_rgb():
     assert open_image(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
     assert open_image(Image.new("L", (2, 2), 77)).getpixel((0, 0)) == (77, 77, 77)
 
@@ -126,7 +126,7 @@ def noise(size=64):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
-def test_a_truncated_picture_is_named_with_the_cure(tmp_path, form):
+def test_a_truncated_image_is_named_with_the_cure(tmp_path, form):
     buffer = io.BytesIO()
     noise().save(buffer, form)
     path = tmp_path / "cut.img"
@@ -136,30 +136,30 @@ def test_a_truncated_picture_is_named_with_the_cure(tmp_path, form):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_is_said_in_one_line_with_the_cure(tmp_path):
+def test_what_is_no_image_is_said_in_one_line_with_the_cure(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
-    (tmp_path / "text.jpg").write_bytes(b"hello world, no picture")
+    (tmp_path / "text.jpg").write_bytes(b"hello world, no image")
     (tmp_path / "folder.jpg").mkdir()
     for name, words in {
         "empty.jpg": r"is empty \(0 bytes\); fetch it again",
         "page.jpg": "is a web page",
-        "text.jpg": "is no picture that Pillow can read .*hello",
+        "text.jpg": "is no image that Pillow can read .*hello",
         "folder.jpg": "is a folder",
-        "missing.jpg": "no such file; put the picture there or remove its row",
+        "missing.jpg": "no such file; put the image there or remove its row",
     }.items():
         with pytest.raises(SampleError, match=words) as caught:
             open_image(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name))
-    with pytest.raises(SampleError, match="picture of 3 bytes"):
+    with pytest.raises(SampleError, match="image of 3 bytes"):
         open_image(b"abc")
-    with pytest.raises(SampleError, match="int is no picture; give a path"):
+    with pytest.raises(SampleError, match="int is no image; give a path"):
         open_image(3)
 
 
 @pytest.mark.parametrize("form", [str, Path])
 def test_a_url_is_told_from_a_file_that_is_missing(form):
-    with pytest.raises(SampleError, match=r"a\.jpg: is a URL; download the picture first"):
+    with pytest.raises(SampleError, match=r"a\.jpg: is a URL; download the image first"):
         open_image(form("https://example.org/a.jpg"))
 
 

@@ -40,7 +40,7 @@ def read_some(samples):
 def million_in_shards(tmp_path_factory):
     """A thousand shards of a thousand samples: one tar under a thousand names."""
     path = tmp_path_factory.mktemp("million")
-    members = [each for n in range(1000) for each in ((f"{n:09d}.jpg", b"picture"), (f"{n:09d}.txt", f"picture {n}"))]
+    members = [each for n in range(1000) for each in ((f"{n:09d}.jpg", b"image"), (f"{n:09d}.txt", f"image {n}"))]
     first = write_tar(path / "0000.tar", members)
     shards(first)
     for number in range(1, 1000):
@@ -79,17 +79,17 @@ def test_a_loader_keeps_the_order_of_an_epoch_and_nothing_else(million_in_shards
 
 
 @pytest.mark.slow
-def test_rows_with_pictures_inside_hold_a_hundred_bytes_each(tmp_path):
+def test_rows_with_images_inside_hold_a_hundred_bytes_each(tmp_path):
     count, per_group = 200_000, 100
-    pictures = pa.array([{"bytes": bytes(500), "path": None}] * per_group, IMAGE)
+    images = pa.array([{"bytes": bytes(500), "path": None}] * per_group, IMAGE)
     schema = pa.schema([("image", IMAGE), ("caption", pa.string())])
     with pq.ParquetWriter(tmp_path / "captions.parquet", schema, compression="NONE", use_dictionary=False) as writer:
         for first in range(0, count, per_group):
-            captions = pa.array([f"picture {first + n}" for n in range(per_group)])
-            writer.write_table(pa.Table.from_arrays([pictures, captions], schema=schema))
+            captions = pa.array([f"image {first + n}" for n in range(per_group)])
+            writer.write_table(pa.Table.from_arrays([images, captions], schema=schema))
     samples, held, peak = megabytes_of(lambda: folder(tmp_path))
     assert len(samples) == count
-    assert held < 0.1 * count / 1000  # a hundred bytes a row; the pictures are 100 MB
+    assert held < 0.1 * count / 1000  # a hundred bytes a row; the images are 100 MB
     assert peak < 80
     _, held, _ = megabytes_of(lambda: [samples[n].image.read() for n in range(0, count, 1000)])
     assert held < 2

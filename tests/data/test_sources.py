@@ -30,7 +30,7 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     (tmp_path / "captions.jsonl").write_text(
         "".join(json.dumps({"image": f"{name}.png", "caption": name}) + "\n" for name in "abcdefgh")
     )
-    options = {"scenes": {}, "cutouts": {"path": str(tmp_path), "pictures": ["train", "val", "test"]}}
+    options = {"scenes": {}, "cutouts": {"path": str(tmp_path), "images": ["train", "val", "test"]}}
     options["folder"] = {"path": str(tmp_path)}
     options["shards"] = {"path": str(write_tar(tmp_path / "0.tar", caption_members(*range(8))))}
     options["saved-dataset"] = {"path": str(save(tmp_path / "saved", [table(rows(*range(8)))]))}
@@ -40,7 +40,7 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     options["easy-vqa"] = {"path": str(write_easy_vqa(tmp_path / "easy-vqa")), "task": "vqa"}
     assert set(options) == set(SOURCES)
     for name, own in options.items():
-        # in most of them no picture is there: none is opened
+        # in most of them no image is there: none is opened
         samples = read_source(name, {"task": "captions", "split": "train", **own})
         assert isinstance(samples[0], TYPES[own.get("task", "captions")])
         assert pickle.loads(pickle.dumps(samples))[0] == samples[0]

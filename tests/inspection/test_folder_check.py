@@ -11,7 +11,7 @@ from evle.inspection.folder_check import check_folder, is_latin
 
 @pytest.fixture
 def messy(tmp_path):
-    """Seven rows, one of them not JSON; five pictures of which one is cut, one missing, and two have the same bytes."""
+    """Seven rows, one of them not JSON; five images of which one is cut, one missing, and two have the same bytes."""
     for name, colour, size in (("a", "red", 8), ("b", "blue", 8), ("same", "red", 8), ("cut", "red", 64)):
         Image.new("RGB", (size, size), colour).save(tmp_path / f"{name}.png")
     data = (tmp_path / "cut.png").read_bytes()
@@ -46,11 +46,11 @@ def test_everything_is_counted_and_named(messy):
     assert not check.ok
     assert seen[-1] == (5, 5)
     text = "\n".join(check.lines(most=1))
-    for words in ("7 rows, 5 pictures, 5 captions", "unreadable pictures: 2", "... and 1 more", "20.0 %", "0 to 2"):
+    for words in ("7 rows, 5 images, 5 captions", "unreadable images: 2", "... and 1 more", "20.0 %", "0 to 2"):
         assert words in text
 
 
-def test_a_picture_named_in_two_splits_leaks(tmp_path):
+def test_a_image_named_in_two_splits_leaks(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.png,x,train\na.png,y,test\n")
     assert check_folder(tmp_path).leaks == ["a.png: in test and train"]
@@ -73,7 +73,7 @@ def test_questions_are_checked_too(tmp_path):
     assert "1 questions" in check.lines()[0]
 
 
-def test_a_folder_without_a_table_has_its_pictures_checked(tmp_path):
+def test_a_folder_without_a_table_has_its_images_checked(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     check = check_folder(tmp_path)
@@ -94,9 +94,9 @@ def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "captions.json").write_text("[]")
     text = "\n".join(check_folder(tmp_path).lines())
-    assert "only the pictures were looked at: " in text
+    assert "only the images were looked at: " in text
     assert "(captions.json: of no kind that is read); write one, or set captions_from=filename" in text
-    assert text.endswith("every picture can be read")
+    assert text.endswith("every image can be read")
 
 
 def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):

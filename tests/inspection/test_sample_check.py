@@ -1,4 +1,4 @@
-"""Checking a source: every sample is made, every picture decoded once, and all that is wrong is counted and named."""
+"""Checking a source: every sample is made, every image decoded once, and all that is wrong is counted and named."""
 
 import pytest
 from PIL import Image
@@ -13,7 +13,7 @@ from evle.inspection.sample_check import check_samples
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Four pictures: two with the same bytes, one cut short."""
+    """Four images: two with the same bytes, one cut short."""
     for name, colour, size in (("a", "red", 8), ("b", "blue", 8), ("same", "red", 8), ("cut", "red", 64)):
         Image.new("RGB", (size, size), colour).save(tmp_path / f"{name}.png")
     data = (tmp_path / "cut.png").read_bytes()
@@ -49,8 +49,8 @@ def test_everything_is_counted_and_named(pictures):
     assert seen == [(i, 5) for i in range(1, 6)]
     text = "\n".join(check.lines(most=1))
     for words in (
-        "6 samples, 5 different pictures, 6 texts",
-        "unreadable pictures: 2",
+        "6 samples, 5 different images, 6 texts",
+        "unreadable images: 2",
         "... and 1 more",
         "16.7 % not in",
     ):
@@ -95,6 +95,6 @@ def test_an_empty_source_is_not_in_order():
 
 def test_only_the_first_findings_of_a_kind_are_kept(monkeypatch):
     monkeypatch.setattr("evle.inspection.sample_check.NAMED", 3)
-    check = check_samples([CaptionSample(str(i), b"no picture", ("x",)) for i in range(5)])
+    check = check_samples([CaptionSample(str(i), b"no image", ("x",)) for i in range(5)])
     assert (check.unreadable.count, len(check.unreadable.lines)) == (5, 3)
     assert "  ... and 3 more" in check.lines(most=2)

@@ -1,4 +1,4 @@
-"""The processor: any picture and any text to the model's tensors."""
+"""The processor: any image and any text to the model's tensors."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def processor() -> EVEProcessor:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
-def test_a_picture_of_any_mode_becomes_normalised_rgb(processor, mode):
+def test_a_image_of_any_mode_becomes_normalised_rgb(processor, mode):
     pixels = processor(images=Image.new(mode, (30, 20)), return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 16, 16)
     assert pixels.min() >= -1
@@ -42,10 +42,10 @@ def test_values_are_scaled_to_minus_one_to_one(processor):
 
 
 def test_options_reach_whom_they_belong_to(processor):
-    picture = Image.new("RGB", (30, 20))
+    image = Image.new("RGB", (30, 20))
     output = processor(
         text=["a red ball", "ball"],
-        images=[picture, picture],
+        images=[image, image],
         padding="max_length",
         max_length=7,
         truncation=True,
@@ -62,7 +62,7 @@ def test_how_the_last_call_truncated_is_not_saved(processor, tmp_path):
     assert EVEProcessor.from_pretrained(tmp_path)(text="a red ball").input_ids == [1, 4, 5, 6, 2]
 
 
-def test_text_or_pictures_alone_are_enough(processor):
+def test_text_or_images_alone_are_enough(processor):
     assert set(processor(text="a ball")) == {"input_ids", "attention_mask"}
     assert set(processor(images=Image.new("RGB", (4, 4)))) == {"pixel_values"}
 
@@ -77,10 +77,10 @@ def test_its_output_is_the_models_input(processor):
 def test_a_saved_processor_loads_back_also_by_auto_processor(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     build(EVEForVQA).save_pretrained(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8))
-    expected = processor(text="a red", images=picture, return_tensors="pt")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8))
+    expected = processor(text="a red", images=image, return_tensors="pt")
     for loaded in (EVEProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, EVEProcessor)
         assert loaded.image_processor.size["height"] == 16
-        given = loaded(text="a red", images=picture, return_tensors="pt")
+        given = loaded(text="a red", images=image, return_tensors="pt")
         assert all(torch.equal(given[name], expected[name]) for name in expected)

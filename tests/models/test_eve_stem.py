@@ -1,4 +1,4 @@
-"""The options of ours for training from few pictures: the convolutional stem, mean pooling, contrast alone."""
+"""The options of ours for training from few images: the convolutional stem, mean pooling, contrast alone."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_matching_of_weight_zero_costs_no_joint_pass():
     torch.testing.assert_close(output.loss, sum(output.losses.values()))
 
 
-def test_blanked_pictures_do_not_enter_the_statistics_of_whole_ones():
+def test_blanked_images_do_not_enter_the_statistics_of_whole_ones():
     model = eve_models.build(EVEModel, **STEM).train()
     pixels = eve_models.batch()["pixel_values"]
     mask = torch.zeros(3, 16, dtype=torch.bool)

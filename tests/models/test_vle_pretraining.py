@@ -56,12 +56,12 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
 
     losses = []
     for row in range(2):
-        picture = pixels[row : row + 1].clone()
+        image = pixels[row : row + 1].clone()
         covered = inputs["mpc_patches"][row].nonzero()[:, 0].tolist()
         for patch in covered:
             top, left = 4 * (patch // 4), 4 * (patch % 4)
-            picture[0, :, top : top + 4, left : left + 4] = inputs["black"][:, None, None]
-        states = model.vle(picture, ids[row : row + 1], mask[row : row + 1]).image_hidden[0]
+            image[0, :, top : top + 4, left : left + 4] = inputs["black"][:, None, None]
+        states = model.vle(image, ids[row : row + 1], mask[row : row + 1]).image_hidden[0]
         logits = model.mpc_classifier(sum(states[1 + patch] for patch in covered) / len(covered))
         assert relative_difference(output.mpc_logits[row], logits) < 1e-4
         losses.append(F.cross_entropy(logits, inputs["mpc_labels"][row]))
@@ -70,7 +70,7 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
 
 
 def test_a_pair_of_id_minus_100_takes_no_part_in_matching_and_contrast():
-    """Of three pairs the second's text may be true of any picture: the other two are each other's only negatives."""
+    """Of three pairs the second's text may be true of any image: the other two are each other's only negatives."""
     model = build(VLEForPreTraining, objectives=("itm", "itc"))
     inputs = batch(3)
     output = model(**inputs, match_ids=torch.tensor([7, -100, 8]))
@@ -173,7 +173,7 @@ def test_only_an_object_with_a_class_and_patches_is_asked_for():
     assert torch.allclose(output.losses["mpc"], expected)
 
 
-def test_black_out_paints_patches_of_any_picture():
+def test_black_out_paints_patches_of_any_image():
     pixels = torch.ones(1, 2, 4, 6)
     patches = torch.tensor([[True, False, False, False, False, True]])  # 2 x 3 patches of 2 pixels
     painted = black_out(pixels, patches, torch.tensor([0.0, -3.0]))

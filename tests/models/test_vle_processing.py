@@ -1,4 +1,4 @@
-"""VLE's processor: pictures in CLIP's way, text as SentencePiece splits it, released directories as they are."""
+"""VLE's processor: images in CLIP's way, text as SentencePiece splits it, released directories as they are."""
 
 import json
 import pickle
@@ -95,10 +95,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     train(folder)
     build(VLEForVQA, vocab_size=200).save_pretrained(folder)
-    picture = {"crop_size": 16, "size": 16, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
-    picture |= {"do_center_crop": True, "do_normalize": True, "do_resize": True}
-    picture |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture), encoding="utf-8")
+    image = {"crop_size": 16, "size": 16, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
+    image |= {"do_center_crop": True, "do_normalize": True, "do_resize": True}
+    image |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image), encoding="utf-8")
     settings = {"do_lower_case": False, "tokenizer_class": "DebertaV2Tokenizer", "vocab_type": "spm"}
     settings |= {"mask_token": "[MASK]", "split_by_punct": False, "sp_model_kwargs": {}}
     settings |= {"cls_token": {"__type": "AddedToken", "content": "[CLS]", "lstrip": False}}
@@ -187,19 +187,19 @@ def test_special_tokens_are_debertas(processor, pieces):
 
 
 def test_the_released_calls_work_and_fit_the_model(folder, processor):
-    picture = Image.new("RGB", (30, 20))
-    inputs = processor(text=["the red ball", "ball"], images=[picture, picture], return_tensors="pt", padding=True)
+    image = Image.new("RGB", (30, 20))
+    inputs = processor(text=["the red ball", "ball"], images=[image, image], return_tensors="pt", padding=True)
     assert set(inputs) == {"pixel_values", "input_ids", "attention_mask"}
     assert inputs.pixel_values.shape == (2, 3, 16, 16)
     model = VLEForVQA.from_pretrained(folder)
     assert model(**inputs).logits.shape == (2, 5)
-    assert model(**processor(text="ball", images=picture, return_tensors="pt", padding=True)).logits.shape == (1, 5)
+    assert model(**processor(text="ball", images=image, return_tensors="pt", padding=True)).logits.shape == (1, 5)
     cut = processor(text=["the red ball"], padding="max_length", max_length=4, truncation=True, return_tensors="pt")
     assert cut.input_ids.shape == (1, 4)
 
 
-def test_a_picture_is_resized_to_its_shortest_edge_and_cropped_in_the_centre(processor):
-    """A wide picture, black but for its middle third: only the middle is seen."""
+def test_a_image_is_resized_to_its_shortest_edge_and_cropped_in_the_centre(processor):
+    """A wide image, black but for its middle third: only the middle is seen."""
     pixels = np.zeros((16, 48, 3), dtype=np.uint8)
     pixels[:, 16:32] = 255
     seen = processor(images=Image.fromarray(pixels), return_tensors="pt").pixel_values[0]
@@ -214,7 +214,7 @@ def test_a_picture_is_resized_to_its_shortest_edge_and_cropped_in_the_centre(pro
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
-def test_a_picture_of_any_mode_is_taken(processor, mode):
+def test_a_image_of_any_mode_is_taken(processor, mode):
     assert processor(images=Image.new(mode, (30, 20)), return_tensors="pt").pixel_values.shape == (1, 3, 16, 16)
 
 
@@ -229,9 +229,9 @@ def test_a_picture_of_any_mode_is_taken(processor, mode):
         ([0, 80, 200], np.uint16),
     ],
 )
-def test_a_picture_of_numbers_is_as_bright_as_everywhere_else(values, form):
-    picture = Image.fromarray(np.array([values], dtype=form))
-    assert upright_rgb(picture).tobytes() == open_image(picture).tobytes()
+def test_a_image_of_numbers_is_as_bright_as_everywhere_else(values, form):
+    image = Image.fromarray(np.array([values], dtype=form))
+    assert upright_rgb(image).tobytes() == open_image(image).tobytes()
 
 
 def test_the_processor_of_a_size(processor):
@@ -243,15 +243,15 @@ def test_the_processor_of_a_size(processor):
 def test_a_saved_processor_loads_back_also_by_auto_processor(folder, processor, tmp_path):
     processor.save_pretrained(tmp_path)
     VLEForVQA.from_pretrained(folder).save_pretrained(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8))
-    expected = processor(text="the red… ｂａｌｌ [MASK]", images=picture, return_tensors="pt")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8))
+    expected = processor(text="the red… ｂａｌｌ [MASK]", images=image, return_tensors="pt")
     for loaded in (
         VLEProcessor.from_pretrained(tmp_path),
         AutoProcessor.from_pretrained(tmp_path),
         AutoProcessor.from_pretrained(folder),
     ):
         assert isinstance(loaded, VLEProcessor)
-        given = loaded(text="the red… ｂａｌｌ [MASK]", images=picture, return_tensors="pt")
+        given = loaded(text="the red… ｂａｌｌ [MASK]", images=image, return_tensors="pt")
         for name in expected:
             assert torch.equal(given[name], expected[name]), name
 

@@ -11,7 +11,7 @@ from evle.models.vle import VLEForITM, VLEForVQA
 from evle.pipelines import VQAPipeline
 from evle.pipelines.explaining import TILE, ExplainPipeline, Explanation, fusion_rollout, rollout
 from retrieval_models import SIZES, processor, save_vqa_model
-from vle_folders import ANSWERS, picture, save_released
+from vle_folders import ANSWERS, plain_image, save_released
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,13 @@ def test_the_fusions_rollout_is_that_of_one_joint_sequence():
 
 def test_eves_maps_are_its_attention_from_words_to_patches(folders):
     explain = ExplainPipeline(folders["eve"])
-    found = explain(picture(), "what COLOUR, red ball?", method="attention")
+    found = explain(plain_image(), "what COLOUR, red ball?", method="attention")
     assert found.words == ["what", "colour", "red", "ball"]
     assert found.center_crop is False
     tokens = explain.tokens(["what colour red ball"])
     explain.model.set_attn_implementation("eager")
     with torch.no_grad():
-        output = explain.model(explain.pixel_values([explain.read(picture())]), **tokens, output_attentions=True)
+        output = explain.model(explain.pixel_values([explain.read(plain_image())]), **tokens, output_attentions=True)
     last = output.attentions[-1][0].mean(dim=0)  # (S, S), 4 patches and [CLS] first
     torch.testing.assert_close(torch.from_numpy(found.whole).flatten(), last[5, 1:5], atol=1e-5, rtol=0)
     offsets = explain.processor.tokenizer("what colour red ball").word_ids()
@@ -91,26 +91,26 @@ def test_eves_maps_are_its_attention_from_words_to_patches(folders):
 
 def test_vles_maps_are_its_cross_attention_from_words_to_patches(folders):
     explain = ExplainPipeline(folders["vle"])
-    found = explain(picture(), "What is the floor?", method="attention")
+    found = explain(plain_image(), "What is the floor?", method="attention")
     assert found.words == ["What", "is", "the", "floor", "?"]
     assert found.center_crop is True
     assert found.maps.shape == (5, 4, 4)
     with torch.no_grad():
-        pixels = explain.pixel_values([explain.read(picture())])
+        pixels = explain.pixel_values([explain.read(plain_image())])
         output = explain.model(pixels, **explain.tokens(["What is the floor?"]), output_attentions=True)
     last = output.attentions["text_to_image"][-1][0].mean(dim=0)
     torch.testing.assert_close(torch.from_numpy(found.whole).flatten(), last[0, 1:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["eve", "vle"])
-def test_maps_are_shares_of_attention_and_tell_pictures_apart(folders, family):
+def test_maps_are_shares_of_attention_and_tell_images_apart(folders, family):
     explain = ExplainPipeline(folders[family])
-    found = explain(picture(), "a photo of dogs")
+    found = explain(plain_image(), "a photo of dogs")
     assert (found.maps >= 0).all()
     assert (found.maps.sum(axis=(1, 2)) < 1).all()
-    other = explain(picture().rotate(180), "a photo of dogs")
+    other = explain(plain_image().rotate(180), "a photo of dogs")
     assert np.abs(found.maps - other.maps).max() > 1e-6
-    again = explain(picture(), "a photo of dogs")
+    again = explain(plain_image(), "a photo of dogs")
     assert np.array_equal(found.maps, again.maps)
 
 
@@ -121,13 +121,13 @@ def test_a_model_that_reads_its_answer_at_a_slot_is_explained_by_it(tmp_path):
     EVEForVQA(EVEConfig(**SIZES, vocab_size=len(reader.tokenizer), **answers)).save_pretrained(tmp_path)
     reader.save_pretrained(tmp_path)
     explain = ExplainPipeline(tmp_path)
-    found = explain(picture(), "what colour", method="attention")
+    found = explain(plain_image(), "what colour", method="attention")
     asked = VQAPipeline(tmp_path)
     tokens = asked.tokens(["what colour"])
     slot = tokens["input_ids"][0].tolist().index(reader.tokenizer.mask_token_id)
     asked.model.set_attn_implementation("eager")
     with torch.no_grad():
-        output = asked.model(asked.pixel_values([asked.read(picture())]), **tokens, output_attentions=True)
+        output = asked.model(asked.pixel_values([asked.read(plain_image())]), **tokens, output_attentions=True)
     last = output.attentions[-1][0].mean(dim=0)
     torch.testing.assert_close(torch.from_numpy(found.whole).flatten(), last[5 + slot, 1:5], atol=1e-5, rtol=0)
     assert found.words == ["what", "colour"]
@@ -136,7 +136,7 @@ def test_a_model_that_reads_its_answer_at_a_slot_is_explained_by_it(tmp_path):
 def test_the_models_way_of_attending_is_put_back(folders):
     explain = ExplainPipeline(folders["eve"])
     explain.model.set_attn_implementation("sdpa")
-    explain(picture(), "a ball")
+    explain(plain_image(), "a ball")
     assert explain.model.config._attn_implementation == "sdpa"
 
 
@@ -144,20 +144,20 @@ def test_a_model_with_its_head_is_explained_by_its_backbone(folders):
     whole = VLEForVQA.from_pretrained(folders["vle"])
     by_folder = ExplainPipeline(folders["vle"])
     by_object = ExplainPipeline(model=whole, processor=by_folder.processor)
-    assert np.array_equal(by_folder(picture(), "dogs").maps, by_object(picture(), "dogs").maps)
+    assert np.array_equal(by_folder(plain_image(), "dogs").maps, by_object(plain_image(), "dogs").maps)
 
 
 def test_a_long_text_is_cut_as_the_model_cuts_it(tmp_path):
     explain = ExplainPipeline(save_released(tmp_path / "itm", VLEForITM))
-    assert len(explain(picture(), "dogs " * 300).words) < 96
+    assert len(explain(plain_image(), "dogs " * 300).words) < 96
 
 
 def test_what_cannot_be_explained_is_refused(folders, tmp_path):
     explain = ExplainPipeline(folders["eve"])
     with pytest.raises(ConfigError, match="no method 'rolout'; did you mean 'rollout'"):
-        explain(picture(), "a ball", method="rolout")
+        explain(plain_image(), "a ball", method="rolout")
     with pytest.raises(ConfigError, match="holds no word"):
-        explain(picture(), "?!")
+        explain(plain_image(), "?!")
     with pytest.raises(SampleError, match=r"none\.png"):
         explain(tmp_path / "none.png", "a ball")
 
@@ -172,8 +172,8 @@ def explanation(words: list[str]) -> Explanation:
     return Explanation(image, " ".join(words), words, maps, np.full((2, 2), 0.2, np.float32), False)
 
 
-def test_the_sheet_shows_the_picture_the_whole_text_and_every_word():
-    sheet = np.asarray(explanation(["one", "two", "three"]).picture())
+def test_the_sheet_shows_the_image_the_whole_text_and_every_word():
+    sheet = np.asarray(explanation(["one", "two", "three"]).to_image())
     height = round(40 * TILE / 60)
     assert sheet.shape[1] == 4 * (TILE + 8) + 8
     assert sheet.shape[0] == 2 * (height + 22 + 8) + 8  # five tiles in rows of four
@@ -184,6 +184,6 @@ def test_the_sheet_shows_the_picture_the_whole_text_and_every_word():
     assert word[-5, -5] < 80
 
 
-def test_a_word_that_is_too_long_is_cut_to_its_picture():
-    sheet = np.asarray(explanation(["w" * 200]).picture())
+def test_a_word_that_is_too_long_is_cut_to_its_image():
+    sheet = np.asarray(explanation(["w" * 200]).to_image())
     assert (sheet[-25:, -8:] == 255).all()

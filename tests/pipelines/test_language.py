@@ -100,7 +100,7 @@ def test_the_prompt_holds_caption_question_and_candidates_with_their_scores():
     assert system["role"] == "system"
     assert "may be wrong" in system["content"]
     assert user["content"].splitlines() == [
-        "Description of the picture: a ball",
+        "Description of the image: a ball",
         "Question: What colour?",
         "Candidate answers:",
         "- red (0.900)",
@@ -368,7 +368,7 @@ def captioning_folder(tmp_path_factory):
     return folder
 
 
-def test_a_captioner_describes_each_picture_once(captioning_folder, vqa):
+def test_a_captioner_describes_each_image_once(captioning_folder, vqa):
     captioner = LocalCaptioner(captioning_folder, max_new_tokens=4, batch_size=1)
     blue = Image.new("RGB", (30, 30), "blue")
     said = captioner([RED, blue])
@@ -383,10 +383,10 @@ def test_a_captioner_describes_each_picture_once(captioning_folder, vqa):
 
         def __call__(self, images):
             seen.extend(images)
-            return [f"picture {i}" for i in range(len(images))]
+            return [f"image {i}" for i in range(len(images))]
 
     rows = LanguageVQAPipeline(vqa, captioner=Counting())([RED, RED, blue], ["a?", "b?", "a?"])
-    assert [row["caption"] for row in rows] == ["picture 0", "picture 0", "picture 1"]
+    assert [row["caption"] for row in rows] == ["image 0", "image 0", "image 1"]
     assert seen == [RED, blue]
     assert LanguageVQAPipeline(vqa, captioner=captioner)(RED, "a?")[0]["caption"] == captioner(RED)[0]
 

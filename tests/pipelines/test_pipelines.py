@@ -29,12 +29,12 @@ def embed(models):
     return EmbedPipeline(models["retrieval"], batch_size=2)
 
 
-def picture(colour: str) -> Image.Image:
+def image(colour: str) -> Image.Image:
     return Image.new("RGB", (40, 30), colour)
 
 
 def test_embeddings_are_unit_rows_whatever_the_batch(embed, models):
-    pictures = [picture(colour) for colour in COLOURS]
+    pictures = [image(colour) for colour in COLOURS]
     features = embed.images(pictures)
     assert features.shape == (len(COLOURS), embed.dimension)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(len(COLOURS)))
@@ -43,11 +43,11 @@ def test_embeddings_are_unit_rows_whatever_the_batch(embed, models):
     torch.testing.assert_close(one.texts(["a red ball", "a"]), embed.texts(["a red ball", "a"]), atol=1e-5, rtol=0)
 
 
-def test_a_path_bytes_and_a_picture_give_the_same_embedding(embed, tmp_path):
-    picture("red").save(tmp_path / "red.png")
+def test_a_path_bytes_and_a_image_give_the_same_embedding(embed, tmp_path):
+    image("red").save(tmp_path / "red.png")
     data = io.BytesIO()
-    picture("red").save(data, "PNG")
-    features = embed.images([tmp_path / "red.png", str(tmp_path / "red.png"), data.getvalue(), picture("red")])
+    image("red").save(data, "PNG")
+    features = embed.images([tmp_path / "red.png", str(tmp_path / "red.png"), data.getvalue(), image("red")])
     assert torch.equal(features, features[:1].expand(4, -1)) or torch.allclose(features, features[:1], atol=1e-6)
 
 
@@ -55,9 +55,9 @@ def test_nothing_in_is_nothing_out(embed):
     assert embed.images([]).shape == embed.texts([]).shape == (0, embed.dimension)
 
 
-def test_an_unreadable_picture_is_an_error_or_is_named_and_left_out(embed, tmp_path):
-    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not a picture")
-    sources = [picture("red"), tmp_path / "bad.jpg", picture("blue"), tmp_path / "missing.png"]
+def test_an_unreadable_image_is_an_error_or_is_named_and_left_out(embed, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not an image")
+    sources = [image("red"), tmp_path / "bad.jpg", image("blue"), tmp_path / "missing.png"]
     with pytest.raises(SampleError, match=r"bad\.jpg"):
         embed.images(sources)
     batches = list(embed.image_batches(sources))
@@ -81,7 +81,7 @@ def test_texts_are_cleaned_and_cut_as_in_training(embed):
     assert embed.tokens(["ball " * 500])["input_ids"].shape[1] <= embed.text.max_length
 
 
-def test_pictures_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
+def test_images_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
     task = RetrievalTask(RetrievalTask.options_type(), embed.processor)
@@ -92,13 +92,13 @@ def test_pictures_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tm
     assert torch.equal(embed.tokens(["Red, blue!"])["input_ids"], batch["input_ids"])
 
 
-def test_a_match_is_a_probability_and_one_picture_serves_many_texts(models):
+def test_a_match_is_a_probability_and_one_image_serves_many_texts(models):
     match = MatchPipeline(models["retrieval"], batch_size=2)
     texts = ["a red ball", "a blue ball", "green"]
-    found = match(picture("red"), texts)
+    found = match(image("red"), texts)
     assert [row["text"] for row in found] == texts
     assert all(0 < row["score"] < 1 for row in found)
-    each = [match(picture("red"), text)[0]["score"] for text in texts]
+    each = [match(image("red"), text)[0]["score"] for text in texts]
     assert [row["score"] for row in found] == pytest.approx(each, abs=1e-5)
 
 
@@ -106,12 +106,12 @@ def test_a_model_that_never_learned_matching_is_not_asked(models):
     match = MatchPipeline(models["retrieval"])
     match.model.config.objective_weights = {"itm": 0.0}
     with pytest.raises(ConfigError, match="trained by contrast alone"):
-        match(picture("red"), "red")
+        match(image("red"), "red")
 
 
-def test_margins_name_unreadable_pictures_and_rank_the_rest(models, tmp_path):
+def test_margins_name_unreadable_images_and_rank_the_rest(models, tmp_path):
     match = MatchPipeline(models["retrieval"], batch_size=2)
-    margins, failures = match.margins([picture("red"), tmp_path / "no.png", picture("blue")], "red")
+    margins, failures = match.margins([image("red"), tmp_path / "no.png", image("blue")], "red")
     assert list(failures) == [1]
     assert margins.isnan().tolist() == [False, True, False]
     with pytest.raises(SampleError, match=r"no\.png"):
@@ -120,20 +120,20 @@ def test_margins_name_unreadable_pictures_and_rank_the_rest(models, tmp_path):
 
 def test_answers_come_best_first_with_their_names(models):
     answer = VQAPipeline(models["vqa"], batch_size=2)
-    found = answer([picture("red")] * 3, ["what colour?", "how many?", "what colour?"], top_k=2)
+    found = answer([image("red")] * 3, ["what colour?", "how many?", "what colour?"], top_k=2)
     assert [row["question"] for row in found] == ["what colour?", "how many?", "what colour?"]
     assert {best["answer"] for row in found for best in row["answers"]} <= {"red", "blue", "two"}
     assert all(row["answers"][0]["score"] >= row["answers"][1]["score"] for row in found)
     assert found[0]["answer"] == found[0]["answers"][0]["answer"]
-    assert len(answer(picture("red"), "what?", top_k=99)[0]["answers"]) == 3
+    assert len(answer(image("red"), "what?", top_k=99)[0]["answers"]) == 3
     with pytest.raises(ConfigError, match="top_k is 0"):
-        answer(picture("red"), "what?", top_k=0)
+        answer(image("red"), "what?", top_k=0)
 
 
-def test_pictures_and_texts_must_pair_up():
+def test_images_and_texts_must_pair_up():
     assert pairs("a.png", ["x", "y"]) == (["a.png", "a.png"], ["x", "y"])
     assert pairs(["a.png", "b.png"], "x") == (["a.png", "b.png"], ["x", "x"])
-    with pytest.raises(DataError, match="3 pictures and 2 texts"):
+    with pytest.raises(DataError, match="3 images and 2 texts"):
         pairs(["a", "b", "c"], ["x", "y"])
 
 

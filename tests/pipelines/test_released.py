@@ -27,7 +27,7 @@ from evle.pipelines import (
     VLEForVQAPipeline,
 )
 from evle.transforms.heatmap import DIMMEST
-from vle_folders import ANSWERS, META, picture, save_released, write_vcr
+from vle_folders import ANSWERS, META, plain_image, save_released, write_vcr
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
         save_released(folder / "hfl" / name, model_class, **fields)
     (folder / "pics").mkdir()
     for name in ("dogs", "door"):
-        picture().save(folder / "pics" / f"{name}.png")
+        plain_image().save(folder / "pics" / f"{name}.png")
     write_vcr(folder / "pics/vcr_sample_images")
     return folder
 
@@ -191,12 +191,12 @@ def test_every_released_name_is_on_the_face():
 
 
 def test_scores_are_the_heads_own_kind_and_the_released_kind_on_request(world, vqa):
-    inputs = vqa.vle_processor(text="What is it?", images=picture(), return_tensors="pt")
+    inputs = vqa.vle_processor(text="What is it?", images=plain_image(), return_tensors="pt")
     with torch.no_grad():
         logits = vqa.model(**inputs).logits[0]
-    ours = vqa(picture(), "What is it?", top_k=4)
+    ours = vqa(plain_image(), "What is it?", top_k=4)
     theirs = build(world, "vle-base-for-vqa", VLEForVQA, VLEForVQAPipeline, released_scores=True)
-    released = theirs(picture(), "What is it?", top_k=4)
+    released = theirs(plain_image(), "What is it?", top_k=4)
     assert [row["answer"] for row in ours] == [row["answer"] for row in released]
     assert [row["score"] for row in ours] == pytest.approx(sorted(logits.sigmoid().tolist(), reverse=True), abs=1e-4)
     expected = sorted(logits.softmax(-1).tolist(), reverse=True)
@@ -205,24 +205,24 @@ def test_scores_are_the_heads_own_kind_and_the_released_kind_on_request(world, v
 
 
 def test_patch_scores_are_those_of_the_models_own_call(pbc):
-    inputs = pbc.vle_processor(text="Pink tongues!", images=picture(), return_tensors="pt")
+    inputs = pbc.vle_processor(text="Pink tongues!", images=plain_image(), return_tensors="pt")
     with torch.no_grad():
         expected = pbc.model(**inputs).logits[0].softmax(-1)
-    found = pbc(image=picture(), text="Pink tongues!")
+    found = pbc(image=plain_image(), text="Pink tongues!")
     torch.testing.assert_close(torch.tensor(found["score"]), expected, atol=1e-4, rtol=0)
 
 
 def test_what_the_model_does_not_see_is_painted_dark(pbc):
-    painted = np.asarray(pbc(image=picture(), text="a photo")["image"], dtype=float)
-    original = np.asarray(picture(), dtype=float)
+    painted = np.asarray(pbc(image=plain_image(), text="a photo")["image"], dtype=float)
+    original = np.asarray(plain_image(), dtype=float)
     outside = np.r_[0:15, 75:90]  # 90 x 60: the model sees the middle 60 columns
     np.testing.assert_allclose(painted[:, outside], original[:, outside] * DIMMEST, atol=1)
 
 
 def test_pairs_come_one_by_one_in_lists_and_as_streams(vqa):
-    pair = {"image": picture(), "question": "What is it?"}
+    pair = {"image": plain_image(), "question": "What is it?"}
     one = vqa(pair)
-    assert one == vqa(image=picture(), question="What is it?")
+    assert one == vqa(image=plain_image(), question="What is it?")
     assert len(one) == 1  # top_k is 1, as released
     assert vqa([pair, pair]) == [one, one]
     stream = vqa(dict(pair) for _ in range(20))
@@ -238,7 +238,7 @@ class Pairs(torch.utils.data.Dataset):
         return 3
 
     def __getitem__(self, place):
-        return {"image": picture(60 + 10 * (place % 3), 60), "question": "What is it?"}
+        return {"image": plain_image(60 + 10 * (place % 3), 60), "question": "What is it?"}
 
 
 def test_a_torch_dataset_of_pairs_is_read_by_its_length(vqa):
@@ -263,7 +263,7 @@ def test_a_call_has_its_own_batch_size(world, vqa, q2a, monkeypatch):
 
 def test_batches_do_not_change_the_answers(world, vqa):
     texts = ["What?", "What is the color of the floor of this house?", "two dogs"]
-    pairs = [{"image": picture(60 + 10 * i, 60), "question": text} for i, text in enumerate(texts)]
+    pairs = [{"image": plain_image(60 + 10 * i, 60), "question": text} for i, text in enumerate(texts)]
     alone = build(world, "vle-base-for-vqa", VLEForVQA, VLEForVQAPipeline, batch_size=1)
     for together, each in zip(vqa(pairs, top_k=4), alone(pairs, top_k=4), strict=True):
         assert {row["answer"]: pytest.approx(row["score"], abs=1e-5) for row in each} == {
@@ -271,7 +271,7 @@ def test_batches_do_not_change_the_answers(world, vqa):
         }
 
 
-def test_a_path_will_do_for_a_picture(world, vqa):
+def test_a_path_will_do_for_a_image(world, vqa):
     path = world / "pics/dogs.png"
     assert vqa(image=str(path), question="a?") == vqa(image=path, question="a?") == vqa(Image.open(path), "a?")
 
@@ -279,14 +279,14 @@ def test_a_path_will_do_for_a_picture(world, vqa):
 def test_devices_are_named_as_in_transformers(world):
     pipeline = build(world, "vle-base-itm", VLEForITM, VLEForITMPipeline)
     again = VLEForITMPipeline(pipeline.vle_processor, pipeline.model, device=-1)
-    assert again(picture(), "a photo of dogs.") == pipeline(picture(), "a photo of dogs.")
+    assert again(plain_image(), "a photo of dogs.") == pipeline(plain_image(), "a photo of dogs.")
 
 
 def test_what_is_no_pair_is_refused(world, vqa):
     with pytest.raises(DataError, match="takes image= and question="):
-        vqa(picture())
+        vqa(plain_image())
     with pytest.raises(DataError, match=r'a pair needs "image" and "question"; given: \[\'image\', \'text\'\]'):
-        vqa([{"image": picture(), "text": "a?"}])
+        vqa([{"image": plain_image(), "text": "a?"}])
     with pytest.raises(ConfigError, match="VLEForVQAPipeline needs a VLEForVQA, not a VLEForITM"):
         build(world, "vle-base-itm", VLEForITM, VLEForVQAPipeline)
     with pytest.raises(SampleError, match=r"none\.png"):

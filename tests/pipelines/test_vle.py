@@ -1,4 +1,4 @@
-"""The pipelines that serve both families: VLE's folders are read as they are, and pictures as VLE sees them."""
+"""The pipelines that serve both families: VLE's folders are read as they are, and images as VLE sees them."""
 
 import pickle
 import shutil
@@ -38,7 +38,7 @@ from evle.tasks.task import TextOptions
 from evle.transforms.heatmap import DIMMEST
 from retrieval_models import SIZES
 from retrieval_models import processor as eve_processor
-from vle_folders import ANSWERS, picture, save_released
+from vle_folders import ANSWERS, plain_image, save_released
 
 RED, BLUE = Image.new("RGB", (50, 40), "red"), Image.new("RGB", (50, 40), "blue")
 
@@ -70,12 +70,12 @@ def folders(tmp_path_factory):
 
 def test_a_released_folder_is_read_as_it_is(folders):
     answer = VQAPipeline(folders["vqa"])
-    assert {row["answer"] for row in answer(picture(), "What?", top_k=9)[0]["answers"]} == set(ANSWERS)
+    assert {row["answer"] for row in answer(plain_image(), "What?", top_k=9)[0]["answers"]} == set(ANSWERS)
     assert answer.text.clean is False
     assert not answer.model.training
 
 
-def test_pictures_and_texts_reach_the_model_as_through_its_own_processor(folders):
+def test_images_and_texts_reach_the_model_as_through_its_own_processor(folders):
     answer = VQAPipeline(folders["vqa"])
     reader = VLEProcessor.from_pretrained(folders["vqa"])
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 81, 3), dtype=np.uint8))
@@ -128,7 +128,7 @@ def test_what_pairs_share_is_encoded_once_and_scored_as_pair_by_pair(folders):
     def alone(image, text):
         return match(image, text)[0]["score"]
 
-    many, texts = [RED, BLUE, picture()], ["a photo", "dogs", "a photo of dogs"]
+    many, texts = [RED, BLUE, plain_image()], ["a photo", "dogs", "a photo of dogs"]
     scores = [each["score"] for each in match(many, "dogs")]
     assert encoded == [3, 1]
     assert scores == pytest.approx([alone(image, "dogs") for image in many], abs=1e-5)
@@ -138,8 +138,8 @@ def test_what_pairs_share_is_encoded_once_and_scored_as_pair_by_pair(folders):
     assert scores == pytest.approx([alone(RED, text) for text in texts], abs=1e-5)
 
 
-def test_pictures_are_indexed_and_found_with_vle_too(folders, tmp_path):
-    for name, image in (("red", RED), ("blue", BLUE), ("three", picture())):
+def test_images_are_indexed_and_found_with_vle_too(folders, tmp_path):
+    for name, image in (("red", RED), ("blue", BLUE), ("three", plain_image())):
         (tmp_path / "photos").mkdir(exist_ok=True)
         image.save(tmp_path / "photos" / f"{name}.png")
     index = ImageIndex.build(folders["retrieval"], tmp_path / "photos", tmp_path / "index", progress=False)
@@ -153,12 +153,12 @@ def test_pictures_are_indexed_and_found_with_vle_too(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nlvr2", "eve-nlvr2"])
-def test_two_pictures_and_a_sentence_are_judged_together(folders, name):
+def test_two_images_and_a_sentence_are_judged_together(folders, name):
     compare = ComparePipeline(folders[name], batch_size=2)
     texts = ["both are red", "a photo of dogs", "one"]
-    found = compare([RED, picture(), RED], [BLUE, RED, BLUE], texts)
+    found = compare([RED, plain_image(), RED], [BLUE, RED, BLUE], texts)
     assert [row["text"] for row in found] == texts
-    for row, left, right in zip(found, [RED, picture(), RED], [BLUE, RED, BLUE]):
+    for row, left, right in zip(found, [RED, plain_image(), RED], [BLUE, RED, BLUE]):
         pixels = compare.pixel_values([compare.read(left), compare.read(right)])[None]
         with torch.no_grad():
             logits = compare.model(pixel_values=pixels, **compare.tokens([row["text"]])).logits
@@ -166,11 +166,11 @@ def test_two_pictures_and_a_sentence_are_judged_together(folders, name):
     assert compare(RED, [BLUE, RED], "one")[0]["score"] == pytest.approx(found[2]["score"], abs=1e-5)
 
 
-def test_pictures_to_compare_must_go_together(folders, tmp_path):
+def test_images_to_compare_must_go_together(folders, tmp_path):
     compare = ComparePipeline(folders["nlvr2"])
     assert compare([], [], []) == []
     assert compare(RED, [], "a") == []
-    with pytest.raises(DataError, match="2 left pictures, 3 right ones and 1 texts"):
+    with pytest.raises(DataError, match="2 left images, 3 right ones and 1 texts"):
         compare([RED] * 2, [BLUE] * 3, "a")
     with pytest.raises(SampleError, match=r"none\.png"):
         compare(RED, tmp_path / "none.png", "a")
@@ -179,14 +179,14 @@ def test_pictures_to_compare_must_go_together(folders, tmp_path):
 # --- localise
 
 
-def test_patches_of_a_phrase_come_as_a_grid_and_a_picture(folders):
+def test_patches_of_a_phrase_come_as_a_grid_and_a_image(folders):
     localise = LocalisePipeline(folders["pbc"], batch_size=2)
-    found = localise([picture(), RED, picture()], ["dogs", "dogs", "a photo"])
+    found = localise([plain_image(), RED, plain_image()], ["dogs", "dogs", "a photo"])
     assert [each.text for each in found] == ["dogs", "dogs", "a photo"]
     assert found[0].scores.shape == (4, 4)
     assert found[0].image.size == (90, 60)
     with torch.no_grad():
-        pixels = localise.pixel_values([localise.read(picture())])
+        pixels = localise.pixel_values([localise.read(plain_image())])
         logits = localise.model(pixel_values=pixels, **localise.tokens(["dogs"])).logits
     torch.testing.assert_close(found[0].scores.flatten(), logits[0].softmax(-1)[:, 1], atol=1e-5, rtol=0)
     # The patch at row 1, column 2 lies at x 30 to 45 of the 60 seen, which begin at 15 of 90.
@@ -200,7 +200,7 @@ def test_patches_of_a_phrase_come_as_a_grid_and_a_picture(folders):
 def sample(**changes) -> VCRSample:
     made = VCRSample(
         "one",
-        picture(),
+        plain_image(),
         (Box(0, 0, 30, 50, "person"), Box(30, 10, 30, 40, "dog")),
         ("What", "is", (0,), "doing", "?"),
         (((0,), "walks"), ((1,), "walks"), ("nothing",), ((0, 1), "walk")),

@@ -20,7 +20,7 @@ from evle.report import (
     Table,
     flatten,
     format_column,
-    picture_uri,
+    image_uri,
     plain,
     read_galleries,
 )
@@ -31,7 +31,7 @@ def a_report() -> Report:
     cells = [Cell(picture, "a <b>circle</b>", "good"), Cell(None, "words | only", "bad"), Cell(picture)]
     return Report(
         "Run <1>",
-        summary=["2 pictures could not be read: <script>alert(1)</script>.png"],
+        summary=["2 images could not be read: <script>alert(1)</script>.png"],
         provenance={"seed": 0, "data": {"hash": "ab12", "splits": ["train", "val"]}},
         tables=[Table("By type", ["type", "n", "accuracy"], [["a|b", 1200, 0.5], ["c", None, math.nan]], "a note")],
         curves=[Curve("Loss", "step", "loss", {"train": [(1, 2.0), (2, math.inf), (3, 0.5)], "none": []})],
@@ -68,7 +68,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_report_is_files_of_numbers_pictures_and_the_page_is_returned(tmp_path):
+def test_a_report_is_files_of_numbers_images_and_the_page_is_returned(tmp_path):
     path = a_report().write(tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "report.html"
     assert sorted(p.name for p in path.parent.iterdir()) == [
@@ -112,7 +112,7 @@ def test_text_is_escaped_and_control_codes_are_replaced():
     text.encode("utf-8")
 
 
-def test_every_picture_has_an_alt_text_a_bounded_size_and_marks_have_words():
+def test_every_image_has_an_alt_text_a_bounded_size_and_marks_have_words():
     text = a_report().html()
     images = Page(text).images
     assert len(images) == 2
@@ -124,15 +124,15 @@ def test_every_picture_has_an_alt_text_a_bounded_size_and_marks_have_words():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
-def test_pictures_of_every_mode_are_embedded_and_left_alone(mode):
+def test_images_of_every_mode_are_embedded_and_left_alone(mode):
     image = Image.new(mode, (300, 2))
-    uri, width, height = picture_uri(image)
+    uri, width, height = image_uri(image)
     stored = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
     assert stored.size == (width, height) == (224, 1)
     assert (image.mode, image.size) == (mode, (300, 2))
 
 
-def test_a_cell_holds_its_picture_as_small_as_the_page_shows_it():
+def test_a_cell_holds_its_image_as_small_as_the_page_shows_it():
     picture = Image.new("RGB", (3000, 2000), "red")
     assert Cell(picture).image.size == (224, 149)
     assert picture.size == (3000, 2000)

@@ -23,7 +23,7 @@ def test_it_says_samples_model_steps_tokens_memory_time_and_losses_and_writes_no
     assert "train: 32 samples" in lines
     assert "EVEForVQA" in lines
     assert "steps: 20 of 8 samples (5.0 epochs), each 1 processes x 1 micro-batches x 8 rows" in lines
-    assert "tokens: 5 of pictures" in lines  # 16 pixels in patches of 8, and [CLS]
+    assert "tokens: 5 of images" in lines  # 16 pixels in patches of 8, and [CLS]
     assert "GiB for weights, gradients and AdamW" in lines
     assert "GiB for 8 rows;" in lines  # a whole micro-batch: nothing taken from smaller ones
     assert "first losses: answers" in lines
@@ -33,8 +33,8 @@ def test_it_says_samples_model_steps_tokens_memory_time_and_losses_and_writes_no
 @pytest.mark.parametrize("task", ["pretraining", "retrieval", "nlvr2"])
 def test_every_task_can_be_rehearsed(tmp_path, task):
     lines = "\n".join(rehearse(micro_run(tmp_path / "run", task, SCENES)).lines)
-    pictures = 10 if task == "nlvr2" else 5
-    assert f"tokens: {pictures} of pictures" in lines
+    images = 10 if task == "nlvr2" else 5
+    assert f"tokens: {images} of images" in lines
     assert "first losses: " in lines
 
 

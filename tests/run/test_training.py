@@ -347,7 +347,7 @@ def test_a_split_without_samples_is_named_with_its_place(tmp_path):
 
 
 def test_sources_that_share_keys_are_learned_from_together_and_scored_apart(tmp_path):
-    """A model's word on one picture would be taken for its word on the other of that name."""
+    """A model's word on one image would be taken for its word on the other of that name."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         rows = [{"image": f"{each}.png", "caption": f"{name} {each}"} for each in ("same", name)]
@@ -370,13 +370,13 @@ def test_a_tokenizer_without_a_token_that_is_needed_is_one_line(name, kind, tmp_
 
 
 @pytest.mark.parametrize("family", ["eve", "vle"])
-def test_of_two_sizes_of_pictures_the_one_that_counts_is_said(family, tmp_path):
+def test_of_two_sizes_of_images_the_one_that_counts_is_said(family, tmp_path):
     """The micro models' overrides say 16."""
     notes = {}
     for size in (16, 32):
         config = micro_run(tmp_path, "vqa", {"image": {"size": size}}, family)
         notes[size] = "\n".join(prepare(config, samples={"train": SAMPLES["vqa"]()}).notes)
-    assert "pictures have 32 pixels a side: image.size goes before the image_size=16 of model.overrides" in notes[32]
+    assert "images have 32 pixels a side: image.size goes before the image_size=16 of model.overrides" in notes[32]
     assert "pixels a side" not in notes[16]
 
 

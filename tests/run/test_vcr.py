@@ -108,7 +108,7 @@ def test_official_files_become_a_report_and_a_submission(name, family, tmp_path)
 
 
 def test_the_command_line_writes_the_answers_of_official_files(tmp_path):
-    """Of each of 14 pictures a colour (8 of them, of train and val), yes or no, and how many: 1 of all."""
+    """Of each of 14 images a colour (8 of them, of train and val), yes or no, and how many: 1 of all."""
     folder, file = vqav2(tmp_path / "data"), tmp_path / "answers.json"
     words = ["data", "answers", "vqav2", f"path={folder}", "split=trainval", "-o", str(file), "--min-count", "9"]
     result = CliRunner().invoke(app, words)
@@ -134,9 +134,9 @@ def test_accuracy_is_broken_down_by_the_official_types(tmp_path):
     assert scores["accuracy"] == pytest.approx(sum(parts) / 3)  # six questions of each
 
 
-def test_an_unreadable_picture_is_left_out_named_and_missing_from_the_submission(tmp_path):
+def test_an_unreadable_image_is_left_out_named_and_missing_from_the_submission(tmp_path):
     folder = vqav2(tmp_path / "data")
-    next((folder / "test2015").iterdir()).write_bytes(b"no picture")
+    next((folder / "test2015").iterdir()).write_bytes(b"no image")
     data = {"path": str(folder), "train": {"source": "vqav2"}, "test": {"source": "vqav2", "split": "test"}}
     report = finetune(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}}))
     assert "to submit: vqa_submission.json (without 3 samples that could not be read)" in report.summary
@@ -166,7 +166,7 @@ def test_names_that_only_sound_like_test_are_allowed(tmp_path):
 
 
 def test_left_and_right_keep_their_sides(tmp_path):
-    """With flip 1 every picture is mirrored, but not where the question says left."""
+    """With flip 1 every image is mirrored, but not where the question says left."""
     folder = vqav2(tmp_path / "data")
     samples = read_source("vqav2", {"path": str(folder), "task": "vqa"})
     ready = prepare(micro_run(tmp_path, "vqa", {"image": {"flip": 1.0}}), samples={"train": samples})
@@ -175,7 +175,7 @@ def test_left_and_right_keep_their_sides(tmp_path):
     half = Image.new("RGB", (16, 16))
     half.paste("white", (0, 0, 8, 16))
     for sample, mirrored in ((sided, False), (plain, True)):
-        seen = ready.task.picture(half, np.random.default_rng(0), True, sample.question)
+        seen = ready.task.read_image(half, np.random.default_rng(0), True, sample.question)
         assert bool(seen[0, 8, 2] < 128) is mirrored
     for text in ("What is on the left?", "the right-hand door", "the LEFTMOST cup"):
-        assert ready.task.picture(half, np.random.default_rng(0), True, text)[0, 8, 2] > 128, text
+        assert ready.task.read_image(half, np.random.default_rng(0), True, text)[0, 8, 2] > 128, text

@@ -1,4 +1,4 @@
-"""The picture index: exact, resumable, growing, and clear about what it cannot do."""
+"""The image index: exact, resumable, growing, and clear about what it cannot do."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_search_is_exact_over_shards(index, embed, photos):
     assert keys(found[0]) == keys(index.query("a red ball", k=3))
 
 
-def test_a_picture_finds_itself_first(index, photos):
+def test_a_image_finds_itself_first(index, photos):
     for key in index.keys:
         hit = index.query(image=photos / key, k=1)[0]
         assert (hit.key, hit.path) == (key, photos / key)
@@ -80,7 +80,7 @@ def test_half_precision_stores_half_the_bytes_and_finds_the_same(index, embed, p
     assert half.query("red", k=1)[0].score == pytest.approx(index.query("red", k=1)[0].score, abs=2e-3)
 
 
-def test_more_hits_than_pictures_gives_all_of_them(index):
+def test_more_hits_than_images_gives_all_of_them(index):
     assert sorted(keys(index.query("red", k=500))) == sorted(index.keys)
 
 
@@ -103,7 +103,7 @@ def test_reranking_orders_the_first_by_match_and_leaves_the_rest(index):
     assert len(index.query("a red ball", k=2, rerank=4)) == 2
 
 
-def test_a_picture_that_went_away_ranks_behind_those_that_could_be_judged(index):
+def test_a_image_that_went_away_ranks_behind_those_that_could_be_judged(index):
     first = index.query("a red ball", k=4)
     first[0].path.unlink()
     hits = index.query("a red ball", k=4, rerank=4)
@@ -116,7 +116,7 @@ def test_adding_embeds_only_what_is_new_and_notes_what_vanished_or_changed(index
     draw(photos / "2.png", 78)
     os.utime(photos / "2.png", ns=(1, 1))
     (photos / "sub" / "3.png").unlink()
-    (photos / "bad.jpg").write_bytes(b"no picture")
+    (photos / "bad.jpg").write_bytes(b"no image")
     read = []
     monkeypatch.setattr(
         type(index.embed), "read", lambda self, s, old=EmbedPipeline.read: read.append(s) or old(self, s)
@@ -198,7 +198,7 @@ def test_no_file_of_an_earlier_state_is_left_over(index, photos):
     assert len(list((index.path / "shards").iterdir())) == 2 * len(names)
 
 
-def test_an_index_moves_with_its_pictures(index, photos, model, tmp_path):
+def test_an_index_moves_with_its_images(index, photos, model, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
     shutil.move(photos, moved / "photos")
@@ -226,7 +226,7 @@ def test_a_model_in_memory_must_be_given_again(photos, embed, tmp_path):
     assert ImageIndex.load(tmp_path / "index", model=in_memory).query("red")
 
 
-def test_a_table_names_the_pictures(photos, embed, tmp_path):
+def test_a_table_names_the_images(photos, embed, tmp_path):
     rows = [{"image": f"{n}.png", "caption": "x"} for n in (0, 2, 2, 98)]
     (photos / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     index = build_index(embed, photos / "captions.jsonl", tmp_path / "index", progress=False)
@@ -254,10 +254,10 @@ def test_a_table_in_a_folder_by_another_name_is_that_folders(photos, embed, tmp_
     assert (change.num_added, len(index)) == (0, 10)
 
 
-def test_a_table_that_holds_its_pictures_is_refused(photos, embed, tmp_path):
+def test_a_table_that_holds_its_images_is_refused(photos, embed, tmp_path):
     rows = [{"image": (photos / "0.png").read_bytes(), "caption": "x"}]
     parquet.write_table(pa.Table.from_pylist(rows), photos / "held.parquet")
-    with pytest.raises(DataError, match=r"held\.parquet: holds the pictures themselves \(column 'image'\)"):
+    with pytest.raises(DataError, match=r"held\.parquet: holds the images themselves \(column 'image'\)"):
         build_index(embed, photos / "held.parquet", tmp_path / "index", progress=False)
     assert not (tmp_path / "index").exists()
 
@@ -277,15 +277,15 @@ def test_impossible_questions_are_refused(index, question, message):
         index.query(**question)
 
 
-def test_an_unreadable_query_picture_is_named(index, tmp_path):
+def test_an_unreadable_query_image_is_named(index, tmp_path):
     (tmp_path / "query.png").write_bytes(b"")
     with pytest.raises(SampleError, match=r"query\.png"):
         index.query(image=tmp_path / "query.png")
 
 
-def test_what_is_no_index_or_has_no_pictures_is_refused(index, photos, embed, tmp_path):
+def test_what_is_no_index_or_has_no_images_is_refused(index, photos, embed, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures there"):
+    with pytest.raises(DataError, match="no images there"):
         ImageIndex.build(embed, tmp_path / "empty", tmp_path / "new", progress=False)
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="no such folder"):
@@ -308,10 +308,10 @@ def test_a_folder_inside_of_the_indexed_one_is_added_to_the_rest(index, photos, 
     assert (again.change.num_added, again.change.num_kept, again.change.vanished) == (1, 10, [])
 
 
-def test_only_unreadable_pictures_is_an_error_and_an_empty_index_says_so(embed, tmp_path):
+def test_only_unreadable_images_is_an_error_and_an_empty_index_says_so(embed, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"none of 1 pictures could be read; first: .*1\.png"):
+    with pytest.raises(DataError, match=r"none of 1 images could be read; first: .*1\.png"):
         ImageIndex.build(embed, tmp_path / "bad", tmp_path / "index", progress=False)
     with pytest.raises(DataError, match="the index is empty"):
         ImageIndex.load(tmp_path / "index", model=embed).query("red")
@@ -330,11 +330,11 @@ def test_a_damaged_or_missing_shard_is_one_line(index):
     with pytest.raises(DataError, match="damaged shard"):
         index.query("red")
     shard.with_suffix(".jsonl").write_text("")
-    with pytest.raises(DataError, match=r"0 pictures, but index\.json says 4"):
+    with pytest.raises(DataError, match=r"0 images, but index\.json says 4"):
         ImageIndex.load(index.path)
 
 
-def test_the_contact_sheet_shows_hits_and_names_lost_pictures(index, photos, tmp_path):
+def test_the_contact_sheet_shows_hits_and_names_lost_images(index, photos, tmp_path):
     hits = index.query("<red>", k=3, rerank=2)
     hits[2].path.unlink()
     page = write_contact_sheet(hits, "<red>", tmp_path / "out" / "sheet.html").read_text(encoding="utf-8")
@@ -342,4 +342,4 @@ def test_the_contact_sheet_shows_hits_and_names_lost_pictures(index, photos, tmp
     assert "Search: &lt;red&gt;" in page
     assert "cannot be shown" in page
     page = write_contact_sheet([], "q.png", tmp_path / "s.html", query_image=photos / "9.png").read_text("utf-8")
-    assert "No picture was found." in page
+    assert "No image was found." in page

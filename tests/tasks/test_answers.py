@@ -11,11 +11,11 @@ from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
 from evle.run.training import finetune
 from evle.tasks.answers import count_answers, frequent, main_answer, places_of, read_answers, write_answers
-from micro import COLOURS, micro_run, picture, vqa_samples
+from micro import COLOURS, micro_run, plain_image, vqa_samples
 
 
 def asked(*answers):
-    return VQASample("q", picture("red"), "which?", answers)
+    return VQASample("q", plain_image("red"), "which?", answers)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from evle.errors import ConfigError
 from evle.models.vle.pretraining import black_out
 from evle.run.prepare import prepare
 from evle.tasks.pretraining import _scores, read_classes
-from evle.tasks.pretraining_pictures import _related
+from evle.tasks.pretraining_images import _related
 from micro import caption_samples, micro_run
 
 IGNORED = -100
@@ -67,7 +67,7 @@ def test_a_batch_holds_what_the_objectives_need_and_no_more(family, objectives, 
 
 
 def test_a_phrase_belongs_to_its_box_and_to_no_other(tmp_path):
-    """At 16 pixels in patches of 8, the middle of the picture has the ball in patch 0 and the cube in patch 3."""
+    """At 16 pixels in patches of 8, the middle of the image has the ball in patch 0 and the cube in patch 3."""
     task = task_of(tmp_path, [scene()], phrases=1.0)
     texts = task.processor.tokenizer
     seen = {}
@@ -77,7 +77,7 @@ def test_a_phrase_belongs_to_its_box_and_to_no_other(tmp_path):
     assert seen == {"red ball": [1, 0, 0, 0], "the blue cube": [0, 0, 0, 1], "dog": [IGNORED] * 4}  # dog: cropped away
 
 
-def test_a_phrase_takes_no_part_in_matching_as_other_pictures_may_show_the_same(tmp_path):
+def test_a_phrase_takes_no_part_in_matching_as_other_images_may_show_the_same(tmp_path):
     for share, matched in ((1.0, False), (0.0, True)):
         task = task_of(tmp_path, [scene()], phrases=share)
         ids = task.collate([features(task, scene(), seed=seed) for seed in range(3)])["match_ids"]
@@ -90,7 +90,7 @@ def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_
     assert features(task, scene())["pbc_labels"].tolist() == [1, 0, 0, IGNORED]
 
 
-def test_boxes_are_mirrored_with_their_picture(tmp_path):
+def test_boxes_are_mirrored_with_their_image(tmp_path):
     changes = {"image": {"flip": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]}}
     task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": [scene()]}).task
     found = features(task, scene(), train=True)
@@ -116,7 +116,7 @@ def test_a_hidden_thing_leaves_no_pixel_to_see_and_its_class_to_tell(tmp_path):
     assert hidden.keys() == {"ball", "cube"}  # the dog is out of sight
 
 
-def test_a_picture_without_known_things_hides_none(tmp_path):
+def test_a_image_without_known_things_hides_none(tmp_path):
     task = task_of(tmp_path, [scene()], max_object_classes=1)
     bare = CaptionSample("bare", Image.new("RGB", (16, 16)), ("a cube",), boxes=(Box(0, 0, 8, 8, label="cube"),))
     found = features(task, bare)

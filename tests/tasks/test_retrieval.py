@@ -92,11 +92,11 @@ def test_validation_leaves_out_the_second_stage(task):
     assert task.metric in found.scores
 
 
-def test_the_report_holds_small_pictures_whatever_the_size_of_the_files(task):
+def test_the_report_holds_small_images_whatever_the_size_of_the_files(task):
     samples = [replace(sample, image=sample.image.resize((900, 600))) for sample in caption_samples()]
     found = evaluate(task, oracle(task, samples), samples)
     shown = [cell.image for gallery in found.galleries for row in gallery.rows for cell in row.cells if cell.image]
-    assert len(shown) == 2 * 5 + 2  # of two texts the pictures found, and two pictures
+    assert len(shown) == 2 * 5 + 2  # of two texts the images found, and two images
     assert {picture.size for picture in shown} == {(224, 149)}
 
 
@@ -106,12 +106,12 @@ def test_samples_of_one_thing_are_right_answers_for_each_other(task):
     found = evaluate(task, oracle(task, samples), twins)
     assert found.scores["TR@1"] == 100
     assert found.scores["IR@1"] == 100
-    assert found.chance["IR@1"] == pytest.approx(100 * 2 / 16)  # 8 distinct texts, two right pictures each
+    assert found.chance["IR@1"] == pytest.approx(100 * 2 / 16)  # 8 distinct texts, two right images each
     assert found.chance["TR@1"] == pytest.approx(100 / 8)
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(task):
-    samples = [*caption_samples(), replace(caption_samples()[0], key="broken", image=b"no picture", match_id="broken")]
+def test_a_image_that_cannot_be_read_is_left_out_and_named(task):
+    samples = [*caption_samples(), replace(caption_samples()[0], key="broken", image=b"no image", match_id="broken")]
     found = evaluate(task, oracle(task, caption_samples()), samples)
     assert len(found.skipped) == 1
     assert "broken" in found.skipped[0]
@@ -171,7 +171,7 @@ def test_templates_frame_captions_and_single_tags_alone():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"templates": ("a picture",)}, "once, where the text goes"),
+        ({"templates": ("an image",)}, "once, where the text goes"),
         ({"templates": ("{} or {}",)}, "once, where the text goes"),
         ({"templated": 0.1}, "needs templates, such as"),
     ],

@@ -60,7 +60,7 @@ def test_candidates_are_question_answer_and_reason(tmp_path):
     assert texts(task, features(task))[0] == "[CLS]whereisCasey?[SEP]nearRileyandCasey[SEP]becausedogandRileyfell[SEP]"
 
 
-def test_boxes_go_through_the_pictures_own_geometry(tmp_path):
+def test_boxes_go_through_the_images_own_geometry(tmp_path):
     """The person is patch 0, the dog patches 2 and 3; who stands outside keeps the type on the name, without a box."""
     task = task_of(tmp_path)
     found = features(task)
@@ -72,7 +72,7 @@ def test_boxes_go_through_the_pictures_own_geometry(tmp_path):
     assert features(flipped, train=True)["patches"][1].tolist() == [[False, True, False, False]]
 
 
-def test_the_released_geometry_maps_boxes_over_the_whole_picture(tmp_path):
+def test_the_released_geometry_maps_boxes_over_the_whole_image(tmp_path):
     """The person's columns 9 to 15 of 32 lie in the left half, the dog's 9 to 23 in both, the other's in the left."""
     found = features(task_of(tmp_path, task={"released_boxes": True}))
     assert found["box_types"][:2] == [[2, 3], [2, 3]]
@@ -80,7 +80,7 @@ def test_the_released_geometry_maps_boxes_over_the_whole_picture(tmp_path):
     assert found["patches"][1].tolist() == [[True, False, False, False], [True, False, True, False]]
 
 
-def test_the_released_geometry_is_refused_where_the_picture_moves_away_from_its_boxes(tmp_path):
+def test_the_released_geometry_is_refused_where_the_image_moves_away_from_its_boxes(tmp_path):
     released = {"task": {"released_boxes": True}}
     moves = {"image": {"flip": 0.5, "scale": [0.8, 1.0], "rand_augment": True}}
     cure = (
@@ -100,9 +100,9 @@ def test_left_and_right_keep_their_sides(tmp_path):
 
 def test_what_cannot_be_used_is_named(tmp_path):
     task = task_of(tmp_path)
-    with pytest.raises(SampleError, match="wide: a text names the object 7, but the picture has 3"):
+    with pytest.raises(SampleError, match="wide: a text names the object 7, but the image has 3"):
         features(task, replace(wide(), question=("who", "is", (7,))))
-    with pytest.raises(SampleError, match="wide: a text names the object -1, but the picture has 3"):
+    with pytest.raises(SampleError, match="wide: a text names the object -1, but the image has 3"):
         features(task, replace(wide(), question=("who", "is", (0, -1))))
     fewer = replace(wide(), answer_choices=(("yes",), ("no",)))
     with pytest.raises(DataError, match=r"with 2 and with 4 candidates; give as many for each"):
@@ -132,7 +132,7 @@ def test_padding_of_a_batch_does_not_change_a_samples_logits(tmp_path):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_questions_about_one_picture_share_it(tmp_path):
+def test_questions_about_one_image_share_it(tmp_path):
     ready = prepare(micro_run(tmp_path, "vcr-q2a", family="vle"), samples={"train": [wide(), *vcr_samples()]})
     task, model = ready.task, ready.loaded.model.eval()
     other = replace(wide(), key="other", question=("who", "is", "it", "?"))

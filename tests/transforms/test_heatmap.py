@@ -1,4 +1,4 @@
-"""Maps over patches on pictures: where they lie, and how bright they make what is there."""
+"""Maps over patches on images: where they lie, and how bright they make what is there."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ WHITE = Image.new("RGB", (40, 20), "white")
 DIM = round(255 * DIMMEST)
 
 
-def test_weights_lie_over_the_whole_picture_row_by_row():
+def test_weights_lie_over_the_whole_image_row_by_row():
     painted = np.asarray(paint(WHITE, np.array([[1.0, 0.0], [0.5, 0.0]]), center_crop=False))[..., 0]
     assert painted.shape == (20, 40)
     assert (painted[:10, :20] == 255).all()
@@ -18,7 +18,7 @@ def test_weights_lie_over_the_whole_picture_row_by_row():
     assert (painted[10:, :20] == round(255 * 0.625)).all()
 
 
-def test_a_cropped_picture_has_its_patches_in_the_middle_square():
+def test_a_cropped_image_has_its_patches_in_the_middle_square():
     painted = np.asarray(paint(WHITE, np.ones((2, 2)), center_crop=True))[..., 0]
     assert (painted[:, 10:30] == 255).all()
     assert (painted[:, :10] == DIM).all()
@@ -35,7 +35,7 @@ def test_smooth_painting_goes_gently_from_patch_to_patch():
     assert np.abs(np.diff(row)).max() < 40
 
 
-def test_a_map_of_noughts_and_weights_beyond_one_are_painted_within_the_picture():
-    picture = Image.new("RGB", (8, 8), (200, 100, 0))
-    assert paint(picture, np.zeros((2, 2)), center_crop=False).getpixel((0, 0)) == (50, 25, 0)
-    assert paint(picture, np.full((2, 2), 3.0), center_crop=False).getpixel((0, 0)) == (200, 100, 0)
+def test_a_map_of_noughts_and_weights_beyond_one_are_painted_within_the_image():
+    image = Image.new("RGB", (8, 8), (200, 100, 0))
+    assert paint(image, np.zeros((2, 2)), center_crop=False).getpixel((0, 0)) == (50, 25, 0)
+    assert paint(image, np.full((2, 2), 3.0), center_crop=False).getpixel((0, 0)) == (200, 100, 0)

@@ -1,4 +1,4 @@
-"""Pictures to tensors: geometry that boxes follow, colours that agree with torchvision, and choices that come from
+"""Images to tensors: geometry that boxes follow, colours that agree with torchvision, and choices that come from
 the generator alone.
 """
 
@@ -45,14 +45,14 @@ def noise(width=40, height=32, mode="RGB", seed=0):
 
 
 def smooth(size=48, low=60, high=180):
-    """A picture of middling values, so that colour changes do not clip."""
+    """An image of middling values, so that colour changes do not clip."""
     coarse = rng(1).integers(low, high, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BILINEAR)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("options", [ImageOptions(), EVERYTHING])
-def test_a_view_depends_on_the_generator_alone_and_leaves_the_picture_as_it_was(mode, options):
+def test_a_view_depends_on_the_generator_alone_and_leaves_the_image_as_it_was(mode, options):
     picture = noise(mode=mode)
     before = picture.tobytes()
     for seed in range(20):
@@ -67,7 +67,7 @@ def test_a_view_depends_on_the_generator_alone_and_leaves_the_picture_as_it_was(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (5, 5)])
-def test_any_shape_of_picture_gives_a_square(size):
+def test_any_shape_of_image_gives_a_square(size):
     for seed in range(5):
         for mode in ("RGB", "RGBA"):
             view, boxes = train_image(Image.new(mode, size), EVERYTHING, 16, rng(seed), [(0, 0, *size)])
@@ -76,14 +76,14 @@ def test_any_shape_of_picture_gives_a_square(size):
     assert transforms.test_image(Image.new("RGB", size), 16).shape == (3, 16, 16)
 
 
-def test_the_test_picture_is_pils_bicubic_to_within_one_level():
+def test_the_test_image_is_pils_bicubic_to_within_one_level():
     picture = noise(50, 37)
     expected = np.asarray(picture.resize((24, 24), Image.Resampling.BICUBIC)).astype(int)
     got = transforms.test_image(picture, 24).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(got - expected).max() <= 1
 
 
-def test_transparent_pictures_stand_on_white_at_test():
+def test_transparent_images_stand_on_white_at_test():
     picture = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     assert (transforms.test_image(picture, 10) == 255).all()
 
@@ -98,18 +98,18 @@ def test_hidden_colours_of_transparent_pixels_do_not_bleed_into_the_edges():
     assert (red - blue).abs().max() <= 2
 
 
-def test_a_random_background_is_seen_through_transparency_and_never_like_the_picture():
+def test_a_random_background_is_seen_through_transparency_and_never_like_the_image():
     picture = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     picture.paste((0, 0, 0, 255), (5, 5, 15, 15))
     options = KEEP.model_copy(update={"background": "random"})
     corners = [train_image(picture, options, 20, rng(seed))[0][:, 0, 0] for seed in range(40)]
-    assert min(int(corner.max()) for corner in corners) >= 64  # the picture is black: 64 levels away in some channel
+    assert min(int(corner.max()) for corner in corners) >= 64  # the image is black: 64 levels away in some channel
     whites = sum(bool((corner == 255).all()) for corner in corners)
     assert 3 <= whites <= 20  # a quarter of 40, give or take
     assert len({tuple(corner.tolist()) for corner in corners}) > 15
 
 
-def test_an_opaque_picture_has_no_background_to_show():
+def test_an_opaque_image_has_no_background_to_show():
     options = KEEP.model_copy(update={"background": "random"})
     assert torch.equal(train_image(noise(), options, 16, rng())[0], transforms.test_image(noise(), 16))
 
@@ -135,7 +135,7 @@ def coloured_box(view):
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_boxes_follow_their_picture(change, mode):
+def test_boxes_follow_their_image(change, mode):
     """A red rectangle on blue: where the red is in the view is where the box must be, to within a pixel or two of
     blur.
     """
@@ -156,7 +156,7 @@ def test_boxes_follow_their_picture(change, mode):
 
 @pytest.mark.parametrize("size", [(120, 90), (90, 121), (97, 97), (300, 100), (40, 30)])
 @pytest.mark.parametrize("center_crop", [False, True])
-def test_boxes_follow_their_picture_at_test(size, center_crop):
+def test_boxes_follow_their_image_at_test(size, center_crop):
     """The red rectangle is in the middle tenth, so that no crop loses it."""
     width, height = size
     box = (0.45 * width // 1, 0.45 * height // 1, 0.45 * width // 1 + 5, 0.45 * height // 1 + 4)
@@ -178,7 +178,7 @@ def test_a_centre_crop_is_that_of_clips_image_processor(size):
     assert (transforms.test_image(picture, 48, center_crop=True).int() - expected).abs().max() <= 1
 
 
-def test_framing_is_the_whole_picture_for_a_square_image_processor():
+def test_framing_is_the_whole_image_for_a_square_image_processor():
     assert transforms.framing(ViTImageProcessor(size={"height": 32, "width": 32})) == (32, False)
 
 
@@ -273,7 +273,7 @@ def test_grey_and_negative_are_what_they_say():
 
 
 @pytest.mark.parametrize("name", ["stylize", "blur", "erase"])
-def test_each_further_change_changes_the_picture(name):
+def test_each_further_change_changes_the_image(name):
     picture = noise(32, 32)
     plain = transforms.test_image(picture, 32)
     options = KEEP.model_copy(update={name: 1.0})
@@ -349,7 +349,7 @@ def test_a_full_set_of_augmentations_stays_cheap():
     assert (time.process_time() - start) / 30 < 0.013
 
 
-def test_an_outlined_picture_has_flat_colours_and_dark_strokes_where_they_change():
+def test_an_outlined_image_has_flat_colours_and_dark_strokes_where_they_change():
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste((230, 60, 60), (16, 16, 48, 48))
     options = ImageOptions(scale=(1, 1), ratio=(1, 1), flip=0, outline=1.0)
@@ -376,7 +376,7 @@ def test_the_short_way_of_a_crop_and_a_flip_gives_the_same_view(size):
         assert np.array_equal(views[0][1], views[1][1], equal_nan=True)
 
 
-def test_a_bend_moves_a_picture_and_its_boxes_alike():
+def test_a_bend_moves_a_image_and_its_boxes_alike():
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste((0, 0, 0), (20, 24, 40, 44))
     options = KEEP.model_copy(update={"bend": 0.1})

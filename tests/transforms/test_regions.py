@@ -22,14 +22,14 @@ def test_a_box_that_ends_at_a_patchs_edge_does_not_touch_the_next():
 
 def test_the_released_mapping_goes_from_corner_to_corner():
     """A grid of 4 on 96 x 64 pixels, patches of 24 x 16. A box that ends at an edge has the next patch as well, one
-    without area the patch it lies in; outside of the picture there is nothing."""
+    without area the patch it lies in; outside of the image there is nothing."""
     boxes = [(0, 0, 24, 15), (24, 16, 48, 32), (30, 20, 30, 20), (-9, -9, 5, 5), (90, 60, 200, 99), (96, 0, 120, 9)]
     found = [row.nonzero()[0].tolist() for row in touched_patches(boxes, (96, 64), 4)]
     assert found == [[0, 1], [5, 6, 9, 10], [5], [0], [15], []]
     assert touched_patches([], (96, 64), 4).shape == (0, 16)
 
 
-def test_the_grid_is_stretched_over_pictures_that_are_not_square():
+def test_the_grid_is_stretched_over_images_that_are_not_square():
     assert patch_cover([(0, 0, 50, 10)], (100, 20), 2).tolist() == [[1.0, 0.0, 0.0, 0.0]]
 
 

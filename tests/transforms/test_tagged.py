@@ -42,7 +42,7 @@ def test_several_objects_are_joined_with_and():
     ]
 
 
-def test_objects_get_types_in_the_order_of_the_pictures_list():
+def test_objects_get_types_in_the_order_of_the_images_list():
     tokenizer = word_tokenizer()
     parts = [spoken(["a", (2,), "b"], NAMES), spoken([(1, 2)], NAMES)]
     found = encode_tagged(tokenizer, parts, 80)

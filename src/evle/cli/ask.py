@@ -1,4 +1,4 @@
-"""The verbs that ask a trained model about pictures: `cli.py` takes them in.
+"""The verbs that ask a trained model about images: `cli.py` takes them in.
 
 As there, nothing heavy is imported before a verb needs it.
 """
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from evle.pipelines import LanguageModel
 
 Run = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
-Image = Annotated[Path, typer.Argument(help="A picture.", show_default=False)]
+Image = Annotated[Path, typer.Argument(help="An image.", show_default=False)]
 CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def _picture_name(path: Path) -> Path:
+def _image_name(path: Path) -> Path:
     """Refused before any work is done for it."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: no kind of picture; end it in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output {path}: no kind of image; end it in {', '.join(SUFFIXES)}")
     return path
 
 
 Picture = Annotated[
     Path,
-    typer.Option("--output", "-o", help="The picture to write.", show_default=False, callback=_picture_name),
+    typer.Option("--output", "-o", help="The image to write.", show_default=False, callback=_image_name),
 ]
 
 
@@ -38,7 +38,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 5,
     caption: Annotated[
-        str | None, typer.Option(help="What the picture shows, for the language model.", show_default=False)
+        str | None, typer.Option(help="What the image shows, for the language model.", show_default=False)
     ] = None,
     captioner: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Answer a question about a picture; a language model may word the answer.
+    """Answer a question about an image; a language model may word the answer.
 
     \b
       evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
@@ -76,7 +76,7 @@ def ask(
     if chat is None and language_model is None and (caption is not None or captioner is not None):
         raise ConfigError("a caption is for a language model; name one with --chat or --language-model")
     if caption is not None and captioner is not None:
-        raise ConfigError("--caption and --captioner both say what the picture shows; give one")
+        raise ConfigError("--caption and --captioner both say what the image shows; give one")
     if chat is None and not (chat_model is None and key_variable is None):
         told = "--chat-model" if chat_model is not None else "--key-variable"
         raise ConfigError(f"{told} is for a chat server; name it with --chat")
@@ -101,7 +101,7 @@ def match(
     image: Image,
     texts: Annotated[list[str], typer.Argument(help="Texts to hold against it.", show_default=False)],
 ) -> None:
-    """How likely is it that a text is true of a picture? The likeliest first.
+    """How likely is it that a text is true of an image? The likeliest first.
 
     \b
       evle match runs/pictures/retrieval a.jpg "a red apple" "a green frog"
@@ -115,13 +115,13 @@ def match(
 def compare(
     run: Run,
     left: Image,
-    right: Annotated[Path, typer.Argument(help="Another picture.", show_default=False)],
+    right: Annotated[Path, typer.Argument(help="Another image.", show_default=False)],
     text: Annotated[str, typer.Argument(help="What is said of the two.", show_default=False)],
 ) -> None:
-    """How likely is it that a sentence is true of two pictures? Takes a run of NLVR2.
+    """How likely is it that a sentence is true of two images? Takes a run of NLVR2.
 
     \b
-      evle compare runs/nlvr2 a.jpg b.jpg "both pictures show a dog"
+      evle compare runs/nlvr2 a.jpg b.jpg "both images show a dog"
     """
     from evle.pipelines import ComparePipeline
 
@@ -135,7 +135,7 @@ def localise(
     text: Annotated[str, typer.Argument(help="What to find in it.", show_default=False)],
     output: Picture,
 ) -> None:
-    """Paint where a picture shows what a phrase says.
+    """Paint where an image shows what a phrase says.
 
     Takes a VLE pre-trained with patch-box classification (pbc).
 
@@ -165,7 +165,7 @@ def explain(
     from evle.pipelines.explaining import ExplainPipeline
 
     found = ExplainPipeline(run)(image, text, method=method)
-    found.picture().save(output)
+    found.to_image().save(output)
     print(f"{output}: {len(found.words)} words; brightest where attention is highest")
 
 

@@ -42,7 +42,7 @@ def check(
     split: SplitOption = None,
     most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
 ) -> None:
-    """Read every row and decode every picture; name what cannot be used.
+    """Read every row and decode every image; name what cannot be used.
 
     The exit code is 1 if anything cannot.
 
@@ -75,7 +75,7 @@ def show(
         Path | None, typer.Option("--output", "-o", help="The folder to write; look by default.", show_default=False)
     ] = None,
 ) -> None:
-    """Write a page of samples, pictures with their words.
+    """Write a page of samples, images with their words.
 
     \b
       evle data show FOLDER --split val -o look
@@ -131,7 +131,7 @@ def shards(
     kind: Kind = None,
     split: SplitOption = None,
     per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
-    num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check pictures.")] = 4,
+    num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check images.")] = 4,
 ) -> None:
     """Pack samples into webdataset shards.
 
@@ -168,8 +168,8 @@ def _samples(source: str, options: list[str] | None, kind: str | None, split: st
 
 
 def _is_plain_folder(path: str, kind: str | None) -> bool:
-    """Whether pictures lie in a folder as files, whose table (if any) is read row by row."""
-    from evle.data.custom.folder import holds_pictures
+    """Whether images lie in a folder as files, whose table (if any) is read row by row."""
+    from evle.data.custom.folder import holds_images
     from evle.data.formats.table_files import kind_of_table
     from evle.data.sources import source_of
     from evle.errors import DataError
@@ -177,9 +177,9 @@ def _is_plain_folder(path: str, kind: str | None) -> bool:
     if not Path(path).exists() or source_of(path) != "folder":
         return False
     try:
-        return not holds_pictures(path, kind or kind_of_table(Path(path)))
+        return not holds_images(path, kind or kind_of_table(Path(path)))
     except DataError:
-        return True  # no table: the pictures alone are checked
+        return True  # no table: the images alone are checked
 
 
 def _is_source(name: str, options: list[str] | None) -> bool:
@@ -192,7 +192,7 @@ def _is_source(name: str, options: list[str] | None) -> bool:
 
 def _progress(done: int, total: int) -> None:
     end = "\n" if done == total else ""
-    print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+    print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
 
 VERBS = (check, show, stats, answers, shards)

@@ -42,7 +42,7 @@ class Verbs(TyperGroup):
         except (MemoryError, RuntimeError) as error:
             if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
                 raise
-            raise _end("out of memory: take a smaller model, smaller pictures or a smaller batch", 2) from None
+            raise _end("out of memory: take a smaller model, smaller images or a smaller batch", 2) from None
         except OSError as error:
             if os.environ.get(DEBUG) or error.errno == errno.EPIPE:
                 raise
@@ -88,7 +88,7 @@ Start here:
   evle run quickstart                     pre-training, VQA and retrieval on synthetic scenes, in minutes
   evle run scenes-vle                     the same with VLE, and choices of answers and reasons
   evle recipes                            the recipes that come with evle
-  evle data check FOLDER                  is my folder of pictures and captions in order?
+  evle data check FOLDER                  is my folder of images and captions in order?
   evle run pictures data.path=FOLDER      train on it and report
   evle index FOLDER -o INDEX --model runs/pictures/retrieval
   evle search INDEX "a red car"
@@ -159,7 +159,7 @@ def pretrain(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Pre-train a model on pictures with captions, by the objectives that the recipe names.
+    """Pre-train a model on images with captions, by the objectives that the recipe names.
 
     \b
       evle pretrain eve-base-pretrain --dry-run
@@ -301,23 +301,21 @@ def recipes() -> None:
 
 @app.command()
 def index(
-    pictures: Annotated[
-        Path, typer.Argument(help="A folder of pictures, or a table that names them.", show_default=False)
-    ],
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a table that names them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The index's folder.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", "-m", help="A retrieval run or model folder.", show_default=False)],
-    batch_size: Annotated[int, typer.Option(help="Pictures at once.")] = 32,
-    num_workers: Annotated[int, typer.Option(help="Threads that read pictures.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
+    num_workers: Annotated[int, typer.Option(help="Threads that read images.")] = 2,
 ) -> None:
-    """Make a folder of pictures searchable, or add new pictures to its index.
+    """Make a folder of images searchable, or add new images to its index.
 
     \b
       evle index photos -o photos.index --model runs/pictures/retrieval
     """
     from evle.search import build_index
 
-    built = build_index(model, pictures, output, batch_size=batch_size, num_workers=num_workers)
-    print(f"{output}: {len(built)} pictures; {built.change}")
+    built = build_index(model, images, output, batch_size=batch_size, num_workers=num_workers)
+    print(f"{output}: {len(built)} images; {built.change}")
 
 
 @app.command()
@@ -325,15 +323,15 @@ def search(
     index: Annotated[Path, typer.Argument(help="An index's folder.", show_default=False)],
     text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", "-i", help="Look for pictures like this one.", show_default=False)
+        Path | None, typer.Option("--image", "-i", help="Look for images like this one.", show_default=False)
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     rerank: Annotated[int, typer.Option(min=0, help="Look at so many of the best again, together with the text.")] = 0,
     html: Annotated[
-        Path | None, typer.Option(help="Also write a page of the pictures found.", show_default=False)
+        Path | None, typer.Option(help="Also write a page of the images found.", show_default=False)
     ] = None,
 ) -> None:
-    """Find pictures by words or by another picture.
+    """Find images by words or by another image.
 
     \b
       evle search photos.index "a dog on a beach" --rerank 50 --html found.html

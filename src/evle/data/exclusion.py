@@ -1,7 +1,7 @@
-"""Pictures that pre-training must not see: the validation and test images of downstream tasks.
+"""Images that pre-training must not see: the validation and test images of downstream tasks.
 
 They are the val and test images of Karpathy's splits, told by their COCO number or, for Flickr30K, by their file name,
-which is the photo's number on Flickr. Visual Genome's image_data.json names both numbers of its own pictures.
+which is the photo's number on Flickr. Visual Genome's image_data.json names both numbers of its own images.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ class Exclusion:
 
 
 def is_genome(name: str) -> bool:
-    """Whether a path or key names a picture of Visual Genome by its number.
+    """Whether a path or key names an image of Visual Genome by its number.
 
     >>> is_genome("vg/VG_100K_2/17.jpg"), is_genome("visual-genome/17"), is_genome("sbu/17.jpg")
     (True, True, False)
@@ -85,7 +85,7 @@ def is_genome(name: str) -> bool:
 
 def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None) -> Exclusion:
     """The images that files name: Karpathy's JSON (its val and test images), or .txt with a COCO number or a file
-    name a line. Visual Genome's image_data.json beside them finds the same images in lists and shards of its pictures
+    name a line. Visual Genome's image_data.json beside them finds the same images in lists and shards of its images
     (the source visual-genome reads it by itself).
 
     Raises DataError for a file that is missing, of another form, or names no image.

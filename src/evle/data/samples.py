@@ -1,8 +1,8 @@
 """Samples: what one example is, in a form a person could read aloud.
 
 An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a place
-inside another file, a picture in memory, or something that can draw itself), and `evle.data.images.open_image` turns
-that into a picture.
+inside another file, an image in memory, or something that can draw itself), and `evle.data.images.open_image` turns
+that into an image.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from evle.errors import SampleError
 
 @runtime_checkable
 class Drawing(Protocol):
-    """A picture that is made when asked for, such as a synthetic scene."""
+    """An image that is made when asked for, such as a synthetic scene."""
 
     def draw(self) -> Image.Image: ...
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """An encoded picture inside another file, such as a tar, read when asked for; `str()` of it says where it lies.
+    """An encoded image inside another file, such as a tar, read when asked for; `str()` of it says where it lies.
 
     `read` raises SampleError where the bytes are no longer there.
     """
@@ -38,7 +38,7 @@ ImageSource = str | os.PathLike | bytes | Image.Image | Stored | Drawing
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in the pixels of the original picture: `x`, `y` is its upper left corner.
+    """A rectangle in the pixels of the original image: `x`, `y` is its upper left corner.
 
     `label` is the object's class ("dog"), `phrase` what a person says of it ("the brown dog on the left").
     """
@@ -53,7 +53,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class CaptionSample:
-    """A picture and what people say of it.
+    """An image and what people say of it.
 
     `captions` are true descriptions, the best first; `tags` are keywords, in no order. Samples with the same
     `match_id` (by default the key) describe the same thing, so that neither is a wrong answer for the other in
@@ -70,7 +70,7 @@ class CaptionSample:
 
 @dataclass(frozen=True, slots=True)
 class VQASample:
-    """A picture, a question, and what annotators answered.
+    """An image, a question, and what annotators answered.
 
     One answer, or ten as in VQAv2; none where the answers are not public.
     """
@@ -85,7 +85,7 @@ class VQASample:
 
 @dataclass(frozen=True, slots=True)
 class NLVR2Sample:
-    """Two pictures and a sentence that is true of the pair or not.
+    """Two images and a sentence that is true of the pair or not.
 
     `set_id` groups the pairs of one sentence, for consistency.
     """
@@ -103,7 +103,7 @@ Tagged = tuple[str | tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class VCRSample:
-    """A picture with tagged objects, a question, four answers, and four rationales for the right answer."""
+    """An image with tagged objects, a question, four answers, and four rationales for the right answer."""
 
     key: str
     image: ImageSource
@@ -145,7 +145,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def hashed_split(image: str, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> str:
-    """The split of a picture in a table that names none: by a hash of its name, the same on every machine."""
+    """The split of an image in a table that names none: by a hash of its name, the same on every machine."""
     place = (
         int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
     )

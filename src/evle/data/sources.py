@@ -69,7 +69,7 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
 def source_of(path: str | os.PathLike) -> str:
     """The source that reads a folder or file as it is: a table (`folder`), `shards`, or a `saved-dataset`.
 
-    A table of captions or questions under its usual name comes first: pictures and tars may lie beside it.
+    A table of captions or questions under its usual name comes first: images and tars may lie beside it.
     """
     base = Path(path)
     if base.suffix == ".tar":

@@ -26,7 +26,7 @@ class Blindness:
 
 @dataclass(frozen=True, slots=True)
 class _Riddle:
-    """A question without its picture.
+    """A question without its image.
 
     `cues` are texts from the most to the least special, `choices` the texts to choose from (None: all answers seen).
     """

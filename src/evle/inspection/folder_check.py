@@ -1,4 +1,4 @@
-"""Check the user's own folder before long work, naming every picture that cannot be read and every empty text."""
+"""Check the user's own folder before long work, naming every image that cannot be read and every empty text."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from evle.data.custom.folder import answers_of, captions_of, image_of, key_of, question_of
-from evle.data.formats.table_files import find_table, list_pictures, read_rows
+from evle.data.formats.table_files import find_table, list_images, read_rows
 from evle.data.images import open_image
 from evle.data.samples import hashed_split
 from evle.errors import DataError, SampleError
@@ -22,11 +22,11 @@ LONG = 30
 
 @dataclass
 class FolderCheck:
-    """What a check found. Lists hold one line a finding, naming file and line or the picture.
+    """What a check found. Lists hold one line a finding, naming file and line or the image.
 
-    `images` counts different pictures by name, `texts` captions or questions; `sizes` are (width, height) with how
-    many pictures have them; `duplicates` are pictures with the same bytes, `leaks` those of them that stand in more
-    than one split, `repeated` rows that say what an earlier one says. `no_table` says why the pictures alone were
+    `images` counts different images by name, `texts` captions or questions; `sizes` are (width, height) with how
+    many images have them; `duplicates` are images with the same bytes, `leaks` those of them that stand in more
+    than one split, `repeated` rows that say what an earlier one says. `no_table` says why the images alone were
     looked at.
     """
 
@@ -59,19 +59,19 @@ class FolderCheck:
     def lines(self, most: int = 20) -> list[str]:
         """The findings as plain lines, at most `most` of each kind."""
         noun = "questions" if self.task == "vqa" else "captions"
-        lines = [f"{self.table or self.path}: {self.rows:,} rows, {self.images:,} pictures, {self.texts:,} {noun}"]
+        lines = [f"{self.table or self.path}: {self.rows:,} rows, {self.images:,} images, {self.texts:,} {noun}"]
         if self.no_table:
-            lines.append(f"only the pictures were looked at: {self.no_table}")
+            lines.append(f"only the images were looked at: {self.no_table}")
         if self.unanswered:
             lines.append(f"questions without an answer: {self.unanswered:,}; they can be asked, and not learned from")
         if self.splits:
             how = "by the table" if self.split_column else "by a hash of the name, as the table has no split column"
             shares = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-            lines.append(f"splits ({how}): {shares} pictures")
+            lines.append(f"splits ({how}): {shares} images")
         if self.texts_per_image:
             numbers = sorted(self.texts_per_image)
             mean = sum(number * count for number, count in self.texts_per_image.items()) / max(1, self.images)
-            lines.append(f"{noun} a picture: {numbers[0]} to {numbers[-1]}, {mean:.1f} on average")
+            lines.append(f"{noun} an image: {numbers[0]} to {numbers[-1]}, {mean:.1f} on average")
         if self.sizes:
             (width, height), count = max(self.sizes.items(), key=lambda item: item[1])
             areas = sorted(self.sizes, key=lambda size: size[0] * size[1])
@@ -83,12 +83,12 @@ class FolderCheck:
             lines.append(f"not in Latin script: {100 * self.not_latin:.1f} % of the {noun}")
         kinds = (
             ("broken rows", self.broken_rows),
-            ("unreadable pictures", self.unreadable),
+            ("unreadable images", self.unreadable),
             (f"empty {noun}", self.empty),
             (f"{noun} of more than {LONG} words", self.long),
             ("rows that repeat another", self.repeated),
-            ("pictures with the same bytes", self.duplicates),
-            ("pictures in more than one split", self.leaks),
+            ("images with the same bytes", self.duplicates),
+            ("images in more than one split", self.leaks),
         )
         for name, found in kinds:
             if found:
@@ -96,11 +96,11 @@ class FolderCheck:
                 lines += [f"  {line}" for line in found[:most]]
                 if len(found) > most:
                     lines.append(f"  ... and {len(found) - most:,} more")
-        good = "every row can be used" if self.table else "every picture can be read"
+        good = "every row can be used" if self.table else "every image can be read"
         if not self.rows and self.table:
             lines.append("the table holds no row")
         else:
-            lines.append(good if self.ok else f"the {'rows' if self.table else 'pictures'} named above cannot be used")
+            lines.append(good if self.ok else f"the {'rows' if self.table else 'images'} named above cannot be used")
         return lines
 
 
@@ -116,15 +116,15 @@ def check_folder(
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> FolderCheck:
-    """Read a folder's whole table and decode each of its pictures once. A folder without a table: its pictures alone.
+    """Read a folder's whole table and decode each of its images once. A folder without a table: its images alone.
 
-    `progress(done, total)` is called as pictures are decoded. Raises DataError only where there is nothing to check.
+    `progress(done, total)` is called as images are decoded. Raises DataError only where there is nothing to check.
     """
     base = Path(path)
     try:
         table = find_table(base, task)
     except DataError as error:
-        if not base.is_dir() or not (names := list_pictures(base)):
+        if not base.is_dir() or not (names := list_images(base)):
             raise
         check = FolderCheck(str(base), "", task, no_table=str(error))
         split_of: dict[str, set[str]] = {name: set() for name in names}
@@ -150,7 +150,7 @@ def _read_table(
     split_column: str,
     root: Path | None,
 ) -> dict[str, set[str]]:
-    """Fills in what the rows say; returns the splits of each picture."""
+    """Fills in what the rows say; returns the splits of each image."""
     split_of: dict[str, set[str]] = {}
     texts_of: Counter[str] = Counter()
     not_latin = 0
@@ -205,7 +205,7 @@ def _decode(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fills in what the pictures say."""
+    """Fills in what the images say."""
     seen: dict[bytes, str] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     for done, (name, found) in enumerate(_looked_at(root, list(split_of), num_threads), 1):
@@ -232,7 +232,7 @@ def _looked_at(
 ) -> Iterator[tuple[str, str | tuple[tuple[int, int], bytes]]]:
     """(name, its size and digest, or why it cannot be read), in order.
 
-    A few hundred pictures are looked at together, so that memory stays small.
+    A few hundred images are looked at together, so that memory stays small.
     """
 
     def look(name: str) -> tuple[str, str | tuple[tuple[int, int], bytes]]:

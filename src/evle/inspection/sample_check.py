@@ -1,6 +1,6 @@
-"""Check any source before long work: every sample made, every different picture decoded, what cannot be used named.
+"""Check any source before long work: every sample made, every different image decoded, what cannot be used named.
 
-Memory holds some forty bytes a sample, whatever its texts and pictures.
+Memory holds some forty bytes a sample, whatever its texts and images.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ from evle.inspection.folder_check import LONG, is_latin
 NAMED = 1000
 """So many findings of a kind are kept as lines; the rest are counted."""
 
-_BLOCK = 256  # pictures looked at together
-_Look = str | tuple[tuple[int, int], int, list[str]]  # why a picture cannot be read, or size, hash, and boxes outside
+_BLOCK = 256  # images looked at together
+_Look = str | tuple[tuple[int, int], int, list[str]]  # why an image cannot be read, or size, hash, and boxes outside
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Findings:
 class SampleCheck:
     """What a check found. `facts` is what the source says of itself, `left_out` what it did not offer at all.
 
-    `num_left_out` counts that, named or not, `images` different pictures, `sizes` how many have each (width, height),
+    `num_left_out` counts that, named or not, `images` different images, `sizes` how many have each (width, height),
     `not_latin` is the share of texts that are mostly in another script.
     """
 
@@ -74,11 +74,11 @@ class SampleCheck:
     damaged: Findings = field(default_factory=lambda: Findings("damaged shards", fatal=True))
     broken: Findings = field(default_factory=lambda: Findings("samples that cannot be made", fatal=True))
     repeated: Findings = field(default_factory=lambda: Findings("keys of several samples", fatal=True))
-    unreadable: Findings = field(default_factory=lambda: Findings("unreadable pictures", fatal=True))
+    unreadable: Findings = field(default_factory=lambda: Findings("unreadable images", fatal=True))
     empty: Findings = field(default_factory=lambda: Findings("samples without text", fatal=True))
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
-    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their picture"))
-    duplicates: Findings = field(default_factory=lambda: Findings("pictures with the same bytes"))
+    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
+    duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
 
     @property
     def findings(self) -> list[Findings]:
@@ -92,7 +92,7 @@ class SampleCheck:
     def lines(self, most: int = 20) -> list[str]:
         """The findings as plain lines, at most `most` of each kind."""
         lines = [f"{name}: {value}" for name, value in self.facts.items() if name != "samples"]
-        lines.append(f"{self.samples:,} samples, {self.images:,} different pictures, {self.texts:,} texts")
+        lines.append(f"{self.samples:,} samples, {self.images:,} different images, {self.texts:,} texts")
         if self.texts:
             script = f"{100 * self.not_latin:.1f} % not in Latin script"
             lines.append(f"words a text: {self.words / self.texts:.1f} on average; {script}")
@@ -116,9 +116,9 @@ class SampleCheck:
 def check_samples(
     samples: Sequence[Sample], *, num_threads: int = 4, progress: Callable[[int, int], None] | None = None
 ) -> SampleCheck:
-    """Make every sample of a source and decode each of its different pictures once.
+    """Make every sample of a source and decode each of its different images once.
 
-    `progress(done, total)` is called as pictures are decoded. What cannot be used is counted and named; nothing stops
+    `progress(done, total)` is called as images are decoded. What cannot be used is counted and named; nothing stops
     the check.
     """
     own = samples.describe() if hasattr(samples, "describe") else {}
@@ -133,7 +133,7 @@ def check_samples(
 
 
 def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
-    """Fill in what the samples say; returns (N, 2) int64: sample and place in it of each different picture."""
+    """Fill in what the samples say; returns (N, 2) int64: sample and place in it of each different image."""
     keys, names, rows, places = (array("q") for _ in range(4))
     not_latin = 0
     for row in range(len(samples)):
@@ -189,7 +189,7 @@ def _decode(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fill in what the pictures say."""
+    """Fill in what the images say."""
     hashes = array("q")
     for done, found in enumerate(_looked_at(samples, pictures, num_threads), 1):
         if isinstance(found, str):
@@ -211,7 +211,7 @@ def _decode(
 
 
 def _looked_at(samples: Sequence[Sample], pictures: np.ndarray, num_threads: int) -> Iterator[_Look]:
-    """What each picture is, in order; some hundred are looked at together, so that memory stays small."""
+    """What each image is, in order; some hundred are looked at together, so that memory stays small."""
 
     def look(picture: np.ndarray) -> _Look:
         sample = samples[int(picture[0])]
@@ -246,7 +246,7 @@ def _boxes(sample: Sample) -> tuple[Box, ...]:
 
 
 def _is_inside(box: Box, size: tuple[int, int]) -> bool:
-    """Whether some part of the box lies in the picture."""
+    """Whether some part of the box lies in the image."""
     width = min(box.x + box.width, size[0]) - max(box.x, 0)
     height = min(box.y + box.height, size[1]) - max(box.y, 0)
     return width > 0 and height > 0
@@ -266,14 +266,14 @@ def _texts(sample: Sample) -> Sequence[str]:
 
 
 def _identity(image: ImageSource, row: int, place: int) -> int:
-    """The same number for the same file; pictures that are made or held in memory are each their own."""
+    """The same number for the same file; images that are made or held in memory are each their own."""
     if isinstance(image, str | os.PathLike | Stored):
         return hash(str(image))
     return hash((row, place))
 
 
 def _content(image: ImageSource) -> int:
-    """A hash of a picture's bytes, 0 where it has none."""
+    """A hash of an image's bytes, 0 where it has none."""
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
             content = file.read()

@@ -1,4 +1,4 @@
-"""A look at data before training on it: samples as a page of pictures, and what the split holds in numbers."""
+"""A look at data before training on it: samples as a page of images, and what the split holds in numbers."""
 
 from collections import Counter
 from typing import Any
@@ -13,12 +13,12 @@ from evle.inspection.texts import texts_of
 from evle.report import Cell, Gallery, GalleryRow, Report
 
 COLUMNS = 4
-CAPTIONS = 8  # of one picture that are shown
+CAPTIONS = 8  # of one image that are shown
 MOST = 12  # rows of a table of frequencies
 
 
 def show(samples: Samples, num: int, title: str) -> Report:
-    """A report with `num` samples, evenly spread: each picture with its words."""
+    """A report with `num` samples, evenly spread: each image with its words."""
     places = np.linspace(0, len(samples) - 1, min(num, len(samples))).astype(int)
     rows, cells = [], []
     for place in places:
@@ -28,10 +28,10 @@ def show(samples: Samples, num: int, title: str) -> Report:
             cells.append(Cell(None, str(error), "bad"))
             continue
         if isinstance(sample, NLVR2Sample):
-            pair = [Cell(_picture(image)) for image in sample.images]
+            pair = [Cell(_image(image)) for image in sample.images]
             rows.append(GalleryRow(sample.sentence, [*pair, Cell(None, str(sample.label))]))
         else:
-            cells.append(Cell(_picture(sample.image), _words(sample)))
+            cells.append(Cell(_image(sample.image), _words(sample)))
     rows += [GalleryRow("", cells[begin : begin + COLUMNS]) for begin in range(0, len(cells), COLUMNS)]
     return Report(title, [f"{len(samples):,} samples"], describe(samples), galleries=[Gallery("Samples", rows)])
 
@@ -75,7 +75,7 @@ def count(samples: Samples) -> list[str]:
     return lines
 
 
-def _picture(source: Any) -> Image.Image | None:
+def _image(source: Any) -> Image.Image | None:
     try:
         return open_image(source)
     except SampleError:

@@ -1,4 +1,4 @@
-"""What both families' processors do: pictures of any kind as RGB, and files that hold no call's leftovers."""
+"""What both families' processors do: images of any kind as RGB, and files that hold no call's leftovers."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -10,12 +10,12 @@ from transformers.image_utils import ImageInput
 
 
 class PairProcessor(ProcessorMixin):
-    """An image processor and a tokenizer, for pictures, texts or both."""
+    """An image processor and a tokenizer, for images, texts or both."""
 
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
     ) -> BatchFeature:
-        """Encode pictures, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
+        """Encode images, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
         if isinstance(images, Image.Image):
             images = upright_rgb(images)
         elif isinstance(images, list | tuple):
@@ -37,7 +37,7 @@ class PairProcessor(ProcessorMixin):
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits and floats
+    """An image of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits and floats
     scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":

@@ -1,7 +1,7 @@
-"""Inference for people: embed, match, compare, answer, localise and reason about pictures and texts.
+"""Inference for people: embed, match, compare, answer, localise and reason about images and texts.
 
-Each pipeline takes a model folder, a run's folder, or objects; then pictures as paths, bytes, PIL pictures or drawings,
-one or many. Texts and pictures are prepared as the tasks prepare them for evaluation. Names that begin with VLEFor are
+Each pipeline takes a model folder, a run's folder, or objects; then images as paths, bytes, PIL images or drawings,
+one or many. Texts and images are prepared as the tasks prepare them for evaluation. Names that begin with VLEFor are
 those of VLE's release, with its arguments and results.
 """
 

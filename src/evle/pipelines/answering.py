@@ -1,4 +1,4 @@
-"""Questions about pictures, answered."""
+"""Questions about images, answered."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from evle.transforms.text import clean_question, encode, encode_with_slot
 
 
 class VQAPipeline(Pipeline):
-    """Answers to questions about pictures, from the answers the model was trained with.
+    """Answers to questions about images, from the answers the model was trained with.
 
     >>> VQAPipeline("runs/vqa")("a.jpg", "What colour is the circle?")[0]["answer"]  # doctest: +SKIP
     'red'
@@ -32,8 +32,8 @@ class VQAPipeline(Pipeline):
     def __call__(self, images: Images, questions: Texts, *, top_k: int = 5) -> list[dict[str, Any]]:
         """One {"question", "answer", "score", "answers"} a pair, `answers` being the `top_k` best {"answer", "score"}.
 
-        As many pictures as questions, or one of either for all of the other. A score is a probability of its own (the
-        scores do not sum to 1). Raises SampleError for a picture that cannot be read.
+        As many images as questions, or one of either for all of the other. A score is a probability of its own (the
+        scores do not sum to 1). Raises SampleError for an image that cannot be read.
         """
         sources, listed = pairs(images, questions)
         found = self.best(sources, listed, top_k)
@@ -42,7 +42,7 @@ class VQAPipeline(Pipeline):
     def best(
         self, sources: Sequence[ImageSource], questions: Sequence[str], top_k: int, *, softmax: bool = False
     ) -> list[list[dict[str, Any]]]:
-        """The `top_k` best {"answer", "score"} of each picture and its question.
+        """The `top_k` best {"answer", "score"} of each image and its question.
 
         With `softmax` the scores sum to 1 over all answers, as if one alone were right.
         """

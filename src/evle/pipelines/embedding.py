@@ -1,4 +1,4 @@
-"""Pictures and texts as vectors."""
+"""Images and texts as vectors."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from evle.tasks.retrieval import RetrievalTask
 
 @dataclass
 class EmbeddedImages:
-    """A batch of embedded pictures: `rows` are their positions in the input, `features` (B, D) float32 on the CPU.
+    """A batch of embedded images: `rows` are their positions in the input, `features` (B, D) float32 on the CPU.
 
-    `failures` names the pictures that could not be read since the last batch, by position.
+    `failures` names the images that could not be read since the last batch, by position.
     """
 
     rows: list[int]
@@ -26,7 +26,7 @@ class EmbeddedImages:
 
 
 class EmbedPipeline(Pipeline):
-    """Pictures and texts as unit vectors whose dot product says how well they go together.
+    """Images and texts as unit vectors whose dot product says how well they go together.
 
     >>> embed = EmbedPipeline("runs/retrieval")  # doctest: +SKIP
     >>> embed.texts(["a red circle"]) @ embed.images(["a.jpg", "b.jpg"]).T  # doctest: +SKIP
@@ -46,7 +46,7 @@ class EmbedPipeline(Pipeline):
         return torch.cat(parts) if parts else torch.empty(0, self.dimension)
 
     def images(self, images: Images) -> Tensor:
-        """Embeddings (N, D) float32 on the CPU. Raises SampleError at the first picture that cannot be read."""
+        """Embeddings (N, D) float32 on the CPU. Raises SampleError at the first image that cannot be read."""
         parts = []
         for batch in self.image_batches(as_images(images)):
             for error in batch.failures.values():
@@ -55,7 +55,7 @@ class EmbedPipeline(Pipeline):
         return torch.cat(parts) if parts else torch.empty(0, self.dimension)
 
     def image_batches(self, sources: Iterable[ImageSource]) -> Iterator[EmbeddedImages]:
-        """Embeddings batch by batch, of any number of pictures; those that cannot be read are named and left out."""
+        """Embeddings batch by batch, of any number of images; those that cannot be read are named and left out."""
         rows: list[int] = []
         pixels: list[Tensor] = []
         failures: dict[int, SampleError] = {}

@@ -23,7 +23,7 @@ from evle.data.samples import ImageSource
 from evle.errors import ConfigError, nearest
 from evle.models.eve import EVEModel
 from evle.models.vle import VLEModel
-from evle.pipelines import Pipeline
+from evle.pipelines.pipeline import Pipeline
 from evle.tasks.vqa import has_slot
 from evle.transforms.heatmap import paint
 from evle.transforms.image import framing
@@ -32,14 +32,14 @@ from evle.transforms.text import encode_words
 METHODS = ("rollout", "attention")
 
 TILE = 224
-"""Longest side of one picture on the sheet, in pixels."""
+"""Longest side of one image on the sheet, in pixels."""
 
 COLUMNS = 4
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `ExplainPipeline` found for one picture and one text.
+    """What `ExplainPipeline` found for one image and one text.
 
     `words` are the text's words as the tokenizer has them; `maps` (W, G, G) float32 is the share of attention that each
     word gave to each patch, `whole` (G, G) that of the whole text: of the token that the head reads, [CLS], or the
@@ -54,13 +54,13 @@ class Explanation:
     whole: np.ndarray
     center_crop: bool
 
-    def picture(self) -> Image.Image:
-        """One sheet: the picture, then bright where the whole text and each word looked most.
+    def to_image(self) -> Image.Image:
+        """One sheet: the image, then bright where the whole text and each word looked most.
 
         Each map is scaled by its largest value: two maps compare where, not how much, and an even one is bright all
         over.
         """
-        tiles = [(self.image, "the picture"), (self._painted(self.whole), f"all: {self.text}")]
+        tiles = [(self.image, "the image"), (self._painted(self.whole), f"all: {self.text}")]
         tiles += [(self._painted(each), word) for word, each in zip(self.words, self.maps, strict=True)]
         return _sheet(tiles)
 
@@ -72,15 +72,15 @@ class Explanation:
 class ExplainPipeline(Pipeline):
     """Maps from words to patches, from the attention of any trained model of either family; its head plays no part.
 
-    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").picture().save("map.png")  # doctest: +SKIP
+    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").to_image().save("map.png")  # doctest: +SKIP
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"eve": EVEModel, "vle": VLEModel}
 
     def __call__(self, image: ImageSource, text: str, *, method: str = "rollout") -> Explanation:
-        """The `Explanation` of one picture and one text; `method` is one of METHODS.
+        """The `Explanation` of one image and one text; `method` is one of METHODS.
 
-        Raises SampleError for a picture that cannot be read, ConfigError for an unknown method and for a text without a
+        Raises SampleError for an image that cannot be read, ConfigError for an unknown method and for a text without a
         word.
         """
         if method not in METHODS:
@@ -176,7 +176,7 @@ def fusion_rollout(maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
 
 
 def _sheet(tiles: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """Pictures with a line of text under each, in rows of COLUMNS."""
+    """Images with a line of text under each, in rows of COLUMNS."""
     width, height = tiles[0][0].size
     scale = TILE / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,4 +1,4 @@
-"""Which patches of a picture does a phrase speak of? (VLE's patch-box classification)"""
+"""Which patches of an image does a phrase speak of? (VLE's patch-box classification)"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from evle.transforms.image import framing
 
 @dataclass(frozen=True)
 class Location:
-    """Where a picture shows what `text` says.
+    """Where an image shows what `text` says.
 
     `scores` (G, G) float32 are the probabilities that each patch belongs to the text, row by row; `image` is the
-    picture in its own size, the brighter the surer. The patches lie over what the model sees of the picture, for VLE
+    image in its own size, the brighter the surer. The patches lie over what the model sees of the image, for VLE
     the square in its middle.
     """
 
@@ -31,7 +31,7 @@ class Location:
 
 
 class LocalisePipeline(Pipeline):
-    """The patches of a picture that a phrase speaks of; takes what VLE pre-trained with "pbc", or a `VLEForPBC`.
+    """The patches of an image that a phrase speaks of; takes what VLE pre-trained with "pbc", or a `VLEForPBC`.
 
     >>> LocalisePipeline("runs/vle")("dogs.jpg", "pink tongues")[0].image.save("tongues.png")  # doctest: +SKIP
     """
@@ -39,9 +39,9 @@ class LocalisePipeline(Pipeline):
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"vle": VLEForPBC}
 
     def __call__(self, images: Images, texts: Texts) -> list[Location]:
-        """One `Location` a pair: as many pictures as texts, or one of either for all of the other.
+        """One `Location` a pair: as many images as texts, or one of either for all of the other.
 
-        Raises SampleError for a picture that cannot be read.
+        Raises SampleError for an image that cannot be read.
         """
         sources, listed = pairs(images, texts)
         center_crop = framing(self.processor.image_processor)[1]
@@ -55,7 +55,7 @@ class LocalisePipeline(Pipeline):
         return found
 
     def scores(self, pictures: list[Image.Image], texts: list[str]) -> Tensor:
-        """Probabilities (B, G, G) float32 on the CPU, of open pictures and a text each, in one batch."""
+        """Probabilities (B, G, G) float32 on the CPU, of open images and a text each, in one batch."""
         pixel_values = self.pixel_values([self.frame(picture) for picture in pictures])
         with self.evaluating():
             logits: Tensor = self.model(pixel_values=pixel_values, **self.tokens(texts)).logits.float()

@@ -1,6 +1,6 @@
-"""What all pipelines share: the model on its device, pictures read ahead by threads, texts to tokens.
+"""What all pipelines share: the model on its device, images read ahead by threads, texts to tokens.
 
-Legend: B rows of a batch, T text tokens, S side of the model's pictures, N rows in all.
+Legend: B rows of a batch, T text tokens, S side of the model's images, N rows in all.
 """
 
 from collections import deque
@@ -30,11 +30,11 @@ Texts = str | Sequence[str]
 
 
 class Pipeline:
-    """A model ready for use: pictures and texts in as people have them, tensors as the tasks' evaluation makes them.
+    """A model ready for use: images and texts in as people have them, tensors as the tasks' evaluation makes them.
 
     `source` is a model folder or a run's folder; pass `model` and `processor` instead to use objects. `text` says how
     texts are cleaned and cut, by default as in the run that trained the model. `device` is by default the model's own
-    for objects, else an accelerator if there is one. `num_workers` threads read and resize pictures.
+    for objects, else an accelerator if there is one. `num_workers` threads read and resize images.
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]]
@@ -87,7 +87,7 @@ class Pipeline:
         return encode(self.processor.tokenizer, text, longest)
 
     def read(self, source: ImageSource) -> Tensor | SampleError:
-        """The pixels (3, S, S) uint8 of one picture as the model's tasks see it, or why there are none."""
+        """The pixels (3, S, S) uint8 of one image as the model's tasks see it, or why there are none."""
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
             return self.frame(open_image(source, size_hint=2 * framing(self.processor.image_processor)[0]))
@@ -95,12 +95,12 @@ class Pipeline:
             return error
 
     def frame(self, image: Image.Image) -> Tensor:
-        """An open picture as `read` gives it: what the model sees of it, in its size."""
+        """An open image as `read` gives it: what the model sees of it, in its size."""
         size, center_crop = framing(self.processor.image_processor)
         return test_image(image, size, center_crop=center_crop)
 
     def pixel_values(self, pictures: list[Tensor]) -> Tensor:
-        """Pictures as `read` gives them, as the model's input (B, 3, S, S) on its device."""
+        """Images as `read` gives them, as the model's input (B, 3, S, S) on its device."""
         images = self.processor.image_processor
         pixels = torch.stack(pictures).to(self.model.device)
         return normalize(pixels, images.image_mean, images.image_std).to(self.model.dtype)
@@ -124,8 +124,8 @@ class Pipeline:
                     future.cancel()
 
     def batches(self, sources: Sequence[ImageSource], texts: Sequence[str]) -> Iterator[tuple[list[Tensor], list[str]]]:
-        """Read pictures and the texts asked of them, `batch_size` pairs at once. Raises SampleError at the first
-        picture that cannot be read."""
+        """Read images and the texts asked of them, `batch_size` pairs at once. Raises SampleError at the first
+        image that cannot be read."""
         pictures = self.read_ahead(sources)
         for start in range(0, len(texts), self.batch_size):
             asked = list(texts[start : start + self.batch_size])
@@ -151,7 +151,7 @@ def readable(picture: Tensor | SampleError) -> Tensor:
 
 
 def as_images(images: Images) -> list[ImageSource]:
-    """One picture or many as a list."""
+    """One image or many as a list."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return list(images)
     return [images]
@@ -163,7 +163,7 @@ def as_texts(texts: Texts) -> list[str]:
 
 
 def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
-    """Pictures and texts of equal number; one of either is repeated for all of the other."""
+    """Images and texts of equal number; one of either is repeated for all of the other."""
     sources, listed = as_images(images), as_texts(texts)
     if len(sources) == 1:
         sources = sources * len(listed)
@@ -171,6 +171,6 @@ def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
         listed = listed * len(sources)
     if len(sources) != len(listed):
         raise DataError(
-            f"{len(sources)} pictures and {len(listed)} texts do not pair up; give as many of each, or one of either"
+            f"{len(sources)} images and {len(listed)} texts do not pair up; give as many of each, or one of either"
         )
     return sources, listed

@@ -1,4 +1,4 @@
-"""Which answer to a question about a picture's objects is right, and for which reason? (VCR)"""
+"""Which answer to a question about an image's objects is right, and for which reason? (VCR)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +27,11 @@ class Choice:
 
 
 class ChoosePipeline(Pipeline):
-    """What both halves of VCR share: samples as the task's evaluation reads them, the picture encoded once for all of
+    """What both halves of VCR share: samples as the task's evaluation reads them, the image encoded once for all of
     its candidates. Nothing is kept between calls.
 
     Texts are of at most 80 tokens where neither a run nor `text` says otherwise. `released_boxes` maps boxes to patches
-    as the released code does, over the whole picture although the model sees its middle; by default as the run did.
+    as the released code does, over the whole image although the model sees its middle; by default as the run did.
     """
 
     task_type: ClassVar[type[VCRTask]]

@@ -66,7 +66,7 @@ class ReleasedPipeline:
 
 
 class PairPipeline(ReleasedPipeline):
-    """A released pipeline on pairs of a picture and a text, whose name in a pair is `text_name`."""
+    """A released pipeline on pairs of an image and a text, whose name in a pair is `text_name`."""
 
     text_name: ClassVar[str] = "text"
 
@@ -140,7 +140,7 @@ class VLEForVQAPipeline(PairPipeline):
 
 
 class VLEForITMPipeline(PairPipeline):
-    """Do a picture and a text belong together?"""
+    """Do an image and a text belong together?"""
 
     head = VLEForITM
 
@@ -155,12 +155,12 @@ class VLEForITMPipeline(PairPipeline):
 
 
 class VLEForPBCPipeline(PairPipeline):
-    """Which patches of a picture belong to a text?"""
+    """Which patches of an image belong to a text?"""
 
     head = VLEForPBC
 
     def __call__(self, image: Any, text: str | None = None, *, batch_size: int | None = None) -> Any:
-        """{"score": [[probability of no, of yes], ...] patch by patch, row by row, "image": the painted picture} of one
+        """{"score": [[probability of no, of yes], ...] patch by patch, row by row, "image": the painted image} of one
         pair; forms of input as in `PairPipeline.run`."""
         return self.run(image, text, batch_size)
 
@@ -176,7 +176,7 @@ class VCRReleasedPipeline(ReleasedPipeline):
     """What the two released VCR pipelines share.
 
     Labels are not needed. A score is the probability of a candidate; with `released_scores` its logit.
-    `released_boxes` maps boxes as the released code does, over the whole picture although the model sees its middle.
+    `released_boxes` maps boxes as the released code does, over the whole image although the model sees its middle.
     """
 
     chooser: ClassVar[type[ChoosePipeline]]
@@ -191,7 +191,7 @@ class VCRReleasedPipeline(ReleasedPipeline):
     ) -> Any:
         """[{"score": [of each candidate], "pred": [the best one's place]}] of one sample, a list of such for many.
 
-        `meta_inputs` is a row of VCR's annotations, whose picture and metadata are files below `vcr_image_root`, or a
+        `meta_inputs` is a row of VCR's annotations, whose image and metadata are files below `vcr_image_root`, or a
         `VCRSample`, or a list of either. Raises SampleError for a sample that cannot be used.
         """
         many = isinstance(meta_inputs, list | tuple)

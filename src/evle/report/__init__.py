@@ -1,7 +1,7 @@
-"""Scores, curves and pictures, with where they come from, as one HTML page, JSON and Markdown."""
+"""Scores, curves and images, with where they come from, as one HTML page, JSON and Markdown."""
 
 from evle.report.markdown import text_table
-from evle.report.page import picture_uri
+from evle.report.page import image_uri
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Mark, Table
 from evle.report.report import Report, read_galleries, write_whole
 from evle.report.values import flatten, format_column, is_number, plain
@@ -16,8 +16,8 @@ __all__ = [
     "Table",
     "flatten",
     "format_column",
+    "image_uri",
     "is_number",
-    "picture_uri",
     "plain",
     "read_galleries",
     "text_table",

@@ -11,7 +11,7 @@ from typing import Any
 
 from evle.report.parts import Curve
 
-DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the picture only
+DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the image only
 NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
 

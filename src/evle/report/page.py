@@ -1,6 +1,6 @@
 """The page: tables, curves and galleries as HTML that needs no network, no script and no neighbour.
 
-Pictures are embedded small, curves are inline SVG, and the page follows the reader's light or dark scheme.
+Images are embedded small, curves are inline SVG, and the page follows the reader's light or dark scheme.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from evle.report.charts import DASHES, NUM_SERIES_COLOURS, drawn, svg
-from evle.report.parts import PICTURE_SIDE, Cell, Curve, Gallery, Table, shrunk
+from evle.report.parts import IMAGE_SIDE, Cell, Curve, Gallery, Table, shrunk
 from evle.report.values import flatten, in_words, text_columns
 
 STYLE_SHEET = Path(__file__).with_name("report.css")
@@ -81,7 +81,7 @@ def _html_provenance(provenance: dict[str, Any]) -> str:
     return f"<details{is_open}>{heading}\n<dl>\n{items}\n</dl></details>"
 
 
-def picture_uri(image: Image.Image, side: int = PICTURE_SIDE) -> tuple[str, int, int]:
+def image_uri(image: Image.Image, side: int = IMAGE_SIDE) -> tuple[str, int, int]:
     """`image` shrunk to at most `side` pixels as a WebP data URI, with its width and height; `image` stays as it is."""
     image = shrunk(image, side)
     buffer = io.BytesIO()
@@ -99,7 +99,7 @@ _MARKS: dict[str, str] = {
 def _html_cell(cell: Cell, alt: str) -> str:
     picture = ""
     if cell.image is not None:
-        uri, width, height = picture_uri(cell.image)
+        uri, width, height = image_uri(cell.image)
         picture = (
             f'<img src="{uri}" width="{width}" height="{height}" alt="{_esc(alt)}" loading="lazy" decoding="async">'
         )
@@ -115,7 +115,7 @@ def _html_gallery(gallery: Gallery) -> str:
     for row in gallery.rows:
         heading = f'<h3 dir="auto">{_esc(row.heading)}</h3>\n' if row.heading else ""
         cells = "\n".join(
-            _html_cell(cell, f"Picture {i} of {len(row.cells)}" + (f" for {row.heading}" if row.heading else ""))
+            _html_cell(cell, f"Image {i} of {len(row.cells)}" + (f" for {row.heading}" if row.heading else ""))
             for i, cell in enumerate(row.cells, 1)
         )
         content = f'<ul class="grid">\n{cells}\n</ul>' if row.cells else '<p class="empty">nothing to show</p>'

@@ -1,4 +1,4 @@
-"""What a report is made of: tables, curves, and galleries of pictures."""
+"""What a report is made of: tables, curves, and galleries of images."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from PIL import Image
 
 Mark = Literal["", "good", "bad"]
 
-PICTURE_SIDE = 224  # longest side of a report's picture, in pixels
+IMAGE_SIDE = 224  # longest side of a report's image, in pixels
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
@@ -23,9 +23,9 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
 
 @dataclass
 class Cell:
-    """One picture, one text, or both. `mark` says whether it is right: "good", "bad", or nothing to judge.
+    """One image, one text, or both. `mark` says whether it is right: "good", "bad", or nothing to judge.
 
-    The picture is held as small as the page shows it: dozens of photographs in full would not fit in memory.
+    The image is held as small as the page shows it: dozens of photographs in full would not fit in memory.
     """
 
     image: Image.Image | None
@@ -34,7 +34,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.image is not None:
-            self.image = shrunk(self.image, PICTURE_SIDE)
+            self.image = shrunk(self.image, IMAGE_SIDE)
 
 
 @dataclass
@@ -48,7 +48,7 @@ class GalleryRow:
 
 @dataclass
 class Gallery:
-    """Rows of pictures under one title."""
+    """Rows of images under one title."""
 
     title: str
     rows: list[GalleryRow]

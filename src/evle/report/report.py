@@ -1,6 +1,6 @@
-"""A report: scores, tables, curves and pictures, with where they come from, as one HTML page, JSON and Markdown.
+"""A report: scores, tables, curves and images, with where they come from, as one HTML page, JSON and Markdown.
 
-`report.html` is the page, `report.json` holds every number, `report.md` the tables, `galleries.json` the pictures for
+`report.html` is the page, `report.json` holds every number, `report.md` the tables, `galleries.json` the images for
 other reports. The same report always gives the same bytes: nothing here reads a clock.
 
 >>> page = Report("A run", summary=["Two numbers."], scores={"accuracy": 61.25}).html()
@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from evle.report.markdown import escaped, markdown_table
-from evle.report.page import page, picture_uri
+from evle.report.page import image_uri, page
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Table
 from evle.report.values import flatten, in_words, plain
 
@@ -69,7 +69,7 @@ class Report:
         return folder / "report.html"
 
     def to_json(self) -> dict[str, Any]:
-        """Every number and text of the report, without pictures, as plain JSON values."""
+        """Every number and text of the report, without images, as plain JSON values."""
         return {
             "title": self.title,
             "summary": list(self.summary),
@@ -113,7 +113,7 @@ class Report:
 
 
 def read_galleries(folder: str | Path) -> list[Gallery]:
-    """The galleries of the report in `folder`, with pictures of the size that the page shows; none without pictures."""
+    """The galleries of the report in `folder`, with images of the size that the page shows; none without images."""
     path = Path(folder) / GALLERIES
     if not path.is_file():
         return []
@@ -121,7 +121,7 @@ def read_galleries(folder: str | Path) -> list[Gallery]:
     for gallery in json.loads(path.read_text(encoding="utf-8")):
         rows = []
         for row in gallery["rows"]:
-            cells = [Cell(_picture(cell["picture"]), cell["text"], cell["mark"]) for cell in row["cells"]]
+            cells = [Cell(_image(cell["image"]), cell["text"], cell["mark"]) for cell in row["cells"]]
             rows.append(GalleryRow(row["heading"], cells, row["note"]))
         galleries.append(Gallery(gallery["title"], rows, gallery["note"]))
     return galleries
@@ -131,14 +131,14 @@ def _plain_gallery(gallery: Gallery) -> dict[str, Any]:
     rows = []
     for row in gallery.rows:
         cells = [
-            {"picture": picture_uri(cell.image)[0] if cell.image else None, "text": cell.text, "mark": cell.mark}
+            {"image": image_uri(cell.image)[0] if cell.image else None, "text": cell.text, "mark": cell.mark}
             for cell in row.cells
         ]
         rows.append({"heading": row.heading, "note": row.note, "cells": cells})
     return {"title": gallery.title, "note": gallery.note, "rows": rows}
 
 
-def _picture(uri: str | None) -> Image.Image | None:
+def _image(uri: str | None) -> Image.Image | None:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) if uri else None
 
 

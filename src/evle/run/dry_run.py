@@ -102,7 +102,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
         *(f"{split}: {len(samples)} samples" for split, samples in ready.samples.items()),
         f"model: {type(model).__name__}, {num_parameters / 1e6:.1f} M parameters, {ready.loaded.origin}",
         *ready.notes[1:],
-        f"pictures: {ready.task.image_size} x {ready.task.image_size}; "
+        f"images: {ready.task.image_size} x {ready.task.image_size}; "
         f"tokenizer: {len(ready.task.processor.tokenizer)} tokens, {_tokenizer_origin(config)}",
         f"steps: {steps} of {ready.train.batch_size} samples{_epochs(ready.train, ready.loader.num_batches)}, each "
         f"{world_size()} processes x {ready.train.accumulation} micro-batches x {micro} rows",
@@ -238,7 +238,7 @@ def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: 
     seconds = time.perf_counter() - start
     peak, weight_peak = peaks()
     pixels, text = batch["pixel_values"].shape, batch["attention_mask"]
-    pictures = math.prod(pixels[:-3]) / pixels[0]
+    images = math.prod(pixels[:-3]) / pixels[0]
     patches = (pixels[-1] // model.config.patch_size) * (pixels[-2] // model.config.patch_size)
     return Tried(
         rows=pixels[0],
@@ -246,7 +246,7 @@ def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: 
         seconds=seconds,
         peak=peak,
         weight_peak=weight_peak,
-        image_tokens=pictures * (patches + 1),
+        image_tokens=images * (patches + 1),
         text_tokens=float(text.sum()) / pixels[0],
         losses=losses,
     )
@@ -266,7 +266,7 @@ def _measured(
     tokens = last.image_tokens + last.text_tokens
     total = num_parameters * FIXED_BYTES + activations
     return [
-        f"tokens: {last.image_tokens:.0f} of pictures and {last.text_tokens:.1f} of text a sample, "
+        f"tokens: {last.image_tokens:.0f} of images and {last.text_tokens:.1f} of text a sample, "
         f"{tokens * train.batch_size / 1e6:.3g} M a step",
         f"memory of a device: {_fixed(num_parameters)}, {activations / GIB:.2f} GiB for {micro} rows{how}; "
         f"{total / GIB:.2f} GiB in all",

@@ -1,6 +1,6 @@
 """A trained model scored by another recipe: zero-shot retrieval of a pre-trained one, or a corpus it was not tuned on.
 
-The recipe says task and data; how pictures and texts are read is the trained model's own, which knows no other way. Of
+The recipe says task and data; how images and texts are read is the trained model's own, which knows no other way. Of
 the model's config, what its weights do not depend on may be set anew.
 """
 
@@ -72,7 +72,7 @@ def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel
         wanted = ",".join(dict.fromkeys((*config.objectives, "itc", "itm")))
         raise CheckpointError(
             f"{folder} was pre-trained by {', '.join(config.objectives)}: without contrast (itc) it has no embeddings "
-            "to rank pictures and texts by; fine-tune it for retrieval with model.init, or pre-train with "
+            "to rank images and texts by; fine-tune it for retrieval with model.init, or pre-train with "
             f"model.overrides.objectives=[{wanted}]"
         )
     weights = {**(config.objective_weights or {}), "itm": 0.0}

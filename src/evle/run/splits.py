@@ -160,7 +160,7 @@ def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> N
         if sample.key in seen:
             raise DataError(
                 f"data.{split}: the key {sample.key!r} stands in several of its sources ({', '.join(named)}), and what "
-                "a model says of one would be scored for the other; score them one by one, or rename the pictures"
+                "a model says of one would be scored for the other; score them one by one, or rename the images"
             )
         seen.add(sample.key)
 

@@ -188,7 +188,7 @@ def is_finished(run: Run) -> bool:
 
 def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
     """One report of all stages: what each task's stages reached, beside chance; all scores task by task; the losses
-    beside each other; the first pictures of every stage."""
+    beside each other; the first images of every stage."""
     read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
     tables: list[Table] = []
     curves: list[Curve] = []
@@ -217,7 +217,7 @@ def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
         if losses:
             curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
     summary.append(
-        "Pictures, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.every)
+        "Images, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.every)
     )
     provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.every}
     for name, path in reports.items():

@@ -1,7 +1,7 @@
 """VCR as a whole, Q to AR: one model answers, another gives the reason (Zellers et al., 2019).
 
 A question counts where both are right: the answer among four, and the reason among four for the right answer. The
-leaderboard wants the reasons for each of the answers, so all sixteen are scored, for a picture that is encoded once.
+leaderboard wants the reasons for each of the answers, so all sixteen are scored, for an image that is encoded once.
 """
 
 from collections.abc import Sequence

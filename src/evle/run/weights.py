@@ -140,7 +140,7 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
 
 
 def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size: int) -> ProcessorMixin:
-    """A processor of the family for pictures of `image_size` pixels a side."""
+    """A processor of the family for images of `image_size` pixels a side."""
     return PROCESSORS[family].for_size(image_size, tokenizer)
 
 
@@ -340,8 +340,8 @@ def _heads(names: Any) -> str:
 
 
 def size_notes(overrides: Mapping[str, Any], size: int) -> list[str]:
-    """That pictures have `size` pixels a side, where the `overrides` of a model's configuration name another."""
+    """That images have `size` pixels a side, where the `overrides` of a model's configuration name another."""
     told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
     if told == size:
         return []
-    return [f"pictures have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]
+    return [f"images have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]

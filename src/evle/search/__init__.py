@@ -1,4 +1,4 @@
-"""Search pictures by words or by another picture."""
+"""Search images by words or by another image."""
 
 from evle.search.index import Change, Hit, ImageIndex, build_index, fingerprint, write_contact_sheet
 

@@ -1,7 +1,7 @@
-"""Search pictures by words or by another picture: an index of embeddings that grows and is searched exactly.
+"""Search images by words or by another image: an index of embeddings that grows and is searched exactly.
 
 A search reads one shard of the index at a time, so its memory does not grow with the index; re-ranking looks at the
-best pictures again, together with the text.
+best images again, together with the text.
 
 Legend: Q queries, N rows of the index, D dimension, k hits a query.
 """
@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from evle.data.custom.folder import EMBEDDED_COLUMNS, image_of
-from evle.data.formats.embedded import picture_column
-from evle.data.formats.table_files import TABLE_SUFFIXES, list_pictures, read_rows
+from evle.data.formats.embedded import embedded_column
+from evle.data.formats.table_files import TABLE_SUFFIXES, list_images, read_rows
 from evle.data.images import describe_source, open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
@@ -38,10 +38,10 @@ FLUSH_SECONDS = 60.0  # a build that is killed loses at most this much work
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture found.
+    """One image found.
 
     `score` is the cosine similarity; `match`, where hits were re-ranked, the probability that the text is true of it.
-    `key` is the picture's path relative to the index's root, `path` where it should be on this machine.
+    `key` is the image's path relative to the index's root, `path` where it should be on this machine.
     """
 
     score: float
@@ -52,9 +52,9 @@ class Hit:
 
 @dataclass
 class Change:
-    """What a build or an addition did: pictures embedded and kept, those gone or changed, a line for each unreadable.
+    """What a build or an addition did: images embedded and kept, those gone or changed, a line for each unreadable.
 
-    A changed picture is embedded again, and counted in `num_added` too.
+    A changed image is embedded again, and counted in `num_added` too.
     """
 
     num_added: int = 0
@@ -65,7 +65,7 @@ class Change:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """The counts on one line, then up to NAMED of the pictures that could not be read, a line each."""
+        """The counts on one line, then up to NAMED of the images that could not be read, a line each."""
         counts = f"{self.num_added} added, {self.num_kept} kept in {self.seconds:.1f} s"
         for names, what in ((self.changed, "changed"), (self.vanished, "gone"), (self.skipped, "could not be read")):
             if names:
@@ -92,7 +92,7 @@ def build_index(
 
 
 class ImageIndex:
-    """Embeddings of the pictures under one root, and the model that made them.
+    """Embeddings of the images under one root, and the model that made them.
 
     `change` says what the last `build` or `add` did.
 
@@ -116,11 +116,11 @@ class ImageIndex:
         dtype: str = "float16",
         progress: bool = True,
     ) -> Self:
-        """Index a folder of pictures (or those a table names) into the folder `output`.
+        """Index a folder of images (or those a table names) into the folder `output`.
 
         Where `output` already is an index of this folder, or of one above it, by this model, the build goes on: what is
-        there is kept, so an interrupted build resumes by the same call. Unreadable pictures are named in
-        `change.skipped`. Raises DataError for a folder without pictures or an `output` that is something else,
+        there is kept, so an interrupted build resumes by the same call. Unreadable images are named in
+        `change.skipped`. Raises DataError for a folder without images or an `output` that is something else,
         CheckpointError for an index of another model.
         """
         if dtype not in DTYPES:
@@ -152,7 +152,7 @@ class ImageIndex:
     ) -> Self:
         """Open an index. The model is loaded at the first query: `model`, or the one the index remembers.
 
-        `root` says where the pictures are now, if they moved without the index. Raises DataError for a folder that is
+        `root` says where the images are now, if they moved without the index. Raises DataError for a folder that is
         not an index or is damaged.
         """
         store = Store.load(Path(path))
@@ -170,12 +170,12 @@ class ImageIndex:
 
     @property
     def root(self) -> Path:
-        """The folder that the pictures' paths are relative to."""
+        """The folder that the images' paths are relative to."""
         return self.store.facts.root.seen_from(self.path)
 
     @property
     def keys(self) -> list[str]:
-        """The pictures' paths relative to the root, in the order of the rows."""
+        """The images' paths relative to the root, in the order of the rows."""
         return [entry.path for shard in self.store.entries for entry in shard]
 
     @cached_property
@@ -199,7 +199,7 @@ class ImageIndex:
 
     @cached_property
     def match(self) -> MatchPipeline:
-        """The same model as a judge of picture and text together."""
+        """The same model as a judge of image and text together."""
         embed = self.embed
         return MatchPipeline(
             model=embed.model,
@@ -214,10 +214,10 @@ class ImageIndex:
     def query(
         self, text: str | None = None, *, image: ImageSource | None = None, k: int = 10, rerank: int = 0
     ) -> list[Hit]:
-        """The `k` best pictures for a text or for a picture, best first; fewer where the index is smaller.
+        """The `k` best images for a text or for an image, best first; fewer where the index is smaller.
 
         `rerank` looks at that many of the best again, together with the text, and orders them by the match probability.
-        Raises ConfigError for impossible questions, SampleError for a picture that cannot be read, DataError for an
+        Raises ConfigError for impossible questions, SampleError for an image that cannot be read, DataError for an
         empty index.
         """
         return self.query_many(
@@ -232,19 +232,17 @@ class ImageIndex:
         k: int = 10,
         rerank: int = 0,
     ) -> list[list[Hit]]:
-        """`query` for several texts, or several pictures, in one pass over the index."""
+        """`query` for several texts, or several images, in one pass over the index."""
         if (texts is None) == (images is None):
-            raise ConfigError("search by a text or by a picture: give one of the two")
+            raise ConfigError("search by a text or by an image: give one of the two")
         if k < 1 or rerank < 0:
             raise ConfigError(f"k is {k} and rerank {rerank}; at least 1 and 0 are needed")
         if rerank and texts is None:
-            raise ConfigError(
-                "re-ranking reads a text with each picture, and a picture as query has none: use rerank=0"
-            )
+            raise ConfigError("re-ranking reads a text with each image, and an image as query has none: use rerank=0")
         if texts is not None and any(not text.strip() for text in texts):
             raise ConfigError("the query is empty; say what to look for")
         if not len(self):
-            raise DataError(f"{self.path}: the index is empty; add pictures to it with `evle index`")
+            raise DataError(f"{self.path}: the index is empty; add images to it with `evle index`")
         queries = self.embed.texts(as_texts(texts)) if texts is not None else self.embed.images(as_images(images or []))
         scores, rows = self.nearest_rows(queries, max(k, rerank))
         found = [
@@ -272,7 +270,7 @@ class ImageIndex:
         return best, rows
 
     def _reranked(self, text: str, hits: list[Hit], rerank: int) -> list[Hit]:
-        """The first `rerank` hits by match probability; behind them those whose picture is gone by now."""
+        """The first `rerank` hits by match probability; behind them those whose image is gone by now."""
         first = hits[:rerank]
         margins, failures = self.match.margins([hit.path for hit in first], text)
         seen = [row for row in range(len(first)) if row not in failures]
@@ -294,8 +292,8 @@ class ImageIndex:
     def add(self, pictures: str | Path, *, progress: bool = True) -> Change:
         """Bring the index up to date with a folder at or below its root, or with a table.
 
-        New and changed pictures are embedded, those that vanished from there leave the index, the rest is kept. What is
-        done is saved every SHARD_ROWS pictures or FLUSH_SECONDS, and when the work is interrupted.
+        New and changed images are embedded, those that vanished from there leave the index, the rest is kept. What is
+        done is saved every SHARD_ROWS images or FLUSH_SECONDS, and when the work is interrupted.
         """
         started = time.monotonic()
         embed = self.embed
@@ -305,7 +303,7 @@ class ImageIndex:
         known = {entry.path: entry for shard in self.store.entries for entry in shard}
         old = [path for path in known if not inside or path.startswith(inside + "/")]
         root = self.root
-        # A table may name only some of a folder's pictures: what it leaves out has not vanished.
+        # A table may name only some of a folder's images: what it leaves out has not vanished.
         change.vanished = [path for path in old if path not in found and not (root / path).exists()]
         change.changed = [path for path in old if path in found and found[path] != known[path]]
         change.num_kept = len(known) - len(change.vanished) - len(change.changed)
@@ -334,14 +332,14 @@ class ImageIndex:
             change.seconds = time.monotonic() - started
         if not len(self) and change.skipped:
             raise DataError(
-                f"{pictures}: none of {len(change.skipped)} pictures could be read; first: {change.skipped[0]}"
+                f"{pictures}: none of {len(change.skipped)} images could be read; first: {change.skipped[0]}"
             )
         return change
 
     def _found(self, pictures: Path, change: Change) -> dict[str, Entry]:
-        """The pictures that are there now, by path relative to the root; those of a table that are not are named."""
+        """The images that are there now, by path relative to the root; those of a table that are not are named."""
         inside = _inside(_root(pictures), self.root)
-        names = _named(pictures) if pictures.is_file() else list_pictures(pictures)
+        names = _named(pictures) if pictures.is_file() else list_images(pictures)
         paths = [os.path.join(inside, name) for name in names]
         found = {}
         for path in paths:
@@ -353,16 +351,16 @@ class ImageIndex:
             path = PurePosixPath(path).as_posix()
             found[path] = Entry(path, facts.st_size, facts.st_mtime_ns)
         if not paths:
-            raise DataError(f"{pictures}: no pictures there")
+            raise DataError(f"{pictures}: no images there")
         return found
 
 
 def write_contact_sheet(
     hits: Sequence[Hit], query: str, path: str | Path, *, query_image: ImageSource | None = None
 ) -> Path:
-    """The hits as one HTML page of pictures at `path`; `query` is the text asked for, or the name of `query_image`.
+    """The hits as one HTML page of images at `path`; `query` is the text asked for, or the name of `query_image`.
 
-    A picture that cannot be read any more is named instead of shown.
+    An image that cannot be read any more is named instead of shown.
     """
     rows = []
     if query_image is not None:
@@ -371,8 +369,8 @@ def write_contact_sheet(
         _cell(hit.path, f"{hit.score:.3f}" + ("" if hit.match is None else f", match {hit.match:.1%}") + f" {hit.key}")
         for hit in hits
     ]
-    rows.append(GalleryRow("", cells, note="" if hits else "No picture was found."))
-    report = Report(f"Search: {query}", galleries=[Gallery(f"{len(hits)} pictures, the best first", rows)])
+    rows.append(GalleryRow("", cells, note="" if hits else "No image was found."))
+    report = Report(f"Search: {query}", galleries=[Gallery(f"{len(hits)} images, the best first", rows)])
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -381,7 +379,7 @@ def write_contact_sheet(
 
 
 def fingerprint(pipeline: EmbedPipeline) -> str:
-    """A hash of all that decides an embedding: every weight, and how pictures and words become numbers."""
+    """A hash of all that decides an embedding: every weight, and how images and words become numbers."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(pipeline.model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -395,7 +393,7 @@ def fingerprint(pipeline: EmbedPipeline) -> str:
 def _root(pictures: Path) -> Path:
     if pictures.is_file():
         if pictures.suffix.lower() not in TABLE_SUFFIXES:
-            raise DataError(f"{pictures}: give a folder of pictures, or a table ({', '.join(TABLE_SUFFIXES)})")
+            raise DataError(f"{pictures}: give a folder of images, or a table ({', '.join(TABLE_SUFFIXES)})")
         return pictures.parent
     if not pictures.is_dir():
         raise DataError(f"{pictures}: no such folder")
@@ -403,13 +401,13 @@ def _root(pictures: Path) -> Path:
 
 
 def _named(table: Path) -> list[str]:
-    """The pictures of a table, each once, relative to its folder; whatever else the table says of them.
+    """The images of a table, each once, relative to its folder; whatever else the table says of them.
 
-    Raises DataError for a broken row, a picture outside of the folder, and a table that holds its pictures inside.
+    Raises DataError for a broken row, an image outside of the folder, and a table that holds its images inside.
     """
-    if table.suffix.lower() == ".parquet" and (column := picture_column(table, None, EMBEDDED_COLUMNS)) is not None:
+    if table.suffix.lower() == ".parquet" and (column := embedded_column(table, None, EMBEDDED_COLUMNS)) is not None:
         raise DataError(
-            f"{table}: holds the pictures themselves (column {column!r}), but an index names files, "
+            f"{table}: holds the images themselves (column {column!r}), but an index names files, "
             "to show them again; write them into a folder and index that"
         )
     names: dict[str, None] = {}

@@ -1,8 +1,8 @@
-"""The files of a picture index: vectors and the pictures they belong to, in shards that are added and replaced whole.
+"""The files of an image index: vectors and the images they belong to, in shards that are added and replaced whole.
 
     INDEX/index.json              which model, which root, which shards count (the one file that commits a change)
     INDEX/shards/N.safetensors    "features": up to SHARD_ROWS unit vectors (rows, D), float16 or float32
-    INDEX/shards/N.jsonl          their pictures: path relative to the root, size in bytes, time of change in ns
+    INDEX/shards/N.jsonl          their images: path relative to the root, size in bytes, time of change in ns
 
 A change writes new shards, then index.json, then deletes what no longer counts: whatever stops it, the index is whole.
 """
@@ -30,7 +30,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One indexed picture; two entries are the same picture when path, size and time of change are."""
+    """One indexed image; two entries are the same image when path, size and time of change are."""
 
     path: str
     size: int
@@ -66,7 +66,7 @@ class Facts:
 
 
 class Store:
-    """The shards of one index. `entries` holds the pictures of each shard; vectors stay on the disk until asked for."""
+    """The shards of one index. `entries` holds the images of each shard; vectors stay on the disk until asked for."""
 
     def __init__(self, path: Path, facts: Facts):
         self.path = path
@@ -76,7 +76,7 @@ class Store:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read index.json and the lists of pictures. Raises DataError where it is not an index, or a damaged one."""
+        """Read index.json and the lists of images. Raises DataError where it is not an index, or a damaged one."""
         file = path / "index.json"
         if not file.is_file():
             cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
@@ -177,5 +177,5 @@ def _read_entries(file: Path, num_rows: int) -> list[Entry]:
     with open(file, encoding="utf-8") as lines:
         entries = [Entry(**json.loads(line)) for line in lines]
     if len(entries) != num_rows:
-        raise DataError(f"{file}: {len(entries)} pictures, but index.json says {num_rows}; build the index again")
+        raise DataError(f"{file}: {len(entries)} images, but index.json says {num_rows}; build the index again")
     return entries

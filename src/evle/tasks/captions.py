@@ -9,7 +9,7 @@ from evle.tasks.task import TaskOptions
 
 
 class CaptionOptions(TaskOptions):
-    """Options of tasks on pictures with captions."""
+    """Options of tasks on images with captions."""
 
     tags: float = Field(default=0.0, ge=0, le=1)
     """Share of training texts to which some of the sample's tags are added, in random order."""
@@ -18,7 +18,7 @@ class CaptionOptions(TaskOptions):
     max_tags: int = Field(default=5, ge=1)
     """Tags in one text at most."""
     templates: tuple[str, ...] = ()
-    """Phrases around a caption or a single tag, `{}` in its place, such as "a picture of {}": names alone teach no
+    """Phrases around a caption or a single tag, `{}` in its place, such as "an image of {}": names alone teach no
     phrase that a user would search for."""
     templated: float = Field(default=0.0, ge=0, le=1)
     """Share of training texts that are put into one of the templates, if they are a caption or a single tag."""
@@ -34,7 +34,7 @@ class CaptionOptions(TaskOptions):
     @model_validator(mode="after")
     def _templates_are_there(self) -> "CaptionOptions":
         if self.templated and not self.templates:
-            raise ValueError(f'templated={self.templated} needs templates, such as ["a picture of {{}}"]')
+            raise ValueError(f'templated={self.templated} needs templates, such as ["an image of {{}}"]')
         return self
 
 

@@ -1,4 +1,4 @@
-"""NLVR2: is a sentence true of a pair of pictures (Suhr et al., 2019)?"""
+"""NLVR2: is a sentence true of a pair of images (Suhr et al., 2019)?"""
 
 from collections.abc import Sequence
 from typing import ClassVar, cast
@@ -38,14 +38,14 @@ class NLVR2Task(Task):
         if train and sample.label is None:
             raise SampleError(f"{sample.key}: no label; training needs one")
         return {
-            "images": torch.stack([self.picture(image, rng, train, sample.sentence) for image in sample.images]),
+            "images": torch.stack([self.read_image(image, rng, train, sample.sentence) for image in sample.images]),
             "tokens": self.tokens(self.clean(sample.sentence)),
             "label": sample.label,
         }
 
     def collate(self, features: list[Features]) -> Batch:
         batch = {
-            "pixel_values": self.collate_pictures([each["images"] for each in features]),
+            "pixel_values": self.collate_images([each["images"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
         }
         if all(each["label"] is not None for each in features):

@@ -23,7 +23,7 @@ from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionOptions, first_text, match_name, training_text
-from evle.tasks.pretraining_pictures import pretraining_galleries
+from evle.tasks.pretraining_images import pretraining_galleries
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids, pad_rows, stack
@@ -51,8 +51,8 @@ class PreTrainingOptions(CaptionOptions):
     whole_words: bool = False
     """Hide all the tokens of a word together; EVE hides single tokens."""
     phrases: Share = 0.0
-    """With PBC, share of texts that are the phrase of one of the picture's boxes instead of a caption (ours). Other
-    pictures may show the same, so such a pair takes no part in matching and contrast."""
+    """With PBC, share of texts that are the phrase of one of the image's boxes instead of a caption (ours). Other
+    images may show the same, so such a pair takes no part in matching and contrast."""
     min_cover: Share = 0.5
     """PBC: a patch belongs to a box that covers more than this share of it; a smaller box has the patch it covers
     most (ours)."""
@@ -63,7 +63,7 @@ class PreTrainingOptions(CaptionOptions):
 
 
 class PreTrainingTask(Task):
-    """Training: one text a picture, and random masks. Evaluation: the losses under fixed masks.
+    """Training: one text an image, and random masks. Evaluation: the losses under fixed masks.
 
     Features and batch hold what `config.objectives` need and no more. `metric` is the sum of the losses, so lower is
     better; contrast and matching depend on the evaluation's batch size, as they compare the rows of a batch. Beside
@@ -123,7 +123,7 @@ class PreTrainingTask(Task):
         if "mlm" in wanted:
             found["masked_tokens"], found["labels"] = self._masked(tokens, word_starts, rng)
         boxes = sample.boxes if wanted & {"mpc", "pbc"} else ()
-        found["image"], corners = self.picture_with_boxes(sample.image, boxes, rng, train, text)
+        found["image"], corners = self.read_image_with_boxes(sample.image, boxes, rng, train, text)
         if "mim" in wanted:
             found["image_mask"] = mask_patches(self.patches_per_side**2, self.options.image_mask_ratio, rng)
         if "pbc" in wanted:
@@ -137,7 +137,7 @@ class PreTrainingTask(Task):
             return [each[name] for each in features]
 
         wanted = self.objectives
-        batch = {"pixel_values": self.collate_pictures(rows("image")), **self.collate_tokens(rows("tokens"))}
+        batch = {"pixel_values": self.collate_images(rows("image")), **self.collate_tokens(rows("tokens"))}
         if "mim" in wanted:
             batch["image_mask"] = stack(rows("image_mask"))
         if "mlm" in wanted:

@@ -65,7 +65,7 @@ class _Corpus:
 
 
 class RetrievalTask(Task):
-    """Training: one caption a picture, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images
+    """Training: one caption an image, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images
     and all captions.
 
     A result is right when it has the query's `match_id`. Equal captions of samples with one `match_id` count once.
@@ -93,14 +93,14 @@ class RetrievalTask(Task):
         sample = cast(CaptionSample, sample)
         text = training_text(sample, self.options, rng)
         return {
-            "image": self.picture(sample.image, rng, train, text),
+            "image": self.read_image(sample.image, rng, train, text),
             "tokens": self.tokens(self.clean(text)),
             "match": match_name(sample),
         }
 
     def collate(self, features: list[Features]) -> Batch:
         return {
-            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            "pixel_values": self.collate_images([each["image"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
             "match_ids": number_ids([each["match"] for each in features]),
         }
@@ -165,10 +165,10 @@ class RetrievalTask(Task):
         return corpus
 
     def _image_features(self, sample: CaptionSample, rng: np.random.Generator) -> Features:
-        return {"image": self.picture(sample.image, rng, False, "")}
+        return {"image": self.read_image(sample.image, rng, False, "")}
 
     def _collate_images(self, features: list[Features]) -> Batch:
-        return {"pixel_values": self.collate_pictures([each["image"] for each in features])}
+        return {"pixel_values": self.collate_images([each["image"] for each in features])}
 
     def _text_features(self, text: _Text, rng: np.random.Generator) -> Features:
         return {"tokens": self.tokens(self.clean(text.text))}
@@ -273,8 +273,8 @@ def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_e
         for place in pictures
     ]
     return [
-        Gallery("Text to pictures", by_text, f"Each text with the {SHOWN} pictures found first."),
-        Gallery("Picture to texts", by_image, f"Each picture, its own caption, and the {SHOWN} texts found first."),
+        Gallery("Text to images", by_text, f"Each text with the {SHOWN} images found first."),
+        Gallery("Image to texts", by_image, f"Each image, its own caption, and the {SHOWN} texts found first."),
     ]
 
 

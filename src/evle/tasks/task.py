@@ -31,7 +31,7 @@ Features = dict[str, Any]
 Batch = dict[str, Tensor]
 
 SIDES = ("left", "right")
-"""What makes a text untrue of a mirrored picture, also inside of a word: "left?", "leftmost"; "bright" loses a flip."""
+"""What makes a text untrue of a mirrored image, also inside of a word: "left?", "leftmost"; "bright" loses a flip."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Evaluation:
     """What an evaluation found.
 
     `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
-    same names, `galleries` pictures for the report, `predictions` one JSON-able record a sample, `skipped` what
+    same names, `galleries` images for the report, `predictions` one JSON-able record a sample, `skipped` what
     could not be read, a line each, `files` the text of each file to write beside the report, by name (see
     `evle.tasks.submission`).
     """
@@ -56,7 +56,7 @@ class Evaluation:
 class EvaluationSettings:
     """How an evaluation runs: rows at once, worker processes, precision ("auto", "no", "bf16"), examples in the report.
 
-    `quick` leaves out costly second stages and pictures: validation in the middle of training.
+    `quick` leaves out costly second stages and images: validation in the middle of training.
     """
 
     batch_size: int = 64
@@ -83,7 +83,7 @@ class TaskOptions(Config):
     image: ImageOptions = ImageOptions()
     text: TextOptions = TextOptions()
     keep_sides: bool = True
-    """Never mirror a picture whose text says left or right (EVE does so for VQA only)."""
+    """Never mirror an image whose text says left or right (EVE does so for VQA only)."""
 
 
 class Task(ABC):
@@ -151,21 +151,21 @@ class Task(ABC):
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
         """Score `model` on `samples`; each sample counts once, whatever the number of processes."""
 
-    # What tasks on pictures and text share.
+    # What tasks on images and text share.
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures given to the model, in pixels."""
+        """Side of the images given to the model, in pixels."""
         return self.options.image.size or framing(self.processor.image_processor)[0]
 
-    def picture(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
-        """One picture as uint8 (3, size, size): varied in training, only framed as the model wants it otherwise."""
-        return self.picture_with_boxes(source, (), rng, train, text)[0]
+    def read_image(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
+        """One image as uint8 (3, size, size): varied in training, only framed as the model wants it otherwise."""
+        return self.read_image_with_boxes(source, (), rng, train, text)[0]
 
-    def picture_with_boxes(
+    def read_image_with_boxes(
         self, source: ImageSource, boxes: Sequence[Box], rng: np.random.Generator, train: bool, text: str
     ) -> tuple[Tensor, np.ndarray]:
-        """As `picture`, and `boxes` in it as left, top, right, bottom (N, 4); NaN where a box is out of sight."""
+        """As `read_image`, and `boxes` in it as left, top, right, bottom (N, 4); NaN where a box is out of sight."""
         options = self.options.image
         image = open_image(source, keep_alpha=train and options.background != "white")
         corners = [(box.x, box.y, box.x + box.width, box.y + box.height) for box in boxes]
@@ -185,8 +185,8 @@ class Task(ABC):
         """Token ids of `text`, with [CLS] and [SEP], at most `max_length`."""
         return encode(self.processor.tokenizer, text, self.options.text.max_length)
 
-    def collate_pictures(self, pictures: list[Tensor]) -> Tensor:
-        """Pictures as the model's float32 `pixel_values` (B, 3, H, W)."""
+    def collate_images(self, pictures: list[Tensor]) -> Tensor:
+        """Images as the model's float32 `pixel_values` (B, 3, H, W)."""
         image_processor = self.processor.image_processor
         return normalize(torch.stack(pictures), image_processor.image_mean, image_processor.image_std)
 

@@ -42,8 +42,8 @@ class VCROptions(TaskOptions):
     max_objects: int = Field(default=81, ge=1)
     """Objects that one text may name; the model has as many token types, and two (81 as in the released models)."""
     released_boxes: bool = False
-    """Map boxes to patches over the whole picture, whatever part of it the model sees, as the released code does. In
-    training the picture must stay where it is."""
+    """Map boxes to patches over the whole image, whatever part of it the model sees, as the released code does. In
+    training the image must stay where it is."""
 
 
 class VCRTask(Task):
@@ -75,13 +75,13 @@ class VCRTask(Task):
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Ask for as many token types as the options want, or keep those that the weights have.
 
-        Raises ConfigError for boxes that would stay where they are while the picture moves.
+        Raises ConfigError for boxes that would stay where they are while the image moves.
         """
         if self.options.released_boxes and (moving := self.options.image.moving):
             stays = " ".join(f"image.{name}={json.dumps(UNMOVED[name]).replace(' ', '')}" for name in moving)
             raise ConfigError(
-                "task.released_boxes=true lays boxes where they are in the whole picture, and augmentation moves the "
-                f"picture away from them: set {stays}, or leave task.released_boxes out"
+                "task.released_boxes=true lays boxes where they are in the whole image, and augmentation moves the "
+                f"image away from them: set {stays}, or leave task.released_boxes out"
             )
         self.num_token_types = max(config.num_token_types, FIRST_OBJECT_TYPE + self.options.max_objects)
 
@@ -105,7 +105,7 @@ class VCRTask(Task):
         names = object_names([box.label for box in sample.objects])
         texts = [[self._spoken(part, names, sample) for part in parts] for parts in self.parts(sample)]
         words = " ".join(word for parts in texts for part in parts for word, _ in part)
-        image, corners = self.picture_with_boxes(sample.image, sample.objects, rng, train, words)
+        image, corners = self.read_image_with_boxes(sample.image, sample.objects, rng, train, words)
         if self.options.released_boxes:
             corners = np.array([(box.x, box.y, box.x + box.width, box.y + box.height) for box in sample.objects])
             patches = touched_patches(corners, open_image(sample.image).size, self.patches_per_side)  # (objects, P)
@@ -139,7 +139,7 @@ class VCRTask(Task):
                 "or ask them one at a time (batch_size=1)"
             )
 
-        # Questions about one picture follow each other: without augmentation it is there, and encoded, once for them.
+        # Questions about one image follow each other: without augmentation it is there, and encoded, once for them.
         pictures: list[Tensor] = []
         image_rows: list[int] = []
         for each in features:
@@ -158,7 +158,7 @@ class VCRTask(Task):
         input_ids = grid("tokens", self.processor.tokenizer.pad_token_id, num_tokens)
         lengths = torch.tensor([[len(tokens) for tokens in each["tokens"]] for each in features])
         batch = {
-            "pixel_values": self.collate_pictures(pictures),
+            "pixel_values": self.collate_images(pictures),
             "image_rows": torch.tensor(image_rows),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(num_tokens) < lengths[..., None]).long(),
@@ -211,11 +211,11 @@ class VCRTask(Task):
             tags = [index for word in part if not isinstance(word, str) for index in word]
             wrong = next(index for index in tags if not 0 <= index < len(names))
             raise SampleError(
-                f"{sample.key}: a text names the object {wrong}, but the picture has {len(names)} (the first is 0)"
+                f"{sample.key}: a text names the object {wrong}, but the image has {len(names)} (the first is 0)"
             ) from None
 
     def _gallery(self, samples: list[VCRSample], chosen: dict[str, int], num_examples: int) -> Gallery:
-        """Questions with the picture's objects drawn and named, and the candidates."""
+        """Questions with the image's objects drawn and named, and the candidates."""
         places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
         rows = []
         for sample in (samples[place] for place in places):
@@ -275,9 +275,9 @@ def numbered(part: Tagged, names: Sequence[str]) -> Spoken:
 
 
 def draw_objects(sample: VCRSample) -> Image.Image:
-    """The picture with the box and the number of each of its objects."""
+    """The image with the box and the number of each of its objects."""
     picture = open_image(sample.image)
-    scale = max(1, round(224 / max(picture.size)))  # small pictures grow, or no number could be read
+    scale = max(1, round(224 / max(picture.size)))  # small images grow, or no number could be read
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)
     line = max(1, picture.width // 200)

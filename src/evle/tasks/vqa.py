@@ -153,7 +153,7 @@ class VQATask(Task):
         if not sample.question.strip():
             raise SampleError(f"{sample.key}: the question is empty; fill it in or remove its row")
         return {
-            "image": self.picture(sample.image, rng, train, " ".join((sample.question, *sample.answers))),
+            "image": self.read_image(sample.image, rng, train, " ".join((sample.question, *sample.answers))),
             "tokens": self._question_tokens(sample.question, train),
             "scores": soft_scores(sample.answers),
         }
@@ -165,7 +165,7 @@ class VQATask(Task):
                 if (place := self._index.get(answer)) is not None:
                     labels[row, place] = score
         return {
-            "pixel_values": self.collate_pictures([each["image"] for each in features]),
+            "pixel_values": self.collate_images([each["image"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
             "labels": labels,
         }

@@ -1,4 +1,4 @@
-"""Where a picture goes: crop, mirror, place and warp, and boxes through the same."""
+"""Where an image goes: crop, mirror, place and warp, and boxes through the same."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 from evle.transforms.image_options import ImageOptions, Range
 
 MIN_VISIBLE = 0.25
-"""A box of which less than this share stays in the picture is gone (our choice; no paper says)."""
+"""A box of which less than this share stays in the image is gone (our choice; no paper says)."""
 
 
 class Geometry(NamedTuple):
-    """Where a picture goes: the `crop` of it (left, top, width, height) fills `place` in the output, mirrored if
+    """Where an image goes: the `crop` of it (left, top, width, height) fills `place` in the output, mirrored if
     `flipped`, then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not at all).
 
     `bend` (2, n, n) are the shifts x and y of n x n places over the output, in halves of its side: a place shows what

@@ -1,6 +1,6 @@
-"""A map over patches shown on its picture: bright where the map is high, dim where it is low.
+"""A map over patches shown on its image: bright where the map is high, dim where it is low.
 
-Legend: G patches a side of what the model sees of the picture.
+Legend: G patches a side of what the model sees of the image.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ DIMMEST = 0.25
 def paint(image: Image.Image, weights: np.ndarray, *, center_crop: bool, smooth: bool = False) -> Image.Image:
     """`image` as RGB in its own size, each patch as bright as its weight.
 
-    `weights` (G, G) from 0 to 1, row by row. The patches lie over the whole picture, or with `center_crop` over the
+    `weights` (G, G) from 0 to 1, row by row. The patches lie over the whole image, or with `center_crop` over the
     square in its middle that the model saw; what it did not see counts as 0. `smooth` blends from patch to patch.
 
     >>> paint(Image.new("RGB", (2, 2), "white"), np.array([[1.0, 0.0], [0.0, 1.0]]), center_crop=False).getpixel((1, 0))
@@ -30,7 +30,7 @@ def paint(image: Image.Image, weights: np.ndarray, *, center_crop: bool, smooth:
 
 
 def seen_region(size: tuple[int, int], center_crop: bool) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what a model sees of a picture of `size` (width, height): all, or the middle square.
+    """Left, top, right, bottom of what a model sees of an image of `size` (width, height): all, or the middle square.
 
     >>> seen_region((40, 20), center_crop=True)
     (10, 0, 30, 20)

@@ -1,6 +1,6 @@
-"""Pictures to tensors: the augmentation of EVE's pre-training and fine-tuning, and stronger ones for small collections.
+"""Images to tensors: the augmentation of EVE's pre-training and fine-tuning, and stronger ones for small collections.
 
-Every random choice comes from the generator handed in, and boxes go through the same geometry as their picture. The
+Every random choice comes from the generator handed in, and boxes go through the same geometry as their image. The
 order is that of cost: crop and resize first (in torch, which is 1.5 to 4 times as fast as PIL for RGB of 128 to 1000
 pixels), then one warp that holds every rotation, shear and shift, then a bend, then one 3x4 matrix that holds every
 linear colour change, and last what is not linear.
@@ -43,8 +43,8 @@ def train_image(
     the output, clipped to it, row by row the same boxes: the bounding box of a turned box, and NaN in the row of a
     box of which less than `MIN_VISIBLE` is left.
 
-    >>> picture, rng = Image.new("RGB", (40, 20)), np.random.default_rng(0)
-    >>> view, boxes = train_image(picture, ImageOptions(), 16, rng, [(0, 0, 40, 20)])
+    >>> image, rng = Image.new("RGB", (40, 20)), np.random.default_rng(0)
+    >>> view, boxes = train_image(image, ImageOptions(), 16, rng, [(0, 0, 40, 20)])
     >>> view.shape, boxes.tolist()
     (torch.Size([3, 16, 16]), [[0.0, 0.0, 16.0, 16.0]])
     """
@@ -72,7 +72,7 @@ def train_image(
 
 
 def test_image(image: Image.Image, size: int, *, center_crop: bool = False) -> Tensor:  # noqa: PT028
-    """A picture as uint8 (3, size, size): bicubic with antialias, transparency on white.
+    """An image as uint8 (3, size, size): bicubic with antialias, transparency on white.
 
     Squeezed whole into the square (EVE's evaluation), or with `center_crop` its shorter side made `size` and the middle
     kept (CLIP, and so VLE): pixel by pixel what CLIP's image processor takes.
@@ -93,7 +93,7 @@ def test_boxes(
     *,
     center_crop: bool = False,  # noqa: PT028
 ) -> np.ndarray:
-    """Boxes of a picture of `image_size` (width, height) in what `test_image` makes of it, clipped and NaN as in
+    """Boxes of an image of `image_size` (width, height) in what `test_image` makes of it, clipped and NaN as in
     `train_image`.
 
     >>> test_boxes([(10, 0, 20, 10), (0, 0, 10, 20)], (40, 20), 10, center_crop=True).tolist()
@@ -107,8 +107,8 @@ def test_boxes(
 
 
 def framing(image_processor: Any) -> tuple[int, bool]:
-    """What an image processor of transformers makes of a picture: its side in pixels, and whether it is the middle of
-    the picture (`test_image`'s `center_crop`) or all of it."""
+    """What an image processor of transformers makes of an image: its side in pixels, and whether it is the middle of
+    the image (`test_image`'s `center_crop`) or all of it."""
     if image_processor.do_center_crop:
         return int(image_processor.crop_size["height"]), True
     return int(image_processor.size["height"]), False
@@ -139,7 +139,7 @@ def _pick_rand_augment(pair: tuple[int, float], rng: np.random.Generator) -> lis
 
 
 def _test_geometry(source: tuple[int, int], size: int, center_crop: bool) -> tuple[int, int, int, int]:
-    """To which width and height a picture is resized at test, and where in that the square of `size` begins."""
+    """To which width and height an image is resized at test, and where in that the square of `size` begins."""
     if not center_crop:
         return size, size, 0, 0
     short = min(source)
@@ -148,7 +148,7 @@ def _test_geometry(source: tuple[int, int], size: int, center_crop: bool) -> tup
 
 
 def _place(image: Image.Image, geometry: Geometry, background: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """The picture as RGB (size, size), cropped, resized, mirrored, warped, on its background."""
+    """The image as RGB (size, size), cropped, resized, mirrored, warped, on its background."""
     left, top, width, height = geometry.crop
     x, y, side, _ = geometry.place
     piece = image if geometry.crop == (0, 0, *image.size) else image.crop((left, top, left + width, top + height))
@@ -192,7 +192,7 @@ def _resize_pixels(pixels: Tensor, width: int, height: int) -> Tensor:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """A picture of several bands as uint8 (C, H, W), in the order of bytes that it has."""
+    """An image of several bands as uint8 (C, H, W), in the order of bytes that it has."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

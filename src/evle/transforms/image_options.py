@@ -1,4 +1,4 @@
-"""How a training picture is varied: every option of it, and where it comes from."""
+"""How a training image is varied: every option of it, and where it comes from."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ UNMOVED: dict[str, Any] = {
     "bend": 0.0,
     "rand_augment": None,
 }
-"""The values of the options that move a picture by chance with which it stays."""
+"""The values of the options that move an image by chance with which it stays."""
 
 
 def _rand_augment_pair(value: object) -> object:
@@ -36,7 +36,7 @@ NumOpsAndMagnitude = tuple[Annotated[int, Field(ge=1, le=10)], Annotated[float, 
 
 
 class ImageOptions(BaseModel):
-    """How a training picture is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
+    """How a training image is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
 
     EVE's fine-tuning (released code): `color` is `color_jitter=0.4`, `rand` is `rand_augment=true`. What is marked
     "ours" is in neither paper and off by default. Field order is the order of work.
@@ -47,8 +47,8 @@ class ImageOptions(BaseModel):
     size: Annotated[int, Field(ge=8)] | None = None
     """Side of the output in pixels; None: the model's."""
     scale: Range = (0.5, 1.0)
-    """Share of the picture's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps the
-    whole picture.
+    """Share of the image's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps the
+    whole image.
     """
     ratio: Range = (3 / 4, 4 / 3)
     """Width to height of the crop (torchvision's RandomResizedCrop, which EVE uses)."""
@@ -73,7 +73,7 @@ class ImageOptions(BaseModel):
     `true` means).
     """
     background: Literal["white", "random"] = "white"
-    """What shows through transparent pictures and around shrunken or turned ones: white, or a colour, a gradient or
+    """What shows through transparent images and around shrunken or turned ones: white, or a colour, a gradient or
     white (ours).
     """
     color_jitter: Jitter = (0.0, 0.0, 0.0)
@@ -106,7 +106,7 @@ class ImageOptions(BaseModel):
 
     @property
     def only_moves(self) -> bool:
-        """Whether a view of a picture is a crop and a flip of it, colours and surroundings untouched."""
+        """Whether a view of an image is a crop and a flip of it, colours and surroundings untouched."""
         moves = {"size", "scale", "ratio", "flip", "background"}
         fresh = type(self)()
         return all(getattr(self, name) == getattr(fresh, name) for name in type(self).model_fields if name not in moves)

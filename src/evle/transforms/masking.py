@@ -1,4 +1,4 @@
-"""What masked signal modelling hides: random patches of a picture (EVE: 75 %) and random tokens of a text (EVE: 50
+"""What masked signal modelling hides: random patches of an image (EVE: 75 %) and random tokens of a text (EVE: 50
 %).
 """
 

@@ -1,4 +1,4 @@
-"""Boxes and patches: which patches of a picture's grid a box covers, and which boxes a set of patches forms.
+"""Boxes and patches: which patches of an image's grid a box covers, and which boxes a set of patches forms.
 
 Legend: N boxes as left, top, right, bottom in pixels; G patches a side; P = G * G patches in reading order, without
 [CLS]. Boxes must be in the same geometry as the pixels the patches are cut from: `evle.transforms.image.train_image`

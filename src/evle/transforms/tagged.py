@@ -1,6 +1,6 @@
 """Tagged text to tokens: names for the objects that a text points at, and which tokens name which object (VCR).
 
-A tagged text is a sequence of words and of tuples of indices into a picture's objects: ("why", "is", (0, 2), "here").
+A tagged text is a sequence of words and of tuples of indices into an image's objects: ("why", "is", (0, 2), "here").
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ class Candidate(NamedTuple):
 
 
 def object_names(labels: Sequence[str]) -> list[str]:
-    """What a picture's objects are called: the n-th person has the n-th of `PERSON_NAMES`, anything else its class.
+    """What an image's objects are called: the n-th person has the n-th of `PERSON_NAMES`, anything else its class.
 
-    A function of the picture alone. (The released code goes on counting persons from call to call, so that a prediction
+    A function of the image alone. (The released code goes on counting persons from call to call, so that a prediction
     depends on what was asked before: fixed.)
 
     >>> object_names(["person", "dog", "person"])
@@ -78,8 +78,8 @@ def cleaned(words: Spoken, clean: Callable[[str], str]) -> Spoken:
 def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], max_length: int) -> Candidate:
     """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens, the longest part losing its end for it.
 
-    Named objects have types in the order of the picture's list, as released models know them; those that were cut off
-    are not named. (In pictures of more than eight objects the released code may number them otherwise: in the order in
+    Named objects have types in the order of the image's list, as released models know them; those that were cut off
+    are not named. (In images of more than eight objects the released code may number them otherwise: in the order in
     which Python goes through a set of their indices.) Raises ConfigError for a tokenizer without a fast backend, which
     does not know where its tokens come from.
     """

@@ -63,10 +63,10 @@ def test_the_published_mix_reports_what_was_left_out(folder, tmp_path):
     pretrain(micro_run(tmp_path, "pretraining", {**SHORT, "data": {"train": sources, "val": val}}))
     told = (tmp_path / "report.json").read_text()
     assert "left out as images of downstream tasks" in told
-    assert "no picture was downloaded" in told
+    assert "no image was downloaded" in told
 
 
-def test_a_corrupt_picture_is_skipped_and_named_in_the_report(tmp_path):
+def test_a_corrupt_image_is_skipped_and_named_in_the_report(tmp_path):
     coco = corpora.coco(tmp_path / "coco")
     damaged = coco / "val2014/COCO_val2014_000000000028.jpg"
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -108,12 +108,12 @@ def test_data_check_show_and_stats_know_every_corpus(source, folder, tmp_path):
     assert (tmp_path / "look/report.html").read_text().count("<img") == 4
 
 
-def test_data_check_names_a_corrupt_picture_and_a_wrong_split(tmp_path, monkeypatch):
+def test_data_check_names_a_corrupt_image_and_a_wrong_split(tmp_path, monkeypatch):
     coco = corpora.coco(tmp_path / "karpathy")  # a folder of the source's name does not hide the source
     monkeypatch.chdir(tmp_path)
     damaged = coco / "val2014/COCO_val2014_000000000028.jpg"
     damaged.write_bytes(b"")
     said = call("data", "check", "karpathy", "path=karpathy", "--split", "test", code=1)
-    assert "unreadable pictures: 1\n  karpathy/val2014/COCO_val2014_000000000028.jpg: is empty (0 bytes)" in said
+    assert "unreadable images: 1\n  karpathy/val2014/COCO_val2014_000000000028.jpg: is empty (0 bytes)" in said
     assert "every sample can be used" in call("data", "check", "karpathy", "path=karpathy", "--split", "val")
     assert "did you mean 'test'?" in call("data", "check", "karpathy", "path=karpathy", "--split", "tset", code=2)

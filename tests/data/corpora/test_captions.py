@@ -35,7 +35,7 @@ def test_restval_counts_as_train(folder):
     assert len(karpathy(folder / "coco", split=["val", "test"])) == 12
 
 
-def test_a_picture_of_coco_is_one_sample_with_its_five_captions(folder):
+def test_a_image_of_coco_is_one_sample_with_its_five_captions(folder):
     sample = karpathy(folder / "coco", split="train")[8]  # the first of restval
     assert sample.key == sample.match_id == "val2014/COCO_val2014_000000000017.jpg"
     assert sample.image == str(folder / "coco/val2014/COCO_val2014_000000000017.jpg")
@@ -48,7 +48,7 @@ def test_flickr30k_has_the_same_form_and_another_folder(folder):
     assert [list(sample.captions) for sample in samples] == [corpora.captions_of(place) for place in range(12, 16)]
 
 
-def test_pictures_may_lie_elsewhere_or_all_in_one_folder(folder, tmp_path):
+def test_images_may_lie_elsewhere_or_all_in_one_folder(folder, tmp_path):
     alone = corpora.write_json(
         tmp_path / "dataset_coco.json", json.loads((folder / "coco/dataset_coco.json").read_text())
     )
@@ -62,7 +62,7 @@ def test_pictures_may_lie_elsewhere_or_all_in_one_folder(folder, tmp_path):
     assert straight[0].image == str(folder / "flickr30k/flickr30k-images/1000092795.jpg")
 
 
-def test_with_pairs_each_caption_is_a_sample_that_matches_its_picture(folder):
+def test_with_pairs_each_caption_is_a_sample_that_matches_its_image(folder):
     samples = karpathy(folder / "coco", split="val", pairs=True)
     assert len(samples) == 30
     assert len({sample.key for sample in samples}) == 30
@@ -74,11 +74,11 @@ def test_with_pairs_each_caption_is_a_sample_that_matches_its_picture(folder):
 
 
 def test_numbers_that_differ_from_the_published_ones_are_noted(folder, coco, monkeypatch):
-    assert karpathy(folder / "coco", split="val").describe()["note"] == "6 pictures of val, where 5,000 were published"
+    assert karpathy(folder / "coco", split="val").describe()["note"] == "6 images of val, where 5,000 were published"
     monkeypatch.setattr("evle.data.corpora.captions.KARPATHY_COUNTS", {"coco": {"train": 12, "val": 6, "test": 6}})
     assert "note" not in karpathy(folder / "coco").describe()
     change(coco / "dataset_coco.json", lambda tree: tree["images"].pop())
-    assert karpathy(coco).describe()["note"] == "5 pictures of test, where 6 were published"
+    assert karpathy(coco).describe()["note"] == "5 images of test, where 6 were published"
 
 
 def test_coco_s_own_files_hold_the_same_captions(folder):
@@ -95,7 +95,7 @@ def test_coco_s_own_files_hold_the_same_captions(folder):
     )
 
 
-def test_captions_of_pictures_that_the_file_does_not_hold_are_named(coco):
+def test_captions_of_images_that_the_file_does_not_hold_are_named(coco):
     file = coco / "annotations/captions_val2014.json"
     change(file, lambda tree: tree["annotations"].append({"image_id": 5, "id": 7, "caption": "x"}))
     samples = coco_captions(coco, split="val")
@@ -103,7 +103,7 @@ def test_captions_of_pictures_that_the_file_does_not_hold_are_named(coco):
     assert len(samples) == 16
 
 
-def test_pictures_without_captions_are_left_out_and_named(coco):
+def test_images_without_captions_are_left_out_and_named(coco):
     file = coco / "annotations/captions_val2014.json"
     change(file, lambda tree: tree["images"].append({"id": 5, "file_name": "none.jpg"}))
     assert coco_captions(coco, split="val").skipped == [f"{file}: no caption for val2014/none.jpg"]
@@ -118,7 +118,7 @@ def test_x_vlm_s_lists_hold_the_same_samples_as_karpathy_s_splits(folder):
     assert len(xvlm(folder / "coco/lists/coco_val.json", images=folder / "coco")) == 6
 
 
-def no_pictures(folder):
+def no_images(folder):
     for name in ("train2014", "val2014"):
         for picture in (folder / name).iterdir():
             picture.unlink()
@@ -154,9 +154,9 @@ BROKEN = {
         karpathy,
         {},
         no_folder,
-        "val2014: no such folder; put the pictures of dataset_coco.json there, or set",
+        "val2014: no such folder; put the images of dataset_coco.json there, or set",
     ),
-    "no pictures": (karpathy, {}, no_pictures, "nor any other of 16 pictures that"),
+    "no images": (karpathy, {}, no_images, "nor any other of 16 images that"),
     "cut short": (
         karpathy,
         {},
@@ -167,7 +167,7 @@ BROKEN = {
         karpathy,
         {},
         lambda path: change(path / "dataset_coco.json", twice),
-        "picture 'train2014/COCO_train2014_000000000009.jpg' stands 2 times; take the official file anew",
+        "image 'train2014/COCO_train2014_000000000009.jpg' stands 2 times; take the official file anew",
     ),
     "twice in COCO's": (
         coco_captions,
@@ -230,7 +230,7 @@ def test_two_files_of_karpathy_in_one_folder_must_be_told_apart(folder, coco):
 def test_an_archive_that_was_not_unpacked_is_named(coco):
     (coco / "val2014").rename(coco.parent / "elsewhere")
     (coco / "val2014.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"val2014: no such folder \(still packed: val2014\.zip\); put the pictures"):
+    with pytest.raises(DataError, match=r"val2014: no such folder \(still packed: val2014\.zip\); put the images"):
         karpathy(coco)
     (coco / "dataset_coco.json").unlink()
     (coco / "caption_datasets.zip").write_bytes(b"PK")

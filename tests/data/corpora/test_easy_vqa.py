@@ -1,4 +1,4 @@
-"""easy-VQA is read from its folder or its package; val is held out of train by picture; what is missing is named."""
+"""easy-VQA is read from its folder or its package; val is held out of train by image; what is missing is named."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def test_questions_become_samples_with_types(tmp_path):
         ("test-3", ("yes",), "yes/no", "presence"),
     ]
     assert open_image(samples[3].image).size == (8, 8)
-    assert samples.describe() == {"data set": "easy-VQA", "split": "test", "pictures": 2, "samples": 4}
+    assert samples.describe() == {"data set": "easy-VQA", "split": "test", "images": 2, "samples": 4}
     assert pickle.loads(pickle.dumps(samples))[1:3] == samples[1:3]
 
 
@@ -33,7 +33,7 @@ def test_the_package_the_data_folder_or_an_unpacked_wheel_may_be_named(tmp_path,
     assert find_data(tmp_path) == tmp_path / below
 
 
-def test_val_is_held_out_of_train_by_picture(tmp_path):
+def test_val_is_held_out_of_train_by_image(tmp_path):
     questions = [[f"is there a red shape {n}?", "no", n // 3] for n in range(300)]
     folder = write_easy_vqa(tmp_path, 0, questions)
     parts = {split: easy_vqa(folder, split=split, val_share=0.2) for split in ("train", "val")}
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"train/questions.json: not JSON, or cut short"):
         easy_vqa(tmp_path)
     file.write_text(json.dumps([*QUESTIONS, ["is it?", "yes", "7"]]))
-    with pytest.raises(DataError, match=r"entry 4 is \['is it\?', 'yes', '7'\], not \[question, answer, picture"):
+    with pytest.raises(DataError, match=r"entry 4 is \['is it\?', 'yes', '7'\], not \[question, answer, image"):
         easy_vqa(tmp_path)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="package easy-vqa is not installed; get it with `pip install easy-vqa`"):

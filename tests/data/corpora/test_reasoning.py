@@ -18,7 +18,7 @@ from evle.data.samples import Box
 from evle.data.sources import read_source
 from evle.errors import ConfigError, DataError, SampleError
 from evle.inspection.sample_check import check_samples
-from reasoning_corpora import PICTURES, colour_of, nlvr2_records, ten_answers
+from reasoning_corpora import IMAGES, colour_of, nlvr2_records, ten_answers
 from reasoning_corpora import nlvr2 as write_nlvr2
 from reasoning_corpora import vcr as write_vcr
 from reasoning_corpora import vqav2 as write_vqav2
@@ -63,11 +63,11 @@ def test_vqav2_questions_meet_their_annotations_whatever_the_order(coco):
     assert (first.answer_type, first.question_type) == ("other", "what color is")
     assert open_image(first.image).size == (20, 20)
     assert pickle.loads(pickle.dumps(samples))[5] == samples[5]
-    assert samples.describe()["pictures"] == 6
+    assert samples.describe()["images"] == 6
 
 
 def test_the_main_answer_stands_first_and_none_is_lost(coco):
-    for sample, number in zip(vqav2(coco, split="train")[::3], PICTURES["train2014"], strict=True):
+    for sample, number in zip(vqav2(coco, split="train")[::3], IMAGES["train2014"], strict=True):
         assert sample.answers[0] == colour_of(number)
         assert Counter(sample.answers) == Counter(each["answer"] for each in ten_answers(colour_of(number)))
 
@@ -87,7 +87,7 @@ def test_vqav2_splits_hold_what_their_names_say(coco):
     assert len(prints) == 5
 
 
-def test_vqav2_files_may_lie_in_folders_and_pictures_elsewhere_or_all_together(coco, tmp_path):
+def test_vqav2_files_may_lie_in_folders_and_images_elsewhere_or_all_together(coco, tmp_path):
     whole = vqav2(coco, split="val")
     (tmp_path / "json" / "questions").mkdir(parents=True)
     (tmp_path / "json" / "annotations").mkdir()
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
         vqav2(coco, split="test-dve")
     with pytest.raises(ConfigError, match="source 'vqav2' holds vqa, not 'nlvr2'"):
         vqav2(coco, "nlvr2")
-    with pytest.raises(ConfigError, match="held_out=6 must be above 0 and below the 6 pictures of"):
+    with pytest.raises(ConfigError, match="held_out=6 must be above 0 and below the 6 images of"):
         vqav2(coco, split="val-held-out", held_out=6)
     with pytest.raises(DataError, match=r"nowhere: no such file or folder; name the folder of VQAv2's questions"):
         vqav2(tmp_path / "nowhere")
@@ -148,7 +148,9 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
     wrong(questions, good[questions].replace("101001", "101000"), "question_id '101000' stands 2 times")
     wrong(annotations, good[annotations].replace("101001", "101000"), "question_id '101000' stands 2 times")
     wrong(
-        annotations, good[annotations].replace('"image_id": 101', '"image_id": 99'), "question 101000 is of another pic"
+        annotations,
+        good[annotations].replace('"image_id": 101', '"image_id": 99'),
+        "question 101000 is of another im",
     )
     wrong(
         annotations, good[annotations].replace('"question_id": 10', '"question_id": 77'), "annotates none of the questi"
@@ -157,10 +159,10 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
         annotations, good[annotations].replace('"question_id": 101000', '"question_id": "x"'), "question_id must be a n"
     )
     shutil.rmtree(coco / "val2014")
-    with pytest.raises(DataError, match=r"val2014: no such folder; put COCO's pictures val2014 there, or set images="):
+    with pytest.raises(DataError, match=r"val2014: no such folder; put COCO's images val2014 there, or set images="):
         vqav2(coco, split="val")
     (coco / "val2014").mkdir()
-    with pytest.raises(DataError, match=r"nor any other of 16 pictures that .* names; put the pictures there"):
+    with pytest.raises(DataError, match=r"nor any other of 16 images that .* names; put the images there"):
         vqav2(coco, split="val")
 
 
@@ -196,7 +198,7 @@ def test_labels_may_be_absent(pairs):
     assert {sample.label for sample in nlvr2(pairs, split="test1")} == {None}
 
 
-def test_nlvr2_pictures_may_lie_beside_the_sentences(pairs):
+def test_nlvr2_images_may_lie_beside_the_sentences(pairs):
     before = nlvr2(pairs, split="dev")[0].images[0]
     (pairs / "images" / "dev").rename(pairs / "dev")
     after = nlvr2(pairs, split="dev")[0].images[0]
@@ -229,12 +231,10 @@ def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):
     wrong("[1]\n", r"dev.json:1: each line must be an object \{...\}, not '\[1\]'")
     wrong("", "holds no sentence; fetch it again")
     shutil.rmtree(pairs / "images" / "dev")
-    with pytest.raises(
-        DataError, match=r"images/dev: no such folder; put NLVR2's pictures of dev there, or set images="
-    ):
+    with pytest.raises(DataError, match=r"images/dev: no such folder; put NLVR2's images of dev there, or set images="):
         nlvr2(pairs, split="dev")
     (pairs / "images" / "dev").mkdir()
-    with pytest.raises(DataError, match=r"nor any other of 16 pictures that .*dev.json names"):
+    with pytest.raises(DataError, match=r"nor any other of 16 images that .*dev.json names"):
         nlvr2(pairs, split="dev")
 
 
@@ -265,7 +265,7 @@ def test_questions_without_metadata_are_left_out_and_named(scenes):
     samples = vcr(scenes, split="val")
     assert [sample.key for sample in samples] == ["val-0", "val-1", "val-3"]
     assert "val-2: " in samples.skipped[0]
-    assert samples.skipped[0].endswith("val_2@2.json: no such metadata; unpack VCR's pictures with it")
+    assert samples.skipped[0].endswith("val_2@2.json: no such metadata; unpack VCR's images with it")
 
 
 def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
@@ -303,10 +303,10 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
         vcr(scenes, split="val")[0]
     file.write_text(good)
     shutil.rmtree(scenes / "vcr1images")
-    with pytest.raises(DataError, match=r"vcr1images: no such folder; put VCR's pictures and their metadata there"):
+    with pytest.raises(DataError, match=r"vcr1images: no such folder; put VCR's images and their metadata there"):
         vcr(scenes, split="val")
     (scenes / "vcr1images").mkdir()
-    with pytest.raises(DataError, match=r"val-0: .*val_0@0.json: no such metadata; unpack VCR's pictures with it"):
+    with pytest.raises(DataError, match=r"val-0: .*val_0@0.json: no such metadata; unpack VCR's images with it"):
         vcr(scenes, split="val")
 
 
@@ -327,7 +327,7 @@ def test_xvlm_questions_of_coco_and_visual_genome_come_from_their_folders(tmp_pa
     assert len(samples) == 3 * 14 + 2
     assert (samples[0].key, samples[0].answers[:2]) == ("9000", ("dark", "green"))
     assert samples[-1].key == "vg-9002"
-    assert samples[-1].answers == ("A picture.",)
+    assert samples[-1].answers == ("An image.",)
     assert samples[-1].image == str(folder / "genome" / "VG_100K" / "2.jpg")
     test = xvlm(folder / "lists", "vqa", "test", images=folder)
     assert {sample.answers for sample in test} == {()}
@@ -361,7 +361,7 @@ def test_what_is_wrong_with_xvlm_lists_is_said_in_one_line(tmp_path):
         DataError, match=r"no list \*dev.json there, of answer_list.json, vg_qa.json.* name those to read"
     ):
         xvlm(lists, "vqa", "dev")
-    with pytest.raises(DataError, match=r"lists/train2014/COCO.*: no such file, nor any other of 16 pictures"):
+    with pytest.raises(DataError, match=r"lists/train2014/COCO.*: no such file, nor any other of 16 images"):
         xvlm(lists, "vqa", "train")
     with pytest.raises(DataError, match=r"question_id '10000' stands 2 times \(23 other question_ids too\)"):
         xvlm(lists, "vqa", files=["vqa_train.json", "vqa_train.json"], images=folder)

@@ -1,4 +1,4 @@
-"""Visual Genome: phrases and objects with their boxes, one record of a picture at a time, pictures in two folders."""
+"""Visual Genome: phrases and objects with their boxes, one record of an image at a time, images in two folders."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def change(path, what):
 def test_a_sample_holds_phrases_and_objects_with_their_boxes(genome):
     samples = visual_genome(genome)
     assert len(samples) == 12
-    sample = samples[2]  # picture 3
+    sample = samples[2]  # image 3
     colour, thing = corpora.colour_of(3), THINGS[3]
     assert sample.captions == (f"a {colour} {thing}", f"{thing} on the left")
     assert sample.boxes == (
@@ -37,10 +37,10 @@ def test_a_sample_holds_phrases_and_objects_with_their_boxes(genome):
     )
     assert sample.key == sample.match_id == "visual-genome/3"
     facts = samples.describe()
-    assert (facts["pictures"], facts["regions"], facts["objects"], facts["samples"]) == (12, 24, 12, 12)
+    assert (facts["images"], facts["regions"], facts["objects"], facts["samples"]) == (12, 24, 12, 12)
 
 
-def test_pictures_are_found_in_either_folder_or_in_one(genome, tmp_path):
+def test_images_are_found_in_either_folder_or_in_one(genome, tmp_path):
     samples = visual_genome(genome)
     assert samples[0].image == str(genome / "VG_100K/1.jpg")
     assert samples[1].image == str(genome / "VG_100K_2/2.jpg")
@@ -71,13 +71,13 @@ def test_objects_may_be_left_out_and_then_need_no_file(genome):
     assert "objects" not in samples.describe()
 
 
-def test_pictures_without_objects_or_phrases_are_no_trouble(genome):
-    change(genome / "objects.json", lambda records: records.pop())  # picture 1, as the fixture turns the order
+def test_images_without_objects_or_phrases_are_no_trouble(genome):
+    change(genome / "objects.json", lambda records: records.pop())  # image 1, as the fixture turns the order
     change(genome / "region_descriptions.json", lambda records: records[1].update(regions=[]))
     samples = visual_genome(genome)
     assert [box.label for box in samples[0].boxes] == ["", ""]
     assert [sample.key for sample in samples[:2]] == ["visual-genome/1", "visual-genome/3"]
-    assert samples.describe()["pictures without a phrase"] == 1
+    assert samples.describe()["images without a phrase"] == 1
 
 
 def test_images_of_downstream_tasks_are_known_by_coco_s_and_flickr_s_numbers(genome, tmp_path):
@@ -92,7 +92,7 @@ def test_images_of_downstream_tasks_are_known_by_coco_s_and_flickr_s_numbers(gen
         visual_genome(genome, exclude=tmp_path / "out.txt")
 
 
-def test_val_is_held_out_by_a_share_of_the_pictures(genome):
+def test_val_is_held_out_by_a_share_of_the_images(genome):
     train, val = (visual_genome(genome, split=split, val_share=0.3) for split in ("train", "val"))
     keys = [{sample.key for sample in samples} for samples in (train, val)]
     assert not keys[0] & keys[1]
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_one_line_that_names_it(case, genome):
 
 
 @pytest.mark.parametrize("name", ["VG_100K", "VG_100K_2"])
-def test_half_of_the_pictures_alone_is_found_at_once(name, genome):
+def test_half_of_the_images_alone_is_found_at_once(name, genome):
     there = next(folder for folder in ("VG_100K", "VG_100K_2") if folder != name)
     away = (genome / name).rename(genome / "elsewhere")
     with pytest.raises(DataError, match=rf"{name}: no such folder, and \d+\.jpg is not in {there}; unpack the other"):
@@ -150,11 +150,11 @@ def test_half_of_the_pictures_alone_is_found_at_once(name, genome):
     assert len(visual_genome(genome)) == 12
 
 
-def test_missing_pictures_are_found_at_once(genome):
+def test_missing_images_are_found_at_once(genome):
     for name in ("VG_100K", "VG_100K_2"):
         for picture in (genome / name).iterdir():
             picture.unlink()
-    with pytest.raises(DataError, match=r"1\.jpg: no such file, nor any other of 12 pictures"):
+    with pytest.raises(DataError, match=r"1\.jpg: no such file, nor any other of 12 images"):
         visual_genome(genome)
     with pytest.raises(DataError, match="nowhere: no such folder; put VG_100K and VG_100K_2 there"):
         visual_genome(genome, images=genome / "nowhere")
@@ -170,8 +170,8 @@ def test_a_box_that_is_none_costs_its_sample_alone(genome):
     assert samples[1].key == "visual-genome/2"
 
 
-def test_a_picture_s_records_are_read_again_and_not_held(genome, tmp_path):
-    """Fifty phrases and thirty objects a picture, as published: eight kilobytes of JSON, some seventy bytes here."""
+def test_a_image_s_records_are_read_again_and_not_held(genome, tmp_path):
+    """Fifty phrases and thirty objects an image, as published: eight kilobytes of JSON, some seventy bytes here."""
     region = {
         "phrase": "a brown dog on a beach",
         "x": 1,

@@ -1,4 +1,4 @@
-"""SBU and Conceptual Captions: rows meet the pictures that were downloaded; dead links are counted, never fatal."""
+"""SBU and Conceptual Captions: rows meet the images that were downloaded; dead links are counted, never fatal."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from evle.run.training import finetune
 from micro import THINGS, micro_run
 
 
-def test_sbu_s_pictures_are_known_by_their_links(tmp_path):
+def test_sbu_s_images_are_known_by_their_links(tmp_path):
     samples = sbu(corpora.sbu(tmp_path), images=tmp_path / "images")
     assert len(samples) == 10
     assert samples[3].key == "sbu-captions-all.json/4"
@@ -30,14 +30,14 @@ def test_sbu_s_pictures_are_known_by_their_links(tmp_path):
 def test_dead_links_are_counted_and_the_first_are_named(tmp_path, monkeypatch):
     file = corpora.sbu(tmp_path) / "sbu-captions-all.json"
     samples = sbu(tmp_path)
-    assert samples.skipped == [f"{file}: row {row}: no picture was downloaded" for row in (3, 7)]
-    assert samples.describe()["rows left out: no picture was downloaded"] == 2
+    assert samples.skipped == [f"{file}: row {row}: no image was downloaded" for row in (3, 7)]
+    assert samples.describe()["rows left out: no image was downloaded"] == 2
     monkeypatch.setattr("evle.data.corpora.web_captions.NAMED", 1)
-    assert sbu(tmp_path).skipped[1] == f"{file}: 1 more rows: no picture was downloaded"
+    assert sbu(tmp_path).skipped[1] == f"{file}: 1 more rows: no image was downloaded"
     assert sbu(tmp_path).describe()["rows left out"] == 2
 
 
-def test_img2dataset_s_pictures_are_known_by_the_numbers_of_rows(tmp_path):
+def test_img2dataset_s_images_are_known_by_the_numbers_of_rows(tmp_path):
     samples = conceptual_captions(corpora.cc(tmp_path), images=tmp_path / "images")
     assert len(samples) == 8
     assert samples[2].key == "Train_GCC-training.tsv/3"
@@ -86,18 +86,18 @@ def test_broken_rows_are_left_out_and_named(tmp_path):
     assert [sample.key.rpartition("/")[2] for sample in samples] == ["0", "6", "7", "8", "9"]
 
 
-def test_one_name_of_several_links_is_nobody_s_picture(tmp_path):
+def test_one_name_of_several_links_is_nobody_s_image(tmp_path):
     lines = [f"caption {i}\thttps://{i}.example.org/{name}.jpg\n" for i, name in enumerate(["a", "b", "a", "c"])]
-    lines.append("caption 4\thttps://1.example.org/b.jpg\n")  # the same link twice is one picture with two captions
+    lines.append("caption 4\thttps://1.example.org/b.jpg\n")  # the same link twice is one image with two captions
     (tmp_path / "t.tsv").write_text("".join(lines))
     for name in ("a.jpg", "b.jpg", "c.jpg", "more/c.png"):
         corpora.save(tmp_path / "images" / name, "red")
     samples = conceptual_captions(tmp_path, images=tmp_path / "images")
     assert [sample.captions[0] for sample in samples] == ["caption 1", "caption 4"]
-    assert samples.describe()["rows left out: its picture's name stands for several links or files"] == 3
+    assert samples.describe()["rows left out: its image's name stands for several links or files"] == 3
 
 
-def test_pictures_of_another_table_are_not_taken_for_this_one_s(tmp_path):
+def test_images_of_another_table_are_not_taken_for_this_one_s(tmp_path):
     folder = corpora.cc(tmp_path)
     file = folder / "Train_GCC-training.tsv"
     file.write_text("a new first row\thttps://example.org/new.jpg\n" + file.read_text())
@@ -128,7 +128,7 @@ def cut(folder):
 
 def other_names(folder):
     for i, picture in enumerate(sorted((folder / "images").iterdir())):
-        picture.rename(folder / "images" / f"picture{i}.jpg")
+        picture.rename(folder / "images" / f"image{i}.jpg")
 
 
 def shards_only(folder):
@@ -143,16 +143,16 @@ BROKEN = {
     "no folder": (
         None,
         {"images": "gone"},
-        "gone: no such folder; put the pictures that sbu-captions-all.json links to",
+        "gone: no such folder; put the images that sbu-captions-all.json links to",
     ),
     "other names": (
         other_names,
         {},
-        "none of 10 pictures (such as images/picture0.jpg) is named by the url of a row of",
+        "none of 10 images (such as images/image0.jpg) is named by the url of a row of",
     ),
     "a wrong rule": (None, {"names": "number"}, "is named by the number of a row of"),
     "no rule": (None, {"names": "link"}, "names='link': choose one of: number, url"),
-    "shards": (shards_only, {}, "no pictures there; 00000.tar is a shard: read it with the source 'shards'"),
+    "shards": (shards_only, {}, "no images there; 00000.tar is a shard: read it with the source 'shards'"),
     "a split that does not exist": (None, {"split": "test"}, "sbu has no split 'test'"),
 }
 
@@ -182,7 +182,7 @@ def test_a_table_without_links_and_a_folder_without_a_table_are_refused(tmp_path
 
 @pytest.mark.slow
 def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
-    """A table of 130 MB whose rows all have a picture; the names of the pictures are given, not made."""
+    """A table of 130 MB whose rows all have an image; the names of the images are given, not made."""
     count = 1_000_000
     words = "a man riding a wave on top of a surfboard in the ocean with two dogs"
     with open(tmp_path / "cc3m.tsv", "w") as file:
@@ -192,7 +192,7 @@ def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web_captions, "_pictures_below", lambda root: names)
+        patch.setattr(web_captions, "_images_below", lambda root: names)
         samples = conceptual_captions(tmp_path)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     assert len(samples) == count
@@ -217,10 +217,10 @@ def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
     assert "left out, as they could not be used: 7 rows or samples, named below" in report.summary
     assert report.tables[0].title == "Skipped samples: 7"
     assert [row[0].rpartition("/")[2] for row in report.tables[0].rows] == [
-        "sbu-captions-all.json: row 3: no picture was downloaded",
-        "sbu-captions-all.json: 1 more rows: no picture was downloaded",
-        "Train_GCC-training.tsv: row 0: no picture was downloaded",
-        "Train_GCC-training.tsv: 4 more rows: no picture was downloaded",
+        "sbu-captions-all.json: row 3: no image was downloaded",
+        "sbu-captions-all.json: 1 more rows: no image was downloaded",
+        "Train_GCC-training.tsv: row 0: no image was downloaded",
+        "Train_GCC-training.tsv: 4 more rows: no image was downloaded",
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from evle.data.custom.folder import folder
-from evle.data.formats.table_files import list_pictures
+from evle.data.formats.table_files import list_images
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError
 
@@ -63,7 +63,7 @@ def test_usual_column_names_are_found_and_others_may_be_named(tmp_path, header):
     assert sample.captions == ("a dog", "ein Hund")
 
 
-def test_rows_of_one_picture_become_one_sample(tmp_path):
+def test_rows_of_one_image_become_one_sample(tmp_path):
     text = "image,caption\n1.png,a dog\n2.png,a cat\n1.png,a brown dog\n1.png,a dog\n"
     samples = folder(write(tmp_path / "captions.csv", text))
     assert [sample.captions for sample in samples] == [("a dog", "a brown dog"), ("a cat",)]
@@ -97,7 +97,7 @@ def test_splits_come_from_the_table(tmp_path):
         folder(path, split="tests")
 
 
-def test_a_table_without_splits_is_divided_by_the_pictures_name(tmp_path):
+def test_a_table_without_splits_is_divided_by_the_images_name(tmp_path):
     rows = [{"image": f"{i}.png", "caption": "x"} for i in range(2000)]
     path = jsonl(tmp_path / "captions.jsonl", rows + rows[:50])
     parts = {split: {sample.key for sample in folder(path, split=split)} for split in ("train", "val", "test")}
@@ -116,7 +116,7 @@ def test_captions_may_be_the_names_of_files_or_folders(tmp_path):
     (tmp_path / "brown_dogs" / ".hidden").mkdir(parents=True)
     for name in ("brown_dogs/a-big_dog.png", "brown_dogs/.hidden/x.png", "brown_dogs/notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert list_pictures(tmp_path) == ["brown_dogs/a-big_dog.png"]
+    assert list_images(tmp_path) == ["brown_dogs/a-big_dog.png"]
     assert folder(tmp_path, captions_from="filename")[0].captions == ("a big dog",)
     assert folder(tmp_path, captions_from="folder")[0].captions == ("brown dogs",)
     with pytest.raises(DataError, match=r"no captions\.jsonl, .* there; .*captions_from=filename"):
@@ -138,8 +138,8 @@ def test_rows_without_text_are_left_out_and_named(tmp_path):
         ({"imge": "d.png", "captions": ["x"]}, r"jsonl:4: no column 'image' or .*did you mean 'imge'.*image_column"),
         ({"image": "d.png", "label": "x"}, r"jsonl:4: no column 'captions' or 'caption'"),
         ({"image": "d.png", "captions": {"en": "x"}}, r"jsonl:4: caption: dict is not text"),
-        ({"image": 7, "captions": ["x"]}, r"jsonl:4: the picture must be a file name, not '7'"),
-        ({"image": "", "captions": ["x"]}, r"jsonl:4: the picture must be a file name"),
+        ({"image": 7, "captions": ["x"]}, r"jsonl:4: the image must be a file name, not '7'"),
+        ({"image": "", "captions": ["x"]}, r"jsonl:4: the image must be a file name"),
         ({"image": "../d.png", "captions": ["x"]}, r"jsonl:4: \.\./d\.png lies outside of .*allow_outside"),
         ({"image": "/etc/d.png", "captions": ["x"]}, r"jsonl:4: /etc/d\.png lies outside"),
         ({"image": "x/../../d.png", "captions": ["x"]}, r"jsonl:4: .*lies outside"),
@@ -152,7 +152,7 @@ def test_a_broken_row_is_named_by_file_and_line(tmp_path, row, words):
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_outside_may_be_allowed_and_inside_need_no_permission(tmp_path):
+def test_images_outside_may_be_allowed_and_inside_need_no_permission(tmp_path):
     rows = [{"image": "x/../d.png", "caption": "a"}, {"image": str(tmp_path / "d.png"), "caption": "b"}]
     assert len(folder(jsonl(tmp_path / "captions.jsonl", rows))) == 2
     path = jsonl(tmp_path / "captions.jsonl", [{"image": "../d.png", "caption": "a"}])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from evle.data.custom.packing import encoded_picture, pack
+from evle.data.custom.packing import encoded_image, pack
 from evle.data.custom.shards import shards
 from evle.data.images import open_image
 from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
@@ -17,11 +17,11 @@ from evle.errors import ConfigError, DataError, SampleError
 from tars import encoded
 
 
-def pictures_of(sample):
+def images_of(sample):
     return sample.images if isinstance(sample, NLVR2Sample) else (sample.image,)
 
 
-def without_picture(sample):
+def without_image(sample):
     if isinstance(sample, NLVR2Sample):
         return replace(sample, images=("", ""))
     return replace(sample, image="")
@@ -33,9 +33,9 @@ def test_packed_samples_equal_the_sources(tmp_path, kind):
     done = pack(source, tmp_path, per_shard=3)
     assert (done.num_shards, done.num_samples, done.skipped) == (3, 7, [])
     packed = read_source("shards", {"path": str(tmp_path), "task": kind})
-    assert [without_picture(sample) for sample in packed] == [without_picture(sample) for sample in source]
+    assert [without_image(sample) for sample in packed] == [without_image(sample) for sample in source]
     for ours, theirs in zip(packed, source):
-        for one, other in zip(pictures_of(ours), pictures_of(theirs)):
+        for one, other in zip(images_of(ours), images_of(theirs)):
             assert open_image(one, keep_alpha=True).tobytes() == open_image(other, keep_alpha=True).tobytes()
 
 
@@ -51,8 +51,8 @@ def test_every_field_of_every_kind_survives(tmp_path):
     for kind, sample in samples.items():
         pack([sample], tmp_path / kind)
         found = shards(tmp_path / kind, kind)[0]
-        assert without_picture(found) == without_picture(sample)
-        assert [each.read() for each in pictures_of(found)] == list(pictures_of(sample))
+        assert without_image(found) == without_image(sample)
+        assert [each.read() for each in images_of(found)] == list(images_of(sample))
     with pytest.raises(DataError, match="its samples are vqa, not captions; read them so: --kind vqa or task: vqa"):
         shards(tmp_path / "vqa")
     with tarfile.open(tmp_path / "vcr" / "00000.tar") as tar:
@@ -61,22 +61,22 @@ def test_every_field_of_every_kind_survives(tmp_path):
 
 def test_jpeg_png_and_webp_keep_their_bytes_and_others_lose_nothing(tmp_path):
     for format, extension in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
-        assert encoded_picture(encoded(1, format=format)) == (extension, encoded(1, format=format))
+        assert encoded_image(encoded(1, format=format)) == (extension, encoded(1, format=format))
     (tmp_path / "a.bmp").write_bytes(encoded(2, format="BMP"))
-    extension, content = encoded_picture(tmp_path / "a.bmp")
+    extension, content = encoded_image(tmp_path / "a.bmp")
     assert extension == "png"
     assert open_image(content).tobytes() == open_image(tmp_path / "a.bmp").tobytes()
     half = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
-    assert open_image(encoded_picture(half)[1], keep_alpha=True).getpixel((0, 0)) == (255, 0, 0, 128)
+    assert open_image(encoded_image(half)[1], keep_alpha=True).getpixel((0, 0)) == (255, 0, 0, 128)
 
 
 @pytest.mark.parametrize("content", [encoded()[:-200], encoded(format="PNG")[:-100], b"", b"RIFF1234WAVE"])
-def test_damaged_pictures_are_not_packed(tmp_path, content):
+def test_damaged_images_are_not_packed(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(SampleError, match=r"a.jpg: "):
-        encoded_picture(tmp_path / "a.jpg")
+        encoded_image(tmp_path / "a.jpg")
     with pytest.raises(SampleError, match=r"b.jpg: no such file"):
-        encoded_picture(tmp_path / "b.jpg")
+        encoded_image(tmp_path / "b.jpg")
 
 
 def captions(number, bad=()):
@@ -91,8 +91,8 @@ def test_skipped_samples_are_counted_and_named(tmp_path):
     assert (done.num_samples, done.num_skipped) == (3, 2)
     assert done.lines()[1:] == [
         "skipped: 2",
-        "  missing/1.jpg: no such file; put the picture there or remove its row",
-        "  missing/3.jpg: no such file; put the picture there or remove its row",
+        "  missing/1.jpg: no such file; put the image there or remove its row",
+        "  missing/3.jpg: no such file; put the image there or remove its row",
     ]
     assert [sample.key for sample in shards(tmp_path)] == ["k0", "k2", "k4"]
     stats = json.loads((tmp_path / "00000_stats.json").read_text())

@@ -1,4 +1,4 @@
-"""Pictures inside tables: what `datasets` saved and what Parquet files hold is read a picture at a time."""
+"""Images inside tables: what `datasets` saved and what Parquet files hold is read an image at a time."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ def pictures(samples):
 def test_a_saved_data_set_becomes_samples(saved):
     samples = saved_dataset(saved, split="train")
     assert [sample.key for sample in samples] == ["#0", "a.jpg#1", "#2", "a.jpg#3", "#4"]
-    assert [sample.captions for sample in samples] == [(f"picture {n}",) for n in range(5)]
+    assert [sample.captions for sample in samples] == [(f"image {n}",) for n in range(5)]
     assert pictures(samples) == [encoded(n) for n in range(5)]
     assert open_image(samples[3].image).size == (20, 16)
     again = pickle.loads(pickle.dumps(samples))
@@ -51,12 +51,12 @@ def test_splits_are_the_data_sets_own(saved):
         saved_dataset(saved, split="test")
 
 
-def test_a_data_set_without_splits_is_divided_by_picture(tmp_path):
+def test_a_data_set_without_splits_is_divided_by_image(tmp_path):
     save(tmp_path / "saved", [table(rows(*range(40)))])
     parts = [saved_dataset(tmp_path / "saved", split=split) for split in ("train", "val", "test")]
     assert sum(map(len, parts)) == 40
     named = [{sample.key.startswith("a.jpg") for sample in part} for part in parts]
-    assert sum(True in each for each in named) == 1  # pictures of one name fall into one split
+    assert sum(True in each for each in named) == 1  # images of one name fall into one split
 
 
 def test_the_hubs_parquet_files_are_read_with_their_splits(tmp_path):
@@ -82,12 +82,12 @@ def test_questions_are_read_as_from_any_table(tmp_path):
 
 @pytest.mark.parametrize(("name", "kind"), [("image", IMAGE), ("jpg", pa.binary()), ("picture", pa.large_binary())])
 @pytest.mark.parametrize("row_group_size", [1, 3, 100])
-def test_a_parquet_table_may_hold_its_pictures(tmp_path, name, kind, row_group_size):
+def test_a_parquet_table_may_hold_its_images(tmp_path, name, kind, row_group_size):
     held = [{"bytes": encoded(n), "path": "x"} if kind is IMAGE else encoded(n) for n in range(7)]
-    columns = {name: pa.array(held, kind), "caption": [f"picture {n}" for n in range(7)], "thumb": [b"x"] * 7}
+    columns = {name: pa.array(held, kind), "caption": [f"image {n}" for n in range(7)], "thumb": [b"x"] * 7}
     pq.write_table(pa.table(columns), tmp_path / "captions.parquet", row_group_size=row_group_size)
     samples = folder(tmp_path)
-    assert [sample.captions for sample in samples] == [(f"picture {n}",) for n in range(7)]
+    assert [sample.captions for sample in samples] == [(f"image {n}",) for n in range(7)]
     assert pictures(samples) == [encoded(n) for n in range(7)]
     assert samples[0].key == ("x#0" if kind is IMAGE else "#0")
 
@@ -97,14 +97,14 @@ def test_a_parquet_table_of_paths_is_still_one_of_paths(tmp_path):
     assert folder(tmp_path)[0].image == str(tmp_path / "1.jpg")
 
 
-def test_no_picture_is_read_before_it_is_asked_for(saved, monkeypatch):
-    monkeypatch.setattr(embedded.Cell, "read", lambda self: pytest.fail("a picture was read"))
+def test_no_image_is_read_before_it_is_asked_for(saved, monkeypatch):
+    monkeypatch.setattr(embedded.Cell, "read", lambda self: pytest.fail("an image was read"))
     assert len([sample.captions for sample in saved_dataset(saved)]) == 6
 
 
-def test_a_row_without_a_picture_is_named(tmp_path):
+def test_a_row_without_a_image_is_named(tmp_path):
     save(tmp_path / "saved", [table([*rows(1), {"image": {"bytes": None, "path": "/x/y.jpg"}, "caption": "gone"}])])
-    with pytest.raises(SampleError, match=r"00001.arrow, row 2: no picture inside the table, only the path /x/y.jpg;"):
+    with pytest.raises(SampleError, match=r"00001.arrow, row 2: no image inside the table, only the path /x/y.jpg;"):
         open_image(saved_dataset(tmp_path / "saved")[1].image)
 
 
@@ -135,7 +135,7 @@ def test_a_data_set_with_parts_missing_says_which(saved, tmp_path):
 
 
 def test_columns_that_are_not_there_are_named(saved):
-    with pytest.raises(DataError, match="no column 'bild' with pictures inside; set image_column"):
+    with pytest.raises(DataError, match="no column 'bild' with images inside; set image_column"):
         saved_dataset(saved, image_column="bild")
     with pytest.raises(DataError, match=r"saved:1: no column 'titel'"):
         saved_dataset(saved, caption_column="titel")

@@ -34,8 +34,8 @@ def test_img2datasets_shards_become_samples(three):
     samples = shards(three)
     assert len(samples) == 12
     assert [sample.key for sample in samples][3:5] == ["00000/000000003", "00001/000000004"]
-    assert samples[5].captions == ("picture 5",)
-    assert samples[5].match_id == "picture 5"
+    assert samples[5].captions == ("image 5",)
+    assert samples[5].match_id == "image 5"
     assert samples[5].image.read() == encoded(5)
     assert open_image(samples[5].image).size == (20, 16)
     assert samples[-1] == samples[11] == samples[10:12][1]
@@ -54,7 +54,7 @@ def test_a_source_travels_to_other_processes(three):
     assert len(pickle.dumps(samples[7])) < 500
 
 
-def test_pictures_of_several_forms_and_captions_of_all_scripts(tmp_path):
+def test_images_of_several_forms_and_captions_of_all_scripts(tmp_path):
     captions = ["ein süßer Hund", "собака на пляже", "砂浜の犬", "🐕"]
     forms = [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("JPEG", "JPEG")]
     members = []
@@ -131,16 +131,16 @@ def test_a_damaged_shard_costs_its_own_rest_and_nothing_else(three):
 
 def test_unusable_samples_are_counted_and_a_thousand_of_them_named(tmp_path):
     for number in range(30):
-        write_tar(tmp_path / f"{number}.tar", [*caption_members(0), *((f"x{n}.txt", "no picture") for n in range(60))])
+        write_tar(tmp_path / f"{number}.tar", [*caption_members(0), *((f"x{n}.txt", "no image") for n in range(60))])
     samples = shards(tmp_path)
-    assert samples.describe()["left out"] == "no picture: 1,800"
+    assert samples.describe()["left out"] == "no image: 1,800"
     assert len(samples.skipped) == 1001
-    assert samples.skipped[0] == f"{tmp_path}/0.tar: x0: no picture"
+    assert samples.skipped[0] == f"{tmp_path}/0.tar: x0: no image"
     assert samples.skipped[-1] == "... and 800 more"
     assert "left out by the source: 1,800" in check_samples(samples).lines()
 
 
-def test_a_damaged_picture_is_skipped_by_the_loader(three):
+def test_a_damaged_image_is_skipped_by_the_loader(three):
     path = three / "00001.tar"
     content = path.read_bytes()
     place = content.index(encoded(5))
@@ -216,7 +216,7 @@ def test_a_split_is_a_subfolder_or_a_hash_of_the_key(tmp_path):
     with pytest.raises(DataError, match="no subfolder 'val', and shards of vqa are not divided by a hash"):
         shards(tmp_path, "vqa", split="val")
     write_tar(tmp_path / "dev" / "0.tar", caption_members(7))
-    assert [sample.captions for sample in shards(tmp_path, split="dev")] == [("picture 7",)]
+    assert [sample.captions for sample in shards(tmp_path, split="dev")] == [("image 7",)]
 
 
 def test_impossible_options_are_refused(three):
@@ -224,7 +224,7 @@ def test_impossible_options_are_refused(three):
         shards(three, "caption")
     with pytest.raises(ConfigError, match="three shares"):
         shards(three, shares=(1, 1, 1))
-    with pytest.raises(DataError, match="pictures with captions; samples of vqa are read from shards that `evle data"):
+    with pytest.raises(DataError, match="images with captions; samples of vqa are read from shards that `evle data"):
         shards(three, "vqa")
 
 

@@ -66,18 +66,18 @@ def test_members_of_a_sample_are_read_at_their_places(tmp_path):
     index = index_of(str(write_tar(tmp_path / "0.tar", caption_members(3, 4))))
     assert keys(index) == index.all_keys() == ["000000003", "000000004"]
     entry = index[1]
-    assert index.member(entry.picture).read() == encoded(4)
-    assert index.member(entry.text).read() == b"picture 4"
-    assert entry.second_picture.size == 0
-    member = pickle.loads(pickle.dumps(index.member(entry.picture)))
+    assert index.member(entry.image).read() == encoded(4)
+    assert index.member(entry.text).read() == b"image 4"
+    assert entry.second_image.size == 0
+    member = pickle.loads(pickle.dumps(index.member(entry.image)))
     assert member.read() == encoded(4)
-    assert str(member) == f"{tmp_path / '0.tar'} at byte {entry.picture.offset:,}"
+    assert str(member) == f"{tmp_path / '0.tar'} at byte {entry.image.offset:,}"
 
 
 def test_threads_read_the_same_file_at_once(tmp_path):
     index = index_of(str(write_tar(tmp_path / "0.tar", caption_members(*range(40)))))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda row: index.member(index[row].picture).read(), [*range(40)] * 5))
+        found = list(pool.map(lambda row: index.member(index[row].image).read(), [*range(40)] * 5))
     assert found == [encoded(number) for number in range(40)] * 5
 
 
@@ -88,14 +88,14 @@ def test_the_index_is_kept_beside_the_tar_and_made_anew_when_the_tar_changed(tmp
     with monkeypatch.context() as patched:
         patched.setattr(tars, "_make_index", lambda *_: pytest.fail("the index was made again"))
         assert index_of(str(path)) == first
-    member = first.member(first[0].picture)
+    member = first.member(first[0].image)
     assert member.read() == encoded(1)
 
     time.sleep(0.01)
     write_tar(path, caption_members(2))  # of the same size
     again = index_of(str(path))
     assert keys(again) == ["000000002"]
-    assert again.member(again[0].picture).read() == encoded(2)
+    assert again.member(again[0].image).read() == encoded(2)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}\n", b"no json\n", b'{"version": 1'])
@@ -129,25 +129,25 @@ def test_the_index_may_lie_in_a_folder_of_choice_or_in_the_users_cache(tmp_path,
 def test_what_cannot_be_a_sample_is_counted_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 5000)
     members = [
-        ("1.txt", "no picture"),
+        ("1.txt", "no image"),
         ("2.jpg", encoded(2)),
         ("3.jpg", bytes(6000)),
         ("3.txt", "huge"),
         ("4.jpg", encoded(4)),
         ("4.png", encoded(5)),
-        ("4.txt", "two pictures"),
+        ("4.txt", "two images"),
         ("5.npy", b"x"),
     ]
     index = index_of(str(write_tar(tmp_path / "0.tar", members)))
     assert keys(index) == ["4"]
-    assert index.member(index[0].picture).read() == encoded(4)
+    assert index.member(index[0].image).read() == encoded(4)
     assert index.left_out == {
-        "no picture": 3,
+        "no image": 3,
         "no caption": 1,
         "over 0 MB": 1,
-        "a second picture in the same sample": 1,
+        "a second image in the same sample": 1,
     }
-    assert index.named[:3] == ("1: no picture", "2: no caption", "3.jpg: over 0 MB")
+    assert index.named[:3] == ("1: no image", "2: no caption", "3.jpg: over 0 MB")
 
 
 def test_a_key_that_comes_again_gets_a_name_of_its_own(tmp_path):
@@ -164,7 +164,7 @@ def test_a_tar_cut_short_gives_what_lies_before(tmp_path):
         cut.write_bytes(whole[:size])
         index = index_of(str(cut))
         assert [entry[:2] for entry in entries(index)] == [entry[:2] for entry in entries(full)][: len(index)]
-        ends = [entry.json.offset + entry.json.size for entry in entries(full)]  # a picture and its JSON are enough
+        ends = [entry.json.offset + entry.json.size for entry in entries(full)]  # an image and its JSON are enough
         assert len(index) == sum(end <= size for end in ends)
         assert bool(index.damage) == (whole[:size].rstrip(b"\0") != whole.rstrip(b"\0") or size % 512 != 0), size
     cut.write_bytes(whole[:3000])
@@ -173,7 +173,7 @@ def test_a_tar_cut_short_gives_what_lies_before(tmp_path):
 
 def test_a_broken_header_ends_a_tar(tmp_path):
     path = write_tar(tmp_path / "0.tar", caption_members(1, 2, 3))
-    place = index_of(str(path))[1].picture.offset
+    place = index_of(str(path))[1].image.offset
     content = bytearray(path.read_bytes())
     content[place - 512 + 20] ^= 0xFF
     path.write_bytes(content)
@@ -225,8 +225,8 @@ def test_a_tar_that_changed_while_it_was_read_costs_the_sample(tmp_path):
     with open(path, "r+b") as file:
         file.truncate(2000)
     with pytest.raises(SampleError, match=r"0.tar at byte .*: the shard changed since it was indexed; start again"):
-        index.member(index[1].picture).read()
+        index.member(index[1].image).read()
     gone = index_of(str(write_tar(tmp_path / "1.tar", caption_members(1))))
     os.unlink(tmp_path / "1.tar")
     with pytest.raises(SampleError, match="No such file or directory; put the shard back"):
-        gone.member(gone[0].picture).read()
+        gone.member(gone[0].image).read()

@@ -22,7 +22,7 @@ JUDGE = Judge(PLURALS)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Wide transparent pictures, each with a flat ellipse in a colour of its own, off the middle; a name in two
+    """Wide transparent images, each with a flat ellipse in a colour of its own, off the middle; a name in two
     splits.
     """
     path = tmp_path_factory.mktemp("cutouts")
@@ -67,14 +67,14 @@ def test_boxes_hold_the_visible_part_of_each_cutout(pictures):
     for sample in of(pictures, "captions", boxes=True, count=20, size=96):
         pixels = np.asarray(sample.image.draw()).astype(int)
         for box in sample.boxes:
-            assert box.width / box.height == pytest.approx(2, rel=0.12)  # the ellipse, not the transparent picture
+            assert box.width / box.height == pytest.approx(2, rel=0.12)  # the ellipse, not the transparent image
             left, upper, width, height = (int(each) for each in (box.x, box.y, box.width, box.height))
             assert min(left, upper, 96 - left - width, 96 - upper - height) >= 0
             centre = pixels[upper + height // 2, left + width // 2]
             assert np.abs(centre - COLOURS[box.label]).max() <= 3
 
 
-def test_caption_samples_open_no_picture_unless_boxes_are_asked_for(pictures, tmp_path):
+def test_caption_samples_open_no_image_unless_boxes_are_asked_for(pictures, tmp_path):
     (tmp_path / "captions.jsonl").write_text((pictures / "captions.jsonl").read_text())
     sample = of(tmp_path, "captions")[0]
     assert sample.boxes == ()
@@ -123,7 +123,7 @@ def test_a_general_and_a_special_name_never_stand_for_each_other(pictures):
     names = ["heart", *[f"{word} heart" for word in ("red", "blue", "broken", "big", "small", "glass", "toy", "paper")]]
     rows = [{"image": f"{name}.png", "caption": name} for name in names]
     (pictures / "hearts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = cutouts(pictures / "hearts.jsonl", "captions", pictures=["train", "val", "test"], count=200)
+    samples = cutouts(pictures / "hearts.jsonl", "captions", images=["train", "val", "test"], count=200)
     seen = 0
     for sample in samples:
         hearts = [thing.traits.kind for thing in sample.image.scene.things]
@@ -137,8 +137,8 @@ def test_impossible_cutouts_are_refused(pictures):
     with pytest.raises(DataError, match="0 usable names of cut-outs, but 8 are needed; raise longest_name"):
         of(pictures, "vqa", longest_name=0)
     with pytest.raises(
-        ConfigError, match=r"choose one of: test, train, val; splits of the folder.s table go into pictures"
+        ConfigError, match=r"choose one of: test, train, val; splits of the folder.s table go into images"
     ):
         of(pictures, "vqa", split="test_style")
     with pytest.raises(DataError, match="no split 'vall'; did you mean 'val'"):
-        cutouts(pictures, "vqa", pictures="vall")
+        cutouts(pictures, "vqa", images="vall")

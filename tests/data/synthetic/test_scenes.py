@@ -107,7 +107,7 @@ def test_patterns_differ_to_the_eye_even_on_the_smallest_shapes():
                 assert np.abs(one - other).sum() > 0.12 * inks[0].sum(), (kind, tilt)
 
 
-def test_boxes_fit_the_picture_and_name_what_they_hold():
+def test_boxes_fit_the_image_and_name_what_they_hold():
     for sample in of("captions"):
         for box, thing in zip(sample.boxes, sample.image.scene.things, strict=True):
             assert box.label == thing.traits.kind
@@ -199,7 +199,7 @@ def test_yes_and_no_are_exactly_balanced_and_so_are_labels():
     assert len({sample.sentence for sample in pairs}) >= 19
 
 
-def test_pictures_with_the_same_things_share_a_match_id():
+def test_images_with_the_same_things_share_a_match_id():
     samples = of("captions", count=200)
     for one, other in combinations(samples, 2):
         same = sorted(t.traits for t in one.image.scene.things) == sorted(t.traits for t in other.image.scene.things)

@@ -1,7 +1,7 @@
 """Captions of published corpora, from their official files: Karpathy's splits of COCO and Flickr30K, COCO's own
 annotations, and the JSON lists that X-VLM and EVE fine-tune from.
 
-One sample is one picture with all its captions, or with `pairs` one caption, as published training lists have it.
+One sample is one image with all its captions, or with `pairs` one caption, as published training lists have it.
 """
 
 import os
@@ -21,7 +21,7 @@ from evle.data.corpora.official import (
     field,
     find_file,
     listed,
-    probe_pictures,
+    probe_images,
     refuse_duplicates,
     require_folder,
     require_task,
@@ -40,7 +40,7 @@ KARPATHY_COUNTS = {
     "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
     "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
 }
-"""Pictures of each split as published, restval counted as train."""
+"""Images of each split as published, restval counted as train."""
 FLICKR_FOLDER = "flickr30k-images"
 
 _SCHEMA = pa.schema(
@@ -59,12 +59,12 @@ def karpathy(
 ) -> Rows:
     """Karpathy's splits of COCO (`dataset_coco.json`) or Flickr30K (`dataset_flickr30k.json`).
 
-    `path` is the JSON or its folder. Pictures lie below `images` (by default the JSON's folder): COCO's in train2014
+    `path` is the JSON or its folder. Images lie below `images` (by default the JSON's folder): COCO's in train2014
     and val2014, Flickr30K's in flickr30k-images. `split`: train (with restval), val, test, several of them, or None
-    for all. A picture's captions share its file name as `match_id`. `pairs` makes a sample of each caption; `exclude`
+    for all. An image's captions share its file name as `match_id`. `pairs` makes a sample of each caption; `exclude`
     names images to leave out (see `read_exclusion`).
 
-    `describe()` notes a number of pictures that differs from the published one. Raises ConfigError for options that
+    `describe()` notes a number of images that differs from the published one. Raises ConfigError for options that
     cannot work, DataError for files that are missing or of another form.
     """
     require_task("karpathy", task)
@@ -79,7 +79,7 @@ def karpathy(
     known = next((name for name, usual in KARPATHY_FILES.items() if usual == file.name), "")
     published = KARPATHY_COUNTS.get(known, {})
     notes = [
-        f"{seen[name]:,} pictures of {name}, where {published[name]:,} were published"
+        f"{seen[name]:,} images of {name}, where {published[name]:,} were published"
         for name in wanted
         if name in published and seen[name] != published[name]
     ]
@@ -97,7 +97,7 @@ def _karpathy_rows(
     seen: Counter[str],
     left_out: Counter[str],
 ) -> Iterator[Row]:
-    """Rows of the wanted splits; counts pictures of each split and those left out."""
+    """Rows of the wanted splits; counts images of each split and those left out."""
     for number, element in enumerate(arrays):
         where = f"{file}: image {number}"
         record = element.value
@@ -127,7 +127,7 @@ def coco_captions(
     pairs: bool = False,
     exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
 ) -> Rows:
-    """COCO's own captions: `annotations/captions_{train,val}2014.json` below `path`, pictures in train2014 and val2014
+    """COCO's own captions: `annotations/captions_{train,val}2014.json` below `path`, images in train2014 and val2014
     below `images` (by default `path`).
 
     `split` is train, val, both, or None for both; `year` 2017 reads the files of that year. For pre-training, name
@@ -216,8 +216,8 @@ def xvlm(
     `[{"image", "caption": [...]}]` for val and test.
 
     `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
-    `split` (such as coco_train.json for train) is read. Entries of one picture become one sample, or with `pairs` one
-    for each caption. Pictures lie relative to `images`, by default the JSON's folder.
+    `split` (such as coco_train.json for train) is read. Entries of one image become one sample, or with `pairs` one
+    for each caption. Images lie relative to `images`, by default the JSON's folder.
 
     Raises ConfigError and DataError as `karpathy` does.
     """
@@ -257,7 +257,7 @@ def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> li
 
 
 def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str], prints: list[str]) -> Iterator[Row]:
-    """An entry for each caption; counts the pictures left out."""
+    """An entry for each caption; counts the images left out."""
     out: set[str] = set()
     for file in files:
         arrays = JsonArrays(file)
@@ -284,19 +284,19 @@ def _captions(
     left_out: Counter[str],
     skipped: LeftOut | None = None,
 ) -> Rows:
-    """The samples of a table of pictures with captions, once it is sure that the pictures are there."""
+    """The samples of a table of images with captions, once it is sure that the images are there."""
     skipped = skipped or LeftOut()
     lengths = pc.list_value_length(table.column("captions"))
     silent = table.filter(pc.equal(lengths, 0)).column("image").to_pylist()
-    skipped.add(file, "pictures without a caption", (f"{file}: no caption for {name}" for name in silent), len(silent))
+    skipped.add(file, "images without a caption", (f"{file}: no caption for {name}" for name in silent), len(silent))
     table = table.filter(pc.greater(lengths, 0))
     if not table.num_rows:
         why = f"; {left_out['excluded']:,} were excluded" if left_out["excluded"] else ""
-        raise DataError(f"{file}: no picture with a caption in split {facts.get('split', 'asked for')}{why}")
-    refuse_duplicates(table.column("image").to_numpy(zero_copy_only=False), file, "picture")
-    facts["pictures"] = table.num_rows
+        raise DataError(f"{file}: no image with a caption in split {facts.get('split', 'asked for')}{why}")
+    refuse_duplicates(table.column("image").to_numpy(zero_copy_only=False), file, "image")
+    facts["images"] = table.num_rows
     facts["captions"] = pc.sum(pc.list_value_length(table.column("captions"))).as_py()
-    make = partial(_sample, root=_picture_root(table, root, file))
+    make = partial(_sample, root=_image_root(table, root, file))
     rows = Rows(
         _one_caption_each(table) if pairs else table,
         make,
@@ -305,13 +305,13 @@ def _captions(
         skipped=skipped.lines,
         num_skipped=skipped.count,
     )
-    probe_pictures(rows, file)
+    probe_images(rows, file)
     return rows
 
 
-def _picture_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
-    """Where the pictures of each folder that the table names lie: below `root`, or in `root` itself."""
-    require_folder(root, f"the pictures of {file.name}")
+def _image_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
+    """Where the images of each folder that the table names lie: below `root`, or in `root` itself."""
+    require_folder(root, f"the images of {file.name}")
     firsts: dict[str, str] = {}
     for name in table.column("image").to_pylist():
         folder, _, base = name.rpartition("/")
@@ -320,7 +320,7 @@ def _picture_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
     for folder, base in firsts.items():
         flat = folder and not (root / folder).is_dir() and (root / base).is_file()
         if not flat:
-            require_folder(root / folder, f"the pictures of {file.name}")
+            require_folder(root / folder, f"the images of {file.name}")
         roots[folder] = str(root if flat else root / folder)
     return roots
 

@@ -3,7 +3,7 @@
     data/train/images/0.png     64 x 64 pixels, 4,000 of them; 1,000 in data/test
     data/train/questions.json   [["what color is the shape?", "blue", 0], ...]: 38,575 of them; 9,673 in data/test
 
-The pictures and questions come inside the Python package `easy-vqa`, whose code is not run.
+The images and questions come inside the Python package `easy-vqa`, whose code is not run.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from evle.errors import ConfigError, DataError, nearest
 
 HOW = "get it with `pip install easy-vqa`, or name its unpacked folder as path"
 
-_SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("picture", pa.int64()), ("line", pa.int64())])
+_SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("image", pa.int64()), ("line", pa.int64())])
 
 
 def easy_vqa(
@@ -33,7 +33,7 @@ def easy_vqa(
     """The questions of easy-VQA as VQASamples, with one answer each.
 
     `path` is the package's folder, its `data` folder, or None for the installed package. `split` is train (also for
-    None), test or val. The data set has no val: `val_share` holds out that share of train's pictures, chosen by a hash
+    None), test or val. The data set has no val: `val_share` holds out that share of train's images, chosen by a hash
     of their numbers, with all of their questions; give train and val the same share.
 
     Types of question, which the data set does not name: color, shape, and of the yes/no questions presence ("is there
@@ -57,7 +57,7 @@ def easy_vqa(
     rows = [
         row
         for row in _read(file)
-        if split == "test" or not val_share or hashed_split(f"{row['picture']}.png", shares) == split
+        if split == "test" or not val_share or hashed_split(f"{row['image']}.png", shares) == split
     ]
     if not rows:
         raise DataError(f"{file}: no question is left in split {split!r} with val_share={val_share}")
@@ -65,7 +65,7 @@ def easy_vqa(
         table_of(rows, _SCHEMA),
         partial(_sample, folder=str(folder), split=folder.name),
         fingerprint=fingerprint([file], (split, val_share)),
-        facts={"data set": "easy-VQA", "split": split, "pictures": len({row["picture"] for row in rows})},
+        facts={"data set": "easy-VQA", "split": split, "images": len({row["image"] for row in rows})},
     )
 
 
@@ -105,16 +105,16 @@ def _read(file: Path) -> list[Row]:
     except ValueError as error:
         raise DataError(f"{file}: not JSON, or cut short ({error}); {HOW}") from None
     if not (file.parent / "images").is_dir():
-        raise DataError(f"{file.parent / 'images'}: no such folder; the pictures lie beside questions.json")
+        raise DataError(f"{file.parent / 'images'}: no such folder; the images lie beside questions.json")
     if not isinstance(found, list):
-        raise DataError(f"{file}: must be a list of [question, answer, picture], not a {type(found).__name__}")
+        raise DataError(f"{file}: must be a list of [question, answer, image], not a {type(found).__name__}")
     rows = []
     for line, entry in enumerate(found):
         match entry:
             case [str(question), str(answer), int(picture)]:
-                rows.append({"question": question, "answer": answer, "picture": picture, "line": line})
+                rows.append({"question": question, "answer": answer, "image": picture, "line": line})
             case _:
-                raise DataError(f"{file}: entry {line} is {str(entry)[:60]}, not [question, answer, picture's number]")
+                raise DataError(f"{file}: entry {line} is {str(entry)[:60]}, not [question, answer, image's number]")
     return rows
 
 
@@ -122,7 +122,7 @@ def _sample(row: Row, folder: str, split: str) -> VQASample:
     kind = question_type(row["question"])
     return VQASample(
         key=f"{split}-{row['line']}",
-        image=os.path.join(folder, "images", f"{row['picture']}.png"),
+        image=os.path.join(folder, "images", f"{row['image']}.png"),
         question=row["question"],
         answers=(row["answer"],),
         answer_type="other" if kind in ("color", "shape") else "yes/no",

@@ -42,10 +42,10 @@ def nlvr2(
     *,
     images: str | os.PathLike | None = None,
 ) -> Rows:
-    """The sentences of NLVR2 about pairs of pictures, as NLVR2Samples; a sample's key is its identifier.
+    """The sentences of NLVR2 about pairs of images, as NLVR2Samples; a sample's key is its identifier.
 
     `path` holds train.json, dev.json and test1.json, themselves or in `data` (or `nlvr2/data`), or is one such file;
-    pictures lie in a folder of the split's name below `images`, by default `images` in `path`, or beside the files.
+    images lie in a folder of the split's name below `images`, by default `images` in `path`, or beside the files.
     `split` (train for None) is train, dev or test1. Labels
     may be absent. Raises ConfigError for options that cannot work, DataError, with file and line, for files that are
     missing or of another form, and for identifiers that stand twice.
@@ -60,7 +60,7 @@ def nlvr2(
     root = Path(images) if images is not None else beside / "images"
     if images is None and not (root / split).is_dir() and (beside / split).is_dir():
         root = beside
-    require_folder(root / split, f"NLVR2's pictures of {split}")
+    require_folder(root / split, f"NLVR2's images of {split}")
     lines = JsonLines(file)
     table = table_of(_rows(lines, file, split), _SCHEMA)
     if not table.num_rows:
@@ -77,12 +77,12 @@ def nlvr2(
 
 
 def probe_pairs(samples: Rows, file: Path, tries: int = 16) -> None:
-    """Raise DataError when none of some spread samples has its pictures on disk: the folder is then another one."""
+    """Raise DataError when none of some spread samples has its images on disk: the folder is then another one."""
     step = max(1, len(samples) // tries)
     names = [str(name) for place in range(0, len(samples), step) for name in samples[place].images]
     if not any(os.path.exists(name) for name in names):
         raise DataError(
-            f"{names[0]}: no such file, nor any other of {len(names)} pictures that {file} names; put the pictures "
+            f"{names[0]}: no such file, nor any other of {len(names)} images that {file} names; put the images "
             "there, or set images=FOLDER to where they lie"
         )
 

@@ -14,7 +14,7 @@ from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
-"""So many pictures are looked for before a data set counts as one without pictures."""
+"""So many images are looked for before a data set counts as one without images."""
 NAMED = 20
 """So many rows left out for one reason are named; the others are counted."""
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z", ".gz")
@@ -51,7 +51,7 @@ def wanted_splits(source: str, split: str | Sequence[str] | None, known: Sequenc
 
 
 def in_split(name: str, split: str, val_share: float) -> bool:
-    """Whether the picture `name` of a corpus without splits belongs to "train" or "val", by a hash of its name."""
+    """Whether the image `name` of a corpus without splits belongs to "train" or "val", by a hash of its name."""
     return hashed_split(name, (1 - val_share, val_share, 0.0)) == split
 
 
@@ -98,10 +98,10 @@ def _packed(folder: Path) -> str:
     return f" (still packed: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
-def probe_pictures(samples: Sequence[Any], file: Path) -> None:
-    """Raise DataError when none of some spread samples has its picture on disk: the folder is then another one.
+def probe_images(samples: Sequence[Any], file: Path) -> None:
+    """Raise DataError when none of some spread samples has its image on disk: the folder is then another one.
 
-    Single missing pictures are found when they are read.
+    Single missing images are found when they are read.
     """
     tried = []
     for place in np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int):
@@ -109,7 +109,7 @@ def probe_pictures(samples: Sequence[Any], file: Path) -> None:
             tried.append(str(samples[int(place)].image))
     if tried and not any(os.path.exists(name) for name in tried):
         raise DataError(
-            f"{tried[0]}: no such file, nor any other of {len(tried)} pictures that {file} names; put the pictures "
+            f"{tried[0]}: no such file, nor any other of {len(tried)} images that {file} names; put the images "
             "there, or set images=FOLDER to where they lie"
         )
 

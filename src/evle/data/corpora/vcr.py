@@ -3,7 +3,7 @@
 val.jsonl                                        {"annot_id", "objects": ["person", ...], "img_fn", "metadata_fn",
                                                  "question": ["What", "is", [0], "doing", "?"], "answer_choices",
                                                  "answer_label", "rationale_choices", "rationale_label"}, one a line
-vcr1images/lsmdc_.../x.jpg                       the picture, and beside it its metadata
+vcr1images/lsmdc_.../x.jpg                       the image, and beside it its metadata
 vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, score]], "names", "width", "height"}
 """
 
@@ -21,7 +21,7 @@ from evle.data.corpora.official import (
     combined,
     field,
     find_file,
-    probe_pictures,
+    probe_images,
     refuse_duplicates,
     require_folder,
     require_task,
@@ -50,9 +50,9 @@ def vcr(
 ) -> Rows:
     """The questions of VCR as VCRSamples; a sample's key is its annot_id.
 
-    `path` holds train.jsonl, val.jsonl and test.jsonl, or is one of them; pictures and their metadata lie below
+    `path` holds train.jsonl, val.jsonl and test.jsonl, or is one of them; images and their metadata lie below
     `images`, by default vcr1images beside it. `split` (train for None) is train, val or test; test has no labels.
-    `objects` are all of a picture's boxes with their classes; how persons are called is the task's affair. A record is
+    `objects` are all of an image's boxes with their classes; how persons are called is the task's affair. A record is
     read from its file when it is asked for; only its place is held.
 
     Questions whose metadata is not there are left out and named in `.skipped`. Raises ConfigError for options that
@@ -66,7 +66,7 @@ def vcr(
     base = Path(path)
     file = find_file(base, [f"{split}.jsonl"], "VCR's questions")
     root = Path(images) if images is not None else (base if base.is_dir() else base.parent) / IMAGES
-    require_folder(root, "VCR's pictures and their metadata")
+    require_folder(root, "VCR's images and their metadata")
     lines = JsonLines(file)
     skipped: list[str] = []
     table = table_of(_rows(lines, file, split, root, skipped), _SCHEMA)
@@ -83,7 +83,7 @@ def vcr(
         skipped=left_out.lines,
         num_skipped=left_out.count,
     )
-    probe_pictures(rows, file)
+    probe_images(rows, file)
     return rows
 
 
@@ -104,7 +104,7 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[st
         if name in there[folder]:
             yield {"annot_id": annot_id, "offset": line.offset, "length": line.length}
         else:
-            skipped.append(f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's pictures with it")
+            skipped.append(f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's images with it")
 
 
 def _sample(row: Row, file: str, root: str) -> VCRSample:
@@ -112,7 +112,7 @@ def _sample(row: Row, file: str, root: str) -> VCRSample:
 
 
 def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
-    """A record of VCR's annotations as a sample, its picture and metadata below `root`.
+    """A record of VCR's annotations as a sample, its image and metadata below `root`.
 
     Raises SampleError for a record that lacks a field, and for metadata that is not there or does not fit it.
     """
@@ -146,13 +146,13 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
         corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2, *_ in boxes]
     except FileNotFoundError:
         raise SampleError(
-            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's pictures again, or name the folder of "
+            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's images again, or name the folder of "
             "its lsmdc_... folders"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise SampleError(
             f"{record['annot_id']}: {metadata}: no metadata with boxes [x1, y1, x2, y2, score] "
-            f"({type(error).__name__}: {error}); unpack VCR's pictures again"
+            f"({type(error).__name__}: {error}); unpack VCR's images again"
         ) from None
     if len(corners) != len(record["objects"]):
         raise SampleError(

@@ -1,11 +1,11 @@
-"""Visual Genome (Krishna et al., 2017): pictures with some fifty described regions and thirty named objects each.
+"""Visual Genome (Krishna et al., 2017): images with some fifty described regions and thirty named objects each.
 
     region_descriptions.json   [{"id", "regions": [{"image_id", "phrase", "x", "y", "width", "height"}]}]
     objects.json               [{"image_id", "objects": [{"names": [...], "x", "y", "w", "h", "object_id"}]}]
     image_data.json            [{"image_id", "coco_id", "flickr_id"}]     to leave out images of downstream tasks
-    VG_100K/, VG_100K_2/       pictures, named by image_id
+    VG_100K/, VG_100K_2/       images, named by image_id
 
-The annotations are over a gigabyte: they are read through once, then a picture's own two records when it is asked for.
+The annotations are over a gigabyte: they are read through once, then an image's own two records when it is asked for.
 """
 
 import os
@@ -27,7 +27,7 @@ from evle.data.corpora.official import (
     held_out_split,
     in_split,
     listed,
-    probe_pictures,
+    probe_images,
     refuse_duplicates,
     require_folder,
     require_task,
@@ -55,13 +55,13 @@ def visual_genome(
     exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
-    """Visual Genome's pictures with their regions' phrases as captions.
+    """Visual Genome's images with their regions' phrases as captions.
 
     A sample has a box with `phrase` for each region and, unless `objects` is false, a box with `label` for each object
-    that has a name. Pictures lie in VG_100K and VG_100K_2 below `images` (by default `path`), or all in `images`.
+    that has a name. Images lie in VG_100K and VG_100K_2 below `images` (by default `path`), or all in `images`.
     `pairs` makes a sample of each region, with its own box and all the objects. `exclude` (see `read_exclusion`) leaves
     out images by their numbers in COCO and on Flickr. The corpus has no splits: `val_share` holds out that share of
-    pictures, chosen by a hash of their numbers, for the split val.
+    images, chosen by a hash of their numbers, for the split val.
 
     Raises ConfigError for options that cannot work, DataError for files that are missing or of another form.
     """
@@ -81,7 +81,7 @@ def visual_genome(
     if val_share:
         places = np.array([i for i in places if in_split(str(regions.ids[i]), split, val_share)], np.int64)
     if not len(places):
-        raise DataError(f"{regions.file}: no picture is left in split {split!r}; check val_share and exclude")
+        raise DataError(f"{regions.file}: no image is left in split {split!r}; check val_share and exclude")
     root = Path(images) if images is not None else base if base.is_dir() else base.parent
     require_folder(root, "VG_100K and VG_100K_2")
     folders = tuple(name for name in FOLDERS if (root / name).is_dir()) or ("",)
@@ -90,11 +90,11 @@ def visual_genome(
     counts = regions.counts[places]
     facts: dict[str, Any] = {"source": "visual-genome", "file": str(regions.file), "split": split}
     facts |= excluded.facts(int(np.isin(regions.ids, out).sum()))
-    facts |= {"pictures": len(places), "regions": int(counts.sum())}
+    facts |= {"images": len(places), "regions": int(counts.sum())}
     if boxes is not None:
         facts["objects"] = int(boxes.counts[np.isin(boxes.ids, regions.ids[places])].sum())
     if without_phrase:
-        facts["pictures without a phrase"] = without_phrase
+        facts["images without a phrase"] = without_phrase
     if pairs:
         numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(places, counts)
@@ -112,14 +112,14 @@ def visual_genome(
         ),
         facts=facts,
     )
-    probe_pictures(rows, regions.file)
+    probe_images(rows, regions.file)
     if len(folders) == 1 and folders != ("",):
         _refuse_half(rows, root, folders[0])
     return rows
 
 
 def _refuse_half(rows: Rows, root: Path, there: str) -> None:
-    """Raise DataError where one of the two folders of pictures was not unpacked, unless the other holds them all."""
+    """Raise DataError where one of the two folders of images was not unpacked, unless the other holds them all."""
     for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int):
         with suppress(SampleError):  # what is wrong with one sample is told when it is read
             image = str(rows[int(place)].image)
@@ -127,13 +127,13 @@ def _refuse_half(rows: Rows, root: Path, there: str) -> None:
                 missing = next(name for name in FOLDERS if name != there)
                 raise DataError(
                     f"{root / missing}: no such folder, and {os.path.basename(image)} is not in {there}; unpack the "
-                    f"other half of the pictures there, or all of them into {there}"
+                    f"other half of the images there, or all of them into {there}"
                 )
 
 
 @dataclass(frozen=True)
 class _Index:
-    """Where each picture's record stands in a file, and how much of use it holds."""
+    """Where each image's record stands in a file, and how much of use it holds."""
 
     file: Path
     ids: np.ndarray  # (N,) int64
@@ -164,7 +164,7 @@ class _Index:
 
 
 class _Reader:
-    """Makes the sample of a row: a picture's place in the index, and the number of its phrase, or -1 for all."""
+    """Makes the sample of a row: an image's place in the index, and the number of its phrase, or -1 for all."""
 
     def __init__(self, regions: _Index, objects: _Index | None, folders: tuple[str, ...]):
         self.regions, self.objects, self.folders = regions, objects, folders

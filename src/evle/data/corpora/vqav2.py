@@ -21,7 +21,7 @@ from evle.data.corpora.official import (
     field,
     find_file,
     listed,
-    probe_pictures,
+    probe_images,
     refuse_duplicates,
     require_folder,
     require_task,
@@ -67,10 +67,10 @@ def vqav2(
 ) -> Rows:
     """The questions of VQAv2 as VQASamples, with ten answers each, none in test and test-dev.
 
-    `path` holds the official JSON files, themselves or in `questions` and `annotations`; pictures lie in train2014,
+    `path` holds the official JSON files, themselves or in `questions` and `annotations`; images lie in train2014,
     val2014 and test2015 below `images` (by default `path`), or all in one folder. `split` (train for None) is train,
     val, trainval, test, test-dev, or VLE's division: trainval-minus-held-out, and val-held-out with the last
-    `held_out` pictures of val. Which are the last is stated nowhere: those with the highest numbers, here.
+    `held_out` images of val. Which are the last is stated nowhere: those with the highest numbers, here.
 
     A sample's key is its question_id. Of its answers, those that agree with the official multiple_choice_answer stand
     first. Questions without an annotation are left out and named in `.skipped`. Raises ConfigError for options that
@@ -92,7 +92,7 @@ def vqav2(
         if part == "val2014" and split.endswith("held-out"):
             table = _divide(table, held_out, file, keep_last=split == "val-held-out")
         pictures = part.replace("-dev", "")
-        folders[pictures] = str(_pictures(root, pictures))
+        folders[pictures] = str(_images(root, pictures))
         tables.append(table.append_column("folder", pa.array([pictures] * len(table), pa.large_string())))
         files.append(file)
     whole = pa.concat_tables(tables)
@@ -106,12 +106,12 @@ def vqav2(
             "source": "vqav2",
             "file": ", ".join(map(str, files)),
             "split": split,
-            "pictures": pc.count_distinct(whole.column("image_id")).as_py(),
+            "images": pc.count_distinct(whole.column("image_id")).as_py(),
         },
         skipped=left_out.lines,
         num_skipped=left_out.count,
     )
-    probe_pictures(rows, files[0])
+    probe_images(rows, files[0])
     return rows
 
 
@@ -128,11 +128,11 @@ def _find(base: Path, name: str, what: str) -> Path:
     return find_file(base, [folder + name for folder in SUBFOLDERS] if base.is_dir() else [name], what)
 
 
-def _pictures(root: Path, folder: str) -> Path:
-    """Where the pictures of one of COCO's folders lie: in it, or all together in `root`."""
+def _images(root: Path, folder: str) -> Path:
+    """Where the images of one of COCO's folders lie: in it, or all together in `root`."""
     if not (root / folder).is_dir() and next(root.glob(f"COCO_{folder}_*.jpg"), None) is not None:
         return root
-    require_folder(root / folder, f"COCO's pictures {folder}")
+    require_folder(root / folder, f"COCO's images {folder}")
     return root / folder
 
 
@@ -163,7 +163,7 @@ def _part(base: Path, file: Path, part: str, prints: list[str], left_out: LeftOu
     others = pc.not_equal(questions.column("image_id"), answers.column("image_id"))
     if pc.any(others).as_py():
         number = questions.filter(others).column("question_id")[0].as_py()
-        raise DataError(f"{answers_file}: question {number} is of another picture than in {file}; take both anew")
+        raise DataError(f"{answers_file}: question {number} is of another image than in {file}; take both anew")
     for name in ("answers", "answer_type", "question_type"):
         questions = questions.append_column(name, answers.column(name))
     return questions
@@ -193,10 +193,10 @@ def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
 
 
 def _divide(table: pa.Table, held_out: int, file: Path, keep_last: bool) -> pa.Table:
-    """The questions about the last `held_out` pictures, or those about all the others."""
+    """The questions about the last `held_out` images, or those about all the others."""
     numbers = np.unique(table.column("image_id").to_numpy())
     if not 0 < held_out < len(numbers):
-        raise ConfigError(f"held_out={held_out} must be above 0 and below the {len(numbers):,} pictures of {file}")
+        raise ConfigError(f"held_out={held_out} must be above 0 and below the {len(numbers):,} images of {file}")
     last = pc.greater_equal(table.column("image_id"), int(numbers[-held_out]))
     return table.filter(last if keep_last else pc.invert(last))
 

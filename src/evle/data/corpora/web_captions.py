@@ -1,12 +1,12 @@
 """Captions with links: SBU (Ordonez et al., 2011), CC3M (Sharma et al., 2018) and CC12M (Changpinyo et al., 2021),
-beside the pictures that could be downloaded.
+beside the images that could be downloaded.
 
     sbu-captions-all.json      {"image_urls": [...], "captions": [...]}
     Train_GCC-training.tsv     caption<TAB>url
     cc12m.tsv                  url<TAB>caption
 
-Many links are dead: rows without a picture are counted and left out. Captions stay in their file until they are asked
-for; a row in memory is its place there and its picture's name.
+Many links are dead: rows without an image are counted and left out. Captions stay in their file until they are asked
+for; a row in memory is its place there and its image's name.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from evle.data.corpora.official import combined, find_file, held_out_split, in_s
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
-from evle.data.formats.table_files import PICTURE_SUFFIXES
+from evle.data.formats.table_files import IMAGE_SUFFIXES
 from evle.data.samples import CaptionSample
 from evle.errors import ConfigError, DataError, nearest
 
 NAMES = ("number", "url")
-"""How a downloaded picture is called: by its row's number from 0 on (as img2dataset does: 00012/000123456.jpg), or by
+"""How a downloaded image is called: by its row's number from 0 on (as img2dataset does: 00012/000123456.jpg), or by
 the last part of its link."""
 NAMED = 20
 """Rows left out for one reason that are named; the others are counted."""
@@ -74,15 +74,15 @@ def sbu(
     exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
-    """SBU: `sbu-captions-all.json` (at `path` or in that folder) and the downloaded pictures anywhere below `images`.
+    """SBU: `sbu-captions-all.json` (at `path` or in that folder) and the downloaded images anywhere below `images`.
 
-    `images` is by default the JSON's folder. `names` says how pictures are called: "number" or "url" (see `NAMES`); by
-    default it is seen from the names. Rows whose picture is missing, or whose picture's name stands for several links,
+    `images` is by default the JSON's folder. `names` says how images are called: "number" or "url" (see `NAMES`); by
+    default it is seen from the names. Rows whose image is missing, or whose image's name stands for several links,
     are left out; `.skipped` names the first ones. `exclude` (see `read_exclusion`) leaves out photos of Flickr30K by
     their numbers on Flickr. The corpus has no splits: `val_share` holds out that share of rows for the split val.
 
     Raises ConfigError for options that cannot work, DataError for files that are missing or of another form, and where
-    not one picture belongs to a row.
+    not one image belongs to a row.
     """
     require_task("sbu", task)
     split = held_out_split("sbu", split, val_share)
@@ -101,7 +101,7 @@ def conceptual_captions(
     exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
-    """CC3M or CC12M: a TSV of captions and links (at `path`, or alone in that folder) and the downloaded pictures.
+    """CC3M or CC12M: a TSV of captions and links (at `path`, or alone in that folder) and the downloaded images.
 
     Which column holds the links is seen from the first rows, or said by `columns`, such as [caption, url]; a header is
     stepped over and not counted as a row. CC3M's own validation data is another TSV. All else is as for `sbu`.
@@ -241,22 +241,22 @@ def _downloaded(
     split: str,
     val_share: float,
 ) -> Rows:
-    """The samples of the rows whose pictures are there."""
+    """The samples of the rows whose images are there."""
     root = Path(images) if images is not None else file.path.parent
-    require_folder(root, f"the pictures that {file.path.name} links to")
-    pictures = _pictures_below(root)
+    require_folder(root, f"the images that {file.path.name} links to")
+    pictures = _images_below(root)
     rule = names or _rule_of(pictures)
     if rule not in NAMES:
         raise ConfigError(f"names={rule!r}: {nearest(rule, NAMES)}")
     left_out = _LeftOut(file.path)
     links = _read_links(file, rule, excluded, left_out)
-    place, several = _places(links, _picture_names(pictures, rule))
-    left_out.add("no picture was downloaded", links.row[(place < 0) & ~several])
-    left_out.add("its picture's name stands for several links or files", links.row[several])
+    place, several = _places(links, _image_names(pictures, rule))
+    left_out.add("no image was downloaded", links.row[(place < 0) & ~several])
+    left_out.add("its image's name stands for several links or files", links.row[several])
     found = (place >= 0) & ~several
     if not found.any():
         raise DataError(
-            f"{root}: none of {len(pictures):,} pictures (such as {pictures[0]}) is named by the {rule} of a row of "
+            f"{root}: none of {len(pictures):,} images (such as {pictures[0]}) is named by the {rule} of a row of "
             f"{file.path}; set names=number or names=url, or images=FOLDER"
         )
     kept = np.flatnonzero(found & ~links.excluded)
@@ -291,8 +291,8 @@ def _downloaded(
     return samples
 
 
-def _pictures_below(root: Path) -> pa.Array:
-    """Paths, relative to `root`, of the pictures anywhere below it, in order."""
+def _images_below(root: Path) -> pa.Array:
+    """Paths, relative to `root`, of the images anywhere below it, in order."""
 
     def walk(folder: str) -> Iterator[str]:
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -301,7 +301,7 @@ def _pictures_below(root: Path) -> pa.Array:
             inside = f"{folder}/{name}" if folder else name
             if is_folder:
                 yield from walk(inside)
-            elif os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield inside
 
     chunks, paths = [], walk("")
@@ -310,12 +310,12 @@ def _pictures_below(root: Path) -> pa.Array:
     if not chunks:
         shard = next(root.rglob("*.tar"), None)
         cure = f"{shard.name} is a shard: read it with the source 'shards'" if shard else "set images=FOLDER"
-        raise DataError(f"{root}: no pictures there; {cure}")
+        raise DataError(f"{root}: no images there; {cure}")
     return pa.concat_arrays(chunks)
 
 
 def _rule_of(pictures: pa.Array) -> str:
-    """The usual rule for pictures of such names."""
+    """The usual rule for images of such names."""
     some = pictures[:: max(1, len(pictures) // 1000)].to_pylist()
     numbered = sum(_stem(name).isdecimal() for name in some)
     return "number" if numbered >= _NUMBERED * len(some) else "url"
@@ -329,8 +329,8 @@ def _stem_of_link(url: str) -> str:
     return _stem(unquote(url.partition("?")[0].partition("#")[0]))
 
 
-def _picture_names(pictures: pa.Array, rule: str) -> np.ndarray:
-    """int64 (N,): the number of the row that each picture's name says, -1 for none, or a hash of the name."""
+def _image_names(pictures: pa.Array, rule: str) -> np.ndarray:
+    """int64 (N,): the number of the row that each image's name says, -1 for none, or a hash of the name."""
     stems = (_stem(str(name)) for name in pictures)
     if rule == "number":
         return np.fromiter((int(stem) if stem.isdecimal() else -1 for stem in stems), np.int64, len(pictures))
@@ -354,10 +354,10 @@ def _read_links(file: LinkFile, rule: str, excluded: Exclusion, left_out: _LeftO
     return _Links(row, offset, length, name, url, out.astype(bool))
 
 
-def _places(links: _Links, picture_names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the place of its picture, or -1; and whether its picture's name stands for several links or files."""
-    order = np.argsort(picture_names, kind="stable")
-    names = picture_names[order]
+def _places(links: _Links, image_names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the place of its image, or -1; and whether its image's name stands for several links or files."""
+    order = np.argsort(image_names, kind="stable")
+    names = image_names[order]
     first, last = np.searchsorted(names, links.name, "left"), np.searchsorted(names, links.name, "right")
     place = np.where(last > first, order[np.minimum(first, len(order) - 1)], -1)
     by_name = np.lexsort((links.url, links.name))
@@ -367,7 +367,7 @@ def _places(links: _Links, picture_names: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _check_origin(samples: Rows, file: Path) -> None:
-    """Raise DataError when what img2dataset wrote beside a picture says another caption than the picture's row."""
+    """Raise DataError when what img2dataset wrote beside an image says another caption than the image's row."""
     for place in (0, len(samples) // 2, len(samples) - 1):
         sample = samples[place]
         beside = Path(str(sample.image)).with_suffix(".json")
@@ -378,5 +378,5 @@ def _check_origin(samples: Rows, file: Path) -> None:
         if isinstance(told, str) and told.split() != sample.captions[0].split():
             raise DataError(
                 f"{beside}: its caption is {told[:60]!r}, but {sample.key} says {sample.captions[0][:60]!r}: the "
-                f"pictures were downloaded from another table than {file}; name theirs as path"
+                f"images were downloaded from another table than {file}; name theirs as path"
             )

@@ -1,4 +1,4 @@
-"""The JSON lists that X-VLM, ALBEF and EVE fine-tune from: captions, questions, and sentences about pairs of pictures.
+"""The JSON lists that X-VLM, ALBEF and EVE fine-tune from: captions, questions, and sentences about pairs of images.
 
 coco_train.json     [{"image", "caption", "image_id"}]                          see `captions.xvlm`
 vqa_train.json      [{"question_id", "question", "image", "answer": [10 texts], "dataset": "vqa" or "vg"}]
@@ -17,7 +17,7 @@ import pyarrow as pa
 from evle.data.corpora import captions
 from evle.data.corpora.captions import xvlm_files
 from evle.data.corpora.nlvr2 import label_of, probe_pairs
-from evle.data.corpora.official import combined, field, probe_pictures, refuse_duplicates, require_folder, text_of
+from evle.data.corpora.official import combined, field, probe_images, refuse_duplicates, require_folder, text_of
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import NLVR2Sample, VQASample
@@ -59,7 +59,7 @@ def xvlm(
     """The samples of X-VLM's lists for `task` captions, vqa or nlvr2.
 
     `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
-    `split` (such as vqa_train.json for train) is read. Pictures lie relative to `images`, by default the JSON's
+    `split` (such as vqa_train.json for train) is read. Images lie relative to `images`, by default the JSON's
     folder, those of questions about Visual Genome ("dataset": "vg") relative to `vg_images`, by default `images`.
     `pairs` and `exclude` are for captions (see `captions.xvlm`).
 
@@ -75,12 +75,12 @@ def xvlm(
         raise ConfigError(f"pairs and exclude are for captions, not for task {task!r}; leave them out")
     found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
     root = Path(images) if images is not None else found[0].parent
-    require_folder(root, f"the pictures of {found[0].name}")
+    require_folder(root, f"the images of {found[0].name}")
     return readers[task](found, root, Path(vg_images) if vg_images is not None else root)
 
 
 def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
-    require_folder(vg_root, "Visual Genome's pictures")
+    require_folder(vg_root, "Visual Genome's images")
     prints: list[str] = []
     table = table_of(_question_rows(files, prints), _QUESTIONS)
     _refuse_nothing(table, files)
@@ -91,7 +91,7 @@ def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
         fingerprint=combined(prints),
         facts={"source": "xvlm", "file": ", ".join(map(str, files))},
     )
-    probe_pictures(rows, files[0])
+    probe_images(rows, files[0])
     return rows
 
 

@@ -1,10 +1,10 @@
-"""The user's own folder: pictures and one table of captions, or of questions and answers.
+"""The user's own folder: images and one table of captions, or of questions and answers.
 
     folder/captions.jsonl     {"image": "images/1.jpg", "captions": ["a dog", "a brown dog"], "keywords": ["dog"],
     "split": "train"} folder/questions.csv      image,question,answer
 
-Rows are kept as Arrow arrays, so a million of them take some hundred megabytes; pictures stay undecoded until asked
-for. A Parquet table may hold the pictures themselves.
+Rows are kept as Arrow arrays, so a million of them take some hundred megabytes; images stay undecoded until asked
+for. A Parquet table may hold the images themselves.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evle.data.formats.embedded import EmbeddedPictures, picture_column
-from evle.data.formats.table_files import Row, find_table, list_pictures, read_rows
+from evle.data.formats.embedded import EmbeddedImages, embedded_column
+from evle.data.formats.table_files import Row, find_table, list_images, read_rows
 from evle.data.samples import SPLITS, CaptionSample, ImageSource, VQASample, hashed_split
 from evle.errors import ConfigError, DataError, nearest
 
@@ -61,16 +61,16 @@ class Folder(Sequence):
         self,
         task: str,
         table: pa.Table,
-        pictures: Path | EmbeddedPictures,
+        pictures: Path | EmbeddedImages,
         fingerprint: str,
         skipped: list[str],
         origin: str,
     ):
         self.fingerprint = fingerprint
         self.skipped = skipped
-        self._task, self._pictures, self._origin = task, pictures, origin
+        self._task, self._images, self._origin = task, pictures, origin
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        if task == "captions":  # rows of one picture become one sample
+        if task == "captions":  # rows of one image become one sample
             codes = table.column("image").combine_chunks().dictionary_encode().indices.to_numpy()
             self._rows = np.argsort(codes, kind="stable").astype(np.int32)
             self._starts = np.concatenate([[0], np.cumsum(np.bincount(codes))]) if len(codes) else np.zeros(1, np.int64)
@@ -95,10 +95,10 @@ class Folder(Sequence):
             facts["rows without text"] = len(self.skipped)
         return facts
 
-    def _picture(self, name: str) -> ImageSource:
-        if isinstance(self._pictures, Path):
-            return str(self._pictures / name)
-        return self._pictures[int(name.rpartition("#")[2])]
+    def _image(self, name: str) -> ImageSource:
+        if isinstance(self._images, Path):
+            return str(self._images / name)
+        return self._images[int(name.rpartition("#")[2])]
 
     def _value(self, column: str, row: int) -> Any:
         return self._columns[column][row].as_py()
@@ -109,12 +109,12 @@ class Folder(Sequence):
         captions = tuple(dict.fromkeys(text for row in rows for text in self._value("captions", row)))
         tags = tuple(dict.fromkeys(tag for row in rows for tag in self._value("tags", row)))
         match = self._value("match", rows[0]) or captions[0]
-        return CaptionSample(image, self._picture(image), captions, tags=tags, match_id=match.casefold())
+        return CaptionSample(image, self._image(image), captions, tags=tags, match_id=match.casefold())
 
     def _vqa_sample(self, row: int) -> VQASample:
         return VQASample(
             key=self._value("key", row),
-            image=self._picture(self._value("image", row)),
+            image=self._image(self._value("image", row)),
             question=self._value("question", row),
             answers=tuple(self._value("answers", row)),
             answer_type=self._value("answer_type", row),
@@ -142,20 +142,20 @@ def folder(
     """The samples of a folder (or of a table file named directly): "captions" yields CaptionSample, "vqa" VQASample.
 
     Columns are found by their usual names (the `*_COLUMNS` above) unless named. `caption_column` may name several:
-    their captions follow one another. Rows of one picture become one CaptionSample. `match_id` is the first caption,
-    or the `match_column`, in folded case. Pictures lie relative to the table's folder, or to `images`.
+    their captions follow one another. Rows of one image become one CaptionSample. `match_id` is the first caption,
+    or the `match_column`, in folded case. Images lie relative to the table's folder, or to `images`.
 
     `split`: one split, several, or None for all rows. A table without the column `split_column` (or
-    `split_column=None`) is divided by a hash of the picture's name into train, val, test of `shares`: every row of a
-    picture falls into the same split, on every machine. `captions_from="filename"` or `"folder"` makes captions of
-    the pictures' names, or of their subfolders', without a table.
+    `split_column=None`) is divided by a hash of the image's name into train, val, test of `shares`: every row of a
+    image falls into the same split, on every machine. `captions_from="filename"` or `"folder"` makes captions of
+    the images' names, or of their subfolders', without a table.
 
     Rows without any caption (or question) are left out and named in `.skipped`. Raises DataError, with file and line,
-    for a broken row, a missing column, a picture outside of the folder (unless `allow_outside`); ConfigError for
+    for a broken row, a missing column, an image outside of the folder (unless `allow_outside`); ConfigError for
     options that cannot work.
 
-    A Parquet table may hold the pictures themselves, as bytes or as Hugging Face's structs of bytes and path, in the
-    `image_column` or the first of `EMBEDDED_COLUMNS`: they are read when asked for, and each row is a picture.
+    A Parquet table may hold the images themselves, as bytes or as Hugging Face's structs of bytes and path, in the
+    `image_column` or the first of `EMBEDDED_COLUMNS`: they are read when asked for, and each row is an image.
     """
     base = Path(path)
     columns = Columns(
@@ -168,7 +168,7 @@ def folder(
         split=split_column,
     )
     rows: Iterable[tuple[int, Row | DataError]]
-    pictures: Path | EmbeddedPictures = base
+    pictures: Path | EmbeddedImages = base
     digest = hashlib.blake2b(digest_size=8)
     if captions_from is not None:
         if task != "captions":
@@ -177,9 +177,9 @@ def folder(
         digest.update(repr(rows).encode())
     else:
         origin = find_table(base, _known_task(task))
-        held = picture_column(origin, image_column, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
+        held = embedded_column(origin, image_column, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
         if held is not None:
-            pictures, columns = EmbeddedPictures([origin], held), columns._replace(image=held)
+            pictures, columns = EmbeddedImages([origin], held), columns._replace(image=held)
             rows = pictures.rows()
         else:
             pictures = Path(images) if images is not None else origin.parent
@@ -221,21 +221,21 @@ def collect(
     split: str | Sequence[str] | None,
     columns: Columns,
     shares: Sequence[float],
-    pictures: Path | EmbeddedPictures,
+    pictures: Path | EmbeddedImages,
     inside: Path | None,
     origin: str,
     digest: "hashlib.blake2b",
 ) -> Folder:
-    """The samples that rows make; their pictures lie in a folder, or inside the table.
+    """The samples that rows make; their images lie in a folder, or inside the table.
 
-    With `inside`, a picture outside of that folder is refused. `digest` has taken in what the rows come from and the
+    With `inside`, an image outside of that folder is refused. `digest` has taken in what the rows come from and the
     options.
     """
     _known_task(task)
     wanted = _as_list(split)
     if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
-    embedded = isinstance(pictures, EmbeddedPictures)
+    embedded = isinstance(pictures, EmbeddedImages)
 
     parse = _caption_row if task == "captions" else _question_row
     splits = _SplitFilter(wanted, columns.split, shares)
@@ -253,7 +253,7 @@ def collect(
         if parsed is None:
             skipped.append(f"{where}: no {'caption' if task == 'captions' else 'question'} for {image}")
             continue
-        if embedded:  # the files themselves are not hashed: gigabytes of pictures would take minutes
+        if embedded:  # the files themselves are not hashed: gigabytes of images would take minutes
             digest.update(repr(parsed).encode("utf-8", "surrogatepass"))
         kept.append(parsed)
         if len(kept) == _CHUNK:
@@ -281,22 +281,22 @@ def first_repeated(column: pa.ChunkedArray) -> str | None:
     return repeated[0]["values"].as_py() if len(repeated) else None
 
 
-def holds_pictures(path: str | os.PathLike, task: str = "captions") -> bool:
-    """Whether the table of a folder is Parquet with the pictures inside. Raises DataError where there is no table."""
+def holds_images(path: str | os.PathLike, task: str = "captions") -> bool:
+    """Whether the table of a folder is Parquet with the images inside. Raises DataError where there is no table."""
     table = find_table(Path(path), _known_task(task))
-    return table.suffix.lower() == ".parquet" and picture_column(table, None, EMBEDDED_COLUMNS) is not None
+    return table.suffix.lower() == ".parquet" and embedded_column(table, None, EMBEDDED_COLUMNS) is not None
 
 
 def _rows_from_names(root: Path, captions_from: str) -> list[tuple[int, Row | DataError]]:
     if captions_from not in ("filename", "folder"):
         raise ConfigError(f"captions_from={captions_from!r}: {nearest(captions_from, ['filename', 'folder'])}")
     rows: list[tuple[int, Row | DataError]] = []
-    for number, name in enumerate(list_pictures(root), 1):
+    for number, name in enumerate(list_images(root), 1):
         inside = PurePosixPath(name)
         words = inside.stem if captions_from == "filename" else inside.parent.name
         rows.append((number, {"image": name, "captions": [words.replace("_", " ").replace("-", " ").strip()]}))
     if not rows:
-        raise DataError(f"{root}: no pictures there")
+        raise DataError(f"{root}: no images there")
     return rows
 
 
@@ -352,10 +352,10 @@ def _texts(value: Any, where: str, what: str, separators: str = "") -> list[str]
 
 
 def image_of(row: Row, image_column: str | None, where: str, root: Path | None) -> str:
-    """The picture a row names, relative to the table's folder; with `root`, refused when it lies outside of it."""
+    """The image a row names, relative to the table's folder; with `root`, refused when it lies outside of it."""
     image = _column(row, image_column, IMAGE_COLUMNS, where, "image")
     if not isinstance(image, str) or not image.strip():
-        raise DataError(f"{where}: the picture must be a file name, not {str(image)[:40]!r}")
+        raise DataError(f"{where}: the image must be a file name, not {str(image)[:40]!r}")
     if root is not None and (".." in image or os.path.isabs(image)):
         inside = os.path.normpath(os.path.join(os.path.abspath(root), image))
         if os.path.commonpath([inside, os.path.abspath(root)]) != os.path.abspath(root):

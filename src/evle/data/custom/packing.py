@@ -68,9 +68,9 @@ def pack(
 ) -> Packing:
     """Write samples into `folder` as 00000.tar, 00001.tar ..., `per_shard` samples each (img2dataset's default).
 
-    Pictures that are JPEG, PNG or WebP keep their bytes; others become PNG, which loses nothing. Each is decoded once:
+    Images that are JPEG, PNG or WebP keep their bytes; others become PNG, which loses nothing. Each is decoded once:
     what cannot be read is skipped, counted and named. An interrupted call goes on by the same call: finished shards are
-    kept. A picture is written with every sample that shows it.
+    kept. An image is written with every sample that shows it.
 
     Raises ConfigError where the folder holds shards of other samples.
     """
@@ -185,13 +185,13 @@ def _members(samples: Sequence[Sample], rows: range, pool: ThreadPoolExecutor) -
 
 
 def members_of(sample: Sample) -> Members:
-    """(extension, bytes) of what a shard holds of a sample. Raises SampleError for pictures that cannot be read."""
+    """(extension, bytes) of what a shard holds of a sample. Raises SampleError for images that cannot be read."""
     text = _text_of(sample)
     sources = sample.images if isinstance(sample, NLVR2Sample) else (sample.image,)
     sides = ("left.", "right.") if isinstance(sample, NLVR2Sample) else ("",)
     members, sizes, digests = list[tuple[str, bytes]](), [], []
     for side, source in zip(sides, sources):
-        form, content = encoded_picture(source)
+        form, content = encoded_image(source)
         members.append((side + form, content))
         sizes.append(Image.open(io.BytesIO(content)).size)
         digests.append(hashlib.sha256(content).hexdigest())
@@ -211,12 +211,12 @@ def members_of(sample: Sample) -> Members:
     return [*members, ("json", json.dumps(about).encode()), ("txt", text.encode("utf-8", "replace"))]
 
 
-def encoded_picture(source: ImageSource) -> tuple[str, bytes]:
-    """(extension, bytes) of a picture: as it is where that is JPEG, PNG or WebP, else as PNG.
+def encoded_image(source: ImageSource) -> tuple[str, bytes]:
+    """(extension, bytes) of an image: as it is where that is JPEG, PNG or WebP, else as PNG.
 
     Raises SampleError for what cannot be decoded.
 
-    >>> encoded_picture(Image.new("RGB", (2, 2)))[0]
+    >>> encoded_image(Image.new("RGB", (2, 2)))[0]
     'png'
     """
     if not isinstance(source, Image.Image):
@@ -231,7 +231,7 @@ def encoded_picture(source: ImageSource) -> tuple[str, bytes]:
 
 
 def _bytes_of(source: ImageSource) -> bytes:
-    """The encoded picture; nothing where it is drawn or cannot be read, of which opening it will tell."""
+    """The encoded image; nothing where it is drawn or cannot be read, of which opening it will tell."""
     if isinstance(source, bytes):
         return source
     if isinstance(source, Stored):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evle.data.custom.folder import EMBEDDED_COLUMNS, IMAGE_COLUMNS, Columns, Folder, collect
-from evle.data.formats.embedded import EmbeddedPictures, picture_column
+from evle.data.formats.embedded import EmbeddedImages, embedded_column
 from evle.errors import DataError, nearest
 
 SPLIT_NAMES = {"val": ("val", "validation", "valid", "dev"), "validation": ("validation", "val")}
@@ -37,11 +37,11 @@ def saved_dataset(
     split_column: str | None = "split",
     shares: Sequence[float] = (0.8, 0.1, 0.1),
 ) -> Folder:
-    """The samples of a data set that `datasets` saved, or that lies as Parquet files on the hub, pictures embedded.
+    """The samples of a data set that `datasets` saved, or that lies as Parquet files on the hub, images embedded.
 
-    Columns are found and named as for the source `folder`; each row is a picture, and its key PATH#ROW. `split` is one
+    Columns are found and named as for the source `folder`; each row is an image, and its key PATH#ROW. `split` is one
     of the data set's own ("val" finds "validation" too), several, or None for all; a data set without splits is divided
-    as a table is. Texts are held in memory, pictures are read when asked for.
+    as a table is. Texts are held in memory, images are read when asked for.
 
     Raises DataError for what is no such data set, damaged files, unknown splits and missing columns.
     """
@@ -54,18 +54,18 @@ def saved_dataset(
         names = list(by_split) if wanted is None else [_split_named(base, each, list(by_split)) for each in wanted]
         files = [file for name in names for file in by_split[name]]
         split, split_column = None, None
-    held = {picture_column(file, image_column, EMBEDDED_COLUMNS) for file in files}
+    held = {embedded_column(file, image_column, EMBEDDED_COLUMNS) for file in files}
     column = next(iter(held))
     if len(held) != 1 or column is None:
         sought = repr(image_column) if image_column else " or ".join(map(repr, (*EMBEDDED_COLUMNS, *IMAGE_COLUMNS[1:])))
         raise DataError(
-            f"{base}: no column {sought} with pictures inside; set image_column, or save the data set with its pictures"
+            f"{base}: no column {sought} with images inside; set image_column, or save the data set with its images"
         )
     columns = Columns(column, caption_column, tags_column, match_column, question_column, answer_column, split_column)
-    pictures = EmbeddedPictures(files, column)
+    images = EmbeddedImages(files, column)
     identity = [(file.name, file.stat().st_size) for file in files]
     digest = hashlib.blake2b(repr((identity, task, wanted, columns, tuple(shares))).encode(), digest_size=8)
-    return collect(pictures.rows(), task, split, columns, shares, pictures, None, str(base), digest)
+    return collect(images.rows(), task, split, columns, shares, images, None, str(base), digest)
 
 
 def is_saved_dataset(path: Path) -> bool:

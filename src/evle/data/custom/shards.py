@@ -1,10 +1,10 @@
-"""Webdataset shards: tars of pictures and texts as img2dataset writes them, and those of `evle data shards`.
+"""Webdataset shards: tars of images and texts as img2dataset writes them, and those of `evle data shards`.
 
     00000.tar   000000000.jpg  000000000.txt  000000000.json   000000001.jpg  ...
 
 Samples are read at their place (`evle.data.formats.tars`), so that their order is the loader's, a function of (seed,
-epoch), and a run resumes in the middle of a shard. Tars are read directly and not through the webdataset library, which only
-knows them as streams; the files are the same. A picture that a packed sample holds lies in its tar as it was.
+epoch), and a run resumes in the middle of a shard. Tars are read directly and not through the webdataset library, which
+only knows them as streams; the files are the same. An image that a packed sample holds lies in its tar as it was.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def shards(
     `path`: a folder (every .tar below it), a file, a brace pattern ("cc3m/{00000..00331}.tar"), a glob, a URL that
     fsspec opens (s3://, hdfs://, gs://; the libraries for it installed), or a list of these.
 
-    `task` "captions" reads pictures with a .txt, or a .json that has a `caption`; `caption_field` names other fields of
+    `task` "captions" reads images with a .txt, or a .json that has a `caption`; `caption_field` names other fields of
     the JSON to take captions from, several following one another. The other tasks, and captions with boxes and tags,
     come from shards that `evle data shards` packed, whose JSON holds the sample. A sample's key is the packed one, else
     tar and name in it; `match_id` the packed one, else the first caption.
@@ -152,7 +152,7 @@ def shards(
     if wanted and task != "captions":
         raise DataError(
             f"{paths[0]}: no subfolder {wanted[0]!r}, and shards of {task} are not divided by a hash, which would put "
-            "questions about one picture into several splits; pack each split into a subfolder of its name"
+            "questions about one image into several splits; pack each split into a subfolder of its name"
         )
     for name in wanted:
         if name not in SPLITS:
@@ -161,7 +161,7 @@ def shards(
     tars = [index_of(file, cache) for file in _with_progress(files)]
     names = _short_names(files)
     if not sum(map(len, tars)):
-        about = next(_lines_about(tars), "they hold no pictures")
+        about = next(_lines_about(tars), "they hold no images")
         raise DataError(f"{paths[0]}: no usable samples in {len(tars)} shards; {about}")
     _refuse_other_task(tars, task)
     rows = None
@@ -329,7 +329,7 @@ def _refuse_other_task(tars: list[TarIndex], task: str) -> None:
         raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them so: --kind {kind} or task: {kind}")
     if kind not in KINDS and task != "captions":
         raise DataError(
-            f"{tar.tar}: its samples are pictures with captions; samples of {task} are read from shards that "
+            f"{tar.tar}: its samples are images with captions; samples of {task} are read from shards that "
             "`evle data shards` packed"
         )
 
@@ -357,16 +357,16 @@ def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
 def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tuple[str, ...]) -> Sample:
     """One sample. Raises SampleError for one that its members do not make."""
     fields = _read_fields(tar, entry, key)
-    picture = tar.member(entry.picture)
+    picture = tar.member(entry.image)
     try:
         if _is_packed(fields):
             key = str(fields["key"])
         if task == "captions":
             return _caption_sample(tar, entry, key, picture, fields, caption_fields)
         if task == "nlvr2":
-            second = tar.member(entry.second_picture)
+            second = tar.member(entry.second_image)
             if not second.size:
-                raise SampleError(f"{key}: no second picture (right.jpg) in its shard")
+                raise SampleError(f"{key}: no second image (right.jpg) in its shard")
             return _nlvr2_sample(key, (picture, second), fields)
         return _READERS[task](key, picture, fields)
     except KeyError as error:
@@ -414,8 +414,8 @@ def _vqa_sample(key: str, picture: Member, fields: Fields) -> VQASample:
     )
 
 
-def _nlvr2_sample(key: str, pictures: tuple[Member, Member], fields: Fields) -> NLVR2Sample:
-    return NLVR2Sample(key, pictures, str(fields["sentence"]), fields["label"], str(fields.get("set_id", "")))
+def _nlvr2_sample(key: str, images: tuple[Member, Member], fields: Fields) -> NLVR2Sample:
+    return NLVR2Sample(key, images, str(fields["sentence"]), fields["label"], str(fields.get("set_id", "")))
 
 
 def _vcr_sample(key: str, picture: Member, fields: Fields) -> VCRSample:

@@ -1,8 +1,8 @@
-"""Pictures that lie inside Arrow and Parquet tables, read one at a time (Apache Arrow IPC stream and Parquet formats).
+"""Images that lie inside Arrow and Parquet tables, read one at a time (Apache Arrow IPC stream and Parquet formats).
 
 A column of them holds bytes, or, as the Hugging Face `datasets` library writes it, structs of `bytes` and `path`. An
-Arrow file is memory-mapped: a picture costs what it weighs. Of a Parquet file a whole row group is decoded for each
-picture, and the last few groups are kept.
+Arrow file is memory-mapped: an image costs what it weighs. Of a Parquet file a whole row group is decoded for each
+image, and the last few groups are kept.
 """
 
 import os
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from evle.errors import DataError, SampleError
 
 MAX_GROUP_BYTES = 1 << 30
-"""A Parquet file with a larger row group of pictures is refused: each data worker would hold several in memory."""
+"""A Parquet file with a larger row group of images is refused: each data worker would hold several in memory."""
 
 _GROUPS = 4  # row groups kept by each process
 _CHUNK = 10_000  # rows read at once
@@ -27,7 +27,7 @@ _CHUNK = 10_000  # rows read at once
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One picture of a table, read when asked for. `stamp` tells the file from another of its name."""
+    """One image of a table, read when asked for. `stamp` tells the file from another of its name."""
 
     file: str
     column: str
@@ -38,7 +38,7 @@ class Cell:
         return f"{self.file}, row {self.row + 1}"
 
     def read(self) -> bytes:
-        """The encoded picture. Raises SampleError where there is none."""
+        """The encoded image. Raises SampleError where there is none."""
         try:
             column, row = _column_with(self.file, self.stamp, self.column, self.row)
             value = column[row].as_py()
@@ -47,12 +47,12 @@ class Cell:
         content = value.get("bytes") if isinstance(value, dict) else value
         if not content:
             only = f", only the path {value['path']}" if isinstance(value, dict) and value.get("path") else ""
-            raise SampleError(f"{self}: no picture inside the table{only}; save_to_disk embeds pictures")
+            raise SampleError(f"{self}: no image inside the table{only}; save_to_disk embeds images")
         return content
 
 
-class EmbeddedPictures(Sequence):
-    """The pictures in the column `column` of Arrow or Parquet files, row after row over all the files.
+class EmbeddedImages(Sequence):
+    """The images in the column `column` of Arrow or Parquet files, row after row over all the files.
 
     Raises DataError for a file that cannot be read, or whose row groups are too large.
     """
@@ -75,8 +75,8 @@ class EmbeddedPictures(Sequence):
         return Cell(self.files[number], self.column, row - first, self._stamps[number])
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number from 1, row) of every row, a text "PATH#NUMBER" in the place of its picture; other bytes are left
-        out, and no picture is read."""
+        """(number from 1, row) of every row, a text "PATH#NUMBER" in the place of its image; other bytes are left
+        out, and no image is read."""
         number = 0
         for file in self.files:
             for batch in _light_batches(file, self.column):
@@ -87,8 +87,8 @@ class EmbeddedPictures(Sequence):
                     yield number, {**row, self.column: f"{path}#{number - 1}"}
 
 
-def picture_column(file: str | os.PathLike, named: str | None, usual: Sequence[str]) -> str | None:
-    """The column of a table that holds pictures: `named`, or the first of the `usual` names; None where there is none.
+def embedded_column(file: str | os.PathLike, named: str | None, usual: Sequence[str]) -> str | None:
+    """The column of a table that holds images: `named`, or the first of the `usual` names; None where there is none.
 
     Raises DataError for a file that cannot be read.
     """
@@ -133,7 +133,7 @@ def _refuse_large_groups(file: str, column: str) -> None:
         size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
         if size > MAX_GROUP_BYTES:
             raise DataError(
-                f"{file}: a row group holds {size >> 20:,} MB of pictures, and reading one picture means reading "
+                f"{file}: a row group holds {size >> 20:,} MB of images, and reading one image means reading "
                 "all of it; write the file again with row_group_size=100"
             )
 

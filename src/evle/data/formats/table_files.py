@@ -1,4 +1,4 @@
-"""What lies in a user's folder: its table, found and read row by row, and its picture files."""
+"""What lies in a user's folder: its table, found and read row by row, and its image files."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 TABLE_STEMS = {"captions": ("captions", "metadata"), "vqa": ("questions", "vqa", "captions", "metadata")}
 OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
 """Named where no table is found: their owner takes them for one."""
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -62,8 +62,8 @@ def kind_of_table(path: Path) -> str:
         return "captions"
 
 
-def list_pictures(path: str | os.PathLike) -> list[str]:
-    """Every picture file below a folder, by its suffix, as sorted paths relative to it; hidden files are left out."""
+def list_images(path: str | os.PathLike) -> list[str]:
+    """Every image file below a folder, by its suffix, as sorted paths relative to it; hidden files are left out."""
     if not Path(path).is_dir():
         raise DataError(f"{path}: no such folder")
     found = []
@@ -73,7 +73,7 @@ def list_pictures(path: str | os.PathLike) -> list[str]:
         found += [
             str(inside / name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
 

@@ -27,12 +27,12 @@ from evle.errors import DataError, SampleError
 INDEX_SUFFIX = ".index"
 VERSION = 1
 MAX_MEMBER_BYTES = 256 << 20
-"""A larger picture or text is left out: no data set of pictures has one, and a damaged size could fill the memory."""
+"""A larger image or text is left out: no data set of images has one, and a damaged size could fill the memory."""
 
-PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
 TEXT_EXTENSIONS = ("txt", "text", "caption")
-SLOTS = ("picture", "second picture", "text", "json")
-"""What of a sample has a place in its record; a second picture is a member such as 000000001.right.jpg."""
+SLOTS = ("image", "second image", "text", "json")
+"""What of a sample has a place in its record; a second image is a member such as 000000001.right.jpg."""
 
 OPEN_FILES = 128
 """Files that each process keeps open: tars and their indexes, the least recently used closed first."""
@@ -60,8 +60,8 @@ class Entry(NamedTuple):
     """A sample's key and members."""
 
     key: str
-    picture: Span
-    second_picture: Span
+    image: Span
+    second_image: Span
     text: Span
     json: Span
 
@@ -260,8 +260,8 @@ class _Collected:
 
     def take(self, key: str, spans: dict[str, Span]) -> None:
         """One sample, unless it lacks what every sample has."""
-        if "picture" not in spans:
-            return self.leave_out(key, "no picture")
+        if "image" not in spans:
+            return self.leave_out(key, "no image")
         if "text" not in spans and "json" not in spans:
             return self.leave_out(key, "no caption")
         self._seen[key] += 1
@@ -329,8 +329,8 @@ def _slot(extension: str) -> str | None:
     if extension == "json":
         return "json"
     kind, _, last = extension.rpartition(".")
-    if last in PICTURE_EXTENSIONS:
-        return {"": "picture", "left": "picture", "right": "second picture"}.get(kind)
+    if last in IMAGE_EXTENSIONS:
+        return {"": "image", "left": "image", "right": "second image"}.get(kind)
     return None
 
 

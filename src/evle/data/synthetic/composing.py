@@ -35,10 +35,10 @@ class Composer:
         *,
         min_things: int = 2,
         max_things: int = 6,
-        pictures: dict[str, list[ImageSource]] | None = None,
+        images: dict[str, list[ImageSource]] | None = None,
     ):
         self.min_things, self.max_things = min_things, max_things
-        self.pictures = pictures
+        self.images = images
         self._pools = [_Pool(usual)] + ([_Pool(held)] if held else [])
         self.keys = tuple(key for key in ("size", "pattern", "colour", "kind") if getattr(usual[0], key))
         self.values = {key: tuple(sorted({getattr(each, key) for each in usual})) for key in self.keys}
@@ -106,9 +106,9 @@ class Composer:
         row, column = place
         across, down = rng.uniform(-room, room, 2)
         look = int(rng.integers(2**31))
-        picture = pick(rng, self.pictures[traits.kind]) if self.pictures is not None else ""
+        image = pick(rng, self.images[traits.kind]) if self.images is not None else ""
         x, y = (column + 0.5) / GRID + float(across), (row + 0.5) / GRID + float(down)
-        return Thing(traits, row, column, x, y, diameter, look, picture)
+        return Thing(traits, row, column, x, y, diameter, look, image)
 
 
 class _Pool:

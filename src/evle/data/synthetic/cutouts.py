@@ -1,7 +1,7 @@
-"""Scenes of cut-outs: pictures of real things with transparent surroundings, pasted on plain or textured grounds.
+"""Scenes of cut-outs: images of real things with transparent surroundings, pasted on plain or textured grounds.
 
 Any folder that `evle.data.custom.folder.folder` reads will do. The captions, questions, pairs and choices are those of
-`evle.data.synthetic.scenes`, with the pictures' names in the place of shapes; cut-outs have no colours or patterns of
+`evle.data.synthetic.scenes`, with the images' names in the place of shapes; cut-outs have no colours or patterns of
 their own to ask for.
 """
 
@@ -30,7 +30,7 @@ def cutouts(
     task: str = "captions",
     split: str = "train",
     *,
-    pictures: str | Sequence[str] | None = None,
+    images: str | Sequence[str] | None = None,
     count: int = 1000,
     seed: int = 0,
     size: int = 96,
@@ -49,24 +49,24 @@ def cutouts(
 
     A thing is called by its first caption, or by `name_column`; names of more than `longest_name` words, or with
     other signs than letters, are left out; with `names` only things so called are shown, as a small world is learned in
-    fewer steps. `pictures` names the splits of the folder's table to take cut-outs from
+    fewer steps. `images` names the splits of the folder's table to take cut-outs from
     (None: the one called `split`), so that test scenes may show known things in an unknown style, or unknown things.
     `min_things`, `max_things`, `num_captions`, `questions`, `kinds` and `statements` are as `scenes` has them.
 
-    With `boxes`, caption samples carry boxes: their pictures are then opened when the sample is made, not only when
+    With `boxes`, caption samples carry boxes: their images are then opened when the sample is made, not only when
     it is drawn. Samples of "vcr" always have them. Raises DataError when fewer than eight names are left.
     """
     if split not in SPLITS:
-        hint = f"{nearest(split, SPLITS)}; splits of the folder's table go into pictures"
+        hint = f"{nearest(split, SPLITS)}; splits of the folder's table go into images"
         raise ConfigError(f"split={split!r} of cut-outs does not exist; {hint}")
-    samples = folder(path, "captions", split if pictures is None else pictures, caption_column=name_column)
+    samples = folder(path, "captions", split if images is None else images, caption_column=name_column)
     by_name: dict[str, list[ImageSource]] = {}
     for sample in samples:
         name = thing_name(sample, longest_name)
         if name and (names is None or name in names):
             by_name.setdefault(name, []).append(sample.image)
     if absent := [name for name in names or () if name not in by_name]:
-        raise DataError(f"{path}: no cut-out is called {', '.join(absent)} in the split {pictures or split}")
+        raise DataError(f"{path}: no cut-out is called {', '.join(absent)} in the split {images or split}")
     if len(by_name) < FEWEST_NAMES:
         raise DataError(
             f"{path}: {len(by_name)} usable names of cut-outs, but {FEWEST_NAMES} are needed; "
@@ -77,7 +77,7 @@ def cutouts(
         [Traits(name, each) for name in things for each in SIZES],
         min_things=min(min_things, 2),
         max_things=max_things,
-        pictures={name: sorted(by_name[name], key=str) for name in things},
+        images={name: sorted(by_name[name], key=str) for name in things},
     )
     identity = hashlib.blake2b(repr((samples.fingerprint, things)).encode(), digest_size=8).hexdigest()
     return SceneSamples(
@@ -114,7 +114,7 @@ def thing_name(sample: CaptionSample, longest: int) -> str:
 
 @lru_cache(maxsize=4096)
 def _cut(picture: ImageSource, pixels: int) -> Image.Image:
-    """The visible part of a picture, RGBA, its longer side `pixels` long."""
+    """The visible part of an image, RGBA, its longer side `pixels` long."""
     image = open_image(picture, keep_alpha=True).convert("RGBA")
     visible = image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
     image = image.crop(visible) if visible else image
@@ -126,7 +126,7 @@ def _cut(picture: ImageSource, pixels: int) -> Image.Image:
 
 
 def _placed(thing: Thing, pixels: int) -> tuple[Image.Image, int, int]:
-    image = _cut(thing.picture, max(6, round(thing.diameter * pixels)))  # type: ignore[arg-type] # a folder's are hashable
+    image = _cut(thing.image, max(6, round(thing.diameter * pixels)))  # type: ignore[arg-type] # a folder's are hashable
     return image, round(thing.x * pixels - image.width / 2), round(thing.y * pixels - image.height / 2)
 
 
@@ -134,14 +134,14 @@ def _placed(thing: Thing, pixels: int) -> tuple[Image.Image, int, int]:
 class CutoutDrawing:
     """A scene of cut-outs, `pixels` wide and high, pasted together when asked for.
 
-    Raises SampleError for a picture that cannot be read.
+    Raises SampleError for an image that cannot be read.
     """
 
     scene: Scene
     pixels: int
 
     def draw(self) -> Image.Image:
-        """The picture, mode RGB."""
+        """The image, mode RGB."""
         canvas = ground(self.scene.ground, self.pixels)
         for thing in self.scene.things:
             image, left, upper = _placed(thing, self.pixels)

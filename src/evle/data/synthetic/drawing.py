@@ -158,7 +158,7 @@ class ShapeDrawing:
     pixels: int
 
     def draw(self) -> Image.Image:
-        """The picture, mode RGB."""
+        """The image, mode RGB."""
         canvas = ground(self.scene.ground, self.pixels)
         for thing in self.scene.things:
             ink, white, left, upper = _stamp(thing, thing.traits.pattern or "plain", self.pixels)

@@ -54,7 +54,7 @@ class Traits(NamedTuple):
 class Thing:
     """One thing in a scene: its centre and its diameter are shares of the scene's width.
 
-    `look` seeds what no words speak of; `picture` is a cut-out's, empty for a drawn shape.
+    `look` seeds what no words speak of; `image` is a cut-out's, empty for a drawn shape.
     """
 
     traits: Traits
@@ -64,7 +64,7 @@ class Thing:
     y: float
     diameter: float
     look: int
-    picture: ImageSource = ""
+    image: ImageSource = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Statements about pairs of scenes (as in NLVR2), and four-way choices with tagged objects (as in VCR).
 
 A statement is drawn first; then any number of pairs are made of which it is true, and of which it is false. The wrong
-choices of a question are of the same form as the right one, so that only the picture tells them apart.
+choices of a question are of the same form as the right one, so that only the image tells them apart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -244,7 +244,7 @@ def _which_is_the_same(composer: Composer, rng: np.random.Generator) -> Choice:
 
 
 def _other_values(composer: Composer, rng: np.random.Generator, key: str, but: str, seen: Sequence[str]) -> list[str]:
-    """Three values that are not `but`: first those that the picture shows."""
+    """Three values that are not `but`: first those that the image shows."""
     values = list(dict.fromkeys(value for value in seen if value != but))[:3]
     while len(values) < 3:
         value = pick(rng, composer.values[key])
@@ -254,7 +254,7 @@ def _other_values(composer: Composer, rng: np.random.Generator, key: str, but: s
 
 
 def _what_is_it(composer: Composer, rng: np.random.Generator) -> Choice:
-    """What a tagged thing is, among things that are all in the picture; because of where it stands."""
+    """What a tagged thing is, among things that are all in the image; because of where it stands."""
     wanted = [composer.traits(rng)]
     for _ in range(3):
         wanted.append(composer.until(rng, lambda each: all(each.kind != other.kind for other in wanted)))

@@ -25,7 +25,7 @@ TASKS = ("captions", "vqa", "nlvr2", "vcr")
 SIZES = ("small", "big")
 KINDS, HUES = tuple(SHAPES), tuple(COLOURS)
 PAIRS_PER_STATEMENT = 4
-"""Pairs of pictures that share a sentence, two of them true of it; their share of all-right sets is the consistency."""
+"""Pairs of images that share a sentence, two of them true of it; their share of all-right sets is the consistency."""
 
 
 class SceneDrawing(Protocol):
@@ -242,7 +242,7 @@ def scenes(
     `questions` is the share of "captions" samples whose one text is a question about the scene with its answer, as
     vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same samples.
     `kinds` are the types of question asked, such as ["colour", "count"], and `statements` the types of statement
-    about two pictures, such as ["both", "one"]; by default all of them.
+    about two images, such as ["both", "one"]; by default all of them.
 
     A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
     and without `patterns` all things are plain.

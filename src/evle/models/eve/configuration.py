@@ -32,8 +32,8 @@ class EVEConfig(PreTrainedConfig):
         image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes
             are interpolated at run time [P].
         stem_channels: channels of strided convolutions in front of the patch projection, each stage halving the
-            picture; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; convolutions are
-            for training from few pictures [D].
+            image; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; convolutions are
+            for training from few images [D].
         stem_blocks: residual blocks of two convolutions after each stage of the stem, as many numbers as stages; empty
             is none [D].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
@@ -218,7 +218,7 @@ class EVEConfig(PreTrainedConfig):
         if self.stem_channels and 2 ** len(self.stem_channels) != self.patch_size:
             yield (
                 f"stem_channels {list(self.stem_channels)} make patches of {2 ** len(self.stem_channels)} pixels, "
-                f"each stage halving the picture; patch_size is {self.patch_size}"
+                f"each stage halving the image; patch_size is {self.patch_size}"
             )
         if self.stem_blocks and (len(self.stem_blocks) != len(self.stem_channels) or min(self.stem_blocks) < 0):
             yield (

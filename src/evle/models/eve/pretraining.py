@@ -215,7 +215,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         """Images (B, C, H, W) whose masked patches are the model's prediction and whose visible ones are given.
 
         With `norm_pixel_target` the prediction has no brightness or contrast of its own; each patch gets those of the
-        original, as in MAE's pictures.
+        original, as in MAE's images.
         """
         size = self.config.patch_size
         output = self.eve(pixel_values, input_ids, attention_mask, image_mask=image_mask)

@@ -1,4 +1,4 @@
-"""EVE's processor: pictures and text in, the model's tensors out."""
+"""EVE's processor: images and text in, the model's tensors out."""
 
 from typing import Self
 
@@ -15,7 +15,7 @@ class EVEProcessor(PairProcessor):
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
     `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach
-    the image processor. A picture may have any PIL mode.
+    the image processor. An image may have any PIL mode.
     """
 
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: PreTrainedTokenizerBase):

@@ -1,4 +1,4 @@
-"""Convolutions in front of EVE's patch projection, an option of ours for training from few pictures.
+"""Convolutions in front of EVE's patch projection, an option of ours for training from few images.
 
 B batch, N patches of an image, C channels.
 """
@@ -15,7 +15,7 @@ from evle.models.eve.configuration import EVEConfig
 class EVEStem(nn.Module):
     """Strided convolutions that describe a patch to its projection in place of its raw pixels (`stem_channels`).
 
-    Each stage halves the picture by a 3x3 convolution (Xiao et al. 2021, "Early convolutions help transformers see
+    Each stage halves the image by a 3x3 convolution (Xiao et al. 2021, "Early convolutions help transformers see
     better"), followed by so many residual blocks of two 3x3 convolutions (He et al. 2016) as `stem_blocks` says.
     """
 
@@ -39,7 +39,7 @@ class EVEStem(nn.Module):
             shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
             pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
         maps = pixel_values.to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        # Blanked pictures are another distribution: they must not enter the statistics of whole ones.
+        # Blanked images are another distribution: they must not enter the statistics of whole ones.
         is_whole = visible is None
         for layer in self.layers:
             maps = layer(maps, is_whole)
@@ -59,7 +59,7 @@ class EVEConvolution(nn.Module):
         self.norm = nn.BatchNorm2d(after)
 
     def forward(self, maps: Tensor, is_whole: bool) -> Tensor:
-        """Maps (B, C, H, W); those of blanked pictures (`is_whole` False) leave no trace in the running statistics."""
+        """Maps (B, C, H, W); those of blanked images (`is_whole` False) leave no trace in the running statistics."""
         return F.gelu(self.normalized(maps, is_whole))
 
     def normalized(self, maps: Tensor, is_whole: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""VLE's processor: pictures and text in, the model's tensors out."""
+"""VLE's processor: images and text in, the model's tensors out."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ class VLEProcessor(PairProcessor):
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
     `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach
-    the image processor. A picture may have any PIL mode.
+    the image processor. An image may have any PIL mode.
     """
 
     def __init__(self, image_processor: CLIPImageProcessor, tokenizer: PreTrainedTokenizerBase):
@@ -65,7 +65,7 @@ class VLEProcessor(PairProcessor):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
         """Write the processor's files as transformers 5 does, in a form that transformers 4 reads, too.
 
-        Version 4 looks for the picture's side in a file of its own, and does not know what version 5 calls the class
+        Version 4 looks for the image's side in a file of its own, and does not know what version 5 calls the class
         of a tokenizer. A tokenizer made from `spm.model` has it written again, which the released code reads.
         """
         written = super().save_pretrained(save_directory, push_to_hub, **options)

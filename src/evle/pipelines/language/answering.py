@@ -1,6 +1,6 @@
-"""VQA with a language model: it reads what the pictures' model found, and says the answer in words of its own.
+"""VQA with a language model: it reads what the images' model found, and says the answer in words of its own.
 
-A caption of the picture, the question and the best answers with their scores are put to a language model (VLE's
+A caption of the image, the question and the best answers with their scores are put to a language model (VLE's
 demonstration): any server that speaks OpenAI's chat protocol, or a causal language model of transformers on this
 machine. Without one, the VQA answer stands alone.
 """
@@ -16,8 +16,8 @@ from evle.pipelines.language.local_models import LocalCaptioner
 from evle.pipelines.pipeline import Images, Texts, as_texts, pairs
 
 INSTRUCTION = (
-    "You answer a question about a picture that you cannot see. A vision model has seen it: you are given a "
-    "description of the picture, where there is one, and candidate answers with the probability, from 0 to 1, that "
+    "You answer a question about an image that you cannot see. A vision model has seen it: you are given a "
+    "description of the image, where there is one, and candidate answers with the probability, from 0 to 1, that "
     "the vision model gives to each. The description and the candidates may be wrong or incomplete. Weigh them "
     "against each other and against common sense, and reply with the most reasonable answer in one short sentence, "
     "without any explanation."
@@ -36,12 +36,12 @@ def prompt(question: str, answers: Sequence[Mapping[str, Any]], caption: str | N
     """The conversation that asks a language model for the answer; `answers` are {"answer", "score"}, best first.
 
     >>> print(prompt("What is it?", [{"answer": "cat", "score": 0.5}], "a pet")[1]["content"])
-    Description of the picture: a pet
+    Description of the image: a pet
     Question: What is it?
     Candidate answers:
     - cat (0.500)
     """
-    lines = [f"Description of the picture: {caption}"] if caption else []
+    lines = [f"Description of the image: {caption}"] if caption else []
     lines += [f"Question: {question}", "Candidate answers:"]
     lines += [f"- {each['answer']} ({each['score']:.3f})" for each in answers]
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": "\n".join(lines)}]
@@ -68,7 +68,7 @@ class LanguageVQAPipeline:
     ) -> list[dict[str, Any]]:
         """What `VQAPipeline` returns for each pair, with a "caption" and a "reply".
 
-        `captions` describe the pictures, one a pair or one for all; by default the captioner's, if there is one, else
+        `captions` describe the images, one a pair or one for all; by default the captioner's, if there is one, else
         none (None). The reply is the language model's; without one, the VQA answer. Raises what the pipeline raises,
         and ServiceError where an endpoint gives no answer.
         """
@@ -90,7 +90,7 @@ class LanguageVQAPipeline:
             return listed if len(listed) == len(sources) else listed * len(sources)
         if self.captioner is None:
             return [None] * len(sources)
-        # One picture may be asked about many times; it is described once.
+        # One image may be asked about many times; it is described once.
         unique = list({id(source): source for source in sources}.values())
         said = dict(zip(map(id, unique), self.captioner(unique), strict=True))
         return [said[id(source)] for source in sources]

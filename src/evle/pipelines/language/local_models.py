@@ -77,7 +77,7 @@ class LocalCaptioner:
         self.batch_size = batch_size
 
     def __call__(self, images: Images) -> list[str]:
-        """A caption of each picture. Raises SampleError for one that cannot be read."""
+        """A caption of each image. Raises SampleError for one that cannot be read."""
         sources, said = as_images(images), []
         for start in range(0, len(sources), self.batch_size):
             pictures = [open_image(source) for source in sources[start : start + self.batch_size]]

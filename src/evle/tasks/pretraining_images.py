@@ -1,4 +1,4 @@
-"""Pictures of pre-training: what the model makes of hidden patches, of phrases, and of hidden things."""
+"""Images of pre-training: what the model makes of hidden patches, of phrases, and of hidden things."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def pretraining_galleries(
     settings: EvaluationSettings,
 ) -> list[Gallery]:
     """Some samples of an evaluation, of those whose keys were `measured`, as the model sees and completes them, a
-    gallery an objective that has pictures."""
+    gallery an objective that has images."""
     wanted = set(model.config.objectives)
     if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
         return []
@@ -53,7 +53,7 @@ def pretraining_galleries(
         for name, title, note in (
             (
                 "mim",
-                "Masked pictures and what the model makes of them",
+                "Masked images and what the model makes of them",
                 "Hidden: grey. The text is given whole.",
             ),
             (
@@ -68,31 +68,31 @@ def pretraining_galleries(
 
 
 def _reconstructed(task: Task, model: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Pictures with the masked patches hidden, filled, and as they were; `model` of any family with `reconstruct`."""
+    """Images with the masked patches hidden, filled, and as they were; `model` of any family with `reconstruct`."""
     pixels, mask = batch["pixel_values"], batch["image_mask"]
     filled = model.reconstruct(pixels, batch["input_ids"], batch["attention_mask"], mask)
     seen = (~mask).float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))
     seen = torch.nn.functional.interpolate(seen, size=pixels.shape[-2:], mode="nearest")
-    columns = [to_pictures(task, each) for each in (pixels * seen, filled, pixels)]  # hidden: the mean colour, grey
+    columns = [to_images(task, each) for each in (pixels * seen, filled, pixels)]  # hidden: the mean colour, grey
     return {
-        place: [Cell(picture, text) for picture, text in zip(triple, RECONSTRUCTED, strict=True)]
+        place: [Cell(image, text) for image, text in zip(triple, RECONSTRUCTED, strict=True)]
         for place, triple in enumerate(zip(*columns, strict=True))
     }
 
 
 def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Pictures painted by the score of each patch and by the truth, half bright where nobody knows it."""
+    """Images painted by the score of each patch and by the truth, half bright where nobody knows it."""
     scores = output.pbc_logits.float().softmax(dim=-1)[..., 1].cpu().numpy()  # (B, N)
     labels = batch["pbc_labels"].cpu().numpy()
     cells = {}
-    for place, picture in enumerate(to_pictures(task, batch["pixel_values"])):
+    for place, image in enumerate(to_images(task, batch["pixel_values"])):
         known = labels[place] != IGNORED
         if not known.any():
             continue
         side = round(labels.shape[1] ** 0.5)
         truth = np.where(known, labels[place], 0.5)
         painted = [
-            paint(picture, each.astype(np.float32).reshape(side, side), center_crop=False)
+            paint(image, each.astype(np.float32).reshape(side, side), center_crop=False)
             for each in (scores[place], truth)
         ]
         right = np.mean((scores[place] > 0.5)[known] == (truth > 0.5)[known])
@@ -101,12 +101,12 @@ def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
 
 
 def _hidden(task: Task, model: PreTrainedModel, output: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Pictures with one thing blacked out, what the model takes it for, and what it is."""
+    """Images with one thing blacked out, what the model takes it for, and what it is."""
     classes = model.config.object_classes
     pixels, patches = batch["pixel_values"], batch["mpc_patches"]
     hidden = patches.float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))
     hidden = torch.nn.functional.interpolate(hidden, size=pixels.shape[-2:], mode="nearest").bool()
-    blacked = to_pictures(task, torch.where(hidden, batch["black"][:, None, None], pixels))
+    blacked = to_images(task, torch.where(hidden, batch["black"][:, None, None], pixels))
     guesses = output.mpc_logits.argmax(dim=-1).tolist()
     cells = {}
     for place, label in enumerate(batch["mpc_labels"].tolist()):
@@ -118,12 +118,12 @@ def _hidden(task: Task, model: PreTrainedModel, output: Any, batch: Batch) -> di
     return cells
 
 
-def to_pictures(task: Task, pixel_values: Tensor) -> list[Image.Image]:
-    """The model's pixels (B, 3, H, W) as pictures."""
+def to_images(task: Task, pixel_values: Tensor) -> list[Image.Image]:
+    """The model's pixels (B, 3, H, W) as images."""
     image_processor = task.processor.image_processor
     mean, std = (
         torch.tensor(values, device=pixel_values.device)[:, None, None]
         for values in (image_processor.image_mean, image_processor.image_std)
     )
     pixels = ((pixel_values.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
