@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from evle.data.custom.packing import pack
 from evle.data.custom.shards import shards
 from evle.data.samples import CaptionSample, ImageSource
-from evle.tasks.pretraining import PreTrainingOptions, PreTrainingTask
+from evle.tasks.pretraining import PreTrainingConfig, PreTrainingTask
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PEERS = ("torchvision, Pillow", "torchvision, tensors")
@@ -58,7 +58,7 @@ def ours(sources: Sequence[ImageSource], size: int, train: bool) -> Callable[[],
             size={"height": size, "width": size}, do_center_crop=False, image_mean=MEAN, image_std=STD
         )
     )
-    task = PreTrainingTask(PreTrainingOptions(), cast(Any, processor))
+    task = PreTrainingTask(PreTrainingConfig(), cast(Any, processor))
     rng = np.random.default_rng(0)
     return lambda: task.collate_images([task.read_image(source, rng, train, "") for source in sources])
 

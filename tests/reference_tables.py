@@ -21,23 +21,23 @@ from evle.engine.trainer import TrainConfig
 from evle.models.eve import EVEConfig
 from evle.models.vle import VLEConfig
 from evle.report import plain
-from evle.run.config import EvaluateOptions, RunConfig, TokenizerOptions
-from evle.run.splits import DataOptions
-from evle.run.weights import ModelOptions
+from evle.run.config import EvaluateConfig, RunConfig, TokenizerConfig
+from evle.run.splits import DataConfig
+from evle.run.weights import ModelConfig
 from evle.tasks import TASKS
-from evle.tasks.task import TaskOptions, TextOptions
-from evle.transforms.image_options import ImageOptions
+from evle.tasks.task import TaskConfig, TextConfig
+from evle.transforms.image_config import ImageConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS: dict[str, type[BaseModel]] = {
-    "model": ModelOptions,
-    "tokenizer": TokenizerOptions,
-    "data": DataOptions,
-    "image": ImageOptions,
-    "text": TextOptions,
+    "model": ModelConfig,
+    "tokenizer": TokenizerConfig,
+    "data": DataConfig,
+    "image": ImageConfig,
+    "text": TextConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
-    "evaluate": EvaluateOptions,
+    "evaluate": EvaluateConfig,
 }
 OWN_SECTIONS = {*SECTIONS, "task"}
 
@@ -80,9 +80,9 @@ def recipe_tables() -> str:
     parts = ["### The run", *head, *rows("", RunConfig, OWN_SECTIONS)]
     common = {"image", "text"}
     parts += ["", "### task, whatever its name", *head, "| `task.name` | required | " + ", ".join(TASKS) + " |"]
-    parts += rows("task.", TaskOptions, common)
+    parts += rows("task.", TaskConfig, common)
     for name, task in TASKS.items():
-        if own := rows("task.", task.options_type, common | TaskOptions.model_fields.keys()):
+        if own := rows("task.", task.config_type, common | TaskConfig.model_fields.keys()):
             parts += ["", f"### task, when its name is {name}", *head, *own]
     for name, model in SECTIONS.items():
         parts += ["", f"### {name}", *head, *rows(f"{name}.", model)]

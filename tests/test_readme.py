@@ -97,7 +97,7 @@ class ReachedError(Exception):
 def check_config(config: RunConfig) -> None:
     """What a run refuses before any work, as far as it needs no file."""
     task = task_class(config)
-    task.options_type.build({name: value for name, value in config.task.items() if name != "name"}, "task")
+    task.config_type.build({name: value for name, value in config.task.items() if name != "name"}, "task")
     if config.model.init is None and config.model.preset is not None:
         starting_config(config.model)
     else:

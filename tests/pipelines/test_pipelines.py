@@ -84,7 +84,7 @@ def test_texts_are_cleaned_and_cut_as_in_training(embed):
 def test_images_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
-    task = RetrievalTask(RetrievalTask.options_type(), embed.processor)
+    task = RetrievalTask(RetrievalTask.config_type(), embed.processor)
     batch = task.collate(
         [task.features(CaptionSample("k", tmp_path / "noise.png", ("Red, blue!",)), generator, train=False)]
     )

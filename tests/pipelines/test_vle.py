@@ -34,7 +34,7 @@ from evle.pipelines import (
     VQAPipeline,
 )
 from evle.search import ImageIndex
-from evle.tasks.task import TextOptions
+from evle.tasks.task import TextConfig
 from evle.transforms.heatmap import DIMMEST
 from retrieval_models import SIZES
 from retrieval_models import processor as eve_processor
@@ -241,7 +241,7 @@ def test_a_choice_is_made_as_in_the_runs_evaluation(folders, tmp_path):
     settings = {"task": {"name": "vcr-q2a", "released_boxes": True}, "text": {"max_length": 90, "clean": False}}
     (tmp_path / "config.yaml").write_text(dump_yaml(settings))
     long = sample(question=("why", *["is"] * 84, (0,)), answer_choices=(((1,),), ("no",), ("yes",), ((0,),)))
-    text = TextOptions(max_length=90, clean=False)
+    text = TextConfig(max_length=90, clean=False)
     found = AnswerChoicePipeline(tmp_path)(long)[0].logits
     told = AnswerChoicePipeline(folders["q2a"], text=text, released_boxes=True)(long)[0].logits
     assert found == pytest.approx(told, abs=1e-6)

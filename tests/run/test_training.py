@@ -13,7 +13,7 @@ from evle.recipes import find_recipe, listing, recipes
 from evle.run.config import RunConfig, read_recipe, read_run
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
-from evle.run.splits import DataOptions, as_list, below_root, read_split
+from evle.run.splits import DataConfig, as_list, below_root, read_split
 from evle.run.stages import read_stages, run_stages
 from evle.run.training import finetune, pretrain
 from evle.tasks import TASKS
@@ -338,7 +338,7 @@ def test_a_split_without_samples_is_named_with_its_place(tmp_path):
     write_tar(tmp_path / "00000.tar", caption_members(0))
     found = []
     for split in ("train", "val", "test"):  # one sample falls into one of the three
-        data = DataOptions(path=str(tmp_path), test={"source": "shards", "split": split})
+        data = DataConfig(path=str(tmp_path), test={"source": "shards", "split": split})
         try:
             read_split(data, "test", "captions")
         except DataError as error:
@@ -353,7 +353,7 @@ def test_sources_that_share_keys_are_learned_from_together_and_scored_apart(tmp_
         rows = [{"image": f"{each}.png", "caption": f"{name} {each}"} for each in ("same", name)]
         (tmp_path / name / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     both = [{"source": "folder", "path": str(tmp_path / name)} for name in ("a", "b")]
-    data = DataOptions(train=both, test=both, val=[{**both[0], "weight": 2}])
+    data = DataConfig(train=both, test=both, val=[{**both[0], "weight": 2}])
     assert len(read_split(data, "train", "captions")) == len(read_split(data, "val", "captions")) == 4
     with pytest.raises(DataError, match=r"data\.test: the key 'same\.png' stands in several of its sources \(folder"):
         read_split(data, "test", "captions")

@@ -10,7 +10,7 @@ from evle.models.eve import EVEConfig, EVEForRetrieval
 from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVCRQ2A, VLEForVQA, VLEModel
 from evle.run.prepare import prepare
 from evle.run.tokenizer import read_tokenizer
-from evle.run.weights import ModelOptions, build_model, starting_config
+from evle.run.weights import ModelConfig, build_model, starting_config
 from evle.transforms.text import train_tokenizer
 from micro import MICRO_VLE, micro_run, vqa_samples
 
@@ -28,7 +28,7 @@ TINY = {**SIZES, "stem_channels": [], "soft_layers": [1], "num_experts": 2}
 def test_the_image_side_of_a_preset_starts_from_a_vision_transformer(tmp_path):
     vit = ViTModel(ViTConfig(**SIZES), add_pooling_layer=False)
     vit.save_pretrained(tmp_path)
-    options = ModelOptions(preset="eve-tiny", vision=str(tmp_path), overrides=TINY)
+    options = ModelConfig(preset="eve-tiny", vision=str(tmp_path), overrides=TINY)
     loaded = build_model(EVEForRetrieval, options, starting_config(options), {})
     cls_token = loaded.model.get_parameter("eve.image_embedding.cls_token")
     assert torch.equal(cls_token, vit.embeddings.cls_token.flatten())
@@ -37,7 +37,7 @@ def test_the_image_side_of_a_preset_starts_from_a_vision_transformer(tmp_path):
 
 def test_another_image_size_resizes_the_positions_and_says_from_which(tmp_path):
     EVEForRetrieval(EVEConfig.from_preset("eve-tiny", **TINY)).save_pretrained(tmp_path)
-    options = ModelOptions(init=str(tmp_path), overrides={"image_size": 48})
+    options = ModelConfig(init=str(tmp_path), overrides={"image_size": 48})
     loaded = build_model(EVEForRetrieval, options, starting_config(options), {})
     assert loaded.model.get_parameter("eve.image_embedding.position").shape == (1 + 9, 32)
     assert loaded.resized == ["eve.image_embedding.position from 32 to 48 pixels"]
@@ -45,14 +45,14 @@ def test_another_image_size_resizes_the_positions_and_says_from_which(tmp_path):
 
 def test_two_sources_of_weights_are_refused():
     with pytest.raises(ConfigError, match=r"model\.init=runs/a and model\.vision=vit both name weights"):
-        starting_config(ModelOptions(init="runs/a", vision="vit"))
+        starting_config(ModelConfig(init="runs/a", vision="vit"))
 
 
 def test_eve_has_no_text_tower_to_start_from():
     with pytest.raises(ConfigError, match=r"model\.text=deberta starts VLE models only; eve-tiny is none"):
-        starting_config(ModelOptions(preset="eve-tiny", text="deberta"))
+        starting_config(ModelConfig(preset="eve-tiny", text="deberta"))
     with pytest.raises(ConfigError, match=r"model\.init=runs/a and model\.text=deberta both name weights"):
-        starting_config(ModelOptions(init="runs/a", text="deberta"))
+        starting_config(ModelConfig(init="runs/a", text="deberta"))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_vle_starts_from_a_clip_and_a_deberta(towers, tmp_path):
 def test_folders_that_are_no_towers_are_refused(towers, tmp_path):
     folder = towers[0]
     with pytest.raises(CheckpointError, match="nowhere: holds no model"):
-        starting_config(ModelOptions(preset="vle-tiny", text="nowhere"))
+        starting_config(ModelConfig(preset="vle-tiny", text="nowhere"))
     with pytest.raises(ConfigError, match="clip: no tokenizer"):
         read_tokenizer(folder / "clip")
 
@@ -120,7 +120,7 @@ def test_a_released_folder_of_the_backbone_starts_a_task(as_pickle, tmp_path):
     if as_pickle:
         torch.save(tensors, tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     loaded = build_model(VLEForVQA, options, starting_config(options), {"id2label": {0: "a", 1: "b", 2: "c"}})
     assert {name.split(".")[0] for name in loaded.new} == {"vqa_classifier"}
     assert loaded.unused == []
@@ -132,7 +132,7 @@ def test_a_pickle_that_holds_more_than_weights_is_refused_unread(tmp_path):
     VLEModel(micro_vle()).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"weights": print}, tmp_path / "pytorch_model.bin")
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: cannot be read \("):
         build_model(VLEForVQA, options, starting_config(options), {})
 
@@ -141,7 +141,7 @@ def test_types_for_objects_are_added_beside_the_old_ones(tmp_path):
     torch.manual_seed(0)
     backbone = VLEModel(micro_vle())
     backbone.save_pretrained(tmp_path)
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     loaded = build_model(VLEForVCRQ2A, options, starting_config(options), {"num_token_types": 6})
     table = loaded.model.vle.token_type_embeddings.weight.detach()
     assert torch.equal(table[:2], backbone.token_type_embeddings.weight)
@@ -154,7 +154,7 @@ def test_other_classes_of_objects_make_a_new_last_layer(tmp_path):
     torch.manual_seed(0)
     model = VLEForPreTraining(micro_vle(object_classes=["cat", "dog"]))
     model.save_pretrained(tmp_path)
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     kept = build_model(VLEForPreTraining, options, starting_config(options), {"object_classes": ["cat", "dog"]})
     other = build_model(VLEForPreTraining, options, starting_config(options), {"object_classes": ["cat", "cow"]})
     assert kept.new == frozenset()
@@ -169,7 +169,7 @@ def test_a_copy_of_a_tied_weight_in_the_file_does_not_overwrite_the_weight(tmp_p
     words = model.vle.text_model.embeddings.word_embeddings.weight
     tensors = {**load_file(tmp_path / "model.safetensors"), "mlm_score.1.predictions.decoder.weight": words + 1}
     save_file(tensors, tmp_path / "model.safetensors")
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     loaded = build_model(VLEForPreTraining, options, starting_config(options), {})
     assert loaded.new == frozenset()
     assert torch.equal(loaded.model.vle.text_model.embeddings.word_embeddings.weight, words)
@@ -178,7 +178,7 @@ def test_a_copy_of_a_tied_weight_in_the_file_does_not_overwrite_the_weight(tmp_p
 def test_a_vle_of_another_size_than_its_preset_is_refused(tmp_path):
     VLEModel(micro_vle()).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"has text_config\.\w+ \d+, model\.preset=vle-tiny has"):
-        starting_config(ModelOptions(init=str(tmp_path), preset="vle-tiny", overrides={"vision_config": {}, **TOP}))
+        starting_config(ModelConfig(init=str(tmp_path), preset="vle-tiny", overrides={"vision_config": {}, **TOP}))
 
 
 TOP = {name: value for name, value in MICRO_VLE.items() if not name.endswith("_config")}

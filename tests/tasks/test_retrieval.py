@@ -10,7 +10,7 @@ from torch import nn
 
 from evle.errors import ConfigError
 from evle.run.prepare import prepare
-from evle.tasks.captions import CaptionOptions, training_text
+from evle.tasks.captions import CaptionConfig, training_text
 from evle.tasks.sweep import sweep
 from micro import SAMPLES, caption_samples, micro_run
 
@@ -146,7 +146,7 @@ def test_training_texts_mix_captions_and_tags_as_asked():
     sample = replace(caption_samples()[0], captions=("red apple", "an apple"), tags=("fruit", "round", "sweet"))
 
     def texts(**options):
-        return {training_text(sample, CaptionOptions(**options), np.random.default_rng(seed)) for seed in range(60)}
+        return {training_text(sample, CaptionConfig(**options), np.random.default_rng(seed)) for seed in range(60)}
 
     assert texts() == {"red apple", "an apple"}
     assert all(text.split(", ")[0] in ("fruit", "round", "sweet") for text in texts(tags_only=1.0))
@@ -159,7 +159,7 @@ def test_templates_frame_captions_and_single_tags_alone():
     sample = replace(caption_samples()[0], captions=("red apple",), tags=("fruit",))
 
     def texts(**options):
-        return {training_text(sample, CaptionOptions(**options), np.random.default_rng(seed)) for seed in range(60)}
+        return {training_text(sample, CaptionConfig(**options), np.random.default_rng(seed)) for seed in range(60)}
 
     frames = {"templates": ("a {}", "see {} here")}
     assert texts(**frames) == {"red apple"}
@@ -178,4 +178,4 @@ def test_templates_frame_captions_and_single_tags_alone():
 )
 def test_a_template_has_one_place_for_the_text(options, line):
     with pytest.raises(ConfigError, match=line):
-        CaptionOptions.build(options, "task")
+        CaptionConfig.build(options, "task")

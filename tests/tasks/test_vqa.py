@@ -10,15 +10,15 @@ from transformers import PreTrainedConfig
 from evle.data.samples import VQASample
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
-from evle.run.weights import ModelOptions, build_model, starting_config
-from evle.tasks.vqa import VQAOptions, VQATask
+from evle.run.weights import ModelConfig, build_model, starting_config
+from evle.tasks.vqa import VQAConfig, VQATask
 from evle.transforms.text import train_tokenizer
 from micro import MICRO, vqa_samples
 
 
 def bound_task(**fields: object) -> tuple[VQATask, PreTrainedConfig]:
     processor = EVEProcessor.for_size(16, train_tokenizer(sample.question for sample in vqa_samples()))
-    task = VQATask(VQAOptions(), processor)
+    task = VQATask(VQAConfig(), processor)
     start = EVEConfig.from_preset("eve-tiny", **{**MICRO, "vocab_size": len(processor.tokenizer)}, **fields)
     task.prepare(vqa_samples(), start)
     config = EVEConfig.from_dict({**start.to_dict(), **task.model_overrides()})
@@ -54,7 +54,7 @@ def test_a_pre_trained_model_answers_before_any_fine_tuning_as_it_fills_words_in
     pretrained = EVEForPreTraining(EVEConfig.from_dict({**config.to_dict(), "objectives": ["mlm"]})).eval()
     pretrained.save_pretrained(tmp_path)
     task.processor.save_pretrained(tmp_path)
-    options = ModelOptions(init=str(tmp_path))
+    options = ModelConfig(init=str(tmp_path))
     loaded = build_model(EVEForVQA, options, starting_config(options), task.model_overrides())
     assert loaded.new == frozenset()
 
@@ -76,6 +76,6 @@ def test_a_pre_trained_model_answers_before_any_fine_tuning_as_it_fills_words_in
 )
 def test_ones_own_annotators_may_write_capitals(key, official, expected):
     """Ten who say "Yes": the letter of the official evaluator, whose files are lower case, finds nobody right."""
-    task = VQATask(VQAOptions(official=official), None)
+    task = VQATask(VQAConfig(official=official), None)
     asked = VQASample(key, "a.jpg", "is it red?", ("Yes",) * 10)
     assert task._accuracy([asked], ["yes"])["accuracy"] == expected

@@ -16,10 +16,10 @@ from transformers import CLIPImageProcessor, ViTImageProcessor
 from evle.transforms import colours, geometry
 from evle.transforms import image as transforms
 from evle.transforms.image import normalize, train_image
-from evle.transforms.image_options import ImageOptions
+from evle.transforms.image_config import ImageConfig
 
-KEEP = ImageOptions(scale=(1, 1), flip=0)
-EVERYTHING = ImageOptions(
+KEEP = ImageConfig(scale=(1, 1), flip=0)
+EVERYTHING = ImageConfig(
     pad_scale=(0.6, 1),
     rotate=20,
     shear=5,
@@ -51,7 +51,7 @@ def smooth(size=48, low=60, high=180):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-@pytest.mark.parametrize("options", [ImageOptions(), EVERYTHING])
+@pytest.mark.parametrize("options", [ImageConfig(), EVERYTHING])
 def test_a_view_depends_on_the_generator_alone_and_leaves_the_image_as_it_was(mode, options):
     picture = noise(mode=mode)
     before = picture.tobytes()
@@ -210,7 +210,7 @@ def test_a_flip_mirrors_and_without_flip_never_does():
     always = KEEP.model_copy(update={"flip": 1.0})
     assert torch.equal(train_image(picture, always, 16, rng())[0], transforms.test_image(picture, 16).flip(-1))
     assert torch.equal(train_image(picture, always.without_flip(), 16, rng())[0], transforms.test_image(picture, 16))
-    assert ImageOptions().without_flip().scale == ImageOptions().scale
+    assert ImageConfig().without_flip().scale == ImageConfig().scale
 
 
 def test_the_random_crop_keeps_its_share_and_its_ratio():
@@ -307,11 +307,11 @@ def test_normalize_is_the_papers_mean_and_deviation_and_leaves_its_input():
 
 
 def test_options_read_a_recipes_short_forms():
-    options = ImageOptions(rand_augment=True, color_jitter=0.4, scale=[0.2, 1])
+    options = ImageConfig(rand_augment=True, color_jitter=0.4, scale=[0.2, 1])
     assert options.rand_augment == (2, 7)
     assert options.color_jitter == (0.4, 0.4, 0.4)
-    assert ImageOptions(rand_augment=False) == ImageOptions()
-    assert ImageOptions.model_validate(EVERYTHING.model_dump(mode="json")) == EVERYTHING
+    assert ImageConfig(rand_augment=False) == ImageConfig()
+    assert ImageConfig.model_validate(EVERYTHING.model_dump(mode="json")) == EVERYTHING
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_options_read_a_recipes_short_forms():
 )
 def test_impossible_options_cannot_be_built(bad):
     with pytest.raises(pydantic.ValidationError, match=next(iter(bad))):
-        ImageOptions(**bad)
+        ImageConfig(**bad)
 
 
 def test_every_option_says_what_it_is_for():
@@ -331,7 +331,7 @@ def test_every_option_says_what_it_is_for():
     import ast
     import inspect
 
-    body = ast.parse(inspect.getsource(ImageOptions)).body[0].body
+    body = ast.parse(inspect.getsource(ImageConfig)).body[0].body
     for field, after in pairwise(body):
         if isinstance(field, ast.AnnAssign):
             assert isinstance(after, ast.Expr), field.target.id
@@ -352,7 +352,7 @@ def test_a_full_set_of_augmentations_stays_cheap():
 def test_an_outlined_image_has_flat_colours_and_dark_strokes_where_they_change():
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste((230, 60, 60), (16, 16, 48, 48))
-    options = ImageOptions(scale=(1, 1), ratio=(1, 1), flip=0, outline=1.0)
+    options = ImageConfig(scale=(1, 1), ratio=(1, 1), flip=0, outline=1.0)
     view, _ = train_image(picture, options, 64, np.random.default_rng(0))
     colours = {tuple(pixel) for pixel in view.permute(1, 2, 0).reshape(-1, 3).tolist()}
     assert len(colours) <= 17
@@ -364,13 +364,13 @@ def test_an_outlined_image_has_flat_colours_and_dark_strokes_where_they_change()
 @pytest.mark.parametrize("size", [24, 40])
 def test_the_short_way_of_a_crop_and_a_flip_gives_the_same_view(size):
     picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 70, 3), dtype=np.uint8))
-    longer = ImageOptions(blur=1e-12)  # takes the way over PIL, and draws once more at its end without effect
-    assert ImageOptions().only_moves
+    longer = ImageConfig(blur=1e-12)  # takes the way over PIL, and draws once more at its end without effect
+    assert ImageConfig().only_moves
     assert not longer.only_moves
     for seed in range(8):
         views = [
             train_image(picture, options, size, np.random.default_rng(seed), [(3, 4, 50, 30)])
-            for options in (ImageOptions(), longer)
+            for options in (ImageConfig(), longer)
         ]
         assert torch.equal(views[0][0], views[1][0])
         assert np.array_equal(views[0][1], views[1][1], equal_nan=True)

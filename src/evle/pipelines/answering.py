@@ -6,7 +6,7 @@ from typing import Any
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError
 from evle.pipelines.pipeline import Images, Pipeline, Texts, pairs
-from evle.tasks.vqa import VQAOptions, VQATask, has_slot
+from evle.tasks.vqa import VQAConfig, VQATask, has_slot
 from evle.transforms.text import clean_question, encode, encode_with_slot
 
 
@@ -21,7 +21,7 @@ class VQAPipeline(Pipeline):
 
     def clean(self, text: str) -> str:
         """A question as the task's evaluation reads it: of more words than a caption."""
-        longest = self.trained_as.get("max_test_words", VQAOptions().max_test_words)
+        longest = self.trained_as.get("max_test_words", VQAConfig().max_test_words)
         return clean_question(text, longest) if self.text.clean else text
 
     def encode(self, text: str, longest: int) -> list[int]:

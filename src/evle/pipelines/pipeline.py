@@ -19,7 +19,7 @@ from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, DataError, SampleError
 from evle.models.loading import load_model
-from evle.tasks.task import TextOptions
+from evle.tasks.task import TextConfig
 from evle.tasks.trained import family_text_options, run_settings, text_options
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing, normalize, test_image
@@ -45,7 +45,7 @@ class Pipeline:
         *,
         model: PreTrainedModel | None = None,
         processor: ProcessorMixin | None = None,
-        text: TextOptions | None = None,
+        text: TextConfig | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 32,
         num_workers: int = 2,

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.samples import VCRSample
 from evle.errors import DataError
 from evle.pipelines.pipeline import Pipeline
-from evle.tasks.task import TextOptions
-from evle.tasks.vcr import VCROptions, VCRQ2ATask, VCRQA2RTask, VCRTask
+from evle.tasks.task import TextConfig
+from evle.tasks.vcr import VCRConfig, VCRQ2ATask, VCRQA2RTask, VCRTask
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ChoosePipeline(Pipeline):
         *,
         model: PreTrainedModel | None = None,
         processor: ProcessorMixin | None = None,
-        text: TextOptions | None = None,
+        text: TextConfig | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 8,
         released_boxes: bool | None = None,
@@ -54,7 +54,7 @@ class ChoosePipeline(Pipeline):
             self.text = self.text.model_copy(update={"max_length": 80})
         if released_boxes is None:
             released_boxes = self.trained_as.get("released_boxes", False)
-        self.task = self.task_type(VCROptions(text=self.text, released_boxes=released_boxes), self.processor)
+        self.task = self.task_type(VCRConfig(text=self.text, released_boxes=released_boxes), self.processor)
         self.task.bind(self.model.config)
 
     def choose(self, samples: Sequence[VCRSample], batch_size: int | None = None) -> list[Choice]:

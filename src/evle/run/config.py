@@ -12,13 +12,13 @@ from evle.engine.trainer import TrainConfig
 from evle.errors import ConfigError, nearest
 from evle.precision import Precision
 from evle.recipes import find_recipe
-from evle.run.splits import DataOptions, refuse_unread_path, refuse_unread_root
-from evle.run.tokenizer import TokenizerOptions
-from evle.run.weights import ModelOptions
+from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
+from evle.run.tokenizer import TokenizerConfig
+from evle.run.weights import ModelConfig
 from evle.tasks import TASKS
-from evle.tasks.task import EvaluationSettings, Task, TextOptions
+from evle.tasks.task import EvaluationSettings, Task, TextConfig
 from evle.tasks.trained import run_settings
-from evle.transforms.image_options import ImageOptions
+from evle.transforms.image_config import ImageConfig
 
 TRAINING = ("optim", "train", "tokenizer", "seed")
 """The parts of a configuration that only training reads."""
@@ -26,7 +26,7 @@ EVALUATED = ("batch_size", "num_workers", "precision")
 """Settings of training that an evaluation has of its own."""
 
 
-class EvaluateOptions(Config):
+class EvaluateConfig(Config):
     """How evaluations run."""
 
     batch_size: int = Field(default=64, ge=1)
@@ -52,14 +52,14 @@ class RunConfig(Config):
     """What the run needs of a machine, for `evle recipes`."""
     task: dict[str, Any]
     """`name` of the task, and its options."""
-    model: ModelOptions = ModelOptions()
-    tokenizer: TokenizerOptions = TokenizerOptions()
-    data: DataOptions = DataOptions()
-    image: ImageOptions = ImageOptions()
-    text: TextOptions = TextOptions()
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
     optim: OptimConfig = OptimConfig.build({}, "optim")
     train: TrainConfig
-    evaluate: EvaluateOptions = EvaluateOptions()
+    evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0)
     """Of weights, order, augmentation, masks and dropout."""
     output: str
@@ -143,7 +143,7 @@ def read_to_score(
     folder = model or config.output
     own = {"model": run_settings(folder).get("model") or {}}
     asked = apply_overrides(own, [each for each in overrides if each.startswith("model.")])
-    return config.model_copy(update={"model": ModelOptions.build(asked["model"], str(folder))})
+    return config.model_copy(update={"model": ModelConfig.build(asked["model"], str(folder))})
 
 
 def recipe_for(folder: str | Path, recipe: str | Path) -> dict[str, Any]:

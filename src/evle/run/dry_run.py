@@ -27,7 +27,7 @@ from evle.engine.trainer import TrainConfig
 from evle.errors import CheckpointError, ConfigError, EvleError
 from evle.run.config import RunConfig, task_class
 from evle.run.prepare import Prepared, prepare
-from evle.run.splits import DataOptions, as_list, read_split
+from evle.run.splits import DataConfig, as_list, read_split
 from evle.run.weights import starting_config
 from evle.tasks.sweep import autocast
 from evle.tasks.task import Batch
@@ -148,7 +148,7 @@ def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
     return samples, list(dict.fromkeys(lacking))
 
 
-def _why_unread(data: DataOptions, split: Split, reads: str) -> str:
+def _why_unread(data: DataConfig, split: Split, reads: str) -> str:
     """Why a split of one source cannot be read; nothing where it can."""
     try:
         read_split(data, split, reads)

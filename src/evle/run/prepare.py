@@ -17,7 +17,7 @@ from evle.inspection.texts import texts_of
 from evle.run.config import RunConfig, task_class
 from evle.run.splits import read_split, read_splits
 from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
-from evle.run.weights import Loaded, ModelConfig, build_model, build_processor, size_notes, starting_config
+from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
 from evle.tasks.task import Task
 from evle.tasks.vqa import has_slot
 from evle.transforms.text import clean_caption
@@ -59,7 +59,7 @@ def prepare(
 def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
     """A task with the options that the configuration gives it. Raises ConfigError for options that it does not have."""
     options = {name: value for name, value in config.task.items() if name != "name"}
-    return task(task.options_type.build({**options, "image": config.image, "text": config.text}, "task"), processor)
+    return task(task.config_type.build({**options, "image": config.image, "text": config.text}, "task"), processor)
 
 
 def _samples(config: RunConfig, task: type[Task], samples: Mapping[Split, Samples] | None) -> dict[Split, Samples]:
@@ -69,7 +69,7 @@ def _samples(config: RunConfig, task: type[Task], samples: Mapping[Split, Sample
     return splits
 
 
-def _tokenizer(config: RunConfig, task: type[Task], training: Samples, start: ModelConfig) -> PreTrainedTokenizerBase:
+def _tokenizer(config: RunConfig, task: type[Task], training: Samples, start: EncoderConfig) -> PreTrainedTokenizerBase:
     tokenizer = make_tokenizer(
         config.tokenizer, config.model, start, lambda: _training_texts(config, task.reads, training)
     )
@@ -99,7 +99,7 @@ def _spread(length: int, most: int | None) -> Iterator[int]:
 
 
 def _task(
-    config: RunConfig, task: type[Task], tokenizer: PreTrainedTokenizerBase, training: Samples, start: ModelConfig
+    config: RunConfig, task: type[Task], tokenizer: PreTrainedTokenizerBase, training: Samples, start: EncoderConfig
 ) -> Task:
     image_size = config.image.size or start.image_size
     built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size))
@@ -107,7 +107,7 @@ def _task(
     return built
 
 
-def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, start: ModelConfig) -> Loaded:
+def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, start: EncoderConfig) -> Loaded:
     changes = {
         "image_size": task.image_size,
         "vocab_size": vocab_size_for(tokenizer, config.model, start),

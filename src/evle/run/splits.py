@@ -30,7 +30,7 @@ def _is_test(option: str, name: str) -> bool:
     return path.suffix in FILES and re.search(r"(^|[^a-z])test([^a-z]|$)", path.stem) is not None
 
 
-class DataOptions(Config):
+class DataConfig(Config):
     """Which samples to read. Each split is one source, `{source: NAME, ...its options}`, or a list of them with
     `weight`s."""
 
@@ -46,7 +46,7 @@ class DataOptions(Config):
     """What the final scores are measured on, once."""
 
     @model_validator(mode="after")
-    def _test_is_not_for_choosing(self) -> "DataOptions":
+    def _test_is_not_for_choosing(self) -> "DataConfig":
         for source in as_list(self.val):
             for option in ("split", "files", "path"):
                 names = source.get(option) or ()
@@ -64,7 +64,7 @@ class DataOptions(Config):
         return self
 
 
-def refuse_unread_path(runs: Sequence[DataOptions], splits: Sequence[Split] = SPLITS) -> None:
+def refuse_unread_path(runs: Sequence[DataConfig], splits: Sequence[Split] = SPLITS) -> None:
     """Say so where `data.path` is given and none of the runs' sources takes it. Raises ConfigError with what to set."""
     path = next((data.path for data in runs if data.path is not None), None)
     own: dict[str, None] = {}
@@ -92,7 +92,7 @@ def refuse_unread_path(runs: Sequence[DataOptions], splits: Sequence[Split] = SP
         )
 
 
-def refuse_unread_root(data: DataOptions, splits: Sequence[Split] = SPLITS) -> None:
+def refuse_unread_root(data: DataConfig, splits: Sequence[Split] = SPLITS) -> None:
     """Say so where no source of these splits means `data.root`. Raises ConfigError."""
     sources = [source for split in splits for source in as_list(getattr(data, split))]
     if not any(ROOT in str(value) for source in sources for value in source.values()):
@@ -123,7 +123,7 @@ def _takes_path(name: str) -> bool:
     return name in SOURCES and "path" in inspect.signature(SOURCES[name]).parameters
 
 
-def read_split(data: DataOptions, split: Split, reads: str) -> Samples | None:
+def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
     """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None where the options name no source.
 
     Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
@@ -176,7 +176,7 @@ def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> S
         raise ConfigError(f"data.{split}: {error}") from None
 
 
-def read_splits(data: DataOptions, reads: str) -> dict[Split, Samples]:
+def read_splits(data: DataConfig, reads: str) -> dict[Split, Samples]:
     """The samples of every split that the options name (see `read_split`)."""
     found = {split: read_split(data, split, reads) for split in SPLITS}
     return {split: samples for split, samples in found.items() if samples is not None}

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, in_one_line
 from evle.models.vle.tokenization import read_json, read_sentencepiece
-from evle.run.weights import ModelConfig, ModelOptions, read_processor
+from evle.run.weights import EncoderConfig, ModelConfig, read_processor
 from evle.transforms.text import train_tokenizer
 
 
-class TokenizerOptions(Config):
+class TokenizerConfig(Config):
     """Where words come from. By default: the tokenizer of `model.init`, else one trained on the training texts."""
 
     path: str | None = None
@@ -28,7 +28,7 @@ class TokenizerOptions(Config):
 
 
 def make_tokenizer(
-    options: TokenizerOptions, model: ModelOptions, start: ModelConfig, texts: Callable[[], Iterable[str]]
+    options: TokenizerConfig, model: ModelConfig, start: EncoderConfig, texts: Callable[[], Iterable[str]]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a run that starts from `model`, whose config is `start`; `texts` are read only to train one.
 
@@ -77,7 +77,7 @@ def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, hides: bool, where
             )
 
 
-def vocab_size_for(tokenizer: PreTrainedTokenizerBase, model: ModelOptions, start: ModelConfig) -> int:
+def vocab_size_for(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, start: EncoderConfig) -> int:
     """Rows of the word embedding. Weights keep theirs, which must be enough for the tokenizer. Raises EvleError."""
     weights = model.init or model.text
     if weights is None:

@@ -39,7 +39,7 @@ from evle.models.vle import VLEConfig
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
 from evle.models.vle.towers import read_clip, read_deberta
 
-ModelConfig = EVEConfig | VLEConfig
+EncoderConfig = EVEConfig | VLEConfig
 CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
 POSITIONS = {"eve": "image_embedding.position", "vle": "vision_model.embeddings.position_embedding.weight"}
 """How the name of each family's table of image positions ends."""
@@ -50,7 +50,7 @@ NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_r
 """Fields of a preset that may differ between a checkpoint and what is made of it."""
 
 
-class ModelOptions(Config):
+class ModelConfig(Config):
     """Which model to start from."""
 
     preset: str | None = None
@@ -90,7 +90,7 @@ class Loaded:
         return lines + [f"resized: {name}" for name in self.resized]
 
 
-def starting_config(options: ModelOptions) -> ModelConfig:
+def starting_config(options: ModelConfig) -> EncoderConfig:
     """The config of the model to start from, before the task and the tokenizer have their say.
 
     Raises:
@@ -121,7 +121,7 @@ def starting_config(options: ModelOptions) -> ModelConfig:
     return config
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path) -> EncoderConfig:
     """The config in a run or model folder, of one of our families. Raises CheckpointError."""
     fields = read_fields(model_folder(path), CONFIGS)
     return CONFIGS[fields["model_type"]].from_dict(fields)
@@ -145,7 +145,7 @@ def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size:
 
 
 def build_model(
-    model_class: type[PreTrainedModel], options: ModelOptions, start: ModelConfig, changes: dict[str, Any]
+    model_class: type[PreTrainedModel], options: ModelConfig, start: EncoderConfig, changes: dict[str, Any]
 ) -> Loaded:
     """The model of `model_class` that `start`, changed by `changes` (image size, vocabulary, answers), describes,
     with its weights.
@@ -255,7 +255,7 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
         raise CheckpointError(f"{folder}: holds no tensor of this model's backbone ({backbone}*)")
 
 
-def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
+def _with_towers(config: VLEConfig, options: ModelConfig) -> VLEConfig:
     """`config` with the towers that the options name in place of the preset's, but its image size and its number of
     image layers."""
     fields = config.to_dict()
@@ -273,7 +273,7 @@ def _with_towers(config: VLEConfig, options: ModelOptions) -> VLEConfig:
     return VLEConfig.from_dict({**fields, "attn_implementation": config._attn_implementation})
 
 
-def _load_towers(loaded: Loaded, options: ModelOptions) -> None:
+def _load_towers(loaded: Loaded, options: ModelConfig) -> None:
     """Give the loaded VLE the weights of the towers that the options name."""
     model: Any = loaded.model.base_model  # a VLEModel
     config = loaded.model.config
@@ -300,13 +300,13 @@ def _classes(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(config.object_classes) if isinstance(config, VLEConfig) else ()
 
 
-def _preset_config(name: str, overrides: dict[str, Any]) -> ModelConfig:
+def _preset_config(name: str, overrides: dict[str, Any]) -> EncoderConfig:
     if name not in PRESETS:
         raise ConfigError(f"model.preset={name!r} does not exist; {nearest(name, PRESETS)}")
     return CONFIGS[PRESETS[name][0]].from_preset(name, **overrides)
 
 
-def _refuse_other_size(options: ModelOptions, config: PreTrainedConfig) -> None:
+def _refuse_other_size(options: ModelConfig, config: PreTrainedConfig) -> None:
     if options.preset is None:
         return
     if options.preset not in PRESETS:

@@ -5,10 +5,10 @@ from pydantic import Field, field_validator, model_validator
 
 from evle.data.samples import CaptionSample
 from evle.errors import SampleError
-from evle.tasks.task import TaskOptions
+from evle.tasks.task import TaskConfig
 
 
-class CaptionOptions(TaskOptions):
+class CaptionConfig(TaskConfig):
     """Options of tasks on images with captions."""
 
     tags: float = Field(default=0.0, ge=0, le=1)
@@ -32,13 +32,13 @@ class CaptionOptions(TaskOptions):
         return templates
 
     @model_validator(mode="after")
-    def _templates_are_there(self) -> "CaptionOptions":
+    def _templates_are_there(self) -> "CaptionConfig":
         if self.templated and not self.templates:
             raise ValueError(f'templated={self.templated} needs templates, such as ["an image of {{}}"]')
         return self
 
 
-def training_text(sample: CaptionSample, options: CaptionOptions, rng: np.random.Generator) -> str:
+def training_text(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generator) -> str:
     """One text for one view of `sample`: a caption at random, perhaps with tags, or tags alone, perhaps in a template.
     Raises SampleError without any."""
     words = _words(sample, options, rng)
@@ -47,7 +47,7 @@ def training_text(sample: CaptionSample, options: CaptionOptions, rng: np.random
     return ", ".join(words)
 
 
-def _words(sample: CaptionSample, options: CaptionOptions, rng: np.random.Generator) -> list[str]:
+def _words(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generator) -> list[str]:
     """The caption and the tags that one text is made of."""
     draw = rng.random()
     with_tags = bool(sample.tags) and draw < options.tags + options.tags_only

@@ -22,7 +22,7 @@ from evle.errors import ConfigError
 from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
 from evle.models.vle import VLEForPreTraining
-from evle.tasks.captions import CaptionOptions, first_text, match_name, training_text
+from evle.tasks.captions import CaptionConfig, first_text, match_name, training_text
 from evle.tasks.pretraining_images import pretraining_galleries
 from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
@@ -38,7 +38,7 @@ COUNTED_SAMPLES = 100_000
 """So many samples of a larger collection, evenly spread, tell which classes its objects have."""
 
 
-class PreTrainingOptions(CaptionOptions):
+class PreTrainingConfig(CaptionConfig):
     """Options of pre-training; the defaults are EVE's (75 % of patches, 50 % of tokens)."""
 
     image_mask_ratio: float = Field(default=0.75, gt=0, lt=1)
@@ -75,11 +75,11 @@ class PreTrainingTask(Task):
     name = "pretraining"
     reads = "captions"
     sample_type = CaptionSample
-    options_type = PreTrainingOptions
+    config_type = PreTrainingConfig
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForPreTraining, "vle": VLEForPreTraining}
     metric = "loss"
     higher_is_better = False
-    options: PreTrainingOptions
+    options: PreTrainingConfig
     classes: tuple[str, ...] = ()
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:

@@ -22,7 +22,7 @@ from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_sco
 from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
-from evle.tasks.captions import CaptionOptions, match_name, training_text
+from evle.tasks.captions import CaptionConfig, match_name, training_text
 from evle.tasks.sweep import sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids
@@ -31,7 +31,7 @@ RANKS = (1, 5, 10)
 SHOWN = 5  # results of one query in the report
 
 
-class RetrievalOptions(CaptionOptions):
+class RetrievalConfig(CaptionConfig):
     """Options of retrieval. EVE evaluates with `k_test` 128 on COCO and Flickr30K."""
 
     k_test: int = Field(default=128, ge=0)
@@ -77,10 +77,10 @@ class RetrievalTask(Task):
     name = "retrieval"
     reads = "captions"
     sample_type = CaptionSample
-    options_type = RetrievalOptions
+    config_type = RetrievalConfig
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval, "vle": VLEForRetrieval}
     metric = "R@mean"
-    options: RetrievalOptions
+    options: RetrievalConfig
 
     def bind(self, config: PreTrainedConfig) -> None:
         if self.options.k_test and not learns_matching(config):

@@ -24,7 +24,7 @@ from evle.errors import ConfigError, nearest
 from evle.report import Gallery
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing, normalize, test_boxes, test_image, train_image
-from evle.transforms.image_options import ImageOptions
+from evle.transforms.image_config import ImageConfig
 from evle.transforms.text import clean_caption, encode
 
 Features = dict[str, Any]
@@ -66,7 +66,7 @@ class EvaluationSettings:
     quick: bool = False
 
 
-class TextOptions(Config):
+class TextConfig(Config):
     """How text is read; the defaults are EVE's fine-tuning."""
 
     max_length: int = Field(default=40, ge=3)
@@ -77,11 +77,11 @@ class TextOptions(Config):
     """Lower case, without punctuation (X-VLM's rule); false keeps the text as it is."""
 
 
-class TaskOptions(Config):
+class TaskConfig(Config):
     """What every task can be told. A recipe writes `image` and `text` beside `task`, not in it."""
 
-    image: ImageOptions = ImageOptions()
-    text: TextOptions = TextOptions()
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
     keep_sides: bool = True
     """Never mirror an image whose text says left or right (EVE does so for VQA only)."""
 
@@ -97,12 +97,12 @@ class Task(ABC):
     name: ClassVar[str]
     reads: ClassVar[str]
     sample_type: ClassVar[type]
-    options_type: ClassVar[type[TaskOptions]] = TaskOptions
+    config_type: ClassVar[type[TaskConfig]] = TaskConfig
     models: ClassVar[dict[str, type[PreTrainedModel]]]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
 
-    def __init__(self, options: TaskOptions, processor: ProcessorMixin):
+    def __init__(self, options: TaskConfig, processor: ProcessorMixin):
         self.options = options
         self.processor = processor
 

@@ -5,15 +5,15 @@ from typing import Any
 
 from evle.config import load_yaml
 from evle.models.loading import PROCESSORS, model_folder, read_fields
-from evle.tasks.task import TextOptions
+from evle.tasks.task import TextConfig
 
-TEXTS = {"eve": TextOptions(), "vle": TextOptions(clean=False, max_length=512)}
+TEXTS = {"eve": TextConfig(), "vle": TextConfig(clean=False, max_length=512)}
 """How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
 
 
-def family_text_options(family: str) -> TextOptions:
+def family_text_options(family: str) -> TextConfig:
     """How a family's texts are read where no run says so."""
-    return TEXTS.get(family, TextOptions())
+    return TEXTS.get(family, TextConfig())
 
 
 def run_settings(path: str | Path) -> dict[str, Any]:
@@ -25,9 +25,9 @@ def run_settings(path: str | Path) -> dict[str, Any]:
     return settings if isinstance(settings.get("task"), dict) else {}
 
 
-def text_options(path: str | Path) -> TextOptions:
+def text_options(path: str | Path) -> TextConfig:
     """How the run that made the model in `path` read its texts, by its config.yaml; the family's way without one."""
     settings, folder = run_settings(path), model_folder(path)
     if not settings:
         return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
-    return TextOptions.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))
+    return TextConfig.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))

@@ -25,9 +25,9 @@ from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.sweep import plain, sweep
-from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.collate import pad_rows
-from evle.transforms.image_options import UNMOVED
+from evle.transforms.image_config import UNMOVED
 from evle.transforms.regions import box_patches, touched_patches
 from evle.transforms.tagged import FIRST_OBJECT_TYPE, Spoken, cleaned, encode_tagged, object_names, spoken
 
@@ -36,7 +36,7 @@ CHANCE = {"accuracy": 100 / NUM_CHOICES}
 BOX_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
-class VCROptions(TaskOptions):
+class VCRConfig(TaskConfig):
     """Options of both halves of VCR."""
 
     max_objects: int = Field(default=81, ge=1)
@@ -55,9 +55,9 @@ class VCRTask(Task):
 
     reads = "vcr"
     sample_type = VCRSample
-    options_type = VCROptions
+    config_type = VCRConfig
     metric = "accuracy"
-    options: VCROptions
+    options: VCRConfig
     title: ClassVar[str]
 
     @abstractmethod

@@ -24,13 +24,13 @@ from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.answers import frequent, main_answer, places_of, read_answers
 from evle.tasks.submission import are_question_ids, vqa_submission
 from evle.tasks.sweep import plain, sweep
-from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskOptions
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.text import clean_question, encode, encode_with_slot
 
 COLUMNS = 4  # questions side by side in the report
 
 
-class VQAOptions(TaskOptions):
+class VQAConfig(TaskConfig):
     """Options of visual question answering."""
 
     answers: str | None = None
@@ -60,10 +60,10 @@ class VQATask(Task):
     name = "vqa"
     reads = "vqa"
     sample_type = VQASample
-    options_type = VQAOptions
+    config_type = VQAConfig
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForVQA, "vle": VLEForVQA}
     metric = "accuracy"
-    options: VQAOptions
+    options: VQAConfig
     answers: list[str]
     prior: dict[str, str]
 

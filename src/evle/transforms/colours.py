@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
 from evle.transforms.geometry import rotation
-from evle.transforms.image_options import STYLES, ImageOptions
+from evle.transforms.image_config import STYLES, ImageConfig
 
 WHITE_SHARE = 0.25
 """`background="random"` still draws white this often, so that test images are nothing new (our choice)."""
@@ -38,7 +38,7 @@ def mean_colour(image: Image.Image) -> np.ndarray:
 
 
 def pick_colours(
-    image: Image.Image, options: ImageOptions, ops: list[tuple[str, float]], rng: np.random.Generator
+    image: Image.Image, options: ImageConfig, ops: list[tuple[str, float]], rng: np.random.Generator
 ) -> np.ndarray | None:
     """All linear colour changes as one 3x4 matrix on RGB of 0 to 255; None when there are none.
 

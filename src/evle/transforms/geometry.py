@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evle.transforms.image_options import ImageOptions, Range
+from evle.transforms.image_config import ImageConfig, Range
 
 MIN_VISIBLE = 0.25
 """A box of which less than this share stays in the image is gone (our choice; no paper says)."""
@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
 
 
 def pick_geometry(
-    source: tuple[int, int], options: ImageOptions, ops: list[tuple[str, float]], size: int, rng: np.random.Generator
+    source: tuple[int, int], options: ImageConfig, ops: list[tuple[str, float]], size: int, rng: np.random.Generator
 ) -> Geometry:
     crop = pick_crop(*source, options.scale, options.ratio, rng)
     flipped = bool(rng.random() < options.flip)

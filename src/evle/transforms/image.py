@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evle.transforms.colours import erase, outline, pick_colours, rand_augment_filter, random_ground, recolour, stylize
 from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry
-from evle.transforms.image_options import ImageOptions
+from evle.transforms.image_config import ImageConfig
 
 RAND_AUGMENT_SHARE = 0.5
 """Each operation that RandAugment picks is carried out this often (X-VLM's implementation, whose operations EVE
@@ -32,7 +32,7 @@ RAND_AUGMENT_OPS = (
 
 def train_image(
     image: Image.Image,
-    options: ImageOptions,
+    options: ImageConfig,
     size: int,
     rng: np.random.Generator,
     boxes: Sequence[Sequence[float]] | np.ndarray = (),
@@ -44,7 +44,7 @@ def train_image(
     box of which less than `MIN_VISIBLE` is left.
 
     >>> image, rng = Image.new("RGB", (40, 20)), np.random.default_rng(0)
-    >>> view, boxes = train_image(image, ImageOptions(), 16, rng, [(0, 0, 40, 20)])
+    >>> view, boxes = train_image(image, ImageConfig(), 16, rng, [(0, 0, 40, 20)])
     >>> view.shape, boxes.tolist()
     (torch.Size([3, 16, 16]), [[0.0, 0.0, 16.0, 16.0]])
     """

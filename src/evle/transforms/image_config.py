@@ -35,7 +35,7 @@ Jitter = Annotated[tuple[Share, Share, Share], BeforeValidator(_jitter_triple)]
 NumOpsAndMagnitude = tuple[Annotated[int, Field(ge=1, le=10)], Annotated[float, Field(ge=0, le=10)]]
 
 
-class ImageOptions(BaseModel):
+class ImageConfig(BaseModel):
     """How a training image is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
 
     EVE's fine-tuning (released code): `color` is `color_jitter=0.4`, `rand` is `rand_augment=true`. What is marked
@@ -95,7 +95,7 @@ class ImageOptions(BaseModel):
     """Probability of filling a rectangle of 2 to 25 % of the area with a random colour (Zhong et al. 2020; ours)."""
 
     @model_validator(mode="after")
-    def _ranges_rise(self) -> "ImageOptions":
+    def _ranges_rise(self) -> "ImageConfig":
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("pad_scale", 1.0)):
             first, last = getattr(self, name)
             if not 0 < first <= last <= most:
@@ -116,6 +116,6 @@ class ImageOptions(BaseModel):
         """The options by which a thing is now here and now there in a view, in the order of work."""
         return [name for name, still in UNMOVED.items() if getattr(self, name) != still]
 
-    def without_flip(self) -> "ImageOptions":
+    def without_flip(self) -> "ImageConfig":
         """The same options, never flipped: for text that says left or right (EVE's rule for VQA)."""
         return self.model_copy(update={"flip": 0.0})
