@@ -3,11 +3,9 @@
 python tests/reference_tables.py        writes them anew, between the marks; a test holds them against the code
 """
 
-import ast
 import inspect
 import json
 import re
-import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,35 +40,16 @@ SECTIONS: dict[str, type[BaseModel]] = {
 OWN_SECTIONS = {*SECTIONS, "task"}
 
 
-def attribute_docstrings(model: type) -> dict[str, str]:
-    """The string below each annotated name of a class and of its parents, on one line."""
-    found: dict[str, str] = {}
-    for cls in reversed(model.__mro__):
-        if cls in (object, BaseModel) or not cls.__module__.startswith("evle."):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for node, after in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                found[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
-    return found
-
-
 def rows(prefix: str, model: type[BaseModel], leave_out: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
     """A table's row for each field of a configuration class: its key, default and meaning."""
-    docstrings = attribute_docstrings(model)
     lines = []
     for name, field in model.model_fields.items():
         if name in leave_out:
             continue
-        meaning = field.description or docstrings.get(name, "")
+        meaning = " ".join((field.description or "").split())
         default = "required" if field.is_required() else f"`{json.dumps(plain(field.get_default()))}`"
         if get_origin(field.annotation) is Literal:
-            meaning += f" ({', '.join(get_args(field.annotation))})"
+            meaning = f"{meaning.rstrip('.')} ({', '.join(get_args(field.annotation))})"
         lines.append(f"| `{prefix}{name}` | {default} | {meaning.rstrip('.')} |")
     return lines
 

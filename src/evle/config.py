@@ -18,9 +18,9 @@ Tree = dict[str, Any]
 
 
 class Config(BaseModel):
-    """The parent of every configuration class: immutable, unknown fields refused."""
+    """The parent of every configuration class: immutable, unknown keys refused, a docstring below every field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def build(cls, tree: Mapping[str, Any], where: str) -> Self:

@@ -326,17 +326,6 @@ def test_impossible_options_cannot_be_built(bad):
         ImageConfig(**bad)
 
 
-def test_every_option_says_what_it_is_for():
-    """Docstrings of fields are read by people in the source: each field is followed by one."""
-    import ast
-    import inspect
-
-    body = ast.parse(inspect.getsource(ImageConfig)).body[0].body
-    for field, after in pairwise(body):
-        if isinstance(field, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), field.target.id
-
-
 def test_a_full_set_of_augmentations_stays_cheap():
     """About 1.3 ms at 96 pixels on one core of the building machine; ten times that would starve a training on any."""
     picture = smooth(128).convert("RGBA")

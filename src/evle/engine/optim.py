@@ -25,31 +25,37 @@ class OptimConfig(Config):
     as Liu et al. 2025, arXiv 2502.16982): an option of ours for short runs from random weights.
     """
 
-    lr: Positive = Field(3e-5, description="the learning rate at its peak")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
-    eps: Positive = Field(1e-8, description="AdamW's epsilon")
-    weight_decay: NotNegative = Field(0.01, description="decoupled weight decay of the parameters that decay")
-    no_decay: tuple[str, ...] = Field(
-        (r"bias$",),
-        description="patterns (re.search on a parameter's name) that never decay; vectors never do whatever their name",
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="the learning rate's way down")
-    power: Positive = Field(1.0, description="the linear way down to this power: 2 is quadratic")
-    min_lr: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="where the way down ends, a share of the peak")
-    warmup: NotNegative = Field(0.1, description="linear warm-up: below 1 a share of all steps, else steps")
-    clip: NotNegative = Field(1.0, description="the gradient's largest norm; 0 does not clip")
-    lr_mult: Positive = Field(1.0, description="multiplies the learning rate of parameters that no checkpoint held")
-    lr_mult_patterns: dict[str, float] = Field(
-        {},
-        description="pattern (re.search on a name) -> multiplier of the learning rate; the first that matches counts",
-    )
-
-    muon: tuple[str, ...] = Field(
-        (),
-        description="patterns (re.search on a name) of matrices, stacks of them, or kernels of convolutions that "
-        "learn by Muon if they decay; AdamW is for all others",
-    )
-    muon_lr: Positive | None = Field(None, description="Muon's learning rate at its peak; by default lr")
+    lr: Positive = 3e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two moments."""
+    eps: Positive = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay of the parameters that decay."""
+    no_decay: tuple[str, ...] = (r"bias$",)
+    """Patterns (re.search on a parameter's name) of parameters that never decay. Vectors never decay, whatever their
+    name."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay of the learning rate after warm-up."""
+    power: Positive = 1.0
+    """Exponent of the linear decay: 2 is quadratic."""
+    min_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Final learning rate, as a fraction of the peak."""
+    warmup: NotNegative = 0.1
+    """Linear warm-up: a fraction of all steps if below 1, else a number of steps."""
+    clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    lr_mult: Positive = 1.0
+    """Multiplier of the learning rate for parameters that the initial checkpoint did not hold."""
+    lr_mult_patterns: dict[str, NotNegative] = Field({})
+    """Multipliers of the learning rate by pattern (re.search on a parameter's name). The first match applies; 0 freezes
+    the parameter."""
+    muon: tuple[str, ...] = ()
+    """Patterns (re.search on a name) of matrices, stacks of matrices or convolution kernels that Muon updates if they
+    decay. AdamW updates all others."""
+    muon_lr: Positive | None = None
+    """Muon's peak learning rate; by default lr."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":

@@ -47,29 +47,39 @@ Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 class TrainConfig(Config):
     """How long and how to train. Steps are optimizer steps throughout."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the data; or give steps")
-    batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes and micro-batches")
-    accumulation: int = Field(1, ge=1, description="micro-batches an optimizer step: more of them need less memory")
-    precision: Precision = Field(
-        "no", description="autocast type; fp16 needs a GPU; auto: bf16 where the hardware has it, else fp16 or no"
-    )
-    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
-    compile: bool = Field(False, description="torch.compile the model: slow to start, then faster")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, evaluated and kept; 0 does without")
-    eval_every: Every = Field("epoch", description="steps between validations, or epoch; 0 validates at the end only")
-    save_every: Every = Field(500, description="steps between checkpoints, or epoch; 0 saves at the end only")
-    log_every: int = Field(10, ge=1, description="steps between log lines")
-    num_workers: int = Field(0, ge=0, description="processes that prepare data, for each training process")
-    choose_from: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the steps before which validation chooses nothing: the rate is still high",
-    )
-    patience: int = Field(0, ge=0, description="stop after so many validations without a better score; 0 never does")
-    keep: Literal["best", "last"] = Field("best", description="the weights that the run's model is made of")
-    trackers: tuple[str, ...] = Field((), description="also log to: tensorboard, trackio, wandb ... (accelerate's)")
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps. Give either steps or epochs."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data. Give either steps or epochs."""
+    batch_size: int = Field(32, ge=1)
+    """Samples per optimizer step, over all processes and micro-batches."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimizer step. More of them need less memory."""
+    precision: Precision = "no"
+    """Autocast type. fp16 needs a GPU; auto is bf16 where the hardware has it, else fp16 on a GPU and no on a CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them in memory."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, then faster."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of averaged weights, which are then evaluated and kept; 0 disables averaging."""
+    eval_every: Every = "epoch"
+    """Steps between validations, or epoch; 0 validates at the end only."""
+    save_every: Every = 500
+    """Steps between checkpoints, or epoch; 0 saves at the end only."""
+    log_every: int = Field(10, ge=1)
+    """Steps between log lines."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that prepare data, for each training process."""
+    choose_from: float = Field(0.0, ge=0, le=1)
+    """Fraction of training during which validation does not select the best checkpoint, because the learning rate is
+    still high."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many validations without a better score; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the run's model."""
+    trackers: tuple[str, ...] = ()
+    """Also log to these trackers of accelerate: tensorboard, trackio, wandb, ..."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

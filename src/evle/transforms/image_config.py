@@ -3,7 +3,9 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from evle.config import Config
 
 STYLES = ("posterize", "solarize", "contour", "emboss")
 UNMOVED: dict[str, Any] = {
@@ -35,14 +37,12 @@ Jitter = Annotated[tuple[Share, Share, Share], BeforeValidator(_jitter_triple)]
 NumOpsAndMagnitude = tuple[Annotated[int, Field(ge=1, le=10)], Annotated[float, Field(ge=0, le=10)]]
 
 
-class ImageConfig(BaseModel):
+class ImageConfig(Config):
     """How a training image is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
 
     EVE's fine-tuning (released code): `color` is `color_jitter=0.4`, `rand` is `rand_augment=true`. What is marked
     "ours" is in neither paper and off by default. Field order is the order of work.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Annotated[int, Field(ge=8)] | None = None
     """Side of the output in pixels; None: the model's."""
