@@ -9,7 +9,7 @@ import torch
 
 from evle.data.samples import Sample
 from evle.run.prepare import prepare
-from evle.tasks.sweep import sweep
+from evle.tasks.predict import predict_all
 from evle.tasks.task import Evaluation
 from micro import caption_samples, micro_run, nlvr2_samples, vqa_samples
 
@@ -59,7 +59,7 @@ def check_scores(process: int, expected: str) -> None:
     ready = prepare(micro_run(Path("unused"), "retrieval", {"train": {"batch_size": 2}}), samples={"train": samples})
     settings = micro_run(Path("unused"), "retrieval", {"evaluate": {"batch_size": 2}}).evaluate.settings(quick=True)
     task = ready.task
-    swept = sweep(
+    predicted = predict_all(
         ready.loaded.model, samples, task._image_features, task._collate_images, lambda keys, batch: keys, settings
     )
-    assert list(swept.results) == [sample.key for sample in samples]
+    assert list(predicted.results) == [sample.key for sample in samples]

@@ -11,7 +11,7 @@ from torch import nn
 from evle.errors import ConfigError
 from evle.run.prepare import prepare
 from evle.tasks.captions import CaptionConfig, training_text
-from evle.tasks.sweep import sweep
+from evle.tasks.predict import predict_all
 from micro import SAMPLES, caption_samples, micro_run
 
 
@@ -135,11 +135,11 @@ def test_an_embedding_travels_between_processes_without_its_batch(task, monkeypa
 def test_a_sweep_keeps_the_order_of_the_samples(task):
     samples = SAMPLES["retrieval"]()
     settings = micro_run("unused", "retrieval", {"evaluate": {"batch_size": 3}}).evaluate.settings(quick=True)
-    swept = sweep(
+    predicted = predict_all(
         oracle(task, samples), samples, task._image_features, task._collate_images, lambda keys, batch: keys, settings
     )
-    assert list(swept.results) == [sample.key for sample in samples]
-    assert all(key == value for key, value in swept.results.items())
+    assert list(predicted.results) == [sample.key for sample in samples]
+    assert all(key == value for key, value in predicted.results.items())
 
 
 def test_training_texts_mix_captions_and_tags_as_asked():

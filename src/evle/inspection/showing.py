@@ -9,7 +9,7 @@ from PIL import Image
 from evle.data.images import open_image
 from evle.data.samples import CaptionSample, NLVR2Sample, Sample, Samples, VCRSample, VQASample, describe
 from evle.errors import DataError, SampleError
-from evle.inspection.texts import texts_of
+from evle.inspection.texts import sample_texts
 from evle.report import Cell, Gallery, GalleryRow, Report
 
 COLUMNS = 4
@@ -49,7 +49,7 @@ def count(samples: Samples) -> list[str]:
         except SampleError as error:
             broken.append(str(error))
             continue
-        texts = sample.captions if isinstance(sample, CaptionSample) else texts_of(sample)
+        texts = sample.captions if isinstance(sample, CaptionSample) else sample_texts(sample)
         lengths.update(len(text.split()) for text in texts)
         if isinstance(sample, CaptionSample):
             tables["tags"].update(sample.tags)

@@ -5,7 +5,7 @@ from evle.errors import DataError
 from evle.transforms.tagged import object_names, spoken
 
 
-def texts_of(sample: Sample) -> list[str]:
+def sample_texts(sample: Sample) -> list[str]:
     """The texts of one sample that a tokenizer should know."""
     match sample:
         case CaptionSample():

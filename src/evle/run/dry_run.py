@@ -29,7 +29,7 @@ from evle.run.config import RunConfig, task_class
 from evle.run.prepare import Prepared, prepare
 from evle.run.splits import DataConfig, as_list, read_split
 from evle.run.weights import starting_config
-from evle.tasks.sweep import autocast
+from evle.tasks.predict import autocast
 from evle.tasks.task import Batch
 
 FIRST_ROWS = 2  # of the first batch; a match needs another pair to be wrong about

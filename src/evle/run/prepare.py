@@ -13,7 +13,7 @@ from evle.data.samples import Samples, Split, hash_samples, made
 from evle.distributed import rank, world_size
 from evle.engine.trainer import TrainConfig
 from evle.errors import ConfigError
-from evle.inspection.texts import texts_of
+from evle.inspection.texts import sample_texts
 from evle.run.config import RunConfig, task_class
 from evle.run.splits import read_split, read_splits
 from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
@@ -86,7 +86,7 @@ def _training_texts(config: RunConfig, reads: str, training: Samples) -> Iterato
     others = (read_split(config.data, "train", kind) for kind in kinds if kind != reads)
     corpora = [*([training] if reads in kinds else []), *(each for each in others if each is not None)]
     samples = (sample for corpus in corpora for sample in made(corpus, _spread(len(corpus), config.tokenizer.samples)))
-    texts: Iterator[str] = chain.from_iterable(map(texts_of, samples))
+    texts: Iterator[str] = chain.from_iterable(map(sample_texts, samples))
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)
     return texts

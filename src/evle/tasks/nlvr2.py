@@ -14,8 +14,8 @@ from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
 from evle.models.vle import VLEForNLVR2
 from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.predict import predict_all
 from evle.tasks.submission import nlvr2_submission
-from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 
 VERDICTS = ("false", "true")
@@ -53,28 +53,28 @@ class NLVR2Task(Task):
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
-        swept = sweep(
+        predicted = predict_all(
             model,
             samples,
-            plain(self),
+            self.fixed_features,
             self.collate,
             lambda keys, batch: model(**batch).logits.float().argmax(dim=-1).tolist(),
             settings,
         )
-        judged: list[NLVR2Sample] = [sample for sample in made(samples) if sample.key in swept.results]
+        judged: list[NLVR2Sample] = [sample for sample in made(samples) if sample.key in predicted.results]
         known = [sample for sample in judged if sample.label is not None]
         return Evaluation(
-            scores=_scores(known, [swept.results[sample.key] for sample in known]),
+            scores=_scores(known, [predicted.results[sample.key] for sample in known]),
             chance=_scores(known, [int(2 * sum(bool(each.label) for each in known) >= len(known))] * len(known)),
-            galleries=[] if settings.quick else [_gallery(judged, swept.results, settings.num_examples)],
+            galleries=[] if settings.quick else [_gallery(judged, predicted.results, settings.num_examples)],
             predictions=[]
             if settings.quick
             else [
-                {"key": sample.key, "sentence": sample.sentence, "verdict": VERDICTS[swept.results[sample.key]]}
+                {"key": sample.key, "sentence": sample.sentence, "verdict": VERDICTS[predicted.results[sample.key]]}
                 for sample in judged
             ],
-            skipped=swept.skipped,
-            files=nlvr2_submission({sample.key: bool(swept.results[sample.key]) for sample in judged}),
+            skipped=predicted.skipped,
+            files=nlvr2_submission({sample.key: bool(predicted.results[sample.key]) for sample in judged}),
         )
 
 

@@ -23,8 +23,8 @@ from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionConfig, first_text, match_name, training_text
+from evle.tasks.predict import predict_all
 from evle.tasks.pretraining_images import pretraining_galleries
-from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids, pad_rows, stack
 from evle.transforms.image import normalize
@@ -156,14 +156,16 @@ class PreTrainingTask(Task):
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
-        swept = sweep(model, samples, plain(self), self.collate, partial(measure, model), settings)
-        found = list(swept.results.values())
+        predicted = predict_all(model, samples, self.fixed_features, self.collate, partial(measure, model), settings)
+        found = list(predicted.results.values())
         scores, chance = _scores(found)
         return Evaluation(
             scores=scores,
             chance=chance,
-            galleries=[] if settings.quick else pretraining_galleries(self, model, samples, swept.results, settings),
-            skipped=swept.skipped,
+            galleries=[]
+            if settings.quick
+            else pretraining_galleries(self, model, samples, predicted.results, settings),
+            skipped=predicted.skipped,
         )
 
     def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from evle.data.samples import Sample, made
 from evle.report import Cell, Gallery, GalleryRow, Mark
-from evle.tasks.sweep import plain, sweep
+from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, EvaluationSettings, Task
 from evle.transforms.heatmap import paint
 from evle.transforms.masking import IGNORED
@@ -47,7 +47,7 @@ def pretraining_galleries(
                 rows[place][name] = GalleryRow(texts[place].strip(), row_cells)
         return rows
 
-    shown = list(sweep(model, chosen, plain(task), task.collate, show, settings).results.values())
+    shown = list(predict_all(model, chosen, task.fixed_features, task.collate, show, settings).results.values())
     galleries = [
         Gallery(title, [rows[name] for rows in shown if name in rows], note)
         for name, title, note in (

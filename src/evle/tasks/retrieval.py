@@ -23,7 +23,7 @@ from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.captions import CaptionConfig, match_name, training_text
-from evle.tasks.sweep import sweep
+from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids
 
@@ -107,7 +107,7 @@ class RetrievalTask(Task):
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
         encoder: Any = model  # of any family with get_image_features, get_text_features and itm_logits
-        images = sweep(
+        images = predict_all(
             model,
             samples,
             self._image_features,
@@ -116,7 +116,7 @@ class RetrievalTask(Task):
             settings,
         )
         corpus = self._corpus(samples, images.results)
-        texts = sweep(
+        texts = predict_all(
             model,
             corpus.texts,
             self._text_features,
@@ -220,8 +220,10 @@ class RetrievalTask(Task):
                 logits.append(model.itm_logits(**inputs)[:, 1].float().cpu())
             return np.split(torch.cat(logits).numpy(), np.cumsum([len(each) for each in paired])[:-1])
 
-        swept = sweep(model, corpus.samples, self._image_features, self._collate_images, match_logits, settings)
-        logits = np.concatenate([swept.results[sample.key] for sample in corpus.samples])
+        predicted = predict_all(
+            model, corpus.samples, self._image_features, self._collate_images, match_logits, settings
+        )
+        logits = np.concatenate([predicted.results[sample.key] for sample in corpus.samples])
         return (
             _reordered(to_text, logits[np.searchsorted(codes, text_codes)]),
             _reordered(to_image, logits[np.searchsorted(codes, image_codes)]),

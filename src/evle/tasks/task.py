@@ -143,6 +143,10 @@ class Task(ABC):
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         """Tensors and token lists of one sample. Raises SampleError where the sample cannot be used."""
 
+    def fixed_features(self, sample: Sample, rng: np.random.Generator) -> Features:
+        """The features of one sample as evaluation and inference see it, without augmentation."""
+        return self.features(sample, rng, train=False)
+
     @abstractmethod
     def collate(self, features: list[Features]) -> Batch:
         """One batch of tensors, named as the model's arguments."""

@@ -24,7 +24,7 @@ from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.report import Cell, Gallery, GalleryRow, Mark
-from evle.tasks.sweep import plain, sweep
+from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.collate import pad_rows
 from evle.transforms.image_config import UNMOVED
@@ -171,23 +171,23 @@ class VCRTask(Task):
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
-        swept = sweep(
+        predicted = predict_all(
             model,
             samples,
-            plain(self),
+            self.fixed_features,
             self.collate,
             lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
             settings,
         )
-        judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in swept.results]
-        chosen = {key: int(np.argmax(shares)) for key, shares in swept.results.items()}
+        judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in predicted.results]
+        chosen = {key: int(np.argmax(shares)) for key, shares in predicted.results.items()}
         labels = {sample.key: label for sample in judged if (label := self.label(sample)) is not None}
         scores, chance = {}, {}
         if labels:
             found = vcr_scores({"q2a": [chosen[key] for key in labels]}, {"q2a": list(labels.values())})
             scores, chance = {"accuracy": found["q2a"]}, CHANCE
         if settings.quick:
-            return Evaluation(scores, chance, skipped=swept.skipped)
+            return Evaluation(scores, chance, skipped=predicted.skipped)
         return Evaluation(
             scores,
             chance,
@@ -197,11 +197,11 @@ class VCRTask(Task):
                     "key": sample.key,
                     "choice": chosen[sample.key],
                     "label": self.label(sample),
-                    "probabilities": [round(share, 4) for share in swept.results[sample.key]],
+                    "probabilities": [round(share, 4) for share in predicted.results[sample.key]],
                 }
                 for sample in judged
             ],
-            skipped=swept.skipped,
+            skipped=predicted.skipped,
         )
 
     def _spoken(self, part: Tagged, names: list[str], sample: VCRSample) -> Spoken:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from evle.data.samples import Sample, Tagged, VCRSample, made
 from evle.metrics import vcr_scores
 from evle.report import Cell, Gallery, GalleryRow, Mark
-from evle.tasks.sweep import Swept, plain, sweep
+from evle.tasks.predict import Predictions, predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Task
 from evle.tasks.vcr import NUM_CHOICES, VCRQA2RTask, draw_objects, numbered
 from evle.transforms.tagged import object_names
@@ -46,11 +46,11 @@ def judge(
 ) -> Evaluation:
     """Percent of right answers (`q2a`), of right reasons for the right answer (`qa2r`), and of both (`q2ar`)."""
 
-    def logits_of(model: PreTrainedModel, task: Task) -> Swept:
+    def logits_of(model: PreTrainedModel, task: Task) -> Predictions:
         def predict(keys: list[str], batch: Batch) -> list[np.ndarray]:
             return list(model(**batch).logits.float().cpu().numpy())
 
-        return sweep(model, samples, plain(task), task.collate, predict, settings)
+        return predict_all(model, samples, task.fixed_features, task.collate, predict, settings)
 
     answers, reasons = logits_of(answering, answer_task), logits_of(reasoning, reason_task)
     both = answers.results.keys() & reasons.results.keys()

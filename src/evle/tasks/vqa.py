@@ -22,8 +22,8 @@ from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.answers import frequent, main_answer, places_of, read_answers
+from evle.tasks.predict import predict_all
 from evle.tasks.submission import are_question_ids, vqa_submission
-from evle.tasks.sweep import plain, sweep
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.text import clean_question, encode, encode_with_slot
 
@@ -176,15 +176,15 @@ class VQATask(Task):
             best = logits.sigmoid().max(dim=-1)
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
-        swept = sweep(model, samples, plain(self), self.collate, answer, settings)
-        asked: list[VQASample] = [sample for sample in made(samples) if sample.key in swept.results]
-        given = {sample.key: self.answers[swept.results[sample.key][0]] for sample in asked}
+        predicted = predict_all(model, samples, self.fixed_features, self.collate, answer, settings)
+        asked: list[VQASample] = [sample for sample in made(samples) if sample.key in predicted.results]
+        given = {sample.key: self.answers[predicted.results[sample.key][0]] for sample in asked}
         # Where the answers are not public (VQAv2 test), there are predictions and no scores.
         known = [sample for sample in asked if sample.answers]
         if settings.quick:
             scores = self._accuracy(known, [given[sample.key] for sample in known])
             return Evaluation(
-                {name: score for name, score in scores.items() if name == self.metric}, skipped=swept.skipped
+                {name: score for name, score in scores.items() if name == self.metric}, skipped=predicted.skipped
             )
         return Evaluation(
             scores=self._accuracy(known, [given[sample.key] for sample in known]),
@@ -195,12 +195,12 @@ class VQATask(Task):
                     "key": sample.key,
                     "question": sample.question,
                     "answer": given[sample.key],
-                    "score": round(swept.results[sample.key][1], 4),
+                    "score": round(predicted.results[sample.key][1], 4),
                     "answers": list(sample.answers),
                 }
                 for sample in asked
             ],
-            skipped=swept.skipped,
+            skipped=predicted.skipped,
             files=vqa_submission(given),
         )
 

@@ -40,5 +40,5 @@ def test_two_samples_of_one_key_are_refused(name, tmp_path):
     ready = prepare(micro_run(tmp_path, name), samples={"train": samples})
     settings = micro_run(tmp_path, name, {"evaluate": {"batch_size": 2}}).evaluate.settings(quick=True)
     twice = [*samples, replace(samples[1], key=samples[0].key)]
-    with pytest.raises(DataError, match=f"two samples have the key '{samples[0].key}'.*give each sample a key"):
+    with pytest.raises(DataError, match=f"two samples have the key '{samples[0].key}'.*give each sample its own key"):
         ready.task.evaluate(ready.loaded.model, twice, settings)
