@@ -17,7 +17,7 @@ FLOORS = {
     4: ["engine", "pipelines", "export"],
     3: ["tasks", "inspection", "recipes"],
     2: ["models", "data", "transforms", "config"],
-    1: ["objectives", "metrics", "report", "distributed", "precision", "errors"],
+    1: ["objectives", "metrics", "report", "distributed", "precision", "files", "terminal", "errors"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {
@@ -29,8 +29,9 @@ DOORS = {
     "faiss": ["search"],
     "typer": ["cli"],
 }
-# errors are said everywhere; the configuration class is what options of a floor's other rooms are made of.
-NEIGHBOURS = {"errors", "config"}
+# Errors, whole files and the terminal serve every room; the configuration class is what options of a floor's other
+# rooms are made of.
+NEIGHBOURS = {"errors", "config", "files", "terminal"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -3,7 +3,8 @@
 As there, nothing heavy is imported before a verb needs it.
 """
 
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,11 +56,11 @@ def check(
     from evle.inspection.folder_check import check_folder
     from evle.inspection.sample_check import check_samples
 
-    told = _progress if sys.stderr.isatty() else None
-    if _is_source(source, options) or options or split is not None or not _is_plain_folder(source, kind):
-        found: Any = check_samples(_samples(source, options, kind, split), progress=told)
-    else:
-        found = check_folder(source, kind or kind_of_table(Path(source)), progress=told)
+    with _progress() as progress:
+        if _is_source(source, options) or options or split is not None or not _is_plain_folder(source, kind):
+            found: Any = check_samples(_samples(source, options, kind, split), progress=progress)
+        else:
+            found = check_folder(source, kind or kind_of_table(Path(source)), progress=progress)
     print("\n".join(found.lines(most)))
     if not found.ok:
         raise typer.Exit(1)
@@ -145,8 +146,8 @@ def shards(
     from evle.data.custom.packing import pack
 
     samples = _samples(source, options, kind, split)
-    told = _progress if sys.stderr.isatty() else None
-    done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=told)
+    with _progress() as progress:
+        done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=progress)
     left_out = list(getattr(samples, "skipped", ()))
     print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
 
@@ -190,9 +191,22 @@ def _is_source(name: str, options: list[str] | None) -> bool:
     return name in SOURCES and (has_path or not Path(name).is_dir())
 
 
-def _progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A function of (images done, images in all) that shows progress, which begins with its first call."""
+    from contextlib import ExitStack
+
+    from evle.terminal import ProgressLine
+
+    with ExitStack() as stack:
+        lines: list[ProgressLine] = []
+
+        def show(done: int, total: int) -> None:
+            if not lines:
+                lines.append(stack.enter_context(ProgressLine(total, "images")))
+            lines[0].update(done)
+
+        yield show
 
 
 VERBS = (check, show, stats, answers, shards)

@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb needs it, so that `evle --help` answers 
 line on stderr and exit code 2; an interrupted run ends with 130.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from evle import __version__
 from evle.cli import ask, data
 from evle.errors import EvleError
+from evle.terminal import PrintableStream, log_to_terminal, printable
 
 if TYPE_CHECKING:
     from evle.report import Report, Table
@@ -29,8 +31,10 @@ class Verbs(TyperGroup):
     """The group of all verbs, where errors become one line."""
 
     def invoke(self, ctx: Any) -> Any:
+        log_to_terminal()
         try:
-            return super().invoke(ctx)
+            with contextlib.redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
+                return super().invoke(ctx)
         except EvleError as error:
             if os.environ.get(DEBUG):
                 raise
@@ -68,7 +72,7 @@ def _in_words(error: OSError) -> str:
 
 
 def _end(message: str, exit_code: int) -> typer.Exit:
-    print(f"evle: {' '.join(message.split())}", file=sys.stderr)
+    print(f"evle: {printable(' '.join(message.split()))}", file=sys.stderr)
     return typer.Exit(exit_code)
 
 

@@ -11,6 +11,7 @@ model/             what `from_pretrained` reads
 import contextlib
 import datetime
 import json
+import logging
 import os
 import platform
 import shutil
@@ -27,6 +28,8 @@ import evle
 from evle.config import dump_yaml, load_yaml
 from evle.distributed import barrier, is_main, world_size
 from evle.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -173,9 +176,7 @@ class Run:
             write()
         except OSError as error:
             if name not in self._failing:
-                print(
-                    f"evle: {self.folder / name} cannot be written ({error.strerror}); the run goes on", file=sys.stderr
-                )
+                logger.warning("%s cannot be written (%s); the run continues", self.folder / name, error.strerror)
             self._failing.add(name)
 
     def _write_json(self, name: str, value: Any) -> None:

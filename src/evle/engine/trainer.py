@@ -9,10 +9,10 @@ compares the rows of one micro-batch (over all processes).
 
 import contextlib
 import itertools
+import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,13 +32,15 @@ from evle.engine.checkpoint import Average, Position
 from evle.engine.devices import build_accelerator, checkpoint_activations
 from evle.engine.failures import Diverged, Interrupted, report_failures
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
-from evle.engine.progress import ProgressLine
 from evle.engine.run_folder import Run, standing, write_folder
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
 from evle.models.loading import without_bars
 from evle.precision import Precision
 from evle.tasks.task import Batch, Task
+from evle.terminal import ProgressLine
+
+logger = logging.getLogger(__name__)
 
 Every = int | Literal["epoch"]
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
@@ -165,7 +167,8 @@ def fit(
         def is_patient() -> bool:
             return train.patience == 0 or at.bad_evaluations < train.patience
 
-        with StopSignal() as stop, ProgressLine(num_steps, at.step, visible=is_main()) as progress, training:
+        line = ProgressLine(num_steps, "steps", done=at.step, visible=is_main())
+        with StopSignal() as stop, line as progress, training:
             groups = _groups(loader, at.epoch, at.batch, train.accumulation, stop)
             while at.step < num_steps and is_patient():
                 started = time.perf_counter()
@@ -182,7 +185,7 @@ def fit(
                 at.losses = losses
                 at.samples += num_samples
                 at.seconds += time.perf_counter() - started
-                progress.update(at.step, losses, at.samples / at.seconds)
+                progress.update(at.step, _in_words(losses, at.samples / at.seconds))
                 if at.step % train.log_every == 0 or at.step == num_steps:
                     training.log(losses, grad_norm)
                 if evaluate is not None and is_due(train.eval_every):
@@ -381,7 +384,7 @@ class _Training:
         good = standing(target)
         kept = f"step {Position.read(good).step} stays in {good}" if good else "no earlier checkpoint exists"
         if is_main():
-            print(f"evle: step {at.step} could not be saved ({problem}); {kept}", file=sys.stderr)
+            logger.warning("step %d could not be saved (%s); %s", at.step, problem, kept)
         return f"not saved ({problem}); {kept}"
 
     def keep(self, task: Task) -> None:
@@ -450,7 +453,7 @@ class _Training:
 
         problem = self._try_to_write(self.run.checkpoints / "best", write)
         if problem and is_main():
-            print(f"evle: the best weights (step {self.at.step}) could not be saved ({problem})", file=sys.stderr)
+            logger.warning("the best weights (step %d) could not be saved (%s)", self.at.step, problem)
         return not problem
 
     def _try_to_write(self, target: Path, write: Callable[[Path], None]) -> str:
@@ -481,6 +484,10 @@ def _groups(
             batch += len(group)
             yield group, ((epoch + 1, 0) if batch >= loader.num_batches else (epoch, batch))
         epoch, batch = epoch + 1, 0
+
+
+def _in_words(losses: Mapping[str, float], rate: float) -> str:
+    return "  ".join([f"{rate:.0f} samples/s", *(f"{name} {value:.3f}" for name, value in losses.items())])
 
 
 def _num_rows(batch: Batch) -> int:

@@ -10,16 +10,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Self
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from evle.data.custom.folder import EMBEDDED_COLUMNS, image_of
@@ -31,6 +28,7 @@ from evle.errors import CheckpointError, ConfigError, DataError, SampleError, ne
 from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.report import Cell, Gallery, GalleryRow, Report, write_whole
 from evle.search.store import DTYPES, SHARD_ROWS, Entry, Facts, Place, Store, writing
+from evle.terminal import ProgressLine
 
 NAMED = 20
 FLUSH_SECONDS = 60.0  # a build that is killed loses at most this much work
@@ -313,12 +311,12 @@ class ImageIndex:
         entries: list[Entry] = []
         flushed = time.monotonic()
         try:
-            with _bar(len(new), progress) as advance:
+            with ProgressLine(len(new), "images", visible=progress) as line:
                 for batch in embed.image_batches(root / entry.path for entry in new):
                     features.append(batch.features)
                     entries += [new[row] for row in batch.rows]
                     change.skipped += [_about(error, new[row].path) for row, error in batch.failures.items()]
-                    advance(len(batch.rows) + len(batch.failures))
+                    line.advance(len(batch.rows) + len(batch.failures))
                     if len(entries) >= SHARD_ROWS or (entries and time.monotonic() - flushed > FLUSH_SECONDS):
                         # Taken out first: should writing fail, the last attempt below must not write them twice.
                         rows, features, done, entries = torch.cat(features), [], entries, []
@@ -440,12 +438,3 @@ def _cell(source: ImageSource, text: str) -> Cell:
         return Cell(open_image(source, size_hint=448), text)
     except SampleError as error:
         return Cell(None, f"{text}: cannot be shown ({error})")
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    """A progress bar on the terminal; yields the function that moves it on."""
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown or not total) as bar:
-        task = bar.add_task("embedding", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from evle.data.samples import (
     hashed_split,
 )
 from evle.errors import ConfigError, DataError, SampleError, nearest
+from evle.terminal import ProgressLine
 
 Fields = dict[str, Any]
 
@@ -158,7 +158,11 @@ def shards(
         if name not in SPLITS:
             raise DataError(f"{paths[0]}: no split {name!r}; {nearest(name, SPLITS)}")
     files = find_shards(paths)
-    tars = [index_of(file, cache) for file in _with_progress(files)]
+    tars = []
+    with ProgressLine(len(files), "shards", visible=len(files) > 1) as progress:
+        for file in files:
+            tars.append(index_of(file, cache))
+            progress.advance()
     names = _short_names(files)
     if not sum(map(len, tars)):
         about = next(_lines_about(tars), "they hold no images")
@@ -289,17 +293,6 @@ def _short_names(files: list[str]) -> list[str]:
     places = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
     folder = os.path.commonpath([os.path.dirname(place) for place in places])
     return [str(PurePosixPath(os.path.relpath(place, folder)).with_suffix("")) for place in places]
-
-
-def _with_progress(files: list[str]) -> Iterator[str]:
-    """The files; a terminal is told which one of many is being read, as indexing a large set takes minutes."""
-    told = len(files) > 1 and sys.stderr.isatty()
-    for number, file in enumerate(files, 1):
-        if told:
-            print(f"\rshard {number:,} of {len(files):,}", end="", file=sys.stderr, flush=True)
-        yield file
-    if told:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _lines_about(tars: list[TarIndex]) -> Iterator[str]:

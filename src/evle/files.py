@@ -1,0 +1,83 @@
+"""Whole files: JSON whose every fault is one line, and replacing a file so that a crash leaves the old or the new."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from evle.errors import DataError, EvleError
+
+
+def read_json(path: str | os.PathLike[str], *, kind: type = object, error: type[EvleError] = DataError) -> Any:
+    """The JSON value in a file, which must be a `kind` (dict, list). Raises `error`, also where the file is missing."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise error(f"{os.fspath(path)}: cannot be read ({problem.strerror or problem})") from None
+    return parse_json(data, os.fspath(path), kind=kind, error=error)
+
+
+def parse_json(data: bytes | str, where: str, *, kind: type = object, error: type[EvleError] = DataError) -> Any:
+    """The JSON value in `data`, which must be a `kind`. Raises `error` for whatever is wrong with it: `where` names it.
+
+    >>> parse_json("[" * 100_000, "a.json")
+    Traceback (most recent call last):
+        ...
+    evle.errors.DataError: a.json: not usable JSON (nested too deeply)
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+    except RecursionError:
+        raise error(f"{where}: not usable JSON (nested too deeply)") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{where}: not usable JSON (not UTF-8: byte {problem.start})") from None
+    except json.JSONDecodeError as problem:
+        raise error(f"{where}: not usable JSON ({problem})" if data else f"{where}: is empty") from None
+    except ValueError:  # Python refuses to read whole numbers of more than 4,300 digits
+        raise error(f"{where}: not usable JSON (a number has thousands of digits)") from None
+    if not isinstance(value, kind):
+        raise error(f"{where}: holds {_kind(type(value))}, where {_kind(kind)} is needed")
+    return value
+
+
+def _kind(kind: type) -> str:
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if kind is type(None) else names.get(kind, "a number")
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write `data` beside `path`, flush it to the disk, and move it there: `path` never holds half of it.
+
+    A lone surrogate in a text is written as a question mark. Raises OSError.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    encoded = data if isinstance(data, bytes) else data.encode("utf-8", "replace")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        flush_folder(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def flush_file(path: Path) -> None:
+    """Have the disk hold what was written to a file."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Have the disk hold a folder's names, where the system can be asked to."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse
+        pass
+    finally:
+        os.close(handle)

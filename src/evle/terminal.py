@@ -1,0 +1,150 @@
+"""What a person at a terminal sees: progress, log lines, and text without control codes."""
+
+import importlib.util
+import logging
+import re
+import sys
+import time
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30.0
+CONTROL_CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Everything but tab and line feed that moves the cursor, recolours, or reorders the text of a terminal."""
+
+logger = logging.getLogger(__name__)
+
+
+def printable(text: str) -> str:
+    """`text` with each control code shown as U+FFFD, so that a file's name cannot steer the terminal.
+
+    >>> printable("a\\x1b[31mb.png")
+    'a\ufffd[31mb.png'
+    """
+    return CONTROL_CODES.sub("\ufffd", text)
+
+
+class PrintableStream:
+    """A text stream that writes `printable` text and otherwise behaves as the stream it wraps."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def isatty(self) -> bool:
+        """False: no library is to colour its output with the codes that `write` replaces."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _TerminalHandler(logging.StreamHandler):
+    """Log lines as the command line shows them: "evle: message", on whatever stderr is at that moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # StreamHandler's own would keep today's stderr, which a progress bar replaces
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = printable(super().format(record))
+        return text if record.levelno <= logging.INFO else f"evle: {text}"
+
+
+def log_to_terminal() -> None:
+    """Show evle's log lines (INFO and above) and Python's warnings on stderr. Only the command line calls this: a
+    program that imports evle sets up logging as it likes."""
+    logging.captureWarnings(True)
+    for name, level in (("evle", logging.INFO), ("py.warnings", logging.WARNING)):
+        log = logging.getLogger(name)
+        log.setLevel(level)
+        if not any(isinstance(handler, _TerminalHandler) for handler in log.handlers):
+            log.addHandler(_TerminalHandler())
+
+
+class ProgressLine:
+    """Progress of one long job: a bar on a terminal or in a notebook, elsewhere a log line every 30 seconds.
+
+    Use it as a context manager. `total` counts the job's `unit`s, of which `done` are behind it when it starts;
+    nothing is shown where `visible` is false (all processes but the main one).
+
+    >>> with ProgressLine(2, "images") as progress:
+    ...     progress.advance()
+    ...     progress.update(2)
+    """
+
+    def __init__(self, total: int, unit: str, *, done: int = 0, visible: bool = True):
+        self.total, self.unit, self.done, self.first, self.visible = total, unit, done, done, visible
+        self.started = self.last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        console = Console(stderr=True)
+        if self.visible and self.total and _draws_bars(console):
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(self.unit),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.done)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self.update(self.done + count)
+
+    def update(self, done: int, text: str = "") -> None:
+        """`done` units are done; `text` is shown beside the bar."""
+        self.done = done
+        if not self.visible:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=escape(printable(text)))
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.started) / max(1, done - self.first) * (self.total - done)
+            logger.info(
+                "%s", "  ".join(filter(None, [f"{done:,}/{self.total:,} {self.unit}", text, f"{_duration(left)} left"]))
+            )
+
+    def say(self, message: str) -> None:
+        """Log one line that stays above the bar."""
+        if self.visible:
+            logger.info("%s", message)
+
+
+def _draws_bars(console: Console) -> bool:
+    """A notebook needs ipywidgets for a bar that moves; without it, it gets log lines as a file does."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _duration(3725)
+    '1:02:05'
+    """
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"

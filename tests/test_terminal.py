@@ -1,0 +1,71 @@
+"""Progress, log lines and names on a terminal."""
+
+import io
+import logging
+
+import pytest
+
+from commands import call
+from evle import terminal
+from evle.terminal import PrintableStream, ProgressLine, log_to_terminal, printable
+
+
+def test_no_control_code_of_a_name_reaches_the_terminal(tmp_path):
+    name = "a\x1b]0;owned\x07\x9b31m\u202eb.png"
+    assert not terminal.CONTROL_CODES.search(printable(name))
+    stream = io.StringIO()
+    print(name, "line\nnext\tcell", file=PrintableStream(stream))  # type: ignore[arg-type]
+    assert stream.getvalue().count("\ufffd") == 4
+    assert stream.getvalue().endswith("line\nnext\tcell\n")
+
+    (tmp_path / "a\x1b[31mb.png").write_bytes(b"no image")
+    said = call("data", "check", tmp_path, code=1)
+    assert "\x1b" not in said
+    assert "a\ufffd[31mb.png" in said
+    said = call("data", "check", tmp_path / "none\x1b[31m", code=2)
+    assert "\x1b" not in said
+
+
+def test_a_file_gets_a_line_now_and_then_with_the_time_left(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "evle"), ProgressLine(100, "steps", done=20) as progress:
+        for step in range(21, 101):
+            now[0] += 1.0
+            progress.update(step, "loss 1.0")
+        progress.say("step 100: score 3")
+    assert caplog.messages == [
+        "50/100 steps  loss 1.0  0:00:50 left",
+        "80/100 steps  loss 1.0  0:00:20 left",
+        "step 100: score 3",
+    ]
+
+
+def test_nothing_is_shown_where_it_is_not_visible(caplog, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level(logging.INFO, "evle"), ProgressLine(2, "steps", visible=False) as progress:
+        progress.advance()
+        progress.say("a line")
+    assert caplog.messages == []
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    log_to_terminal()
+    with ProgressLine(3, "images") as progress:
+        progress.advance(2)
+        progress.update(3, "[bold]\x1b[31mname")
+        progress.say("[kept]")
+    said = capsys.readouterr().err
+    assert "3/3" in said
+    assert "[kept]" in said
+    assert "[bold]\ufffd[31mname" in said
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_log_lines_go_to_stderr_of_the_moment_once(level, capsys):
+    log_to_terminal()
+    log_to_terminal()
+    getattr(logging.getLogger("evle.somewhere"), level)("a\x1bb")
+    assert capsys.readouterr().err == ("a\ufffdb\n" if level == "info" else "evle: a\ufffdb\n")
