@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from evle.metrics import CONTRACTIONS
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
@@ -87,6 +89,68 @@ def answers(logits: list[list[float]], targets: list[list[float]]) -> float:
             probability = 1 / (1 + math.exp(-logit))
             total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
     return total / len(logits)
+
+
+def normalized_answer(answer: str) -> str:
+    """The official VQA evaluator's processPunctuation and processDigitArticle, mark by mark and word by word."""
+    text = answer
+    for mark in [
+        ";",
+        "/",
+        "[",
+        "]",
+        '"',
+        "{",
+        "}",
+        "(",
+        ")",
+        "=",
+        "+",
+        "\\",
+        "_",
+        "-",
+        ">",
+        "<",
+        "@",
+        "`",
+        ",",
+        "?",
+        "!",
+    ]:
+        digits_around_comma = any(
+            answer[at] == "," and answer[at - 1].isdecimal() and answer[at + 1].isdecimal()
+            for at in range(1, len(answer) - 1)
+        )
+        if mark + " " in answer or " " + mark in answer or digits_around_comma:
+            text = text.replace(mark, "")
+        else:
+            text = text.replace(mark, " ")
+    kept, removed = "", 0
+    for at, letter in enumerate(text):
+        if letter == "." and not text[at + 1 : at + 2].isdecimal() and removed < 32:
+            removed += 1
+        else:
+            kept += letter
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    words = []
+    for word in kept.lower().split():
+        word = "0" if word == "none" else str(numbers.index(word)) if word in numbers else word
+        if word not in ("a", "an", "the"):
+            words.append(CONTRACTIONS.get(word, word))
+    return " ".join(words)
+
+
+def vqa_score(answer: str, annotators: list[str]) -> float:
+    """The official VQA accuracy since March 2021 of one answer, one left-out annotator at a time."""
+    given = answer.replace("\n", " ").replace("\t", " ").strip()
+    truths = [each.replace("\n", " ").replace("\t", " ").strip() for each in annotators]
+    if any(each != truths[0] for each in truths):
+        given, truths = normalized_answer(given), [normalized_answer(each) for each in truths]
+    total = 0.0
+    for left_out in range(len(truths)):
+        matching = [each for index, each in enumerate(truths) if index != left_out and each == given]
+        total += min(1.0, len(matching) / 3)
+    return total / len(truths)
 
 
 def patches(image: list[list[list[float]]], size: int) -> list[list[float]]:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import references
 from evle.data.corpora.nlvr2 import sentence_of
 from evle.errors import DataError
 from evle.metrics import (
@@ -258,11 +259,11 @@ TRICKY = [
     ("no.5", "no.5"),
     ("...", ""),
     ("2.50.", "2.50"),
-    ("." * 34 + "x", "..x"),  # 32 at most are dropped: a flag of the official code landed in the place of a count
+    ("." * 34 + "x", "..x"),  # 32 at most are removed: the official code passes a flag as a count
 ]
 
 
-def test_the_table_of_tricky_answers_is_long_and_says_nothing_twice():
+def test_the_table_of_tricky_answers_is_long_and_has_no_duplicates():
     assert len({answer for answer, _ in TRICKY}) == len(TRICKY) >= 100
 
 
@@ -272,7 +273,7 @@ def test_answers_are_normalised_as_the_official_evaluator_does(answer, normal):
 
 
 def test_the_contraction_table_has_the_official_size():
-    """120 official entries, less 2 that change nothing (let's, she's) and 4 with a capital that can never match."""
+    """120 official entries, minus 2 that change nothing (let's, she's) and 4 with a capital that can never match."""
     assert len(CONTRACTIONS) == 114
     assert all(spelt != right for spelt, right in CONTRACTIONS.items())
 
@@ -297,30 +298,70 @@ def test_the_vqa_score_by_hand(matches, score):
 
 
 @pytest.mark.parametrize(
-    ("answer", "annotators", "normalised", "official"),
+    ("answer", "annotators", "normalised", "official", "before_2021"),
     [
-        # All ten alike: the official code leaves them alone, but not the answer.
-        ("t-shirt", ["t-shirt"] * 10, 1.0, 0.0),
-        ("t shirt", ["t-shirt"] * 10, 1.0, 0.0),
-        ("t shirt", ["t shirt"] * 10, 1.0, 1.0),
-        ("Yes", ["yes"] * 10, 1.0, 1.0),
-        ("yes", ["Yes"] * 10, 1.0, 0.0),
-        # Not all alike: punctuation is treated on both sides, the rest of the rules on the answer's side alone.
-        ("t-shirt", ["t-shirt"] * 9 + ["shirt"], 1.0, 1.0),
-        ("2", ["two"] * 5 + ["2"] * 5, 1.0, 1.0),
-        ("2", ["two"] * 8 + ["2"] * 2, 1.0, 0.6),
-        ("the dog", ["the dog"] * 9 + ["dog"], 1.0, 0.3),
-        ("dont walk", ["dont walk"] * 7 + ["don't walk"] * 3, 1.0, 0.9),
-        ("10,000", ["10,000"] * 4 + ["many"] * 6, 1.0, 1.0),
-        # Other numbers of annotators than VQAv2's ten are always normalised.
-        ("t-shirt", ["t-shirt"] * 9, 1.0, 1.0),
-        ("two", ["Two."], 1.0, 1.0),
+        # All ten agree: the official code normalises neither side; before 2021 it normalised the given answer.
+        ("t-shirt", ["t-shirt"] * 10, 1.0, 1.0, 0.0),
+        ("t shirt", ["t-shirt"] * 10, 1.0, 0.0, 0.0),
+        ("t shirt", ["t shirt"] * 10, 1.0, 1.0, 1.0),
+        ("two", ["two"] * 10, 1.0, 1.0, 0.0),
+        (" red\n", ["red"] * 10, 1.0, 1.0, 1.0),
+        ("red", [" red "] * 10, 1.0, 1.0, 0.0),
+        ("Yes", ["yes"] * 10, 1.0, 0.0, 1.0),
+        ("yes", ["Yes"] * 10, 1.0, 0.0, 0.0),
+        # They disagree: both sides are normalised; before 2021 only the punctuation of the annotators was.
+        ("t-shirt", ["t-shirt"] * 9 + ["shirt"], 1.0, 1.0, 1.0),
+        ("2", ["two"] * 9 + ["2"], 1.0, 1.0, 0.3),
+        ("dog", ["a dog"] * 9 + ["dog"], 1.0, 1.0, 0.3),
+        ("don't know", ["dont know"] * 7 + ["no"] * 3, 1.0, 1.0, 0.0),
+        ("10,000", ["10,000"] * 4 + ["many"] * 6, 1.0, 1.0, 1.0),
+        ("red", ["blue"] * 3 + ["red"] * 3 + ["pink"] * 4, 0.9, 0.9, 0.9),
+        # Numbers of annotators other than VQAv2's ten are always normalised.
+        ("t shirt", ["t-shirt"] * 9, 1.0, 1.0, 1.0),
+        ("two", ["Two."], 1.0, 1.0, 1.0),
     ],
 )
-def test_the_letter_of_the_official_code_by_hand(answer, annotators, normalised, official):
+def test_the_official_rules_by_hand(answer, annotators, normalised, official, before_2021):
     assert vqa_score(answer, annotators) == pytest.approx(normalised)
     assert vqa_score(answer, annotators, official=True) == pytest.approx(official)
+    assert vqa_score(answer, annotators, official="before-2021") == pytest.approx(before_2021)
     assert vqa_accuracy([answer], [annotators], official=True)["accuracy"] == pytest.approx(100 * official)
+
+
+def test_the_official_score_equals_a_plain_implementation_on_5000_random_answers():
+    """Answers are drawn from few pieces, so that they often agree, and often only after normalisation."""
+    draw = random.Random(0)
+    pieces = [
+        "two",
+        "2",
+        "a",
+        "The",
+        "dog",
+        "Dog",
+        "t-shirt",
+        "t shirt",
+        "dont",
+        "don't",
+        "10,000",
+        "10000",
+        "u.s.",
+        "?",
+    ]
+    pieces += ["no.", ".5", "yes/no", "none", "0", "\n", "\t", "(left)", "x;y; z", "somebodyd", "it's", ":"]
+    glue = (" ", " ", "", "-", ", ", "/")
+
+    def text() -> str:
+        return "".join(draw.choice(pieces) + draw.choice(glue) for _ in range(draw.randint(1, 3)))
+
+    seen = set()
+    for _ in range(5000):
+        pool = [text() for _ in range(draw.randint(1, 3))]
+        annotators = [draw.choice(pool) for _ in range(10)]
+        answer = draw.choice([*pool, text(), normalize_answer(pool[0])])
+        expected = references.vqa_score(answer, annotators)
+        assert vqa_score(answer, annotators, official=True) == pytest.approx(expected), (answer, annotators)
+        seen.add(round(expected, 1))
+    assert seen == {0.0, 0.3, 0.6, 0.9, 1.0}
 
 
 def test_few_annotators_are_scored_too():

@@ -1,8 +1,8 @@
 """Scores, as the official evaluators compute them: retrieval recall, VQA accuracy, NLVR2, VCR, and average precision
 of patches.
 
-Pure functions of lists and tensors. Scores for people are percentages in a dict by name; what goes in may be in any
-order and is never written to. Retrieval never holds more than one block of the score matrix.
+Pure functions of lists and tensors. Scores are percentages in a dict by name. The order of the inputs does not matter,
+and inputs are never written to. Retrieval never holds more than one block of the score matrix.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import comb
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from torch import Tensor
 from evle.errors import DataError
 
 BLOCK_ENTRIES = 4_000_000
-"""Largest block of similarities held at once: 16 MB of float32, and a few times that while it is sorted out."""
+"""Largest block of similarities held at once: 16 MB of float32, and a few times that while it is sorted."""
 
 NOT_FOUND = 2**62
-"""The rank of a right answer that is not in the list at all."""
+"""The rank of a correct item that is not in the list."""
 
 # --- retrieval (Q queries, G gallery items, D width; row i of a matrix of embeddings belongs to ids[i])
 
@@ -36,10 +37,10 @@ def _block_sizes(num_queries: int, num_gallery: int, entries: int) -> tuple[int,
 
 
 def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOCK_ENTRIES) -> tuple[Tensor, Tensor]:
-    """The k best gallery items of each query by dot product: scores float32 (Q, k) falling, and indices int64 (Q, k).
+    """The k best gallery items of each query by dot product.
 
-    Equal scores stand in gallery order, so the answer does not depend on the blocks. k is cut to the size of the
-    gallery.
+    Returns scores, float32 (Q, k) in descending order, and indices, int64 (Q, k). Ties are broken by the order of the
+    gallery, so the result does not depend on the block size. k is at most the size of the gallery.
     """
     k = min(k, len(gallery))
     num_rows, num_columns = _block_sizes(len(queries), len(gallery), block_entries)
@@ -51,11 +52,11 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOC
         for columns in _blocks(len(gallery), num_columns):
             block = query @ gallery[columns].float().T
             block_scores, block_indices = _stable_top_k(block, k)
-            # Indices so far are lower than this block's, so one stable choice keeps gallery order among equals.
+            # Earlier indices are lower than this block's, so a stable selection keeps ties in the order of the gallery.
             scores = torch.cat([scores, block_scores], dim=1)
             indices = torch.cat([indices, block_indices + columns.start], dim=1)
-            scores, places = _stable_top_k(scores, k)
-            indices = indices.gather(1, places)
+            scores, chosen = _stable_top_k(scores, k)
+            indices = indices.gather(1, chosen)
         all_scores.append(scores)
         all_indices.append(indices)
     if not all_scores:
@@ -64,18 +65,18 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOC
 
 
 def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk with equal scores in order of place, which torch.topk leaves open."""
+    """torch.topk with ties broken by index; torch.topk does not define the order of ties."""
     k = min(k, scores.shape[1])
-    values, places = scores.topk(k, dim=1)
+    values, indices = scores.topk(k, dim=1)
     if k < scores.shape[1]:
-        # Where the last value is found outside too, topk's pick among equals is arbitrary: sort those rows in full.
+        # Where entries outside of the top k equal the last value, topk's choice among them is arbitrary: sort the row.
         tied = (scores == values[:, -1:]).sum(1) > (values == values[:, -1:]).sum(1)
         if tied.any():
             full = scores[tied].sort(dim=1, descending=True, stable=True)
-            values[tied], places[tied] = full.values[:, :k], full.indices[:, :k]
-    places, order = places.sort(dim=1)
+            values[tied], indices[tied] = full.values[:, :k], full.indices[:, :k]
+    indices, order = indices.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, places.gather(1, order)
+    return values, indices.gather(1, order)
 
 
 def best_ranks(
@@ -86,11 +87,11 @@ def best_ranks(
     *,
     block_entries: int = BLOCK_ENTRIES,
 ) -> Tensor:
-    """For each query, int64 (Q,), how many wrong gallery items come before its best right one; 0 is best.
+    """The rank of each query's best correct gallery item, int64 (Q,): the number of wrong items before it; 0 is best.
 
-    An item is right when its id equals the query's. Ties are counted against the model: a wrong item with the same
-    score comes first, so a model that says the same of everything gets nothing for it. Exact, in two passes over
-    blocks of the score matrix. A query without any right item gets `NOT_FOUND`.
+    An item is correct when its id equals the query's. Ties count against the model: a wrong item with the same score
+    ranks first, so a model that gives every item the same score gains nothing. The result is exact and takes two passes
+    over blocks of the score matrix. A query without any correct item gets `NOT_FOUND`.
     """
     num_rows, num_columns = _block_sizes(len(queries), len(gallery), block_entries)
     ranks = torch.empty(len(queries), dtype=torch.int64)
@@ -105,16 +106,15 @@ def best_ranks(
         for columns in _blocks(len(gallery), num_columns):
             scores = query @ gallery[columns].float().T
             right = ids[:, None] == gallery_ids[columns]
-            wrong += (~(scores < best[:, None]) & ~right).sum(1)  # so written, what is not a number is wrong too
+            wrong += (~(scores < best[:, None]) & ~right).sum(1)  # written as a negation so that NaN counts as wrong
         ranks[rows] = torch.where(best == -torch.inf, NOT_FOUND, wrong).cpu()
     return ranks
 
 
 def list_ranks(ranked_ids: Tensor, query_ids: Tensor) -> Tensor:
-    """For each query, int64 (Q,), the place of the first right item in its list of gallery ids (Q, k), best first,
-    else `NOT_FOUND`.
+    """The index of the first correct item in each query's ranked gallery ids (Q, k): int64 (Q,), or `NOT_FOUND`.
 
-    For lists that were ranked by something else than a dot product, such as the ITM head on the top k candidates.
+    For lists that were not ranked by a dot product, such as those that the ITM head re-ranks.
     """
     right = ranked_ids == query_ids[:, None]
     return torch.where(right.any(1), right.int().argmax(1), NOT_FOUND).cpu()
@@ -123,8 +123,8 @@ def list_ranks(ranked_ids: Tensor, query_ids: Tensor) -> Tensor:
 def retrieval_scores(
     image_to_text_ranks: Tensor, text_to_image_ranks: Tensor, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recalls in percent: `TR@k` (an image finds one of its texts in the first k), `IR@k` (a text finds its image),
-    and their mean `R@mean`.
+    """Recalls in percent: `TR@k` (one of an image's texts is in the top k), `IR@k` (a text's image is), and their mean
+    `R@mean`.
 
     >>> retrieval_scores(torch.tensor([0, 4]), torch.tensor([0, 0, 0, 9]), ks=(1, 5))
     {'TR@1': 50.0, 'TR@5': 100.0, 'IR@1': 75.0, 'IR@5': 75.0, 'R@mean': 75.0}
@@ -140,7 +140,7 @@ def retrieval_scores(
 def retrieval_chance(
     image_ids: Sequence[int], text_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What `retrieval_scores` gives on average for lists in random order, under the same names."""
+    """The expected `retrieval_scores` of lists in random order, under the same names."""
 
     def recall(queries: Sequence[int], gallery: Sequence[int], k: int) -> float:
         counts, k = Counter(gallery), min(k, len(gallery))
@@ -152,7 +152,8 @@ def retrieval_chance(
     return scores | {"R@mean": sum(scores.values()) / len(scores)}
 
 
-# --- VQA (the official evaluator: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py)
+# --- VQA (the official evaluator: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py, whose
+# last commit, of March 2021, is called "Fixed processing answers bug")
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(NUMBERS)}
@@ -160,13 +161,17 @@ NUMBER_WORDS["none"] = "0"
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGIT_COMMA = re.compile(r"\d,\d")
-# The official pattern also means to look for a digit before the point, but is misspelt and never does: followed.
+# The official pattern is meant to look for a digit before the point too, but is misspelt and never does: followed.
 STRAY_PERIOD = re.compile(r"\.(?!\d)")
 MOST_PERIODS = 32
-"""So many stray periods are dropped at most: the official code hands a flag of that value over as a count. Followed."""
+"""The most stray periods that are removed: the official code passes a flag of this value as a count. Followed."""
 OFFICIAL_ANNOTATORS = 10
 
-# The words whose apostrophe the official table restores. A word is found under each spelling that lacks one of its
+VQARule = bool | Literal["before-2021"]
+"""How ten annotators are compared: false normalises every answer, true is the official evaluator, "before-2021" the
+official evaluator before its correction. See `vqa_score`."""
+
+# The words whose apostrophe the official table restores. A word is looked up by each spelling that lacks one of its
 # apostrophes.
 APOSTROPHE_WORDS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
@@ -183,29 +188,29 @@ CONTRACTIONS = {
     for at, letter in enumerate(word)
     if letter == "'"
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # The official table has this one the wrong way round: followed.
+CONTRACTIONS["somebody'd"] = "somebodyd"  # The official table has this entry the wrong way round: followed.
 
 
 @lru_cache(maxsize=65_536)
 def normalize_answer(answer: str) -> str:
-    """An answer as the official VQA evaluator compares it: lower case, digits for number words, no articles,
+    """Normalise an answer as the official VQA evaluator does: lower case, digits for number words, no articles,
     apostrophes restored.
 
-    Its rule for punctuation is followed to the letter: a mark is dropped when the answer has it next to a blank
-    anywhere, or has a comma between digits anywhere, and otherwise becomes a blank. Marks it does not know, such as
-    `:`, `'` and `%`, stay.
+    Its rule for punctuation is followed exactly. A mark is removed where the answer has it next to a blank anywhere, or
+    has a comma between digits anywhere; otherwise it becomes a blank. Marks that the rule does not list, such as `:`,
+    `'` and `%`, are kept.
 
     >>> [normalize_answer(answer) for answer in ("The two dogs.", "10,000", "yes/no", "dont know", "1.5")]
     ['2 dogs', '10000', 'yes no', "don't know", '1.5']
     """
-    text = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip())
+    text = strip_punctuation(_one_line(answer))
     words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=65_536)
 def strip_punctuation(answer: str) -> str:
-    """The official evaluator's treatment of punctuation alone (see `normalize_answer`)."""
+    """Apply the official evaluator's rule for punctuation alone (see `normalize_answer`)."""
     has_digit_comma = DIGIT_COMMA.search(answer) is not None
     text = answer
     for mark in PUNCTUATION:
@@ -214,24 +219,37 @@ def strip_punctuation(answer: str) -> str:
     return STRAY_PERIOD.sub("", text, count=MOST_PERIODS)
 
 
-def vqa_score(answer: str, annotators: Sequence[str], *, official: bool = False) -> float:
-    """How right an answer is, 0 to 1: the mean over the leave-one-out sets of annotators of min(matches / 3, 1).
+def _one_line(answer: str) -> str:
+    """The answer without line breaks, tabs and blanks around it; the official evaluator does this in every case."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
 
-    Both sides are normalised. With `official`, ten annotators (VQAv2's number) are compared to the letter of the
-    official code: it normalises the answer, but of the annotators only their punctuation, and where all ten say the
-    same not even that, so that nobody can be right where ten say "t-shirt". Its files hold them nearly normalised;
-    files of one's own do not.
 
-    One annotator is simply right; two or three, whom the official rule does not foresee, must all agree for a full
-    score. Raises DataError without annotators.
+def vqa_score(answer: str, annotators: Sequence[str], *, official: VQARule = False) -> float:
+    """The VQA accuracy of one answer, 0 to 1: the mean over leave-one-out sets of min(matches / 3, 1).
+
+    By default all answers are normalised. `official=True` compares ten annotators, VQAv2's number, exactly as the
+    official evaluator does since its correction of March 2021: where the annotators disagree, their answers and the
+    given one are normalised; where all ten agree, neither side is, so that "T-shirt" scores 0 against ten "t-shirt".
+    `official="before-2021"` is the evaluator before that correction, which older papers report: it always normalised
+    the given answer, and of the annotators only their punctuation, where they disagree.
+
+    One annotator is simply right or wrong. Of two or three, a number that the official rule does not cover, all others
+    must agree for a full score. Raises DataError without annotators.
     """
     if not annotators:
-        raise DataError("a question without annotators' answers cannot be scored: leave it out, or only predict")
-    if official and len(annotators) == OFFICIAL_ANNOTATORS:
-        others_say = list(map(strip_punctuation, annotators)) if len(set(annotators)) > 1 else list(annotators)
+        raise DataError(
+            "a question without annotators' answers cannot be scored; leave it out, or only predict its answer"
+        )
+    rule = official if len(annotators) == OFFICIAL_ANNOTATORS else False
+    if rule == "before-2021":
+        given, others_say = normalize_answer(answer), list(annotators)
+        if len(set(annotators)) > 1:
+            others_say = list(map(strip_punctuation, annotators))
     else:
-        others_say = list(map(normalize_answer, annotators))
-    matches = others_say.count(normalize_answer(answer))
+        given, others_say = _one_line(answer), list(map(_one_line, annotators))
+        if not rule or len(set(others_say)) > 1:
+            given, others_say = normalize_answer(given), list(map(normalize_answer, others_say))
+    matches = others_say.count(given)
     others = len(annotators) - 1
     if not others:
         return float(matches)
@@ -248,9 +266,9 @@ def vqa_accuracy(
     *,
     answer_types: Sequence[str] | None = None,
     question_types: Sequence[str] | None = None,
-    official: bool = False,
+    official: VQARule = False,
 ) -> dict[str, float]:
-    """Percent: `accuracy` of all answers, and of each type that is not empty, as `accuracy/answer/number`,
+    """Percent: `accuracy` of all answers, and of each type that is not empty, such as `accuracy/answer/number` and
     `accuracy/question/what is`. `official` is that of `vqa_score`.
 
     Raises DataError for no answers at all.
@@ -269,10 +287,10 @@ def vqa_accuracy(
 
 
 def soft_scores(annotators: Iterable[str]) -> dict[str, float]:
-    """The training target of each normalised answer: 0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 or more annotators (EVE; not the
-    metric above).
+    """The training target of each normalised answer: 0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 or more annotators (EVE; this is
+    not the metric above).
 
-    With fewer than four annotators, what all of them say counts 1.
+    With fewer than four annotators, an answer that all of them give counts 1.
 
     >>> soft_scores(["red", "Red", "pink"] + ["dark red"] * 7)
     {'red': 0.6, 'pink': 0.3, 'dark red': 1.0}
@@ -288,8 +306,8 @@ def soft_scores(annotators: Iterable[str]) -> dict[str, float]:
 def nlvr2_scores(
     predictions: Sequence[int], labels: Sequence[int], set_ids: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Percent: `accuracy`, and with `set_ids` `consistency`, the share of sentences judged right of each of their
-    pairs.
+    """Percent: `accuracy`, and with `set_ids` also `consistency`, the share of sentences that are judged correctly for
+    every one of their pairs.
 
     >>> nlvr2_scores([1, 0, 1], [1, 0, 0], ["a", "a", "b"])["consistency"]
     50.0
@@ -305,10 +323,10 @@ def nlvr2_scores(
 
 
 def vcr_scores(choices: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Percent of right choices of four for "q2a" and "qa2r", whichever are given, and of questions with both right,
+    """Percent of correct choices of four for "q2a" and "qa2r", whichever are given, and of questions with both correct,
     `q2ar`.
 
-    `choices` and `labels` hold one number a question under each name, in the same order of questions.
+    `choices` and `labels` hold one number per question under each name, with the questions in the same order.
 
     >>> vcr_scores({"q2a": [0, 1], "qa2r": [3, 2]}, {"q2a": [0, 1], "qa2r": [3, 0]})
     {'q2a': 100.0, 'qa2r': 50.0, 'q2ar': 50.0}
@@ -325,16 +343,15 @@ def vcr_scores(choices: Mapping[str, Sequence[int]], labels: Mapping[str, Sequen
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Area under precision and recall, 0 to 1, of `scores` (any shape) for the entries that `labels` (bool, same
-    shape) marks true.
+    """Average precision, 0 to 1, of `scores` (any shape) for the entries that `labels` (bool, same shape) marks true.
 
-    The sum over falling thresholds of precision times the gain in recall; equal scores share a threshold, so order
-    does not matter. NaN where nothing is true.
+    The sum over descending thresholds of precision times the gain in recall. Equal scores share a threshold, so their
+    order does not matter. NaN where no entry is true.
     """
     scores, labels = scores.flatten().double(), labels.flatten().bool()
     order = scores.argsort(descending=True)
     scores, hits = scores[order], labels[order].double().cumsum(0)
-    # The last place of each run of equal scores.
+    # The last index of each run of equal scores.
     ends = torch.cat([(scores[1:] != scores[:-1]).nonzero().flatten(), torch.tensor([len(scores) - 1])])
     found = hits[ends]
     precision = found / (ends + 1)
@@ -343,5 +360,5 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
 
 def _percent(points: Sequence[float]) -> float:
     if not points:
-        raise DataError("there is nothing to score: the split is empty or every sample was skipped")
+        raise DataError("there is nothing to score; the split is empty, or every sample was skipped")
     return 100.0 * sum(points) / len(points)

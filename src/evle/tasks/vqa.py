@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.images import open_image
 from evle.data.samples import Sample, VQASample, made
 from evle.errors import ConfigError, SampleError
-from evle.metrics import normalize_answer, soft_scores, vqa_accuracy, vqa_score
+from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
@@ -40,10 +40,11 @@ class VQAConfig(TaskConfig):
     list of 3129."""
     new_head: bool = False
     """Start with a new head where `model.init` has one for another number of answers than the file."""
-    official: bool | None = None
-    """Score questions with ten annotators to the letter of the official evaluator, which takes the annotators' words
-    nearly as they are; false normalises them too (see `evle.metrics.vqa_score`). None: to the letter where the keys of
-    all questions are numbers, as the official ones are; one's own annotators may write "Yes" or "a dog"."""
+    official: VQARule | None = None
+    """How questions with ten annotators are scored (see `evle.metrics.vqa_score`). true: exactly as the official
+    evaluator, which normalises nothing where all ten agree. "before-2021": as the official evaluator before its
+    correction. false: both sides are always normalised, since your own annotators may write "Yes" or "a dog". None:
+    true where the keys of all questions are numbers, as the official ones are, and false otherwise."""
     max_test_words: int = Field(default=50, ge=1)
     """Words of a question kept at test; in training `text.max_words`, 30 as in EVE."""
 
