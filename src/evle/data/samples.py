@@ -118,18 +118,17 @@ class VCRSample:
 Sample = CaptionSample | VQASample | NLVR2Sample | VCRSample
 
 
-def made(samples: Sequence[Any], places: Iterable[int] | None = None) -> Iterator[Any]:
-    """The samples at `places` (all of them, in order, for None) that their source can make.
+def readable(samples: Sequence[Any], indices: Iterable[int] | None = None) -> Iterator[Any]:
+    """The samples at `indices` (all of them, in order, for None) that their source can read.
 
-    One that it cannot (metadata or a shard's JSON is damaged) raises SampleError when it is asked for, and is left out
-    here: the loader has skipped and named it, or will.
+    A damaged sample raises SampleError when it is requested. It is left out here, because the loader names it.
 
-    >>> [sample.key for sample in made([CaptionSample("a", b"", ("x",)), CaptionSample("b", b"", ("y",))], [1])]
+    >>> [sample.key for sample in readable([CaptionSample("a", b"", ("x",)), CaptionSample("b", b"", ("y",))], [1])]
     ['b']
     """
-    for place in range(len(samples)) if places is None else places:
+    for index in range(len(samples)) if indices is None else indices:
         try:
-            yield samples[place]
+            yield samples[index]
         except SampleError:
             continue
 

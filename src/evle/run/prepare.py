@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from evle.data.loader import Loader
-from evle.data.samples import Samples, Split, hash_samples, made
+from evle.data.samples import Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
 from evle.engine.trainer import TrainConfig
 from evle.errors import ConfigError
@@ -85,7 +85,9 @@ def _training_texts(config: RunConfig, reads: str, training: Samples) -> Iterato
     kinds = config.tokenizer.reads or (reads,)
     others = (read_split(config.data, "train", kind) for kind in kinds if kind != reads)
     corpora = [*([training] if reads in kinds else []), *(each for each in others if each is not None)]
-    samples = (sample for corpus in corpora for sample in made(corpus, _spread(len(corpus), config.tokenizer.samples)))
+    samples = (
+        sample for corpus in corpora for sample in readable(corpus, _spread(len(corpus), config.tokenizer.samples))
+    )
     texts: Iterator[str] = chain.from_iterable(map(sample_texts, samples))
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import model_validator
 
 from evle.config import Config
-from evle.data.samples import SPLITS, Samples, Split, made
+from evle.data.samples import SPLITS, Samples, Split, readable
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError, DataError
 
@@ -156,7 +156,7 @@ def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
 def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> None:
     """Raise DataError where samples of several sources share a key, by which what a model says of them is kept."""
     seen: set[str] = set()
-    for sample in made(samples):
+    for sample in readable(samples):
         if sample.key in seen:
             raise DataError(
                 f"data.{split}: the key {sample.key!r} stands in several of its sources ({', '.join(named)}), and what "

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import NLVR2Sample, Sample, made
+from evle.data.samples import NLVR2Sample, Sample, readable
 from evle.errors import SampleError
 from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
@@ -61,7 +61,7 @@ class NLVR2Task(Task):
             lambda keys, batch: model(**batch).logits.float().argmax(dim=-1).tolist(),
             settings,
         )
-        judged: list[NLVR2Sample] = [sample for sample in made(samples) if sample.key in predicted.results]
+        judged: list[NLVR2Sample] = [sample for sample in readable(samples) if sample.key in predicted.results]
         known = [sample for sample in judged if sample.label is not None]
         return Evaluation(
             scores=_scores(known, [predicted.results[sample.key] for sample in known]),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from evle import distributed
 from evle.data.loader import Loader, worker_death
-from evle.data.samples import made
+from evle.data.samples import readable
 from evle.errors import DataError
 from evle.precision import resolve_precision
 from evle.tasks.task import Batch, EvaluationSettings, Features
@@ -75,7 +75,7 @@ def predict_all(
     gathered = dict(distributed.gather_objects(rows))
     skipped = list(dict.fromkeys(distributed.gather_objects(loader.skipped)))
     # Ranks take rows in turn, so the gathered order is not that of the samples, and some rows appear twice.
-    keys = [sample.key for sample in made(samples)] if distributed.world_size() > 1 else [key for key, _ in rows]
+    keys = [sample.key for sample in readable(samples)] if distributed.world_size() > 1 else [key for key, _ in rows]
     order = _order(keys)
     return Predictions(dict(sorted(gathered.items(), key=lambda item: order.get(item[0], 0))), skipped)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evle.data.samples import Box, CaptionSample, Sample, made
+from evle.data.samples import Box, CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import average_precision
 from evle.models.eve import EVEForPreTraining
@@ -91,7 +91,7 @@ class PreTrainingTask(Task):
             return
         places = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).astype(int)
         counts: Counter[str] = Counter()
-        for sample in made(samples, places.tolist()):
+        for sample in readable(samples, places.tolist()):
             counts.update(box.label for box in sample.boxes if box.label)
         if not counts:
             raise ConfigError(

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evle.data.samples import Sample, made
+from evle.data.samples import Sample, readable
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, EvaluationSettings, Task
@@ -32,7 +32,7 @@ def pretraining_galleries(
     if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
         return []
     places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
-    chosen = [sample for sample in made(samples, places.tolist()) if sample.key in measured]
+    chosen = [sample for sample in readable(samples, places.tolist()) if sample.key in measured]
 
     def show(keys: list[str], batch: Batch) -> list[dict[str, GalleryRow]]:
         texts = task.processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import CaptionSample, Sample, made
+from evle.data.samples import CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
@@ -150,11 +150,11 @@ class RetrievalTask(Task):
             skipped=images.skipped,
         )
 
-    def _corpus(self, samples: Sequence[Sample], readable: dict[str, Any]) -> _Corpus:
+    def _corpus(self, samples: Sequence[Sample], results: dict[str, Any]) -> _Corpus:
         corpus = _Corpus()
         seen: set[tuple[str, str]] = set()
-        for sample in made(samples):
-            if sample.key not in readable:
+        for sample in readable(samples):
+            if sample.key not in results:
                 continue
             corpus.samples.append(sample)
             match = match_name(sample)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import Sample, Tagged, VCRSample, made
+from evle.data.samples import Sample, Tagged, VCRSample, readable
 from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
@@ -179,7 +179,7 @@ class VCRTask(Task):
             lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
             settings,
         )
-        judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in predicted.results]
+        judged: list[VCRSample] = [sample for sample in readable(samples) if sample.key in predicted.results]
         chosen = {key: int(np.argmax(shares)) for key, shares in predicted.results.items()}
         labels = {sample.key: label for sample in judged if (label := self.label(sample)) is not None}
         scores, chance = {}, {}

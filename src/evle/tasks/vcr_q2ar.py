@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedModel
 
-from evle.data.samples import Sample, Tagged, VCRSample, made
+from evle.data.samples import Sample, Tagged, VCRSample, readable
 from evle.metrics import vcr_scores
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.predict import Predictions, predict_all
@@ -54,7 +54,7 @@ def judge(
 
     answers, reasons = logits_of(answering, answer_task), logits_of(reasoning, reason_task)
     both = answers.results.keys() & reasons.results.keys()
-    judged: list[VCRSample] = [sample for sample in made(samples) if sample.key in both]
+    judged: list[VCRSample] = [sample for sample in readable(samples) if sample.key in both]
     shares = {sample.key: _softmax(answers.results[sample.key]) for sample in judged}
     reason_shares = {sample.key: _softmax(reasons.results[sample.key].reshape(NUM_CHOICES, -1)) for sample in judged}
     known = [each for each in judged if each.answer_label is not None and each.rationale_label is not None]

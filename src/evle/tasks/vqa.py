@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import Sample, VQASample, made
+from evle.data.samples import Sample, VQASample, readable
 from evle.errors import ConfigError, SampleError
 from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
@@ -73,7 +73,7 @@ class VQATask(Task):
         given = None if self.options.answers is None else self._given_answers(self.options.answers, config)
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)
-        for sample in made(samples):
+        for sample in readable(samples):
             if main := main_answer(sample.answers):
                 counts[main] += 1
             by_type[sample.question_type].update(map(normalize_answer, sample.answers))
@@ -178,7 +178,7 @@ class VQATask(Task):
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
         predicted = predict_all(model, samples, self.fixed_features, self.collate, answer, settings)
-        asked: list[VQASample] = [sample for sample in made(samples) if sample.key in predicted.results]
+        asked: list[VQASample] = [sample for sample in readable(samples) if sample.key in predicted.results]
         given = {sample.key: self.answers[predicted.results[sample.key][0]] for sample in asked}
         # Where the answers are not public (VQAv2 test), there are predictions and no scores.
         known = [sample for sample in asked if sample.answers]
