@@ -1,8 +1,10 @@
 # Two commands do everything: `make quickstart` and `make test`. Both build .venv first when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+FAST := tests/test_floors.py tests/test_config.py tests/test_objectives.py tests/test_metrics.py tests/transforms tests/report \
+	tests/data tests/tasks/test_answers.py tests/models/test_attention.py tests/models/test_eve_routing.py
 
-.PHONY: install quickstart images test test-all lint clean
+.PHONY: install quickstart test test-fast test-all lint coverage docs wheel-test clean
 .DELETE_ON_ERROR:
 
 install: .venv/installed
@@ -21,11 +23,35 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What a contributor runs after each edit: under a minute.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(FAST)
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow or not slow'
+
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov=evle --cov-report=term:skip-covered
+
+# The site, with the API reference from docstrings, into site/. A warning is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	rm -rf .cache site
+	$(BIN)/zensical build --strict
+
+# The wheel in an empty environment, away from the checkout: installed, imported, and the README's first commands.
+wheel-test: install
+	rm -rf build/wheel-test && mkdir -p build/wheel-test
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel-test .
+	$(PYTHON) -m venv build/wheel-test/env
+	build/wheel-test/env/bin/python -m pip install --quiet --disable-pip-version-check build/wheel-test/*.whl
+	cd build/wheel-test && env/bin/evle --version && env/bin/evle recipes >/dev/null
+	cd build/wheel-test && env/bin/evle train quickstart stages.pretrain.train.steps=4 train.steps=4 data.train.count=640 \
+		data.test.count=64 tokenizer.samples=200 evaluate.num_workers=0 train.num_workers=0
+	cd build/wheel-test && env/bin/python -c "import evle; print(evle.VQAPipeline('runs/quickstart/vqa-pretrained'))"
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

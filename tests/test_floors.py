@@ -1,8 +1,10 @@
 """The house keeps its shape: imports point down, heavy libraries have one door each, parameters live under models/."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,40 @@ def test_parameters_live_under_models(path):
             assert not bases & {"Module", "PreTrainedModel"}, f"{name_of(path)}: class {node.name}"
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func).split(".")[-1] != "Parameter", f"{name_of(path)}:{node.lineno}"
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "ruamel": "ruamel-yaml"}
+"""Packages whose distribution has another name."""
+
+
+def declared() -> set[str]:
+    """Every distribution that pyproject.toml declares for users: dependencies and extras, without those of developers."""
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (names for extra, names in project["optional-dependencies"].items() if extra not in ("dev", "docs"))
+    return {
+        re.split(r"[^\w.-]", name)[0].lower().replace("_", "-").replace(".", "-")
+        for names in (project["dependencies"], *extras)
+        for name in names
+    }
+
+
+def test_every_import_is_declared():
+    known = declared() | set(sys.stdlib_module_names) | {"evle"}
+    for path in MODULES:
+        for module in imported(path):
+            top = module.split(".")[0]
+            name = DISTRIBUTIONS.get(top, top).lower().replace("_", "-")
+            assert name in known, f"{name_of(path)} imports {module}, which pyproject.toml does not declare"
+
+
+def test_every_extra_is_imported():
+    tops = {module.split(".")[0] for path in MODULES for module in imported(path)}
+    used = {DISTRIBUTIONS.get(top, top).lower().replace("_", "-") for top in tops}
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra, names in project["optional-dependencies"].items():
+        if extra not in ("dev", "docs"):
+            listed = {re.split(r"[^\w.-]", name)[0].lower().replace("_", "-") for name in names}
+            assert listed & used, f"no file imports anything of the extra {extra}"
 
 
 def test_importing_the_package_costs_no_torch():

@@ -41,14 +41,14 @@ from vle_folders import save_released
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 HARMLESS = {"cp", "cat", "export", "tensorboard"}
-BLOCK = re.compile(r"^```(shell|python|yaml)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(shell|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALLEST = {"task": {"name": "retrieval"}, "model": {"preset": "eve-tiny"}, "train": {"steps": 1, "batch_size": 2}}
 SHORT = {"train": {"steps": 4, "epochs": None, "batch_size": 4, "eval_every": 0}, "text": {"max_length": 16}}
 
 
 @dataclass
 class Block:
-    """One fenced block of a page; `mark` is what follows the language."""
+    """One fenced block of a page; `mark` is the comment above it: run, part, or file=NAME."""
 
     place: str
     language: str
@@ -60,7 +60,7 @@ def blocks(page: str) -> Iterator[Block]:
     text = PAGES[page].read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
         place = f"{page}:{text.count(chr(10), 0, found.start()) + 1}"
-        yield Block(place, found[1], found[2].strip(), found[3])
+        yield Block(place, found[2], (found[1] or "").strip(), found[3])
 
 
 def commands(block: Block) -> list[list[str]]:
