@@ -102,7 +102,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "ruame
 
 
 def declared() -> set[str]:
-    """Every distribution that pyproject.toml declares for users: dependencies and extras, without those of developers."""
+    """The distributions that pyproject.toml declares for users: dependencies and extras, not those for developers."""
     project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = (names for extra, names in project["optional-dependencies"].items() if extra not in ("dev", "docs"))
     return {
