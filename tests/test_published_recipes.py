@@ -93,6 +93,8 @@ def test_vles_numbers_are_the_published_ones(name):
     assert (optim.lr, train.epochs, config.text.max_length) == (lr, epochs, tokens)
     assert train.batch_size in batches
     assert head in optim.lr_mult_patterns.values()
+    assert (config.image.scale, config.image.flip, optim.clip) == ((1.0, 1.0), 0.0, 0.0)  # as the released script
+    assert config.image.framing == ("centre" if task == "vqa" else "whole")
     if task == "vqa":
         assert config.image.size == {"base": 576, "large": 504}[size]
         assert config.task["min_count"] == 9

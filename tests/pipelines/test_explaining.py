@@ -75,7 +75,7 @@ def test_eves_maps_are_its_attention_from_words_to_patches(folders):
     explain = ExplainPipeline(folders["eve"])
     found = explain(plain_image(), "what COLOUR, red ball?", method="attention")
     assert found.words == ["what", "colour", "red", "ball"]
-    assert found.center_crop is False
+    assert found.framing == "whole"
     tokens = explain.tokens(["what colour red ball"])
     explain.model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_vles_maps_are_its_cross_attention_from_words_to_patches(folders):
     explain = ExplainPipeline(folders["vle"])
     found = explain(plain_image(), "What is the floor?", method="attention")
     assert found.words == ["What", "is", "the", "floor", "?"]
-    assert found.center_crop is True
+    assert found.framing == "centre"
     assert found.maps.shape == (5, 4, 4)
     with torch.no_grad():
         pixels = explain.pixel_values([explain.read(plain_image())])
@@ -169,7 +169,7 @@ def explanation(words: list[str]) -> Explanation:
     maps = np.zeros((len(words), 2, 2), dtype=np.float32)
     maps[:, 0, 0] = 0.1
     image = Image.new("RGB", (60, 40), "white")
-    return Explanation(image, " ".join(words), words, maps, np.full((2, 2), 0.2, np.float32), False)
+    return Explanation(image, " ".join(words), words, maps, np.full((2, 2), 0.2, np.float32), "whole")
 
 
 def test_the_sheet_shows_the_image_the_whole_text_and_every_word():

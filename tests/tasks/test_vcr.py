@@ -68,8 +68,27 @@ def test_boxes_go_through_the_images_own_geometry(tmp_path):
     assert found["patches"][0].tolist() == [[True, False, False, False], [False, False, True, True]]
     assert found["patches"][1].tolist() == [[True, False, False, False]]
     assert set(found["types"][1]) == {0, 2, 3}  # Riley, out of sight, is of type 3
-    flipped = task_of(tmp_path, image={"flip": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
+    flipped = task_of(tmp_path, image={"flip": 1.0, "scale": [1.0, 1.0], "framing": "centre"})
     assert features(flipped, train=True)["patches"][1].tolist() == [[False, True, False, False]]
+
+
+@pytest.mark.parametrize("framing", ["whole", "pad"])
+def test_every_object_of_a_wide_frame_keeps_its_box_token_in_training_and_test(framing, tmp_path):
+    """A drawn frame of the released sample's size, with six objects from edge to edge, one less than a pixel high."""
+    boxes = [(0, 300, 90, 400), (300, 100, 250, 600), (700, 50, 200, 700), (1000, 400, 60, 60), (1500, 0, 300, 90)]
+    frame = Image.new("RGB", (1920, 797), "grey")
+    for x, y, width, height in boxes:
+        frame.paste("red", (x, y, x + width, y + height))
+    objects = tuple(Box(*box, label="person") for box in [*boxes, (1890, 780, 30, 0.4)])
+    question = ("who", "is", tuple(range(6)), "?")
+    sample = replace(wide(), image=frame, objects=objects, question=question, answer_choices=(("yes",),) * 4)
+    task = task_of(tmp_path, image={"framing": framing, "scale": [1.0, 1.0], "flip": 0.0})
+    for train in (True, False):
+        result = features(task, sample, train=train)
+        assert result["box_types"] == [[2, 3, 4, 5, 6, 7]] * 4
+        assert [patches.any(axis=1).sum() for patches in result["patches"]] == [6] * 4
+    assert task_of(tmp_path).framing == "centre"
+    assert len(features(task_of(tmp_path), sample)["box_types"][0]) == 2  # a centre crop loses four of six
 
 
 def test_the_released_geometry_maps_boxes_over_the_whole_image(tmp_path):
@@ -89,11 +108,11 @@ def test_the_released_geometry_is_refused_where_the_image_moves_away_from_its_bo
     with pytest.raises(ConfigError, match=cure):
         task_of(tmp_path, **released, **moves)
     task_of(tmp_path, **moves)
-    task_of(tmp_path, **released, image={"flip": 0.0, "scale": [1.0, 1.0], "blur": 1.0})
+    task_of(tmp_path, **released, image={"flip": 0.0, "scale": [1.0, 1.0], "erase": 1.0})
 
 
 def test_left_and_right_keep_their_sides(tmp_path):
-    task = task_of(tmp_path, image={"flip": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
+    task = task_of(tmp_path, image={"flip": 1.0, "scale": [1.0, 1.0], "framing": "centre"})
     sided = replace(wide(), question=("who", "is", "left", "of", (PERSON,)))
     assert features(task, sided, train=True)["patches"][2].tolist() == [[True, False, False, False]]
 

@@ -13,25 +13,25 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
+from evle.models.vle import VLEProcessor
 from evle.transforms import colours, geometry
 from evle.transforms import image as transforms
 from evle.transforms.image import normalize, train_image
 from evle.transforms.image_config import ImageConfig
+from evle.transforms.text import train_tokenizer
 
 KEEP = ImageConfig(scale=(1, 1), flip=0)
+KEEP_AUGMENTED = ImageConfig(scale=(1, 1), flip=0, rand_augment=True)
 EVERYTHING = ImageConfig(
     pad_scale=(0.6, 1),
     rotate=20,
     shear=5,
-    perspective=0.1,
     rand_augment=True,
     background="random",
     color_jitter=0.4,
     hue=0.5,
     grayscale=0.2,
-    invert=0.2,
     stylize=0.3,
-    blur=0.3,
     erase=0.3,
 )
 
@@ -129,9 +129,12 @@ def coloured_box(view):
         {"pad_scale": (0.5, 0.8)},
         {"rotate": 30.0},
         {"shear": 20.0},
-        {"perspective": 0.2},
         {"rand_augment": (5, 9)},
-        {"scale": (0.6, 1.0), "flip": 0.5, "pad_scale": (0.6, 1.0), "rotate": 20.0, "perspective": 0.1},
+        {"framing": "whole", "scale": (0.6, 1.0)},
+        {"framing": "pad"},
+        {"framing": "pad", "pad_scale": (0.6, 1.0), "rotate": 10.0},
+        {"framing": "centre", "scale": (0.8, 1.0)},
+        {"scale": (0.6, 1.0), "flip": 0.5, "pad_scale": (0.6, 1.0), "rotate": 20.0},
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
@@ -155,15 +158,15 @@ def test_boxes_follow_their_image(change, mode):
 
 
 @pytest.mark.parametrize("size", [(120, 90), (90, 121), (97, 97), (300, 100), (40, 30)])
-@pytest.mark.parametrize("center_crop", [False, True])
-def test_boxes_follow_their_image_at_test(size, center_crop):
+@pytest.mark.parametrize("framing", ["whole", "pad", "centre"])
+def test_boxes_follow_their_image_at_test(size, framing):
     """The red rectangle is in the middle tenth, so that no crop loses it."""
     width, height = size
     box = (0.45 * width // 1, 0.45 * height // 1, 0.45 * width // 1 + 5, 0.45 * height // 1 + 4)
     picture = Image.new("RGB", size, "blue")
     picture.paste((255, 0, 0), tuple(int(edge) for edge in box))
-    view = transforms.test_image(picture, 128, center_crop=center_crop)
-    (moved,) = transforms.test_boxes([box], size, 128, center_crop=center_crop)
+    view = transforms.test_image(picture, 128, framing=framing)
+    (moved,) = transforms.test_boxes([box], size, 128, framing=framing)
     assert np.abs(moved - coloured_box(view)).max() <= 0.75
 
 
@@ -173,19 +176,64 @@ def test_a_centre_crop_is_that_of_clips_image_processor(size):
     processor = CLIPImageProcessor(
         size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}, do_rescale=False, do_normalize=False
     )
-    assert transforms.framing(processor) == (48, True)
+    assert transforms.framing_of(processor) == (48, "centre")
     expected = processor(picture, return_tensors="pt")["pixel_values"][0].int()
-    assert (transforms.test_image(picture, 48, center_crop=True).int() - expected).abs().max() <= 1
+    assert (transforms.test_image(picture, 48, framing="centre").int() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(120, 90), (90, 121), (97, 97), (1920, 797), (30, 400)])
+@pytest.mark.parametrize("framing", ["whole", "pad", "centre"])
+def test_a_training_image_that_is_not_varied_is_framed_as_at_test(size, framing):
+    """To within the blur of another order of cropping and resizing, which "centre" has."""
+    box = (0.45 * size[0] // 1, 0.45 * size[1] // 1, 0.55 * size[0] // 1, 0.55 * size[1] // 1)
+    picture = smooth(64).resize(size, Image.Resampling.BILINEAR)
+    view, boxes = train_image(picture, KEEP.model_copy(update={"framing": framing}), 96, rng(), [box])
+    expected = transforms.test_image(picture, 96, framing=framing)
+    assert (view.int() - expected.int()).abs().max() <= (8 if framing == "centre" else 1)
+    assert np.abs(boxes - transforms.test_boxes([box], size, 96, framing=framing)).max() <= 0.6
+
+
+def test_a_scale_of_one_keeps_the_whole_image_whatever_its_proportions():
+    view, boxes = train_image(noise(60, 20), KEEP, 16, rng(), [(0, 0, 6, 20), (54, 0, 60, 20)])
+    assert torch.equal(view, transforms.test_image(noise(60, 20), 16))
+    assert boxes.round(3).tolist() == [[0, 0, 1.6, 16], [14.4, 0, 16, 16]]
+
+
+@pytest.mark.parametrize("framing", ["whole", "pad", "centre"])
+def test_an_image_processor_takes_its_framing_over_and_saves_it(framing, tmp_path):
+    processor = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    transforms.set_framing(processor, framing)
+    processor.save_pretrained(tmp_path)
+    loaded = CLIPImageProcessor.from_pretrained(tmp_path)
+    assert transforms.framing_of(loaded) == (48, framing)
+
+
+def test_a_saved_processor_sees_what_the_task_sees(tmp_path):
+    for framing in ("whole", "pad", "centre"):
+        processor = VLEProcessor.for_size(48, train_tokenizer(["a dog"], 300))
+        transforms.set_framing(processor.image_processor, framing)
+        processor.save_pretrained(tmp_path)
+        loaded = VLEProcessor.from_pretrained(tmp_path)
+        picture = noise(120, 50)
+        seen = loaded(images=picture, return_tensors="pt")["pixel_values"][0]
+        images = loaded.image_processor
+        expected = normalize(transforms.test_image(picture, 48, framing=framing), images.image_mean, images.image_std)
+        assert (seen - expected).abs().max() < 0.02
+
+
+def test_a_processor_without_centre_crop_frames_the_whole_image():
+    processor = CLIPImageProcessor(size={"shortest_edge": 48}, do_center_crop=False)
+    assert transforms.framing_of(processor) == (48, "whole")
 
 
 def test_framing_is_the_whole_image_for_a_square_image_processor():
-    assert transforms.framing(ViTImageProcessor(size={"height": 32, "width": 32})) == (32, False)
+    assert transforms.framing_of(ViTImageProcessor(size={"height": 32, "width": 32})) == (32, "whole")
 
 
 def test_a_centre_crop_cuts_boxes_and_drops_those_it_leaves_less_than_a_quarter_of():
     """100 x 50 to 50: the middle, from column 25 to 75, at scale 1."""
     boxes = [(15, 10, 35, 20), (5, 0, 30, 50), (30, 5, 40, 15)]
-    moved = transforms.test_boxes(boxes, (100, 50), 50, center_crop=True)
+    moved = transforms.test_boxes(boxes, (100, 50), 50, framing="centre")
     assert moved[0].tolist() == [0, 10, 10, 20]  # half is left
     assert np.isnan(moved[1]).all()  # 5 of 25 columns
     assert moved[2].tolist() == [5, 5, 15, 15]
@@ -263,16 +311,14 @@ def test_hue_turns_colours_and_keeps_luma():
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(turned)).max() > 10
 
 
-def test_grey_and_negative_are_what_they_say():
+def test_grayscale_leaves_equal_channels():
     picture = smooth()
     grey, _ = train_image(picture, KEEP.model_copy(update={"grayscale": 1.0}), 48, rng())
     assert torch.equal(grey[0], grey[1])
     assert torch.equal(grey[0], grey[2])
-    negative, _ = train_image(picture, KEEP.model_copy(update={"invert": 1.0}), 48, rng())
-    assert torch.equal(negative, 255 - transforms.test_image(picture, 48))
 
 
-@pytest.mark.parametrize("name", ["stylize", "blur", "erase"])
+@pytest.mark.parametrize("name", ["stylize", "outline", "erase"])
 def test_each_further_change_changes_the_image(name):
     picture = noise(32, 32)
     plain = transforms.test_image(picture, 32)
@@ -289,8 +335,22 @@ def test_every_operation_of_rand_augment_is_drawn_at_the_released_magnitudes():
     assert 340 <= len(drawn) <= 460  # half of 800
     turned = geometry.pick_geometry((96, 96), KEEP, [("rotate", 0.7)], 96, rng()).warp
     assert np.degrees(np.arctan2(turned[1, 0], turned[0, 0])) == pytest.approx(21)
-    shifted = geometry.pick_geometry((384, 384), KEEP, [("translate_x", 0.7)], 384, rng()).warp
-    assert shifted[0, 2] == pytest.approx(7)
+    for size in (96, 384):
+        shifted = geometry.pick_geometry((384, 384), KEEP, [("translate_x", 0.7)], size, rng()).warp
+        assert shifted[0, 2] == pytest.approx(7)
+
+
+def test_rand_augment_shears_about_the_top_left_corner_and_exposes_grey():
+    """As released: the pixel (x, y) goes to (x + 0.3 y, y), and what comes into view is (128, 128, 128)."""
+    warp = geometry.pick_geometry((40, 40), KEEP, [("shear_x", 1.0)], 40, rng()).warp
+    assert (warp @ (0, 0, 1)).tolist() == [0, 0, 1]
+    assert (warp @ (10, 20, 1)).tolist() == [16, 20, 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "_pick_rand_augment", lambda pair, rng: [("shear_x", 1.0)])
+        for mode in ("RGB", "RGBA"):
+            view, _ = train_image(Image.new(mode, (40, 40), "blue"), KEEP_AUGMENTED, 40, rng())
+            assert view[:, 38, 1].tolist() == [128, 128, 128]
+            assert view[:, 1, 38].tolist() == [0, 0, 255]
 
 
 def test_normalize_is_the_papers_mean_and_deviation_and_leaves_its_input():
@@ -353,7 +413,7 @@ def test_an_outlined_image_has_flat_colours_and_dark_strokes_where_they_change()
 @pytest.mark.parametrize("size", [24, 40])
 def test_the_short_way_of_a_crop_and_a_flip_gives_the_same_view(size):
     picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 70, 3), dtype=np.uint8))
-    longer = ImageConfig(blur=1e-12)  # takes the way over PIL, and draws once more at its end without effect
+    longer = ImageConfig(erase=1e-12)  # takes the way over PIL, and draws once more at its end without effect
     assert ImageConfig().only_moves
     assert not longer.only_moves
     for seed in range(8):

@@ -17,12 +17,22 @@ class PairProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Encode images, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
         if isinstance(images, Image.Image):
-            images = upright_rgb(images)
+            images = self._framed(images)
         elif isinstance(images, list | tuple):
             images = cast(
-                ImageInput, [upright_rgb(image) if isinstance(image, Image.Image) else image for image in images]
+                ImageInput, [self._framed(image) if isinstance(image, Image.Image) else image for image in images]
             )
         return super().__call__(images=images, text=text, return_mm_token_type_ids=False, **options)
+
+    def _framed(self, image: Image.Image) -> Image.Image:
+        """An image as RGB, on a white square if the model was trained with `image.framing=pad`."""
+        image = upright_rgb(image)
+        if getattr(self.image_processor, "framing", None) != "pad":
+            return image
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(image, ((side - image.width + 1) // 2, (side - image.height + 1) // 2))
+        return square
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
         """Write the processor's files, as transformers does.

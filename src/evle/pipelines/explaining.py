@@ -26,7 +26,8 @@ from evle.models.vle import VLEModel
 from evle.pipelines.pipeline import Pipeline
 from evle.tasks.vqa import has_slot
 from evle.transforms.heatmap import paint
-from evle.transforms.image import framing
+from evle.transforms.image import framing_of
+from evle.transforms.image_config import Framing
 from evle.transforms.text import encode_words
 
 METHODS = ("rollout", "attention")
@@ -43,8 +44,7 @@ class Explanation:
 
     `words` are the text's words as the tokenizer has them; `maps` (W, G, G) float32 is the share of attention that each
     word gave to each patch, `whole` (G, G) that of the whole text: of the token that the head reads, [CLS], or the
-    place of the answer where the model has one (`vqa_slot`). `center_crop` says that the patches lie over the square in
-    the middle of `image`.
+    place of the answer where the model has one (`vqa_slot`). `framing` says which part of `image` the patches cover.
     """
 
     image: Image.Image
@@ -52,7 +52,7 @@ class Explanation:
     words: list[str]
     maps: np.ndarray
     whole: np.ndarray
-    center_crop: bool
+    framing: Framing
 
     def to_image(self) -> Image.Image:
         """One sheet: the image, then bright where the whole text and each word looked most.
@@ -66,7 +66,7 @@ class Explanation:
 
     def _painted(self, weights: np.ndarray) -> Image.Image:
         scaled = weights / max(float(weights.max()), 1e-12)
-        return paint(self.image, scaled, center_crop=self.center_crop, smooth=True)
+        return paint(self.image, scaled, framing=self.framing, smooth=True)
 
 
 class ExplainPipeline(Pipeline):
@@ -106,7 +106,7 @@ class ExplainPipeline(Pipeline):
             words=[name for name, _ in words],
             maps=np.stack([grids[places].mean(axis=0) for _, places in words]),
             whole=grids[read],
-            center_crop=framing(self.processor.image_processor)[1],
+            framing=framing_of(self.processor.image_processor)[1],
         )
 
     def _words(self, token_ids: Sequence[int], starts: Sequence[bool]) -> list[tuple[str, list[int]]]:

@@ -13,7 +13,7 @@ from evle.data.images import open_image
 from evle.models.vle import VLEForPBC
 from evle.pipelines.pipeline import Images, Pipeline, Texts, pairs
 from evle.transforms.heatmap import paint
-from evle.transforms.image import framing
+from evle.transforms.image import framing_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class LocalisePipeline(Pipeline):
         Raises SampleError for an image that cannot be read.
         """
         sources, listed = pairs(images, texts)
-        center_crop = framing(self.processor.image_processor)[1]
+        framing = framing_of(self.processor.image_processor)[1]
         found = []
         for start in range(0, len(listed), self.batch_size):
             asked = listed[start : start + self.batch_size]
             pictures = [open_image(source) for source in sources[start : start + self.batch_size]]
             for text, picture, scores in zip(asked, pictures, self.scores(pictures, asked), strict=True):
-                painted = paint(picture, scores.numpy(), center_crop=center_crop)
+                painted = paint(picture, scores.numpy(), framing=framing)
                 found.append(Location(text, scores, painted))
         return found
 

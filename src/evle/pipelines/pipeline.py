@@ -22,7 +22,7 @@ from evle.models.loading import load_model
 from evle.tasks.task import TextConfig
 from evle.tasks.trained import family_text_options, run_settings, text_options
 from evle.transforms.collate import pad_text
-from evle.transforms.image import framing, normalize, test_image
+from evle.transforms.image import framing_of, normalize, test_image
 from evle.transforms.text import clean_caption, encode
 
 Images = ImageSource | Sequence[ImageSource]
@@ -90,14 +90,14 @@ class Pipeline:
         """The pixels (3, S, S) uint8 of one image as the model's tasks see it, or why there are none."""
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
-            return self.frame(open_image(source, size_hint=2 * framing(self.processor.image_processor)[0]))
+            return self.frame(open_image(source, size_hint=2 * framing_of(self.processor.image_processor)[0]))
         except SampleError as error:
             return error
 
     def frame(self, image: Image.Image) -> Tensor:
         """An open image as `read` gives it: what the model sees of it, in its size."""
-        size, center_crop = framing(self.processor.image_processor)
-        return test_image(image, size, center_crop=center_crop)
+        size, framing = framing_of(self.processor.image_processor)
+        return test_image(image, size, framing=framing)
 
     def pixel_values(self, pictures: list[Tensor]) -> Tensor:
         """Images as `read` gives them, as the model's input (B, 3, S, S) on its device."""

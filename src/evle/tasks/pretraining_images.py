@@ -92,7 +92,7 @@ def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
         side = round(labels.shape[1] ** 0.5)
         truth = np.where(known, labels[place], 0.5)
         painted = [
-            paint(image, each.astype(np.float32).reshape(side, side), center_crop=False)
+            paint(image, each.astype(np.float32).reshape(side, side), framing="whole")
             for each in (scores[place], truth)
         ]
         right = np.mean((scores[place] > 0.5)[known] == (truth > 0.5)[known])

@@ -23,8 +23,8 @@ from evle.data.samples import Box, ImageSource, Sample
 from evle.errors import ConfigError, nearest
 from evle.report import Gallery
 from evle.transforms.collate import pad_text
-from evle.transforms.image import framing, normalize, test_boxes, test_image, train_image
-from evle.transforms.image_config import ImageConfig
+from evle.transforms.image import framing_of, normalize, set_framing, test_boxes, test_image, train_image
+from evle.transforms.image_config import Framing, ImageConfig
 from evle.transforms.text import clean_caption, encode
 
 Features = dict[str, Any]
@@ -103,8 +103,12 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
 
     def __init__(self, options: TaskConfig, processor: ProcessorMixin):
+        """`processor` frames images with `options.image.framing` from now on, where that is given: it is saved with
+        the model, whose later users must see what training saw."""
         self.options = options
         self.processor = processor
+        if options.image.framing is not None:
+            set_framing(processor.image_processor, options.image.framing)
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Learn from the training samples what must be known before the model is made, and from the `config` that it
@@ -160,7 +164,12 @@ class Task(ABC):
     @property
     def image_size(self) -> int:
         """Side of the images given to the model, in pixels."""
-        return self.options.image.size or framing(self.processor.image_processor)[0]
+        return self.options.image.size or framing_of(self.processor.image_processor)[0]
+
+    @property
+    def framing(self) -> Framing:
+        """What the model sees of an image that is not square."""
+        return framing_of(self.processor.image_processor)[1]
 
     def read_image(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
         """One image as uint8 (3, size, size): varied in training, only framed as the model wants it otherwise."""
@@ -174,9 +183,8 @@ class Task(ABC):
         image = open_image(source, keep_alpha=train and options.background != "white")
         corners = [(box.x, box.y, box.x + box.width, box.y + box.height) for box in boxes]
         if not train:
-            center_crop = framing(self.processor.image_processor)[1]
-            moved = test_boxes(corners, image.size, self.image_size, center_crop=center_crop)
-            return test_image(image, self.image_size, center_crop=center_crop), moved
+            moved = test_boxes(corners, image.size, self.image_size, framing=self.framing)
+            return test_image(image, self.image_size, framing=self.framing), moved
         if self.options.keep_sides and any(side in text.lower() for side in SIDES):
             options = options.without_flip()
         return train_image(image, options, self.image_size, rng, corners)

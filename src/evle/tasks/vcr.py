@@ -9,6 +9,7 @@ B batch, C candidates, T text tokens, O named objects, P patches without [CLS].
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -105,7 +106,8 @@ class VCRTask(Task):
         names = object_names([box.label for box in sample.objects])
         texts = [[self._spoken(part, names, sample) for part in parts] for parts in self.parts(sample)]
         words = " ".join(word for parts in texts for part in parts for word, _ in part)
-        image, corners = self.read_image_with_boxes(sample.image, sample.objects, rng, train, words)
+        objects = [replace(box, width=max(box.width, 1.0), height=max(box.height, 1.0)) for box in sample.objects]
+        image, corners = self.read_image_with_boxes(sample.image, objects, rng, train, words)
         if self.options.released_boxes:
             corners = np.array([(box.x, box.y, box.x + box.width, box.y + box.height) for box in sample.objects])
             patches = touched_patches(corners, open_image(sample.image).size, self.patches_per_side)  # (objects, P)

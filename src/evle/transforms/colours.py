@@ -64,9 +64,6 @@ def pick_colours(
             matrix *= 0.1 + 1.8 * abs(magnitude)
     if options.grayscale and rng.random() < options.grayscale:
         matrix = np.tile(LUMA, (3, 1)) @ matrix
-    if options.invert and rng.random() < options.invert:
-        matrix = -matrix
-        matrix[:, 3] += 255
     return None if np.array_equal(matrix, np.eye(3, 4)) else matrix
 
 

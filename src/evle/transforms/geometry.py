@@ -1,4 +1,4 @@
-"""Where an image goes: crop, mirror, place and warp, and boxes through the same."""
+"""Where an image goes: framing, crop, flip, position and warp, and boxes through the same geometry."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evle.transforms.image_config import ImageConfig, Range
+from evle.transforms.image_config import Framing, ImageConfig, Range
 
 MIN_VISIBLE = 0.25
-"""A box of which less than this share stays in the image is gone (our choice; no paper says)."""
+"""A box of which less than this share stays in the image counts as out of sight (our choice; no paper says)."""
+
+SHEAR, TURN, SHIFT = 0.3, 30.0, 10.0
+"""RandAugment at magnitude 10, as released: shear, rotation in degrees, shift in pixels (X-VLM's `randaugment.py`)."""
 
 
 class Geometry(NamedTuple):
-    """Where an image goes: the `crop` of it (left, top, width, height) fills `place` in the output, mirrored if
-    `flipped`, then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not at all).
+    """Where an image goes: its `crop` (left, top, width, height) fills `place` in the output, mirrored if `flipped`,
+    then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not at all).
 
-    `bend` (2, n, n) are the shifts x and y of n x n places over the output, in halves of its side: a place shows what
-    lies so far from it.
+    `bend` (2, n, n) holds the shifts x and y of n x n points over the output, in halves of its side: each point shows
+    what was at that distance from it. `grey` says that a warp exposes grey instead of the background.
     """
 
     crop: tuple[int, int, int, int]
@@ -28,12 +31,33 @@ class Geometry(NamedTuple):
     flipped: bool
     warp: np.ndarray | None
     bend: np.ndarray | None = None
+    grey: bool = False
+
+
+def seen_region(size: tuple[int, int], framing: Framing) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what a model sees of an image of `size` (width, height). With "pad" the region is
+    larger than the image.
+
+    >>> [seen_region((40, 20), framing) for framing in ("whole", "pad", "centre")]
+    [(0, 0, 40, 20), (0, -10, 40, 30), (10, 0, 30, 20)]
+    """
+    width, height = size
+    if framing == "whole":
+        return 0, 0, width, height
+    side = max(size) if framing == "pad" else min(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def pick_geometry(
     source: tuple[int, int], options: ImageConfig, ops: list[tuple[str, float]], size: int, rng: np.random.Generator
 ) -> Geometry:
-    crop = pick_crop(*source, options.scale, options.ratio, rng)
+    """Draw where a framed image of `source` (width, height) goes in an output of `size`, with the geometric operations
+    among RandAugment's `ops`."""
+    own = source[0] / source[1] if options.framing == "whole" else 1.0
+    crop = pick_crop(*source, options.scale, (options.ratio[0] * own, options.ratio[1] * own), rng)
+    if options.scale == (1.0, 1.0):  # whatever its proportions
+        crop = (0, 0, *source)
     flipped = bool(rng.random() < options.flip)
     place = (0, 0, size, size)
     if options.pad_scale != (1.0, 1.0):
@@ -45,37 +69,50 @@ def pick_geometry(
         warp = rotation(math.radians(rng.uniform(-options.rotate, options.rotate))) @ warp
     if options.shear:
         warp = matrix(x_by_y=math.tan(math.radians(rng.uniform(-options.shear, options.shear)))) @ warp
-    if options.perspective:
-        warp = matrix(*rng.uniform(-options.perspective, options.perspective, 2)) @ warp
-    for name, magnitude in ops:
-        # At magnitude 10, as X-VLM has them: shear 0.3, rotation 30 degrees, shift 10 pixels; a shift is scaled from
-        # the released 384 pixels.
-        if name == "shear_x":
-            warp = matrix(x_by_y=0.3 * magnitude) @ warp
-        elif name == "shear_y":
-            warp = matrix(y_by_x=0.3 * magnitude) @ warp
-        elif name == "translate_x":
-            warp = matrix(shift_x=20 / 384 * magnitude) @ warp
-        elif name == "translate_y":
-            warp = matrix(shift_y=20 / 384 * magnitude) @ warp
-        elif name == "rotate":
-            warp = rotation(math.radians(30 * magnitude)) @ warp
     bend = None
     if options.bend:
-        places = int(rng.integers(3, 6))
-        bend = rng.normal(scale=options.bend * rng.random(), size=(2, places, places))
-    if np.array_equal(warp, np.eye(3)):
-        return Geometry(crop, place, flipped, None, bend)
-    # The matrices above are in coordinates from -1 to 1 around the middle; pixels are not.
+        points = int(rng.integers(3, 6))
+        bend = rng.normal(scale=options.bend * rng.random(), size=(2, points, points))
+    if not np.array_equal(warp, np.eye(3)):
+        warp = _about_the_middle(warp, size)
+    augmented = _rand_augment_warp(ops, size)
+    warp = augmented @ warp
+    is_moved = not np.array_equal(warp, np.eye(3))
+    return Geometry(
+        crop, place, flipped, warp if is_moved else None, bend, grey=not np.array_equal(augmented, np.eye(3))
+    )
+
+
+def _about_the_middle(warp: np.ndarray, size: int) -> np.ndarray:
+    """A warp in coordinates from -1 to 1 around the middle, in pixels of an output of `size`."""
     half = size / 2
     pixels = np.array([[half, 0, half], [0, half, half], [0, 0, 1]])
-    return Geometry(crop, place, flipped, pixels @ warp @ np.linalg.inv(pixels), bend)
+    return pixels @ warp @ np.linalg.inv(pixels)
+
+
+def _rand_augment_warp(ops: list[tuple[str, float]], size: int) -> np.ndarray:
+    """RandAugment's geometric operations as one matrix in pixels, as released: they shear about the top left corner,
+    rotate about the middle, and shift by pixels whatever the size."""
+    warp = np.eye(3)
+    for name, magnitude in ops:
+        if name == "shear_x":
+            warp = matrix(x_by_y=SHEAR * magnitude) @ warp
+        elif name == "shear_y":
+            warp = matrix(y_by_x=SHEAR * magnitude) @ warp
+        elif name == "translate_x":
+            warp = matrix(shift_x=SHIFT * magnitude) @ warp
+        elif name == "translate_y":
+            warp = matrix(shift_y=SHIFT * magnitude) @ warp
+        elif name == "rotate":
+            warp = _about_the_middle(rotation(math.radians(TURN * magnitude)), size) @ warp
+    return warp
 
 
 def pick_crop(
     width: int, height: int, scale: Range, ratio: Range, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop: ten tries, then the largest crop from the middle whose ratio is allowed."""
+    """Left, top, width, height as torchvision's RandomResizedCrop draws them: ten attempts, then the largest crop from
+    the middle whose ratio is allowed."""
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -88,16 +125,8 @@ def pick_crop(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def matrix(
-    x_fall: float = 0.0,
-    y_fall: float = 0.0,
-    *,
-    x_by_y: float = 0.0,
-    y_by_x: float = 0.0,
-    shift_x: float = 0.0,
-    shift_y: float = 0.0,
-) -> np.ndarray:
-    return np.array([[1.0, x_by_y, shift_x], [y_by_x, 1.0, shift_y], [x_fall, y_fall, 1.0]])
+def matrix(*, x_by_y: float = 0.0, y_by_x: float = 0.0, shift_x: float = 0.0, shift_y: float = 0.0) -> np.ndarray:
+    return np.array([[1.0, x_by_y, shift_x], [y_by_x, 1.0, shift_y], [0.0, 0.0, 1.0]])
 
 
 def rotation(angle: float) -> np.ndarray:
@@ -106,13 +135,13 @@ def rotation(angle: float) -> np.ndarray:
 
 
 def bend_shifts(bend: np.ndarray, size: int) -> Tensor:
-    """`Geometry.bend` for every pixel of an output of `size`: (2, size, size), smooth between the places."""
+    """`Geometry.bend` for every pixel of an output of `size`: (2, size, size), smooth between its points."""
     shifts = torch.from_numpy(bend.astype(np.float32))
     return F.interpolate(shifts[None], (size, size), mode="bicubic", align_corners=True)[0]
 
 
 def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
-    """uint8 (C, size, size), bent; what comes from outside repeats the edge."""
+    """uint8 (C, size, size), bent; what lies outside repeats the edge."""
     size = pixels.shape[-1]
     line = torch.linspace(-1, 1, size)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy")) + bend_shifts(bend, size)  # (2, size, size), x and y
@@ -122,7 +151,7 @@ def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
 
 
 def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the corners (N, 4) of boxes, and the middles of their edges, go in a bent output: (N, 8) each."""
+    """Where the corners (N, 4) of boxes and the middles of their edges go in a bent output: x and y, (N, 8) each."""
     corners = np.stack(
         [np.concatenate([each, (each + np.roll(each, -1, axis=1)) / 2], axis=1) for each in (xs, ys)], -1
     )
@@ -130,7 +159,7 @@ def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) 
     goals = torch.from_numpy(corners.astype(np.float32)) / half - 1  # (N, 8, 2), -1 to 1
     shifts = bend_shifts(bend, size)[None]
     points = goals
-    for _ in range(8):  # a place shows what lies at place + shift: the place of a goal is a fixed point
+    for _ in range(8):  # a point shows what was at point + shift: where a corner goes is a fixed point
         moved = F.grid_sample(shifts, points[None], align_corners=True, padding_mode="border")[0].permute(1, 2, 0)
         points = goals - moved
     bent = ((points + 1) * half).double().numpy()
@@ -138,6 +167,7 @@ def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) 
 
 
 def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
+    """`boxes` (N, 4) of a framed image in its output of `size`, clipped; NaN in the row of a box out of sight."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if not len(boxes):
         return boxes
@@ -147,13 +177,13 @@ def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry
     ys = y + (boxes[:, [1, 1, 3, 3]] - top) * side / height
     if geometry.flipped:
         xs = 2 * x + side - xs
-    # What the crop cuts off never reaches the canvas, even where a padded place leaves room for it.
+    # What the crop cuts off never reaches the output, even where padding leaves room for it.
     whole = area(bounds(xs, ys))
     xs, ys = xs.clip(x, x + side), ys.clip(y, y + side)
     kept = area(bounds(xs, ys)) / np.maximum(whole, 1e-9)
     if geometry.warp is not None:
         corners = np.stack([xs, ys, np.ones_like(xs)], axis=-1) @ geometry.warp.T
-        xs, ys = corners[..., 0] / corners[..., 2], corners[..., 1] / corners[..., 2]
+        xs, ys = corners[..., 0], corners[..., 1]
     if geometry.bend is not None:
         xs, ys = _bend_outlines(xs, ys, geometry.bend, size)
     warped = bounds(xs, ys)
@@ -164,7 +194,7 @@ def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry
 
 
 def only_visible(whole: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The boxes `kept`, what is left of those in `whole`; NaN where that is less than `MIN_VISIBLE`."""
+    """The boxes `kept`, what is left of those in `whole`; NaN where less than `MIN_VISIBLE` is left."""
     kept[area(kept) < MIN_VISIBLE * np.maximum(area(whole), 1e-9)] = np.nan
     return kept
 

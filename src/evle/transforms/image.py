@@ -1,9 +1,9 @@
 """Images to tensors: the augmentation of EVE's pre-training and fine-tuning, and stronger ones for small collections.
 
-Every random choice comes from the generator handed in, and boxes go through the same geometry as their image. The
-order is that of cost: crop and resize first (in torch, which is 1.5 to 4 times as fast as PIL for RGB of 128 to 1000
-pixels), then one warp that holds every rotation, shear and shift, then a bend, then one 3x4 matrix that holds every
-linear colour change, and last what is not linear.
+Every random choice comes from the given generator, and boxes go through the same geometry as their image. The order
+follows the cost: first crop and resize (in torch, which is 1.5 to 4 times as fast as PIL for RGB images of 128 to 1000
+pixels), then one warp for all rotations, shears and shifts, then a bend, then one 3x4 matrix for all linear colour
+changes, and last the changes that are not linear.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
+from transformers.image_utils import SizeDict
 
 from evle.transforms.colours import erase, outline, pick_colours, rand_augment_filter, random_ground, recolour, stylize
-from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry
-from evle.transforms.image_config import ImageConfig
+from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry, seen_region
+from evle.transforms.image_config import Framing, ImageConfig
 
 RAND_AUGMENT_SHARE = 0.5
-"""Each operation that RandAugment picks is carried out this often (X-VLM's implementation, whose operations EVE
-uses).
-"""
+"""The probability that an operation which RandAugment picks is applied (X-VLM's implementation, which EVE uses)."""
+
+RAND_AUGMENT_GREY = (128, 128, 128)
+"""What RandAugment's geometric operations expose, as released."""
 
 RAND_AUGMENT_OPS = (
     *("identity", "autocontrast", "equalize", "brightness", "sharpness"),
@@ -48,9 +50,11 @@ def train_image(
     >>> view.shape, boxes.tolist()
     (torch.Size([3, 16, 16]), [[0.0, 0.0, 16.0, 16.0]])
     """
+    if options.framing in ("pad", "centre"):
+        image, boxes = _framed(image, options.framing, boxes, clear=options.background != "white")
     ops = _pick_rand_augment(options.rand_augment, rng) if options.rand_augment else []
     geometry = pick_geometry(image.size, options, ops, size, rng)
-    if image.mode == "RGB" and options.only_moves:  # the same pixels without the ways back to PIL: a quarter faster
+    if image.mode == "RGB" and options.only_moves:  # the same pixels, a quarter faster
         left, top, width, height = geometry.crop
         pixels = _resize_pixels(_pixels(image)[:, top : top + height, left : left + width], size, size)
         return (pixels.flip(2) if geometry.flipped else pixels.contiguous()), move_boxes(boxes, geometry, size)
@@ -64,24 +68,22 @@ def train_image(
         picture = stylize(picture, rng)
     if options.outline and rng.random() < options.outline:
         picture = outline(picture, rng)
-    if options.blur and rng.random() < options.blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.015) * size))
     if options.erase and rng.random() < options.erase:
         picture = erase(picture, rng)
     return _to_tensor(picture), move_boxes(boxes, geometry, size)
 
 
-def test_image(image: Image.Image, size: int, *, center_crop: bool = False) -> Tensor:  # noqa: PT028
+def test_image(image: Image.Image, size: int, *, framing: Framing = "whole") -> Tensor:  # noqa: PT028
     """An image as uint8 (3, size, size): bicubic with antialias, transparency on white.
 
-    Squeezed whole into the square (EVE's evaluation), or with `center_crop` its shorter side made `size` and the middle
-    kept (CLIP, and so VLE): pixel by pixel what CLIP's image processor takes.
+    "whole" squeezes the image into the square (EVE's evaluation), "pad" first extends it to a square with white, and
+    "centre" resizes its shorter side to `size` and keeps the middle, pixel by pixel as CLIP's image processor.
     """
     if image.mode == "RGBA":
-        ground = Image.new("RGB", image.size, "white")
-        ground.paste(image, mask=image)
-        image = ground
-    width, height, left, top = _test_geometry(image.size, size, center_crop)
+        image = _on_white(image)
+    if framing == "pad":
+        image, _ = _framed(image.convert("RGB"), "pad", ())
+    width, height, left, top = _test_geometry(image.size, size, framing)
     pixels = _resize_pixels(_pixels(image.convert("RGB")), width, height)
     return pixels[:, top : top + size, left : left + size].contiguous()
 
@@ -91,32 +93,48 @@ def test_boxes(
     image_size: tuple[int, int],
     size: int,
     *,
-    center_crop: bool = False,  # noqa: PT028
+    framing: Framing = "whole",  # noqa: PT028
 ) -> np.ndarray:
-    """Boxes of an image of `image_size` (width, height) in what `test_image` makes of it, clipped and NaN as in
+    """Boxes of an image of `image_size` (width, height) in the output of `test_image`, clipped and NaN as in
     `train_image`.
 
-    >>> test_boxes([(10, 0, 20, 10), (0, 0, 10, 20)], (40, 20), 10, center_crop=True).tolist()
+    >>> test_boxes([(10, 0, 20, 10), (0, 0, 10, 20)], (40, 20), 10, framing="centre").tolist()
     [[0.0, 0.0, 5.0, 5.0], [nan, nan, nan, nan]]
     """
-    width, height, left, top = _test_geometry(image_size, size, center_crop)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if framing == "pad":
+        left, top, right, bottom = seen_region(image_size, "pad")
+        boxes, image_size = boxes - np.array([left, top, left, top]), (right - left, bottom - top)
+    width, height, left, top = _test_geometry(image_size, size, framing)
     scale = np.array([width / image_size[0], height / image_size[1]] * 2)
     moved = boxes * scale - np.array([left, top, left, top])
     return only_visible(moved, moved.clip(0, size))
 
 
-def framing(image_processor: Any) -> tuple[int, bool]:
-    """What an image processor of transformers makes of an image: its side in pixels, and whether it is the middle of
-    the image (`test_image`'s `center_crop`) or all of it."""
-    if image_processor.do_center_crop:
-        return int(image_processor.crop_size["height"]), True
-    return int(image_processor.size["height"]), False
+def framing_of(image_processor: Any) -> tuple[int, Framing]:
+    """The side in pixels that an image processor of transformers gives an image, and which part of the image it keeps.
+
+    A processor that only resizes the shorter side stands for a square of that side, which holds the whole image.
+    """
+    if getattr(image_processor, "do_center_crop", False):
+        return int(image_processor.crop_size["height"]), "centre"
+    size = image_processor.size
+    side = next(size[name] for name in ("height", "shortest_edge", "longest_edge") if size.get(name))
+    return int(side), "pad" if getattr(image_processor, "framing", None) == "pad" else "whole"
 
 
-# pytest would take them for tests where they are imported
+def set_framing(image_processor: Any, framing: Framing) -> None:
+    """Make an image processor of transformers, and the files saved of it, frame images with `framing`."""
+    side, _ = framing_of(image_processor)
+    square = {"height": side, "width": side}
+    is_centre = framing == "centre"
+    image_processor.size = SizeDict(shortest_edge=side) if is_centre else SizeDict(**square)
+    image_processor.crop_size = SizeDict(**square)
+    image_processor.do_center_crop = is_centre
+    image_processor.framing = framing
 
 
+# pytest would take these two for tests where they are imported
 test_image.__test__ = test_boxes.__test__ = False  # type: ignore[attr-defined]
 
 
@@ -128,7 +146,7 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _pick_rand_augment(pair: tuple[int, float], rng: np.random.Generator) -> list[tuple[str, float]]:
-    """The operations to carry out, each with its magnitude from 0 to 1, signed where it has a direction."""
+    """The operations to apply, each with its magnitude from 0 to 1 and a random sign."""
     num_ops, magnitude = pair
     picks = rng.integers(len(RAND_AUGMENT_OPS), size=num_ops)
     done = rng.random(num_ops) < RAND_AUGMENT_SHARE
@@ -138,9 +156,33 @@ def _pick_rand_augment(pair: tuple[int, float], rng: np.random.Generator) -> lis
     ]
 
 
-def _test_geometry(source: tuple[int, int], size: int, center_crop: bool) -> tuple[int, int, int, int]:
-    """To which width and height an image is resized at test, and where in that the square of `size` begins."""
-    if not center_crop:
+def _framed(
+    image: Image.Image, framing: Framing, boxes: Sequence[Sequence[float]] | np.ndarray, *, clear: bool = False
+) -> tuple[Image.Image, np.ndarray]:
+    """The region of an image that the model sees, and boxes in its pixels. Padding is white in an opaque image, and
+    transparent in any other or if `clear`."""
+    region = seen_region(image.size, framing)
+    left, top = region[:2]
+    if framing == "pad" and (clear or image.mode == "RGBA"):
+        framed = image.convert("RGBA").crop(region)
+    elif framing == "pad":
+        framed = Image.new(image.mode, (region[2] - left, region[3] - top), "white")
+        framed.paste(image, (-left, -top))
+    else:
+        framed = image.crop(region)
+    return framed, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) - np.array([left, top, left, top])
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An RGBA image as RGB, transparency on white."""
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(image, mask=image)
+    return ground
+
+
+def _test_geometry(source: tuple[int, int], size: int, framing: Framing) -> tuple[int, int, int, int]:
+    """The width and height to which an image is resized at test, and where in them the square of `size` begins."""
+    if framing != "centre":
         return size, size, 0, 0
     short = min(source)
     width, height = (size * side // short for side in source)
@@ -148,7 +190,7 @@ def _test_geometry(source: tuple[int, int], size: int, center_crop: bool) -> tup
 
 
 def _place(image: Image.Image, geometry: Geometry, background: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """The image as RGB (size, size), cropped, resized, mirrored, warped, on its background."""
+    """The image as RGB (size, size): cropped, resized, mirrored and warped, on its background."""
     left, top, width, height = geometry.crop
     x, y, side, _ = geometry.place
     piece = image if geometry.crop == (0, 0, *image.size) else image.crop((left, top, left + width, top + height))
@@ -164,14 +206,22 @@ def _place(image: Image.Image, geometry: Geometry, background: str, size: int, r
         canvas = Image.new("RGBa", (size, size))
         canvas.paste(piece, (x, y))
         piece = canvas
+    if geometry.grey:  # the background fills holes before the warp, and grey what the warp exposes
+        piece = _on_ground(piece, background, rng).convert("RGBA").convert("RGBa")
     if geometry.warp is not None:
-        inverse = np.linalg.inv(geometry.warp)
-        terms = (inverse / inverse[2, 2]).ravel()[:8].tolist()
-        if terms[6] == terms[7] == 0.0:
-            piece = piece.transform((size, size), Image.Transform.AFFINE, terms[:6], Image.Resampling.BILINEAR)
-        else:
-            piece = piece.transform((size, size), Image.Transform.PERSPECTIVE, terms, Image.Resampling.BILINEAR)
-    ground = Image.new("RGB", (size, size), "white") if background == "white" else random_ground(piece, rng)
+        terms = np.linalg.inv(geometry.warp).ravel()[:6].tolist()
+        piece = piece.transform((size, size), Image.Transform.AFFINE, terms, Image.Resampling.BILINEAR)
+    if geometry.grey:
+        return _paste(piece, Image.new("RGB", piece.size, RAND_AUGMENT_GREY))
+    return _on_ground(piece, background, rng)
+
+
+def _on_ground(piece: Image.Image, background: str, rng: np.random.Generator) -> Image.Image:
+    """An image with holes (RGBa) on white or on a random background."""
+    return _paste(piece, Image.new("RGB", piece.size, "white") if background == "white" else random_ground(piece, rng))
+
+
+def _paste(piece: Image.Image, ground: Image.Image) -> Image.Image:
     piece = piece.convert("RGBA")
     ground.paste(piece, mask=piece)
     return ground

@@ -1,4 +1,4 @@
-"""How a training image is varied: every option of it, and where it comes from."""
+"""How an image is framed, and how a training image is varied: every option and its source."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -14,15 +14,14 @@ UNMOVED: dict[str, Any] = {
     "pad_scale": (1.0, 1.0),
     "rotate": 0.0,
     "shear": 0.0,
-    "perspective": 0.0,
     "bend": 0.0,
     "rand_augment": None,
 }
-"""The values of the options that move an image by chance with which it stays."""
+"""The options that move an image at random, each with the value that leaves it where it is."""
 
 
 def _rand_augment_pair(value: object) -> object:
-    """`true` in a recipe means the released (2, 7), `false` none."""
+    """`true` in a recipe means the released (2, 7), `false` means none."""
     return ((2, 7) if value else None) if isinstance(value, bool) else value
 
 
@@ -31,6 +30,10 @@ def _jitter_triple(value: object) -> object:
     return (value,) * 3 if isinstance(value, int | float) else value
 
 
+Framing = Literal["whole", "pad", "centre"]
+"""What a model sees of an image that is not square. "whole": all of it, squeezed into the square (EVE). "pad": all of
+it in its own proportions, on a white square. "centre": the square in its middle (CLIP, VLE)."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[float, float]
 Jitter = Annotated[tuple[Share, Share, Share], BeforeValidator(_jitter_triple)]
@@ -38,59 +41,53 @@ NumOpsAndMagnitude = tuple[Annotated[int, Field(ge=1, le=10)], Annotated[float, 
 
 
 class ImageConfig(Config):
-    """How a training image is varied; the defaults are EVE's pre-training (crop of 0.5 to 1, flip, nothing else).
+    """How an image is framed, and how a training image is varied.
 
-    EVE's fine-tuning (released code): `color` is `color_jitter=0.4`, `rand` is `rand_augment=true`. What is marked
-    "ours" is in neither paper and off by default. Field order is the order of work.
+    The defaults are EVE's pre-training: a crop of 0.5 to 1 and a flip. EVE's fine-tuning (released code): `color` is
+    `color_jitter=0.4`, `rand` is `rand_augment=true`. Options marked "ours" are in neither paper and are off by
+    default. The fields are in the order in which they are applied.
     """
 
     size: Annotated[int, Field(ge=8)] | None = None
     """Side of the output in pixels; None: the model's."""
+    framing: Framing | None = None
+    """What the model sees of an image that is not square, in training and at test: "whole" (squeezed), "pad" (its own
+    proportions, on white) or "centre" (the square in its middle). None: at test what the model's image processor does
+    (EVE: whole, VLE: centre), in training a random crop anywhere in the image, squeezed (torchvision)."""
     scale: Range = (0.5, 1.0)
-    """Share of the image's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps the
-    whole image.
-    """
+    """Share of the framed image's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps all
+    of it."""
     ratio: Range = (3 / 4, 4 / 3)
-    """Width to height of the crop (torchvision's RandomResizedCrop, which EVE uses)."""
+    """Width to height of the crop (torchvision's RandomResizedCrop, which EVE uses), with `framing=whole` as a multiple
+    of the image's own."""
     flip: Share = 0.5
-    """Probability of a left-right flip (EVE). Text that says left or right forbids it: see `without_flip`."""
+    """Probability of a left-right flip (EVE). A text that says left or right prevents it: see `task.keep_sides`."""
     pad_scale: Range = (1.0, 1.0)
-    """Share of the output's side that the crop fills, at a random place on its background (ours, for objects of any
-    size).
-    """
+    """Share of the output's side that the crop fills, at a random position on its background (ours, for objects of any
+    size)."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation in degrees, both ways (ours)."""
     shear: Annotated[float, Field(ge=0, le=45)] = 0.0
     """Largest horizontal shear in degrees, both ways (ours)."""
-    perspective: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Strength of a random perspective: how much nearer one edge can come than the one across (ours)."""
     bend: Annotated[float, Field(ge=0, le=0.15)] = 0.0
-    """Strength of a smooth bend, as if another hand had drawn the same thing: deviation of the random shifts of 3x3 to
-    5x5 places, in halves of the side, up to this (Simard et al. 2003; ours).
-    """
+    """Strength of a smooth bend, as if another hand had drawn the same thing: largest deviation of the random shifts
+    of a grid of 3x3 to 5x5 points, in halves of the side (Simard et al. 2003; ours)."""
     rand_augment: Annotated[NumOpsAndMagnitude | None, BeforeValidator(_rand_augment_pair)] = None
     """Number of operations from `RAND_AUGMENT_OPS` and their magnitude of 10 (EVE for VQA and NLVR2: 2, 7, which
-    `true` means).
-    """
+    `true` means). As in the release, what they expose is grey, and a shift is 10 pixels at most."""
     background: Literal["white", "random"] = "white"
-    """What shows through transparent images and around shrunken or turned ones: white, or a colour, a gradient or
-    white (ours).
-    """
+    """What shows through transparent images and around padded, shrunken or turned ones: white, or at random a colour, a
+    gradient or white (ours)."""
     color_jitter: Jitter = (0.0, 0.0, 0.0)
-    """Strength of brightness, contrast, saturation: factors are drawn from 1 - s to 1 + s (EVE, retrieval: 0.4 each).
-    """
+    """Strength of brightness, contrast, saturation: factors are drawn from 1 - s to 1 + s (EVE, retrieval: 0.4)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest turn of the colour wheel, as a share of it, both ways (ours)."""
     grayscale: Share = 0.0
     """Probability of losing all colour (ours)."""
-    invert: Share = 0.0
-    """Probability of a negative (ours)."""
     stylize: Share = 0.0
     """Probability of another drawing style, one of `STYLES` (ours)."""
     outline: Share = 0.0
     """Probability of a drawing in few flat colours with dark outlines, as cartoons and pictograms have them (ours)."""
-    blur: Share = 0.0
-    """Probability of a Gaussian blur with a radius of up to 1.5 % of the side (ours)."""
     erase: Share = 0.0
     """Probability of filling a rectangle of 2 to 25 % of the area with a random colour (Zhong et al. 2020; ours)."""
 
@@ -106,14 +103,15 @@ class ImageConfig(Config):
 
     @property
     def only_moves(self) -> bool:
-        """Whether a view of an image is a crop and a flip of it, colours and surroundings untouched."""
-        moves = {"size", "scale", "ratio", "flip", "background"}
-        fresh = type(self)()
-        return all(getattr(self, name) == getattr(fresh, name) for name in type(self).model_fields if name not in moves)
+        """Whether a view of an opaque image is only framed, cropped and flipped."""
+        moves = {"size", "framing", "scale", "ratio", "flip", "background"}
+        defaults = type(self)()
+        others = [name for name in type(self).model_fields if name not in moves]
+        return all(getattr(self, name) == getattr(defaults, name) for name in others)
 
     @property
     def moving(self) -> list[str]:
-        """The options by which a thing is now here and now there in a view, in the order of work."""
+        """The options that move an image at random, in the order in which they are applied."""
         return [name for name, still in UNMOVED.items() if getattr(self, name) != still]
 
     def without_flip(self) -> "ImageConfig":
