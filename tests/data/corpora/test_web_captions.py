@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import sys
 
@@ -43,7 +44,8 @@ def test_img2dataset_s_images_are_known_by_the_numbers_of_rows(tmp_path):
     assert samples[2].key == "Train_GCC-training.tsv/3"
     assert samples[2].image == str(tmp_path / "images/00000/000000003.jpg")
     assert samples[2].captions == (f"a {corpora.colour_of(3)} {THINGS[3]} on a wall",)
-    assert len(conceptual_captions(tmp_path, images=tmp_path / "images", names="number")) == 8
+    for names in ("number", "folders-of-10000"):
+        assert list(conceptual_captions(tmp_path, images=tmp_path / "images", names=names)) == list(samples)
 
 
 @pytest.mark.parametrize("columns", [None, ["url", "caption"]])
@@ -94,7 +96,7 @@ def test_one_name_of_several_links_is_nobody_s_image(tmp_path):
         corpora.save(tmp_path / "images" / name, "red")
     samples = conceptual_captions(tmp_path, images=tmp_path / "images")
     assert [sample.captions[0] for sample in samples] == ["caption 1", "caption 4"]
-    assert samples.describe()["rows left out: its image's name stands for several links or files"] == 3
+    assert samples.describe()["rows left out: its image's name belongs to several links or files"] == 3
 
 
 def test_images_of_another_table_are_not_taken_for_this_one_s(tmp_path):
@@ -103,8 +105,8 @@ def test_images_of_another_table_are_not_taken_for_this_one_s(tmp_path):
     file.write_text("a new first row\thttps://example.org/new.jpg\n" + file.read_text())
     with pytest.raises(DataError) as found:
         conceptual_captions(folder, images=folder / "images")
-    assert "000000000.json: its caption is" in str(found.value)
-    assert "were downloaded from another table than" in str(found.value)
+    assert re.search(r"00000000\d.json: its caption is", str(found.value))
+    assert "the images were downloaded from another table" in str(found.value)
 
 
 def test_val_is_held_out_by_a_share_of_the_rows(tmp_path):
@@ -138,7 +140,7 @@ def shards_only(folder):
 
 
 BROKEN = {
-    "a list is shorter": (broken_lengths, {}, "12 image_urls but 11 captions; take the official file anew"),
+    "a list is shorter": (broken_lengths, {}, "12 image_urls but 11 captions; download the official file again"),
     "cut short": (cut, {}, "cut short in 'image_urls', element 4"),
     "no folder": (
         None,
@@ -148,10 +150,14 @@ BROKEN = {
     "other names": (
         other_names,
         {},
-        "none of 10 images (such as images/image0.jpg) is named by the url of a row of",
+        "none of 10 images (such as images/image0.jpg) belongs to a row of",
     ),
-    "a wrong rule": (None, {"names": "number"}, "is named by the number of a row of"),
-    "no rule": (None, {"names": "link"}, "names='link': choose one of: number, url"),
+    "a wrong rule": (None, {"names": "number"}, "by the layout number; set names to one of number, number-from-1"),
+    "no rule": (
+        None,
+        {"names": "link"},
+        "names='link': choose one of: folders-of-N, number, number-from-1, url",
+    ),
     "shards": (shards_only, {}, "no images there; 00000.tar is a shard: read it with the source 'shards'"),
     "a split that does not exist": (None, {"split": "test"}, "sbu has no split 'test'"),
 }
@@ -182,7 +188,7 @@ def test_a_table_without_links_and_a_folder_without_a_table_are_refused(tmp_path
 
 @pytest.mark.slow
 def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
-    """A table of 130 MB whose rows all have an image; the names of the images are given, not made."""
+    """A table of 130 MB whose rows all have an image; the names of the images are given, no file is read."""
     count = 1_000_000
     words = "a man riding a wave on top of a surfboard in the ocean with two dogs"
     with open(tmp_path / "cc3m.tsv", "w") as file:
@@ -192,7 +198,7 @@ def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web_captions, "_images_below", lambda root: names)
+        patch.setattr(web_captions, "images_below", lambda root: names)
         samples = conceptual_captions(tmp_path)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     assert len(samples) == count
