@@ -154,9 +154,9 @@ def test_a_long_text_is_cut_as_the_model_cuts_it(tmp_path):
 
 def test_what_cannot_be_explained_is_refused(folders, tmp_path):
     explain = ExplainPipeline(folders["eve"])
-    with pytest.raises(ConfigError, match="no method 'rolout'; did you mean 'rollout'"):
+    with pytest.raises(ConfigError, match="unknown method 'rolout'; did you mean 'rollout'"):
         explain(plain_image(), "a ball", method="rolout")
-    with pytest.raises(ConfigError, match="holds no word"):
+    with pytest.raises(ConfigError, match="contains no word"):
         explain(plain_image(), "?!")
     with pytest.raises(SampleError, match=r"none\.png"):
         explain(tmp_path / "none.png", "a ball")

@@ -3,17 +3,16 @@
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evle.data.samples import CaptionSample
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.models.loading import model_folder
 from evle.pipelines import EmbedPipeline, MatchPipeline, VQAPipeline, pairs
-from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.task import TextConfig
 from evle.tasks.trained import text_options
 from retrieval_models import COLOURS, save_retrieval_model, save_vqa_model
 
@@ -76,20 +75,37 @@ def test_the_model_keeps_the_mode_it_was_in(embed):
         embed.model.eval()
 
 
+def test_calls_that_overlap_share_nothing(models):
+    """Another length of texts, another order of ending, a model in training mode: each call gets its own answer."""
+    first = EmbedPipeline(models["retrieval"], batch_size=2)
+    embeds = [
+        EmbedPipeline(model=first.model, processor=first.processor, text=TextConfig(max_length=length))
+        for length in (4, 12)
+    ]
+    first.model.train()
+    frozen = next(first.model.children()).eval()
+    texts = [f"a {colour} ball what colour how many " * number for number, colour in enumerate(COLOURS, 1)]
+    expected = [embed.texts(texts) for embed in embeds]
+    assert not torch.equal(*expected)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda turn: embeds[turn % 2].texts(texts), range(60)))
+    assert all(torch.equal(result, expected[turn % 2]) for turn, result in enumerate(results))
+    assert first.model.training
+    assert not frozen.training
+
+
+def test_batches_by_length_change_no_result(models):
+    texts = ["ball " * length for length in (9, 1, 5, 3, 7)]
+    small, whole = (EmbedPipeline(models["retrieval"], batch_size=size) for size in (2, 8))
+    torch.testing.assert_close(small.texts(texts), whole.texts(texts), atol=1e-5, rtol=0)
+    images = [image(colour) for colour in COLOURS]
+    small, whole = (MatchPipeline(models["retrieval"], batch_size=size) for size in (2, 8))
+    torch.testing.assert_close(small.margins(images, texts)[0], whole.margins(images, texts)[0], atol=1e-5, rtol=0)
+
+
 def test_texts_are_cleaned_and_cut_as_in_training(embed):
     assert torch.equal(embed.texts("A RED ball!"), embed.texts("a red ball"))
     assert embed.tokens(["ball " * 500])["input_ids"].shape[1] <= embed.text.max_length
-
-
-def test_images_and_texts_reach_the_model_as_in_the_tasks_evaluation(embed, tmp_path):
-    generator = np.random.default_rng(0)
-    Image.fromarray(generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
-    task = RetrievalTask(RetrievalTask.config_type(), embed.processor)
-    batch = task.collate(
-        [task.features(CaptionSample("k", tmp_path / "noise.png", ("Red, blue!",)), generator, train=False)]
-    )
-    assert torch.equal(embed.pixel_values([embed.read(tmp_path / "noise.png")]), batch["pixel_values"])
-    assert torch.equal(embed.tokens(["Red, blue!"])["input_ids"], batch["input_ids"])
 
 
 def test_a_match_is_a_probability_and_one_image_serves_many_texts(models):
@@ -177,8 +193,9 @@ def test_a_runs_model_folder_is_known_from_within(models, tmp_path, monkeypatch)
 def test_a_question_is_cut_as_in_the_runs_evaluation(models, tmp_path):
     shutil.copytree(models["vqa"], tmp_path / "model")
     (tmp_path / "config.yaml").write_text("task: {name: vqa, max_test_words: 2}\ntext: {clean: true}\n")
-    assert VQAPipeline(tmp_path).clean("What colour is it?") == "what colour"
-    assert VQAPipeline(models["vqa"]).clean("What colour is it?") == "what colour is it"
+    text = "What colour is it?"
+    whole, cut = VQAPipeline(models["vqa"]), VQAPipeline(tmp_path)
+    assert cut.task.read_text(text) == whole.task.read_text("what colour") != whole.task.read_text(text)
 
 
 def test_what_is_no_model_is_refused_in_one_line(models, tmp_path):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
-from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts
+from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, batches_by_length
 from evle.tasks.retrieval import RetrievalTask
 
 
@@ -26,7 +26,7 @@ class EmbeddedImages:
 
 
 class EmbedPipeline(Pipeline):
-    """Images and texts as unit vectors whose dot product says how well they go together.
+    """Images and texts as unit vectors; the dot product of two is their similarity.
 
     >>> embed = EmbedPipeline("runs/retrieval")  # doctest: +SKIP
     >>> embed.texts(["a red circle"]) @ embed.images(["a.jpg", "b.jpg"]).T  # doctest: +SKIP
@@ -34,16 +34,20 @@ class EmbedPipeline(Pipeline):
     """
 
     models = RetrievalTask.models
+    task_type = RetrievalTask
 
     def texts(self, texts: Texts) -> Tensor:
         """Embeddings (N, D) float32 on the CPU."""
-        listed = as_texts(texts)
-        parts = []
+        token_lists = [self.task.read_text(text) for text in as_texts(texts)]
+        if not token_lists:
+            return torch.empty(0, self.dimension)
+        rows: list[Tensor] = [torch.empty(0)] * len(token_lists)
         with self.evaluating():
-            for start in range(0, len(listed), self.batch_size):
-                tokens = self.tokens(listed[start : start + self.batch_size])
-                parts.append(self.model.get_text_features(**tokens).float().cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.dimension)
+            for indices in batches_by_length(token_lists, self.batch_size):
+                inputs = self.pad_tokens([token_lists[index] for index in indices])
+                for index, row in zip(indices, self.model.get_text_features(**inputs).float().cpu(), strict=True):
+                    rows[index] = row
+        return torch.stack(rows)
 
     def images(self, images: Images) -> Tensor:
         """Embeddings (N, D) float32 on the CPU. Raises SampleError at the first image that cannot be read."""
@@ -73,7 +77,7 @@ class EmbedPipeline(Pipeline):
 
     @cached_property
     def dimension(self) -> int:
-        """D, from embedding one short text: the one place that is sure to know."""
+        """D, found by embedding one short text: no configuration of every family names it."""
         return self.texts("a").shape[1]
 
     def _embed(self, pixels: list[Tensor]) -> Tensor:

@@ -1,13 +1,14 @@
-"""Where a model looked: for each word of a text, how much the model's attention to it came from each patch.
+"""Where a model looked: for each word of a text, the share of its attention that went to each patch.
 
-Attention is no proof of what decided an answer; it shows where information could flow. Two measures are offered.
-"rollout" follows it through all layers (Abnar and Zuidema 2020, arXiv 2005.00928: each layer passes on half of what a
-token already holds and half of what it attends to, heads averaged), in VLE through both towers and the fusion.
-"attention" is the last layer's attention alone, averaged over heads.
+Attention does not prove what decided an answer; it shows where information could flow. There are two measures.
+"rollout" follows attention through all layers (Abnar and Zuidema 2020, arXiv 2005.00928: each layer passes on half of
+what a token already holds and half of what it attends to, averaged over heads), in VLE through both towers and the
+fusion. "attention" is the last layer's attention alone, averaged over heads.
 
 Legend: T text tokens, P image tokens ([CLS] first), G patches a side, H heads, W words.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,8 @@ from evle.data.samples import ImageSource
 from evle.errors import ConfigError, nearest
 from evle.models.eve import EVEModel
 from evle.models.vle import VLEModel
-from evle.pipelines.pipeline import Pipeline
+from evle.pipelines.pipeline import UNUSED, Pipeline, in_evaluation_mode
+from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.vqa import has_slot
 from evle.transforms.heatmap import paint
 from evle.transforms.image import framing_of
@@ -40,11 +42,12 @@ COLUMNS = 4
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `ExplainPipeline` found for one image and one text.
+    """The maps of one image and one text.
 
-    `words` are the text's words as the tokenizer has them; `maps` (W, G, G) float32 is the share of attention that each
-    word gave to each patch, `whole` (G, G) that of the whole text: of the token that the head reads, [CLS], or the
-    place of the answer where the model has one (`vqa_slot`). `framing` says which part of `image` the patches cover.
+    `words` are the text's words as the tokenizer splits them; `maps` (W, G, G) float32 is the share of attention that
+    each word gave to each patch. `whole` (G, G) is that of the whole text: of the token that the head reads, which is
+    [CLS], or the answer's [MASK] where the model has one (`vqa_slot`). `framing` says which part of
+    `image` the patches cover.
     """
 
     image: Image.Image
@@ -55,10 +58,10 @@ class Explanation:
     framing: Framing
 
     def to_image(self) -> Image.Image:
-        """One sheet: the image, then bright where the whole text and each word looked most.
+        """One sheet: the image, then a copy for the whole text and for each word, bright where attention is high.
 
-        Each map is scaled by its largest value: two maps compare where, not how much, and an even one is bright all
-        over.
+        Each map is scaled by its largest value. Two maps can therefore be compared in position, not in strength, and
+        an even map is bright everywhere.
         """
         tiles = [(self.image, "the image"), (self._painted(self.whole), f"all: {self.text}")]
         tiles += [(self._painted(each), word) for word, each in zip(self.words, self.maps, strict=True)]
@@ -70,12 +73,13 @@ class Explanation:
 
 
 class ExplainPipeline(Pipeline):
-    """Maps from words to patches, from the attention of any trained model of either family; its head plays no part.
+    """Maps from words to patches, from the attention of any trained model of either family; its head is not used.
 
     >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").to_image().save("map.png")  # doctest: +SKIP
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"eve": EVEModel, "vle": VLEModel}
+    task_type = RetrievalTask  # it reads an image and a text for any head
 
     def __call__(self, image: ImageSource, text: str, *, method: str = "rollout") -> Explanation:
         """The `Explanation` of one image and one text; `method` is one of METHODS.
@@ -84,59 +88,59 @@ class ExplainPipeline(Pipeline):
         word.
         """
         if method not in METHODS:
-            raise ConfigError(f"there is no method {method!r}; {nearest(method, METHODS)}")
-        longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
+            raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
         slot = has_slot(self.model.config)
-        token_ids, starts = encode_words(self.processor.tokenizer, self.clean(text), longest - slot)
+        longest = self.task.options.text.max_length - slot
+        token_ids, starts = encode_words(self.processor.tokenizer, self.task.clean(text), longest)
         words = self._words(token_ids, starts)
         if not words:
-            raise ConfigError(f"the text {text!r} holds no word; say what to look for")
+            raise ConfigError(f"the text {text!r} contains no word; give a text to look for")
         read = 0
         if slot:  # before [SEP], as the task puts it
             read = len(token_ids) - 1
             token_ids.insert(read, int(self.processor.tokenizer.mask_token_id))
-        picture = open_image(image)
-        pixel_values = self.pixel_values([self.frame(picture)])
+        opened = open_image(image)
+        pixel_values = self.pixel_values([self.task.read_image(opened, UNUSED, False, "")])
         attended = self._attended(pixel_values, torch.tensor([token_ids], device=self.model.device), method)  # (T, P)
         side = pixel_values.shape[-1] // self.model.config.patch_size
         grids = attended[:, 1:].unflatten(1, (side, side)).numpy()  # without [CLS]
         return Explanation(
-            image=picture,
+            image=opened,
             text=text,
             words=[name for name, _ in words],
-            maps=np.stack([grids[places].mean(axis=0) for _, places in words]),
+            maps=np.stack([grids[indices].mean(axis=0) for _, indices in words]),
             whole=grids[read],
             framing=framing_of(self.processor.image_processor)[1],
         )
 
     def _words(self, token_ids: Sequence[int], starts: Sequence[bool]) -> list[tuple[str, list[int]]]:
-        """Each word and the places of its tokens; special tokens are no words."""
+        """Each word and the indices of its tokens, without special tokens."""
         tokenizer = self.processor.tokenizer
         special = set(tokenizer.all_special_ids)
         groups: list[list[int]] = []
-        for place, (token, is_start) in enumerate(zip(token_ids, starts, strict=True)):
+        for index, (token, is_start) in enumerate(zip(token_ids, starts, strict=True)):
             if token in special:
                 continue
             if is_start or not groups:
                 groups.append([])
-            groups[-1].append(place)
-        return [(tokenizer.decode([token_ids[place] for place in places]).strip(), places) for places in groups]
+            groups[-1].append(index)
+        return [(tokenizer.decode([token_ids[index] for index in group]).strip(), group) for group in groups]
 
     def _attended(self, pixel_values: Tensor, input_ids: Tensor, method: str) -> Tensor:
-        """What each text token took from each image token, (T, P) float32 on the CPU."""
+        """The share that each text token took from each image token, (T, P) float32 on the CPU."""
         backbone = self.model.base_model
         if isinstance(backbone, VLEModel):
             with self.evaluating():
                 maps = backbone(pixel_values, input_ids, output_attentions=True).attentions
             layers = {name: [heads[0].float().mean(dim=0).cpu() for heads in each] for name, each in maps.items()}
             return layers["text_to_image"][-1] if method == "attention" else fusion_rollout(layers)
-        before = backbone.config._attn_implementation
-        backbone.set_attn_implementation("eager")  # the one that keeps its maps
-        try:
-            with self.evaluating():
-                output = backbone(pixel_values, input_ids, output_attentions=True)
-        finally:
-            backbone.set_attn_implementation(before)
+        # "eager" is the attention that keeps its maps. It is set on a copy that shares the weights, because another
+        # thread may be using the model.
+        shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
+        backbone = copy.deepcopy(backbone, shared)
+        backbone.set_attn_implementation("eager")
+        with in_evaluation_mode(backbone), torch.inference_mode():
+            output = backbone(pixel_values, input_ids, output_attentions=True)
         joint = [heads[0].float().mean(dim=0).cpu() for heads in output.attentions]
         num_image = output.image_hidden.shape[1]
         whole = joint[-1] if method == "attention" else rollout(joint)
@@ -144,7 +148,7 @@ class ExplainPipeline(Pipeline):
 
 
 def rollout(maps: Sequence[Tensor]) -> Tensor:
-    """Attention maps (S, S) of successive layers to what each token of the last holds of each of the first, (S, S).
+    """From attention maps (S, S) of successive layers, the share of each input token in each output token, (S, S).
 
     Rows sum to 1, as those of the maps do.
     """
@@ -155,14 +159,14 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
 
 
 def fusion_rollout(maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """VLE's maps, by the names of `VLEOutput.attentions` and averaged over heads, to what each text token holds at the
-    end of each image token at the beginning, (T, P).
+    """VLE's maps, by the names of `VLEOutput.attentions` and averaged over heads, as the share of each image
+    token at the input in each text token at the output, (T, P).
 
     In each block a stream attends to itself and then to what the other stream held before the block.
     """
     text_own, image_own = rollout(maps["text"]), rollout(maps["image"])
     num_text, num_image = len(text_own), len(image_own)
-    # What a token holds: of the T text tokens, then of the P image tokens.
+    # The shares that a token holds: of the T text tokens, then of the P image tokens.
     text = torch.cat([text_own, torch.zeros(num_text, num_image)], dim=1)
     image = torch.cat([torch.zeros(num_image, num_text), image_own], dim=1)
     names = ("text_self", "text_to_image", "image_self", "image_to_text")
@@ -187,9 +191,9 @@ def _sheet(tiles: Sequence[tuple[Image.Image, str]]) -> Image.Image:
     cell = (TILE + gap, size[1] + line + gap)
     sheet = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (picture, text) in enumerate(tiles):
-        left, top = gap + place % columns * cell[0], gap + place // columns * cell[1]
-        sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
+    for index, (image, text) in enumerate(tiles):
+        left, top = gap + index % columns * cell[0], gap + index // columns * cell[1]
+        sheet.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
         while len(text) > 1 and draw.textlength(text, font) > TILE:
             text = text.removesuffix("…")[:-1] + "…"
         draw.text((left, top + size[1] + 3), text, fill="black", font=font)

@@ -1,6 +1,6 @@
-"""Does a text belong to an image, is a sentence true of two?"""
+"""Does a text belong to an image? Is a sentence true of two images?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +9,16 @@ from transformers import PreTrainedModel
 
 from evle.errors import ConfigError, DataError, SampleError
 from evle.models.vle import VLEForITM
-from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, pairs, readable
+from evle.pipelines.pipeline import (
+    Images,
+    Pipeline,
+    Texts,
+    as_images,
+    as_texts,
+    batches_by_length,
+    pairs,
+    readable,
+)
 from evle.tasks.nlvr2 import NLVR2Task
 from evle.tasks.retrieval import RetrievalTask, learns_matching
 
@@ -23,9 +32,13 @@ class MatchPipeline(Pipeline):
 
     # Matching needs the matching head alone, which VLE's pre-trained, matching and retrieval checkpoints all have.
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {**RetrievalTask.models, "vle": VLEForITM}
+    task_type = RetrievalTask
 
     def __call__(self, images: Images, texts: Texts) -> list[dict[str, Any]]:
-        """One {"text", "score"} a pair: as many images as texts, or one of either for all of the other."""
+        """One {"text", "score"} per pair: the same number of images and texts, or one of either for all of the other.
+
+        Raises SampleError for an image that cannot be read.
+        """
         margins, failures = self.margins(images, texts)
         for error in failures.values():
             raise error
@@ -34,25 +47,28 @@ class MatchPipeline(Pipeline):
         return [{"text": text, "score": score} for text, score in zip(listed, scores, strict=True)]
 
     def margins(self, images: Images, texts: Texts) -> tuple[Tensor, dict[int, SampleError]]:
-        """log(p / (1 - p)) of the match probability p, (N,) float32, to rank by: it does not run into 1 as p does.
+        """log(p / (1 - p)) of the match probability p, (N,) float32, to rank by: it does not saturate at 1 as p does.
 
         An image that cannot be read has nan, and its error under its position in the second result. Raises ConfigError
         for a model that was trained by contrast alone.
         """
         if not learns_matching(self.model.config):
             raise ConfigError(
-                f"{self.source or 'this model'} was trained by contrast alone (objective_weights.itm=0): it does not "
-                "know matching; compare embeddings, or search without re-ranking"
+                f"{self.source or 'this model'} was trained by contrast alone (objective_weights.itm=0) and cannot "
+                "match; compare embeddings, or search without re-ranking"
             )
         sources, listed = pairs(images, texts)
+        read_tokens = {text: self.task.read_text(text) for text in dict.fromkeys(listed)}
+        token_lists = [read_tokens[text] for text in listed]
+        batches = list(batches_by_length(token_lists, self.batch_size))
         is_one_image = len(sources) > 1 and all(source is sources[0] for source in sources)
-        read = self.read_ahead(sources[:1] if is_one_image else sources)
+        read = self.read_ahead(sources[:1] if is_one_image else [sources[i] for batch in batches for i in batch])
         first = next(read) if is_one_image else None
         margins = torch.full((len(listed),), torch.nan)
         failures: dict[int, SampleError] = {}
-        for start in range(0, len(listed), self.batch_size):
+        for batch in batches:
             rows, pixels = [], []
-            for row in range(start, min(start + self.batch_size, len(listed))):
+            for row in batch:
                 image = next(read) if first is None else first
                 if isinstance(image, SampleError):
                     failures[row] = image
@@ -61,22 +77,22 @@ class MatchPipeline(Pipeline):
                     pixels.append(image)
             if rows:
                 with self.evaluating():
-                    logits = self._logits(pixels[:1] if is_one_image else pixels, [listed[row] for row in rows])
+                    logits = self._logits(pixels[:1] if is_one_image else pixels, [token_lists[row] for row in rows])
                 margins[rows] = logits[:, 1] - logits[:, 0]
-        return margins, failures
+        return margins, dict(sorted(failures.items()))
 
-    def _logits(self, pixels: list[Tensor], texts: list[str]) -> Tensor:
-        """(B, 2) float32 on the CPU, column 1 = match, of B texts and as many images, or one for all of them.
+    def _logits(self, pixels: list[Tensor], token_lists: Sequence[list[int]]) -> Tensor:
+        """(B, 2) float32 on the CPU, column 1 = match, of B texts and the same number of images, or one for all.
 
-        One image, and one text of several pairs, as in a search, are handed over once.
+        One image, and a text that several pairs share, as in a search, are encoded once.
         """
-        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        index_of = {tokens: index for index, tokens in enumerate(dict.fromkeys(map(tuple, token_lists)))}
         device = self.model.device
         logits = self.model.itm_logits(
             self.pixel_values(pixels),
-            **self.tokens(list(place_of)),
-            image_rows=torch.arange(len(texts), device=device) % len(pixels),
-            text_rows=torch.tensor([place_of[text] for text in texts], device=device),
+            **self.pad_tokens([list(tokens) for tokens in index_of]),
+            image_rows=torch.arange(len(token_lists), device=device) % len(pixels),
+            text_rows=torch.tensor([index_of[tuple(tokens)] for tokens in token_lists], device=device),
         )
         return logits.float().cpu()
 
@@ -89,9 +105,10 @@ class ComparePipeline(Pipeline):
     """
 
     models = NLVR2Task.models
+    task_type = NLVR2Task
 
     def __call__(self, left: Images, right: Images, texts: Texts) -> list[dict[str, Any]]:
-        """One {"text", "score"} a pair of images and its sentence; one of any of the three serves all of the others.
+        """One {"text", "score"} per pair of images and its sentence; a single one of the three serves all rows.
 
         Raises SampleError for an image that cannot be read.
         """
@@ -100,19 +117,19 @@ class ComparePipeline(Pipeline):
         count = max(counts) if min(counts) else 0
         if not set(counts) <= {1, count}:
             raise DataError(
-                f"{counts[0]} left images, {counts[1]} right ones and {counts[2]} texts do not go together; "
-                "give as many of each, or one"
+                f"{counts[0]} left images, {counts[1]} right images and {counts[2]} texts do not go together; "
+                "give the same number of each, or one"
             )
         lefts, rights = (side * (count // len(side) if side else 0) for side in (lefts, rights))
         listed = listed * (count // len(listed) if listed else 0)
-        found = []
+        result = []
         # Rows of two images, one after the other.
-        pictures = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)
+        images = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)
         for start in range(0, count, self.batch_size):
-            said = listed[start : start + self.batch_size]
-            pixels = self.pixel_values([readable(next(pictures)) for _ in range(2 * len(said))]).unflatten(0, (-1, 2))
+            batch = listed[start : start + self.batch_size]
+            pixels = self.pixel_values([readable(next(images)) for _ in range(2 * len(batch))]).unflatten(0, (-1, 2))
             with self.evaluating():
-                logits = self.model(pixel_values=pixels, **self.tokens(said)).logits.float()
+                logits = self.model(pixel_values=pixels, **self.tokens(batch)).logits.float()
             scores = logits.softmax(dim=-1)[:, 1].tolist()
-            found += [{"text": text, "score": score} for text, score in zip(said, scores, strict=True)]
-        return found
+            result += [{"text": text, "score": score} for text, score in zip(batch, scores, strict=True)]
+        return result

@@ -1,43 +1,49 @@
-"""What all pipelines share: the model on its device, images read ahead by threads, texts to tokens.
+"""What all pipelines share: a model on its device, and the task that prepares images and texts for it.
 
 Legend: B rows of a batch, T text tokens, S side of the model's images, N rows in all.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, DataError, SampleError
 from evle.models.loading import load_model
-from evle.tasks.task import TextConfig
+from evle.tasks.task import Task, TextConfig
 from evle.tasks.trained import family_text_options, run_settings, text_options
-from evle.transforms.collate import pad_text
-from evle.transforms.image import framing_of, normalize, test_image
-from evle.transforms.text import clean_caption, encode
 
 Images = ImageSource | Sequence[ImageSource]
 Texts = str | Sequence[str]
 
+UNUSED = np.random.default_rng(0)
+"""Tasks ask for a generator, and use none outside of training."""
+
 
 class Pipeline:
-    """A model ready for use: images and texts in as people have them, tensors as the tasks' evaluation makes them.
+    """A trained model and the task that knows how its images and texts were prepared for evaluation.
 
-    `source` is a model folder or a run's folder; pass `model` and `processor` instead to use objects. `text` says how
-    texts are cleaned and cut, by default as in the run that trained the model. `device` is by default the model's own
-    for objects, else an accelerator if there is one. `num_workers` threads read and resize images.
+    `source` is a run folder, a model folder or a name on the Hugging Face hub; pass `model` and `processor` instead to
+    use objects. `text` replaces the text options of the run that trained the model. `device` defaults to the model's
+    own for objects, and otherwise to an accelerator if there is one. `num_workers` threads read and resize images.
+    Several threads may call one pipeline at once.
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]]
+    task_type: ClassVar[type[Task]]
+    kept_options: ClassVar[tuple[str, ...]] = ()
+    """Options of the run's task, beside `text`, that change how samples are read."""
 
     def __init__(
         self,
@@ -52,7 +58,7 @@ class Pipeline:
     ):
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
-        self.trained_as: Mapping[str, Any] = {}  # the run's `task`, its name and options
+        self.trained_as: Mapping[str, Any] = {}  # the run's `task`: its name and options
         if source is not None and model is None and processor is None:
             model, processor = load_model(source, self.models)
             text = text or text_options(source)
@@ -66,44 +72,42 @@ class Pipeline:
             self.model = self.model.to(device)
         self.processor: Any = processor
         self.source = "" if source is None else str(source)
-        self.text = text or family_text_options(self.model.config.model_type)
+        self.text = text or self.default_text()
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.task = self.make_task()
 
-    def clean(self, text: str) -> str:
-        """`text` as the run that trained the model read it."""
-        return clean_caption(text, self.text.max_words) if self.text.clean else text
+    def default_text(self) -> TextConfig:
+        """How texts are read where neither a run nor the caller decides."""
+        return family_text_options(self.model.config.model_type)
+
+    def make_task(self, **options: Any) -> Task:
+        """The task that prepares inputs, with the options of the run that trained the model, replaced by `options`."""
+        longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
+        kept = {name: self.trained_as[name] for name in self.kept_options if name in self.trained_as}
+        text = self.text.model_copy(update={"max_length": longest})
+        return self.task_type(self.task_type.config_type(**{"text": text, **kept, **options}), self.processor)
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` (B, T) on the model's device, over-long texts cut."""
-        tokenizer = self.processor.tokenizer
-        longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
-        rows = [self.encode(self.clean(text), longest) for text in texts]
-        input_ids, attention_mask = pad_text(rows, tokenizer.pad_token_id)
-        return {"input_ids": input_ids.to(self.model.device), "attention_mask": attention_mask.to(self.model.device)}
+        """`input_ids` and `attention_mask` (B, T) on the model's device; texts that are too long are cut."""
+        return self.pad_tokens([self.task.read_text(text) for text in texts])
 
-    def encode(self, text: str, longest: int) -> list[int]:
-        """Token ids of a cleaned text, at most `longest`."""
-        return encode(self.processor.tokenizer, text, longest)
+    def pad_tokens(self, token_lists: list[list[int]]) -> dict[str, Tensor]:
+        """Token lists as the task reads them, as the model's input (B, T) on its device."""
+        return {name: tensor.to(self.model.device) for name, tensor in self.task.collate_tokens(token_lists).items()}
 
     def read(self, source: ImageSource) -> Tensor | SampleError:
-        """The pixels (3, S, S) uint8 of one image as the model's tasks see it, or why there are none."""
+        """The pixels (3, S, S) uint8 of one image as the task reads them, or the reason why there are none."""
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
-            return self.frame(open_image(source, size_hint=2 * framing_of(self.processor.image_processor)[0]))
+            image = open_image(source, size_hint=2 * self.task.image_size)
+            return self.task.read_image(image, UNUSED, False, "")
         except SampleError as error:
             return error
 
-    def frame(self, image: Image.Image) -> Tensor:
-        """An open image as `read` gives it: what the model sees of it, in its size."""
-        size, framing = framing_of(self.processor.image_processor)
-        return test_image(image, size, framing=framing)
-
-    def pixel_values(self, pictures: list[Tensor]) -> Tensor:
+    def pixel_values(self, pixels: list[Tensor]) -> Tensor:
         """Images as `read` gives them, as the model's input (B, 3, S, S) on its device."""
-        images = self.processor.image_processor
-        pixels = torch.stack(pictures).to(self.model.device)
-        return normalize(pixels, images.image_mean, images.image_std).to(self.model.dtype)
+        return self.task.collate_images(pixels).to(self.model.device, self.model.dtype)
 
     def read_ahead(self, sources: Iterable[ImageSource]) -> Iterator[Tensor | SampleError]:
         """`read` of each source in order, by threads, never more than two batches ahead."""
@@ -123,31 +127,52 @@ class Pipeline:
                 for future in waiting:
                     future.cancel()
 
-    def batches(self, sources: Sequence[ImageSource], texts: Sequence[str]) -> Iterator[tuple[list[Tensor], list[str]]]:
-        """Read images and the texts asked of them, `batch_size` pairs at once. Raises SampleError at the first
-        image that cannot be read."""
-        pictures = self.read_ahead(sources)
-        for start in range(0, len(texts), self.batch_size):
-            asked = list(texts[start : start + self.batch_size])
-            yield [readable(next(pictures)) for _ in asked], asked
-
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Dropout off and no gradients inside; the model's mode is put back afterwards."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.train(was_training)
+        """Dropout is off and no gradients are kept inside; afterwards every module is in the mode it was in."""
+        with in_evaluation_mode(self.model), torch.inference_mode():
+            yield
 
 
-def readable(picture: Tensor | SampleError) -> Tensor:
-    """What `Pipeline.read` gave, where it could read; its error is raised where not."""
-    if isinstance(picture, SampleError):
-        raise picture
-    return picture
+_MODE_LOCK = threading.Lock()
+_IN_USE: "WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]]" = WeakKeyDictionary()
+"""By model: how many calls use it at the moment, and its modules that were in training mode before the first."""
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """All modules of `model` are in evaluation mode until the last of the calls that overlap has ended."""
+    with _MODE_LOCK:
+        calls, training = _IN_USE.get(model, (0, []))
+        if not calls:
+            training = [module for module in model.modules() if module.training]
+            for module in training:
+                module.training = False
+        _IN_USE[model] = (calls + 1, training)
+    try:
+        yield
+    finally:
+        with _MODE_LOCK:
+            calls, training = _IN_USE.pop(model)
+            if calls > 1:
+                _IN_USE[model] = (calls - 1, training)
+            else:
+                for module in training:
+                    module.training = True
+
+
+def batches_by_length(token_lists: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length, so that little padding is computed; longest last."""
+    order = sorted(range(len(token_lists)), key=lambda index: len(token_lists[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def readable(result: Tensor | SampleError) -> Tensor:
+    """The pixels that `Pipeline.read` returned; raises the error that it returned instead."""
+    if isinstance(result, SampleError):
+        raise result
+    return result
 
 
 def as_images(images: Images) -> list[ImageSource]:
@@ -163,7 +188,7 @@ def as_texts(texts: Texts) -> list[str]:
 
 
 def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
-    """Images and texts of equal number; one of either is repeated for all of the other."""
+    """Images and texts of equal number; a single image or text is repeated for all of the others."""
     sources, listed = as_images(images), as_texts(texts)
     if len(sources) == 1:
         sources = sources * len(listed)
@@ -171,6 +196,7 @@ def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
         listed = listed * len(sources)
     if len(sources) != len(listed):
         raise DataError(
-            f"{len(sources)} images and {len(listed)} texts do not pair up; give as many of each, or one of either"
+            f"{len(sources)} images and {len(listed)} texts do not pair up; give the same number of both, or one of "
+            "either"
         )
     return sources, listed

@@ -5,20 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.samples import VCRSample
 from evle.errors import DataError
-from evle.pipelines.pipeline import Pipeline
+from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.tasks.task import TextConfig
-from evle.tasks.vcr import VCRConfig, VCRQ2ATask, VCRQA2RTask, VCRTask
+from evle.tasks.vcr import VCRQ2ATask, VCRQA2RTask, VCRTask
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model chose among a sample's candidates: its place; of each its logit, and its probability (`scores`)."""
+    """The candidate that a model chose for a sample: its index, and the probability and logit of every candidate."""
 
     key: str
     choice: int
@@ -27,14 +26,15 @@ class Choice:
 
 
 class ChoosePipeline(Pipeline):
-    """What both halves of VCR share: samples as the task's evaluation reads them, the image encoded once for all of
-    its candidates. Nothing is kept between calls.
+    """What both halves of VCR share: each image is encoded once for all of its candidates.
 
-    Texts are of at most 80 tokens where neither a run nor `text` says otherwise. `released_boxes` maps boxes to patches
-    as the released code does, over the whole image although the model sees its middle; by default as the run did.
+    Texts have at most 80 tokens where neither a run nor `text` decides. `released_boxes` maps boxes to patches as the
+    released code does, over the whole image although the model sees its centre; it defaults to the run's own setting.
     """
 
     task_type: ClassVar[type[VCRTask]]
+    kept_options = ("released_boxes",)
+    task: VCRTask
 
     def __init__(
         self,
@@ -52,27 +52,26 @@ class ChoosePipeline(Pipeline):
         )
         if text is None and not self.trained_as:
             self.text = self.text.model_copy(update={"max_length": 80})
-        if released_boxes is None:
-            released_boxes = self.trained_as.get("released_boxes", False)
-        self.task = self.task_type(VCRConfig(text=self.text, released_boxes=released_boxes), self.processor)
+        self.task = self.make_task(**({} if released_boxes is None else {"released_boxes": released_boxes}))
         self.task.bind(self.model.config)
 
     def choose(self, samples: Sequence[VCRSample], batch_size: int | None = None) -> list[Choice]:
-        """A choice a sample, in order, `batch_size` (None: the pipeline's) at once. Raises SampleError for a sample
-        that cannot be used."""
-        rows, found = batch_size or self.batch_size, []
-        unused = np.random.default_rng(0)  # nothing is random outside of training
+        """One choice per sample, in order, `batch_size` (None: the pipeline's) at once.
+
+        Raises SampleError for a sample that cannot be used.
+        """
+        rows, result = batch_size or self.batch_size, []
         for start in range(0, len(samples), rows):
             asked = samples[start : start + rows]
-            batch = self.task.collate([self.task.features(sample, unused, train=False) for sample in asked])
+            batch = self.task.collate([self.task.features(sample, UNUSED, train=False) for sample in asked])
             batch.pop("labels", None)
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
             with self.evaluating():
                 logits = self.model(**batch).logits.float().cpu()  # (B, C)
             for sample, row in zip(asked, logits, strict=True):
-                found.append(Choice(sample.key, int(row.argmax()), row.softmax(dim=-1).tolist(), row.tolist()))
-        return found
+                result.append(Choice(sample.key, int(row.argmax()), row.softmax(dim=-1).tolist(), row.tolist()))
+        return result
 
 
 class AnswerChoicePipeline(ChoosePipeline):
@@ -86,7 +85,7 @@ class AnswerChoicePipeline(ChoosePipeline):
     models = VCRQ2ATask.models
 
     def __call__(self, samples: VCRSample | Sequence[VCRSample]) -> list[Choice]:
-        """A choice a sample, one or many; their labels are neither needed nor looked at."""
+        """One choice per sample, for one sample or many; their labels are not needed and not read."""
         return self.choose([samples] if isinstance(samples, VCRSample) else samples)
 
 
@@ -101,14 +100,19 @@ class ReasonChoicePipeline(ChoosePipeline):
     models = VCRQA2RTask.models
 
     def __call__(self, samples: VCRSample | Sequence[VCRSample], answers: Sequence[int] | None = None) -> list[Choice]:
-        """A choice a sample, one or many. `answers` are the places of the answers to find reasons for, such as those
-        that an `AnswerChoicePipeline` chose; by default each sample's `answer_label`."""
+        """One choice per sample, for one sample or many.
+
+        `answers` are the indices of the answers to find reasons for, such as those that an `AnswerChoicePipeline`
+        chose; the default is each sample's `answer_label`.
+        """
         listed = [samples] if isinstance(samples, VCRSample) else list(samples)
         if answers is None:
             return self.choose(listed)
         if len(answers) != len(listed):
-            raise DataError(f"{len(answers)} answers for {len(listed)} samples; give one each")
+            raise DataError(f"{len(answers)} answers for {len(listed)} samples; give one per sample")
         for sample, answer in zip(listed, answers):
             if not 0 <= answer < len(sample.answer_choices):
-                raise DataError(f"{sample.key}: there is no answer {answer} of {len(sample.answer_choices)}, from 0")
-        return self.choose([replace(sample, answer_label=place) for sample, place in zip(listed, answers)])
+                raise DataError(
+                    f"{sample.key}: there is no answer {answer} of {len(sample.answer_choices)}; they count from 0"
+                )
+        return self.choose([replace(sample, answer_label=answer) for sample, answer in zip(listed, answers)])

@@ -197,6 +197,10 @@ class Task(ABC):
         """Token ids of `text`, with [CLS] and [SEP], at most `max_length`."""
         return encode(self.processor.tokenizer, text, self.options.text.max_length)
 
+    def read_text(self, text: str) -> list[int]:
+        """Token ids of `text` as evaluation reads it: cleaned, encoded and cut."""
+        return self.tokens(self.clean(text))
+
     def collate_images(self, pictures: list[Tensor]) -> Tensor:
         """Images as the model's float32 `pixel_values` (B, 3, H, W)."""
         image_processor = self.processor.image_processor

@@ -88,7 +88,7 @@ class VQATask(Task):
                 "or name a file in task.answers"
             )
         self._index = places_of(self.answers)
-        self._slot = has_slot(config)
+        self.reads_slot = has_slot(config)
         self._asked = counts.total(), sum(times for answer, times in counts.items() if answer in self._index)
         if not self._asked[1]:
             raise ConfigError(
@@ -120,7 +120,7 @@ class VQATask(Task):
             "id2label": dict(enumerate(self.answers)),
             "label2id": {answer: place for place, answer in enumerate(self.answers)},
         }
-        if not self._slot:
+        if not self.reads_slot:
             return labels
         tokenizer = self.processor.tokenizer
         return {**labels, "answer_tokens": [tokenizer.encode(each, add_special_tokens=False) for each in self.answers]}
@@ -141,7 +141,11 @@ class VQATask(Task):
                     f"{config.num_labels}; name the list that it was built for"
                 )
         self._index = places_of(self.answers)
-        self._slot = has_slot(config)
+        self.reads_slot = has_slot(config)
+
+    def read_text(self, text: str) -> list[int]:
+        """Token ids of a question as evaluation reads it, with a [MASK] where the model reads its answer there."""
+        return self._question_tokens(text, train=False)
 
     def state(self) -> dict[str, Any]:
         return {"prior": self.prior}
@@ -219,7 +223,7 @@ class VQATask(Task):
 
     def _question_tokens(self, question: str, train: bool) -> list[int]:
         text, longest = self._clean_question(question, train), self.options.text.max_length
-        return (encode_with_slot if self._slot else encode)(self.processor.tokenizer, text, longest)
+        return (encode_with_slot if self.reads_slot else encode)(self.processor.tokenizer, text, longest)
 
     def _clean_question(self, question: str, train: bool) -> str:
         if not self.options.text.clean:
