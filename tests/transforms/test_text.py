@@ -177,3 +177,13 @@ def test_a_slot_stands_before_the_last_token_and_is_never_cut_off(tokenizer):
     cut = encode_with_slot(tokenizer, "red " * 50, 8)
     assert len(cut) == 8
     assert cut[-2] == tokenizer.mask_token_id
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 40])
+@pytest.mark.parametrize("text", ["", "a", "a red ball on a [MASK]", "red [SEP] blue ball ball ball ball"])
+def test_texts_are_cut_as_the_tokenizer_cuts_them_without_changing_its_state(text, length):
+    tokenizer = train_tokenizer(["a red ball on a blue ball"], 300)
+    tokens = encode(tokenizer, text, length)
+    assert tokenizer.backend_tokenizer.truncation is None
+    assert encode_words(tokenizer, text, length)[0] == tokens
+    assert tokens == tokenizer(text, truncation=True, max_length=length)["input_ids"]

@@ -34,7 +34,6 @@ class ChoosePipeline(Pipeline):
 
     task_type: ClassVar[type[VCRTask]]
     kept_options = ("released_boxes",)
-    task: VCRTask
 
     def __init__(
         self,

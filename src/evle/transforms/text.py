@@ -1,10 +1,10 @@
 """Text to tokens: EVE's clean-up of captions and questions, and a byte-level BPE tokenizer trained on any corpus."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evle.errors import ConfigError, DataError
 
@@ -112,7 +112,21 @@ class _Counted:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
     """Token ids of `text` with the tokenizer's special tokens, cut to `max_length` in all."""
-    return tokenizer(text, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    encoding = _encoding(tokenizer, text)
+    token_ids: list[int] = encoding["input_ids"]
+    return [token_ids[index] for index in _kept(encoding["special_tokens_mask"], max_length)]
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding:
+    """The whole text, not cut: a fast tokenizer keeps the length to cut at as state that all threads would share."""
+    return tokenizer(text, return_attention_mask=False, return_special_tokens_mask=True, verbose=False, **options)
+
+
+def _kept(is_special: Sequence[int], max_length: int) -> list[int]:
+    """Indices of the tokens that stay when the text is cut to `max_length`: special tokens at its end do."""
+    num_last = next((number for number, special in enumerate(reversed(is_special)) if not special), 0)
+    num_first = min(len(is_special) - num_last, max(max_length - num_last, 0))
+    return [*range(num_first), *range(len(is_special) - num_last, len(is_special))]
 
 
 def encode_with_slot(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
@@ -131,10 +145,12 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
             f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one: "
             "load its fast form, or mask single tokens"
         )
-    encoding = tokenizer(
-        text, truncation=True, max_length=max_length, return_attention_mask=False, return_offsets_mapping=True
-    )
-    words, offsets = encoding.word_ids(), encoding["offset_mapping"]
+    encoding = _encoding(tokenizer, text, return_offsets_mapping=True)
+    kept = _kept(encoding["special_tokens_mask"], max_length)
+    word_ids = encoding.word_ids()
+    words = [word_ids[index] for index in kept]
+    offsets = [encoding["offset_mapping"][index] for index in kept]
+    token_ids = [encoding["input_ids"][index] for index in kept]
 
     def starts(index: int) -> bool:
         if index == 0 or words[index] is None or words[index] != words[index - 1]:
@@ -143,4 +159,4 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
         (_, end), (begin, _) = offsets[index - 1 : index + 1]
         return text[begin : begin + 1].isspace() or (end < begin and text[begin - 1].isspace())
 
-    return encoding["input_ids"], [starts(index) for index in range(len(words))]
+    return token_ids, [starts(index) for index in range(len(words))]
