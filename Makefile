@@ -16,7 +16,7 @@ install: .venv/installed
 	touch $@
 
 quickstart: install
-	$(BIN)/evle run quickstart
+	$(BIN)/evle train quickstart
 
 lint: install
 	$(BIN)/ruff check .

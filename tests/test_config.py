@@ -57,9 +57,25 @@ def test_all_problems_are_reported_at_once_with_the_nearest_name():
     assert message.startswith("recipe.yaml: ")
     assert "name is missing" in message
     assert "optim.lr=-1: input should be greater than 0" in message
-    assert "unknown key 'optim.clipp' (did you mean 'clip'?)" in message
-    assert "unknown key 'nam' (did you mean 'name'?)" in message
+    assert "unknown key 'optim.clipp'; did you mean optim.clip?" in message
+    assert "unknown key 'nam'; did you mean name?" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("tree", "hint"),
+    [
+        ({"lr": 1}, "unknown key 'lr'; did you mean optim.lr?"),
+        ({"optim": {"name": 1}}, "unknown key 'optim.name'; did you mean name?"),
+        ({"optm": {"lr": 1}}, "unknown key 'optm'; did you mean optim?"),
+        ({"zzz": 1}, "unknown key 'zzz'; choose one of: name, optim"),
+        ({"optim": {"zzz": 1}}, "unknown key 'optim.zzz'; choose one of: optim.lr, optim.clip"),
+    ],
+)
+def test_an_unknown_key_is_looked_for_in_all_sections(tree, hint):
+    with pytest.raises(ConfigError) as caught:
+        Whole.build({"name": "x", **tree}, "r.yaml")
+    assert str(caught.value) == f"r.yaml: {hint}"
 
 
 def test_what_is_dumped_is_read_back(tmp_path):

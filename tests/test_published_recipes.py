@@ -18,7 +18,7 @@ from evle.engine.optim import build_optimizer
 from evle.recipes import find_recipe, recipes
 from evle.run.config import RunConfig, read_recipe, task_class
 from evle.run.splits import as_list, read_split
-from evle.run.training import finetune, pretrain
+from evle.run.stages import train
 from evle.run.weights import CONFIGS
 from micro import SMALLEST
 from tars import caption_members, write_tar
@@ -177,7 +177,7 @@ def small(name: str, *overrides: str) -> RunConfig:
 def test_it_runs_as_it_stands_on_official_files(name, world, monkeypatch):
     monkeypatch.chdir(world)
     config = small(name)
-    report = (pretrain if config.task["name"] == "pretraining" else finetune)(config)
+    report = train(config)
     assert (world / "runs" / name / "report.html").is_file()
     measured = "test" if config.data.test is not None else "val"
     scores = report.scores.get(measured, {})
@@ -189,7 +189,7 @@ def test_nlvr2s_other_head_is_one_override(world, monkeypatch):
     monkeypatch.chdir(world)
     config = small("eve-base-nlvr2", "model.overrides.nlvr2_head=plain", "output=runs/plain")
     assert config.model.overrides["nlvr2_head"] == "plain"
-    assert "accuracy" in finetune(config.model_copy(update={"output": "runs/plain"})).scores["test"]
+    assert "accuracy" in train(config.model_copy(update={"output": "runs/plain"})).scores["test"]
 
 
 @pytest.mark.parametrize("name", ["eve-base-pretrain", "eve-large-pretrain-16m", "vle-base-pretrain"])

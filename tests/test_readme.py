@@ -32,8 +32,7 @@ from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVCRQ2A, VLEForVC
 from evle.models.vle.configuration import ROUTED
 from evle.recipes import find_recipe
 from evle.run.config import RunConfig, task_class
-from evle.run.stages import read_stages
-from evle.run.training import finetune
+from evle.run.stages import read_stages, train
 from evle.run.weights import starting_config
 from micro import COLOURS, MICRO, THINGS, micro_run, nlvr2_samples, plain_image
 from vle_folders import save_released
@@ -122,10 +121,9 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
             check_config(stage.config)
         raise ReachedError
 
-    for name in ("training.pretrain", "training.finetune", "evaluation.evaluate"):
-        monkeypatch.setattr(f"evle.run.{name}", checked)
-    monkeypatch.setattr("evle.run.dry_run.rehearse", checked)
-    monkeypatch.setattr("evle.run.stages.run_stages", stages_checked)
+    monkeypatch.setattr("evle.run.evaluation.evaluate", checked)
+    monkeypatch.setattr("evle.run.dry_run.rehearse_stages", stages_checked)
+    monkeypatch.setattr("evle.run.stages.train", stages_checked)
     monkeypatch.setattr("evle.search.build_index", reached)
     monkeypatch.setattr("evle.search.ImageIndex.load", reached)
     # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
@@ -238,10 +236,10 @@ def world(tmp_path_factory) -> Path:
         "model": {"overrides": {"num_attention_heads": 1, "hidden_size": 64}},
         **SHORT,
     }
-    finetune(micro_run(folder / "runs/pictures/retrieval", "retrieval", changes))
+    train(micro_run(folder / "runs/pictures/retrieval", "retrieval", changes))
     shutil.copytree(folder / "runs/pictures/retrieval", folder / "runs/coco")
-    finetune(micro_run(folder / "runs/quickstart/vqa-pretrained", "vqa", changes))
-    finetune(micro_run(folder / "nlvr2", "nlvr2"), samples={split: nlvr2_samples() for split in ("train", "test")})
+    train(micro_run(folder / "runs/quickstart/vqa-pretrained", "vqa", changes))
+    train(micro_run(folder / "nlvr2", "nlvr2"), samples={split: nlvr2_samples() for split in ("train", "test")})
     shutil.copytree(folder / "nlvr2/model", folder / "models/nlvr2")
     for name, head, fields in (
         ("models/vle-pretrained", VLEForPreTraining, {"objectives": ["mlm", "itm", "pbc"]}),

@@ -104,7 +104,6 @@ def train(
     *,
     batch_size: int = 4,
     num_samples: int = 20,
-    resume: bool = False,
     lr: float = 0.01,
     loader: Any = None,
     evaluate: Any = None,
@@ -113,7 +112,7 @@ def train(
 ) -> FitResult:
     """`fit` on the toy, in `folder`."""
     settings = TrainConfig(batch_size=batch_size, **{"log_every": 1, "save_every": 0, "eval_every": 0, **options})
-    run = Run.start(folder, {"train": settings.model_dump(mode="json")}, seed=0, resume=resume)
+    run = Run.start(folder, {"train": settings.model_dump(mode="json")}, seed=0)
     return fit(
         model,
         TASK,
@@ -123,7 +122,6 @@ def train(
         run=run,
         seed=5,
         evaluate=evaluate,
-        resume=resume,
     )
 
 
@@ -158,7 +156,7 @@ def train_in_two_processes(process: int, folder: str, total: int, options: dict[
     except Interrupted:
         loader = make_loader(rows, rank=process, world_size=2)
         model = make_model(seed=9)
-        train(model, Path(folder), batch_size=total, loader=loader, resume=True, **settings)
+        train(model, Path(folder), batch_size=total, loader=loader, **settings)
         assert not isinstance(model.inner(torch.ones(1, WIDTH)), DTensor)  # usable on its own afterwards
 
 
@@ -217,4 +215,4 @@ def train_contrastive(process: int, folder: str, num_processes: int, sharded: bo
     model: Any = EVEForPreTraining(EVEConfig(**small, **sizes, **still, num_experts=4, objectives=("itc",)))
     options: dict[str, Any] = {"steps": 2, "lr": 1e-3, "evaluate": lambda model: {"score": 1.0}}
     train(model, Path(folder), batch_size=8, loader=loader, **options)
-    assert model.contrast.temperature.shape == ()
+    assert model.matching.temperature.shape == ()

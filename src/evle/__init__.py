@@ -54,8 +54,7 @@ FACE = {
     "ImageIndex": "evle.search",
     "RunConfig": "evle.run.config",
     "read_recipe": "evle.run.config",
-    "pretrain": "evle.run.training",
-    "finetune": "evle.run.training",
+    "train": "evle.run.stages",
     "evaluate": "evle.run.evaluation",
     "EvleError": "evle.errors",
 }

@@ -3,6 +3,7 @@
 The YAML read here is the 1.2 core: `1e-3` is a number, `no` and `off` are words, only `true` and `false` are booleans.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evle.errors import ConfigError, nearest
+from evle.errors import ConfigError
 
 Tree = dict[str, Any]
 
@@ -29,11 +30,27 @@ class Config(BaseModel):
         Raises:
             ConfigError: naming every problem at once, unknown keys with the nearest known one.
         """
+        config, problems = cls.read(tree)
+        if config is None or problems:
+            raise ConfigError(f"{where}: " + "; ".join(problems))
+        return config
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any]) -> tuple[Self | None, list[str]]:
+        """The configuration that `tree` describes, or None, and every problem in words."""
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(tree), []
         except ValidationError as error:
-            problems = [_problem(cls, detail) for detail in error.errors()]
-            raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+            return None, [_problem(cls, detail, cls.known_keys()) for detail in error.errors()]
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Every key as it is written in an override: `seed`, `optim.lr`, ..."""
+        keys: list[str] = []
+        for name, field in cls.model_fields.items():
+            section = _section_in(field.annotation)
+            keys += [name] if section is None else [f"{name}.{key}" for key in section.known_keys()]
+        return keys
 
 
 def load_yaml(path: str | os.PathLike[str]) -> Tree:
@@ -118,37 +135,64 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> Any:
     return {**node, key: _set(node.get(key), rest, value, override)}
 
 
-def _problem(cls: type[BaseModel], detail: Any) -> str:
-    """One validation problem in words: the place, the value, and the cure."""
-    place = ".".join(str(part) for part in detail["loc"]) or "the whole"
+def _problem(cls: type[Config], detail: Any, known: Sequence[str]) -> str:
+    """One validation problem in words: the key, the value, and the cure."""
+    key = ".".join(str(part) for part in detail["loc"]) or "the whole"
     if detail["type"] == "extra_forbidden":
-        siblings = _fields_beside(cls, detail["loc"])
-        return f"unknown key {place!r} ({nearest(str(detail['loc'][-1]), siblings)})"
+        return unknown_key(key, known)
     if detail["type"] == "missing":
-        return f"{place} is missing"
+        return f"{key} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return f"{place}: {message}" if detail["loc"] else message
-    return f"{place}={detail['input']!r}: {message[:1].lower()}{message[1:]}"
+        return f"{key}: {message}" if detail["loc"] else message
+    return f"{key}={_short(detail['input'])}: {message[:1].lower()}{message[1:]}"
 
 
-def _fields_beside(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The fields known at the place of an unknown key, found by following the annotations down."""
-    known: type[BaseModel] = cls
-    for part in loc[:-1]:
-        field = known.model_fields.get(str(part))
-        if field is not None:
-            known = _model_in(field.annotation) or known
-    return list(known.model_fields)
+def _short(value: Any) -> str:
+    """A value for a message, cut if it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of more than 4,300 digits, a value nested deeply
+        return "(a very long value)"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """A message about an unknown key, with the nearest of all `known` ones, in whatever section.
+
+    >>> unknown_key("lr", ["seed", "optim.lr", "train.steps"])
+    "unknown key 'lr'; did you mean optim.lr?"
+    >>> unknown_key("train.stepps", ["seed", "optim.lr", "train.steps"])
+    "unknown key 'train.stepps'; did you mean train.steps?"
+    """
+    section, _, name = key.rpartition(".")
+    siblings = [each for each in known if each.rpartition(".")[0] == section]
+    near = [*siblings, *_sections(known, section)]
+    for names in ([each for each in known if _last(each) == name], near, known):
+        close = difflib.get_close_matches(name, map(_last, names), n=1)
+        if close:
+            hits = [each for each in names if _last(each) == close[0]]
+            return f"unknown key {key!r}; did you mean {' or '.join(hits[:3])}?"
+    return f"unknown key {key!r}; choose one of: {', '.join(near)}"
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _sections(known: Sequence[str], section: str) -> list[str]:
+    """The sections inside of a section ("" for the whole), in order."""
+    depth = len(section.split(".")) if section else 0
+    inside = (each.split(".") for each in known if not section or each.startswith(f"{section}."))
+    return list(dict.fromkeys(".".join(parts[: depth + 1]) for parts in inside if len(parts) > depth + 1))
+
+
+def _section_in(annotation: Any) -> type[Config] | None:
+    """The configuration class that an annotation holds, such as of `Optim | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _model_in(inner)) is not None:
-            return found
-    return None
+    inner = (_section_in(each) for each in getattr(annotation, "__args__", ()))
+    return next((each for each in inner if each is not None), None)
 
 
 class _Loader(yaml.SafeLoader):

@@ -93,20 +93,20 @@ def test_any_model_is_explained(world, tmp_path, run):
         (["ask", "vqa", "red.png", "what?", "--caption", "a wall"], "name one with --chat or --language-model"),
         (
             ["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--caption", "a", "--captioner", "b"],
-            "--caption and --captioner both say what the image shows; give one",
+            "--caption and --captioner both give a caption; give one",
         ),
-        (["ask", "vqa", "red.png", "what?", "--chat-model", "a"], "--chat-model is for a chat server; name it"),
+        (["ask", "vqa", "red.png", "what?", "--chat-model", "a"], "--chat-model is for a chat server; name the"),
         (
             ["ask", "vqa", "red.png", "what?", "--language-model", "a", "--key-variable", "OPENAI_API_KEY"],
-            "--key-variable is for a chat server; name it with --chat",
+            "--key-variable is for a chat server; name the server with --chat",
         ),
         (["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--language-model", "b"], "give one"),
         (["ask", "vqa", "red.png", "what?", "--chat", "localhost"], "no base URL of a chat server"),
         (["ask", "retrieval", "red.png", "what?"], "holds EVEForRetrieval, but EVEForVQA is needed"),
         (["match", "nowhere", "red.png", "a"], "nowhere: no such folder"),
         (["localise", "vqa", "red.png", "a", "-o", "b.png"], "another family: model_type 'eve'"),
-        (["localise", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: no kind of image; end it in .png"),
-        (["explain", "vqa", "red.png", "a", "-o", "b.png", "--method", "roll"], "there is no method 'roll'"),
+        (["localise", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: not the name of an image; end it in .png"),
+        (["explain", "vqa", "red.png", "a", "-o", "b.png", "--method", "roll"], "unknown method 'roll'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(world, monkeypatch, arguments, message):

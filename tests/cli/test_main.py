@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import saved_tables
 from commands import call
 from evle import __version__
 from evle.cli import main as cli
+from evle.cli.completion import complete_key, complete_recipe
 from evle.config import dump_yaml
 from micro import COLOURS, MICRO, THINGS, plain_image
 
@@ -67,7 +69,7 @@ def trained(images, tmp_path_factory) -> Path:
         "train": {"steps": 4, "batch_size": 4},
     }
     (folder / "mine.yaml").write_text(dump_yaml(recipe))
-    said = call("finetune", folder / "mine.yaml", f"data.path={images}", "-o", folder / "run")
+    said = call("train", folder / "mine.yaml", f"data.path={images}", "-o", folder / "run")
     assert "R@mean on test" in said
     assert f"report: {folder / 'run' / 'report.html'}" in said
     return folder
@@ -82,10 +84,41 @@ def test_every_verb_explains_itself_with_an_example(verb):
 
 @pytest.mark.parametrize("group", ["", "data", "tokenizer"])
 def test_a_list_of_verbs_says_of_each_what_it_does(group):
-    said = call(*group.split(), "--help", width=WIDTH)
-    assert max(map(len, said.splitlines())) <= WIDTH
-    assert "..." not in said.split("Commands:")[1]
-    assert f"  evle {group}" in said.split("Commands:")[0]
+    said = call(*group.split(), "--help", width=80)
+    assert max(map(len, said.splitlines())) <= 80
+    head, listed = said.split("Train:" if group == "" else "Commands:")
+    assert "..." not in listed
+    assert f"  evle {group}" in head
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_short_help_of_a_verb_fits_its_line_and_starts_with_a_verb(verb):
+    command: Any = get_command(cli.app)
+    for name in verb.split():
+        command = command.commands[name]
+    short = command.help.splitlines()[0]
+    assert len(short) <= 51, short  # and a full stop
+    assert short.endswith(".")
+    assert re.match(r"[A-Z][a-z]+ ", short)
+    assert short.split()[0] not in ("The", "A", "How", "Of", "Which"), short
+
+
+def test_verbs_are_listed_in_groups():
+    said = call("--help", width=80)
+    order = [said.index(f"\n{panel}:\n") for panel in cli.PANELS]
+    assert order == sorted(order)
+    assert "Commands:" not in said
+
+
+def test_the_shell_completes_recipes_and_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert complete_recipe("qui") == ["quickstart"]
+    assert complete_recipe("mi") == ["mine.yaml"]
+    assert complete_key("optim.lr") == ["optim.lr=", "optim.lr_mult=", "optim.lr_mult_patterns="]
+    assert "task.k_test=" in complete_key("task.")
+    assert complete_key("optim.lr=") == []
+    assert "--install-completion" in call("--help")
 
 
 def test_help_answers_in_half_a_second():
@@ -105,13 +138,18 @@ def test_the_version():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "quickstrat"], "did you mean 'quickstart'"),
-        (["run", "quickstart", "optim.lrr=1"], "did you mean 'lr'"),
-        (["run", "quickstart", "seed"], "write it as key=value"),
-        (["pretrain", "nothing.yaml"], "no such recipe file"),
-        (["finetune", "quickstart"], "run it with `evle run quickstart`"),
-        (["pretrain", "eve-base-pretrain"], "corpora/coco"),
-        (["finetune", "eve-base-coco-retrieval"], "or model.init=RUN"),
+        (["train", "quickstrat"], "did you mean 'quickstart'"),
+        (["train", "quickstart", "optim.lrr=1"], "did you mean optim.lr?"),
+        (["train", "quickstart", "lr=1e-4"], "unknown key 'lr'; did you mean optim.lr?"),
+        (["train", "easy-vqa", "batch_size=8"], "did you mean train.batch_size or evaluate.batch_size?"),
+        (["train", "easy-vqa", "train.lr=3"], "unknown key 'train.lr'; did you mean optim.lr?"),
+        (["train", "easy-vqa", "drop_path_rate=0"], "did you mean model.overrides.drop_path_rate?"),
+        (["train", "easy-vqa", "task.lr=3"], "unknown key 'task.lr'; did you mean optim.lr?"),
+        (["train", "quickstart", "seed"], "write it as key=value"),
+        (["train", "nothing.yaml"], "no such recipe file"),
+        (["train", "quickstart", "k_test=3"], "did you mean task.k_test?"),
+        (["train", "eve-base-pretrain"], "corpora/coco"),
+        (["train", "eve-base-coco-retrieval"], "or model.init=RUN"),
         (["evaluate", "nowhere"], "there is no recipe 'nowhere'"),
         (["evaluate", "runs/nowhere"], "runs/nowhere: no such folder; give a run's folder, or a recipe"),
         (["search", "nowhere", "a dog"], "nowhere is no index"),
@@ -142,10 +180,10 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_2(arguments, message, t
         (
             FileExistsError(errno.EEXIST, "File exists", "out"),
             2,
-            "out: is a file, where a folder is to be made; choose",
+            "out: is a file, where a folder is needed; choose",
         ),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "repeat the command"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes"), 2, "out of memory"),
     ],
 )
@@ -170,13 +208,13 @@ def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):
 
 def test_developers_get_the_traceback(monkeypatch):
     monkeypatch.delenv(cli.DEBUG, raising=False)
-    result = CliRunner().invoke(cli.app, ["--traceback", "run", "quickstrat"], env={cli.DEBUG: ""})
+    result = CliRunner().invoke(cli.app, ["--traceback", "train", "quickstrat"], env={cli.DEBUG: ""})
     monkeypatch.delenv(cli.DEBUG, raising=False)
     assert type(result.exception).__name__ == "ConfigError"
 
 
 def test_a_dry_run_tells_and_writes_nothing(images, trained, tmp_path):
-    said = call("finetune", trained / "mine.yaml", f"data.path={images}", "-o", tmp_path / "run", "--dry-run")
+    said = call("train", trained / "mine.yaml", f"data.path={images}", "-o", tmp_path / "run", "--dry-run")
     assert "steps: 4 of 4 samples" in said
     assert not (tmp_path / "run").exists()
 
@@ -191,9 +229,10 @@ def test_a_run_is_scored_on_any_split_from_its_folder(images, trained, tmp_path)
 
 
 def test_a_run_is_not_overwritten_unasked(images, trained):
-    again = ("finetune", trained / "mine.yaml", f"data.path={images}", "-o", trained / "run")
-    assert "already holds a run" in call(*again, code=2)
-    assert "R@mean on test" in call(*again, "--resume")
+    again = ("train", trained / "mine.yaml", f"data.path={images}", "-o", trained / "run")
+    assert "holds a finished run of this configuration" in call(*again, code=2)
+    assert "holds a finished run of another configuration (seed: 0 -> 1)" in call(*again, "seed=1", code=2)
+    assert "R@mean on test" in call(*again, "--overwrite")
 
 
 def test_images_are_indexed_and_found(images, trained, tmp_path):
@@ -209,7 +248,7 @@ def test_a_tokenizer_is_trained_and_used(images, trained, tmp_path):
     said = call("tokenizer", "train", images, tmp_path / "more.txt", "-o", tmp_path / "tok", "--vocab-size", 300)
     assert "300 tokens" in said
     run = (
-        "finetune",
+        "train",
         trained / "mine.yaml",
         f"data.path={images}",
         f"tokenizer.path={tmp_path / 'tok'}",

@@ -32,12 +32,12 @@ def test_ten_steps_equal_five_and_a_resumed_five_bit_for_bit(tmp_path, options):
     train(straight, tmp_path / "straight", **common)
 
     interrupted = make_model(dropout=0.3)
-    with pytest.raises(Interrupted, match=r"stopped after step 7 of 10, saved in .*last; continue with --resume"):
+    with pytest.raises(Interrupted, match=r"stopped after step 7 of 10, saved in .*last; repeat the command to resume"):
         train(interrupted, tmp_path / "two", loader=stop_at(make_loader(2), batch_number=14), **common)
     assert Run(tmp_path / "two").status()["state"] == "interrupted"
 
     resumed = make_model(dropout=0.3, seed=99)
-    result = train(resumed, tmp_path / "two", resume=True, **common)
+    result = train(resumed, tmp_path / "two", **common)
     assert result.steps == 10
     assert_same(weights(straight), weights(resumed))
     assert torch.equal(straight.seen, resumed.seen)
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_from_the_last_checkpoint_and_its_log_is_rewound(tm
     assert len(list(read_events(tmp_path / "killed"))) == 6
 
     resumed = make_model(dropout=0.3, seed=9)
-    train(resumed, tmp_path / "killed", steps=9, save_every=4, resume=True)
+    train(resumed, tmp_path / "killed", steps=9, save_every=4)
     assert [event["step"] for event in read_events(tmp_path / "killed")] == list(range(1, 10))
     assert_same(weights(straight), weights(resumed))
 
@@ -190,12 +190,12 @@ def test_the_average_follows_its_formula():
 def test_a_finished_run_resumed_does_nothing_more(tmp_path):
     first, again = make_model(), make_model(seed=1)
     train(first, tmp_path / "run", steps=3)
-    result = train(again, tmp_path / "run", steps=3, resume=True)
+    result = train(again, tmp_path / "run", steps=3)
     assert result.steps == 3
     assert_same(weights(first), weights(again))
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     write, calls = trainer.checkpoint.write_optimizer, iter(range(10))
 
     def full(state, path):
@@ -206,7 +206,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(trainer.checkpoint, "write_optimizer", full)
     result = train(make_model(), tmp_path / "run", steps=5, save_every=2)
     assert result.steps == 5
-    said = caplog.text
+    said = capsys.readouterr().err
     assert "step 4 could not be saved ([Errno 28] No space left on device); step 2 stays in" in said
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last"]
 
@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, caplo
 def test_resuming_with_other_data_is_refused(tmp_path):
     train(make_model(), tmp_path / "run", steps=3)
     with pytest.raises(CheckpointError, match="made with 5 batches an epoch, but the loader has 3"):
-        train(make_model(), tmp_path / "run", steps=3, num_samples=12, resume=True)
+        train(make_model(), tmp_path / "run", steps=3, num_samples=12)
 
 
 def test_resuming_another_model_is_refused(tmp_path):
@@ -222,7 +222,7 @@ def test_resuming_another_model_is_refused(tmp_path):
     other = make_model()
     other.extra = torch.nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"weights of another model \(2 names differ, such as 'extra.bias'\)"):
-        train(other, tmp_path / "run", steps=3, resume=True)
+        train(other, tmp_path / "run", steps=3)
 
 
 def test_fp16_is_refused_on_the_cpu(tmp_path):

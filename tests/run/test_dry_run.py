@@ -117,6 +117,6 @@ def test_gradients_and_copies_of_weights_are_counted_apart_from_what_grows_with_
 def test_the_command_prints_the_list_and_ends_with_2(tmp_path):
     tree = micro_run(tmp_path / "run", "vqa", {"data": {"train": {"source": "folder"}}}).plain()
     (tmp_path / "r.yaml").write_text(dump_yaml(tree), encoding="utf-8")
-    result = CliRunner().invoke(cli.app, ["finetune", str(tmp_path / "r.yaml"), "--dry-run"])
+    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "r.yaml"), "--dry-run"])
     assert result.exit_code == 2
     assert "missing:\n  data.train: the source 'folder' needs a folder: add data.path=FOLDER" in result.output

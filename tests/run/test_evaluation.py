@@ -14,7 +14,7 @@ from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining, EVEForRetrieval
 from evle.run.config import read_run
 from evle.run.evaluation import evaluate, load_to_score, load_trained
-from evle.run.training import finetune, pretrain
+from evle.run.stages import train
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.vqa import VQATask
 from micro import caption_samples, micro_run, vqa_samples
@@ -40,7 +40,7 @@ def call(*arguments: object, code: int = 0) -> str:
 
 def pretrained(folder: Path, objectives: list[str]) -> Path:
     changes = {"model": {"overrides": {"objectives": objectives}}, "train": {"steps": 2}}
-    pretrain(micro_run(folder, "pretraining", changes), samples={"train": caption_samples()})
+    train(micro_run(folder, "pretraining", changes), samples={"train": caption_samples()})
     return folder
 
 
@@ -67,8 +67,8 @@ def test_a_pre_trained_model_retrieves_as_its_matching_head_learned(all_four, re
     model, _ = load_to_score(all_four, RetrievalTask)
     before = EVEForPreTraining.from_pretrained(all_four / "model")
     assert isinstance(model, EVEForRetrieval)
-    assert torch.equal(model.matching.weight, before.matching.weight)
-    assert torch.equal(model.contrast.image_projection.weight, before.contrast.image_projection.weight)
+    assert torch.equal(model.matching.itm.weight, before.matching.itm.weight)
+    assert torch.equal(model.matching.image_projection.weight, before.matching.image_projection.weight)
 
 
 def test_contrast_alone_ranks_by_embeddings_and_never_again_by_matching(tmp_path, recipe):
@@ -94,7 +94,7 @@ def test_other_heads_are_never_made_up(all_four):
 
 def test_a_fine_tuned_model_is_scored_on_another_corpus_at_its_own_size(tmp_path, recipe):
     config = micro_run(tmp_path / "run", "retrieval", {"image": {"size": 24}, "train": {"steps": 2}})
-    finetune(config, samples={"train": caption_samples()})
+    train(config, samples={"train": caption_samples()})
     by = read_run(tmp_path / "run", ["task.k_test=2"], recipe)
     assert by.image.size == 24
     assert by.data.val is None  # nothing is chosen
@@ -114,7 +114,7 @@ def questions(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("questions") / "run"
     test = {"source": "scenes", "split": "test", "count": 8, "size": 24}
     config = micro_run(folder, "vqa", {"train": {"steps": 2}, "data": {"test": test}})
-    finetune(config, samples={"train": vqa_samples()})
+    train(config, samples={"train": vqa_samples()})
     return folder
 
 

@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from evle.config import dump_yaml, load_yaml
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.recipes import find_recipe, listing, recipes
-from evle.run.config import RunConfig, read_recipe, read_run
+from evle.run import stages
+from evle.run.config import RunConfig, read_recipe, read_run, read_stages
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
 from evle.run.splits import DataConfig, as_list, below_root, read_split
-from evle.run.stages import read_stages, run_stages
-from evle.run.training import finetune, pretrain
 from evle.tasks import TASKS
 from evle.transforms.text import train_tokenizer
 from micro import MICRO, SAMPLES, micro_run
@@ -50,16 +49,14 @@ def write(path: Path, tree: dict) -> Path:
 
 
 def train(config: RunConfig, **options):
-    name = config.task["name"]
-    samples = SAMPLES[name]()
-    run = pretrain if name == "pretraining" else finetune
-    return run(config, samples={"train": samples, "val": samples}, **options)
+    samples = SAMPLES[config.task["name"]]()
+    return stages.train(config, samples={"train": samples, "val": samples}, **options)
 
 
 def test_the_whole_road_from_scenes_to_a_report(tmp_path):
     recipe = read_stages(write(tmp_path / "road.yaml", ROAD), [f"output={tmp_path / 'out'}"])
     said = []
-    report = run_stages(recipe, say=said.append)
+    report = stages.train(recipe, on_stage=said.append)
     assert [table.title for table in report.tables] == [
         "Results",
         "pretraining: scores",
@@ -81,7 +78,7 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
 
     # Again: nothing is trained; another split is scored from the run's folder alone.
     said.clear()
-    run_stages(recipe, say=said.append)
+    stages.train(recipe, on_stage=said.append)
     assert all("finished before" in line for line in said)
     config = read_run(tmp_path / "out" / "vqa", ["data.test.split=val", "data.test.count=8"])
     other = evaluate(config, output=tmp_path / "other")
@@ -96,7 +93,7 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
     # A changed setting is refused, not silently kept.
     changed = read_stages(tmp_path / "road.yaml", [f"output={tmp_path / 'out'}", "stages.vqa.train.steps=5"])
     with pytest.raises(ConfigError, match=r"train\.steps: 20 -> 5"):
-        run_stages(changed, say=said.append)
+        stages.train(changed)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +123,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(family, name, tmp_path):
         patch.setattr(TASKS[name], "collate", failing)
         with pytest.raises(Diverged):
             train(cut)
-    train(cut, resume=True)
+    train(cut)
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -181,7 +178,7 @@ def test_other_answers_make_a_new_last_layer(tmp_path):
             ConfigError,
             "k_test=0",
         ),
-        ({"task": {"anwers": "x"}}, ConfigError, "did you mean 'answers'"),
+        ({"task": {"anwers": "x"}}, ConfigError, "unknown key 'task.anwers'; did you mean task.answers"),
         ({"text": {"max_length": 100}}, ConfigError, "more than the model's 64 positions"),
         ({"data": {"train": {"source": "scene"}}}, ConfigError, r"data\.train: .*did you mean 'scenes'"),
         ({"data": {"train": {"source": "folder"}}}, ConfigError, r"add data\.path=FOLDER"),
@@ -233,7 +230,7 @@ def test_a_preset_of_another_size_than_the_weights_is_refused(tmp_path):
             {"a": {"task": {"name": "vqa"}, "model": {"init": "stage:b"}}, "b": {"task": {"name": "vqa"}}},
             "no earlier stage",
         ),
-        ({"a": {"task": {"name": "vqa"}, "optim": {"lrr": 1}}}, "stage a: .*did you mean 'lr'"),
+        ({"a": {"task": {"name": "vqa"}, "optim": {"lrr": 1}}}, "stage a: .*did you mean optim.lr"),
         ({}, "at least one"),
     ],
 )
@@ -243,16 +240,16 @@ def test_stages_that_cannot_work_are_refused_before_the_first_runs(tmp_path, sta
         read_stages(write(tmp_path / "r.yaml", tree))
 
 
-def test_a_stage_runs_anew_after_the_stage_it_starts_from(tmp_path):
+def test_a_stage_runs_again_after_the_stage_it_starts_from(tmp_path):
     import shutil
 
     two = {**ROAD, "stages": {name: ROAD["stages"][name] for name in ("pretrain", "vqa")}}
     path = write(tmp_path / "r.yaml", two)
     recipe = read_stages(path, [f"output={tmp_path / 'out'}", "train.steps=2"])
-    run_stages(recipe, say=lambda line: None)
+    stages.train(recipe)
     shutil.rmtree(tmp_path / "out" / "pretrain")
     said = []
-    run_stages(recipe, say=said.append)
+    stages.train(recipe, on_stage=said.append)
     assert len(said) == 2
     assert not any("finished before" in line for line in said)
 
@@ -387,8 +384,9 @@ def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_what_came_afte
     before = load_yaml(file)
     del before["train"]["choose_from"], before["image"]["bend"]
     write(file, before)
-    train(config, resume=True)
+    (tmp_path / "run" / "report.json").unlink()
+    train(config)
     del before["optim"]["lr"]
     write(file, before)
-    with pytest.raises(ConfigError, match=r"keep its configuration, but optim\.lr: .* -> 0\.005"):
-        train(config, resume=True)
+    with pytest.raises(ConfigError, match=r"a finished run of another configuration \(optim\.lr: .* -> 0\.005\)"):
+        train(config)

@@ -14,7 +14,7 @@ from evle.errors import ConfigError
 from evle.run.config import read_run
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
-from evle.run.training import finetune
+from evle.run.stages import train
 from micro import micro_run
 from reasoning_corpora import nlvr2, vqav2, xvlm_pairs, xvlm_questions
 
@@ -83,7 +83,7 @@ def test_official_files_become_a_report_and_a_submission(name, family, tmp_path)
     folder = write(tmp_path / "data")
     changes = {"data": {"path": str(folder), **below(data, folder)}, "train": {"steps": 2}}
     run = tmp_path / "run"
-    report = finetune(micro_run(run, task, changes, family))
+    report = train(micro_run(run, task, changes, family))
     assert (run / "report.html").is_file()
     again = evaluate(read_run(run))
     for found, where in ((report, run), (again, run / "evaluation")):
@@ -124,7 +124,7 @@ def test_the_command_line_writes_the_answers_of_official_files(tmp_path):
 def test_accuracy_is_broken_down_by_the_official_types(tmp_path):
     folder = vqav2(tmp_path / "data")
     data = {"path": str(folder), "train": {"source": "vqav2"}, "test": {"source": "vqav2", "split": "val"}}
-    scores = finetune(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}})).scores["test"]
+    scores = train(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}})).scores["test"]
     assert set(scores) == {
         "accuracy",
         *(f"accuracy/answer/{name}" for name in ("yes/no", "number", "other")),
@@ -138,7 +138,7 @@ def test_an_unreadable_image_is_left_out_named_and_missing_from_the_submission(t
     folder = vqav2(tmp_path / "data")
     next((folder / "test2015").iterdir()).write_bytes(b"no image")
     data = {"path": str(folder), "train": {"source": "vqav2"}, "test": {"source": "vqav2", "split": "test"}}
-    report = finetune(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}}))
+    report = train(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}}))
     assert "to submit: vqa_submission.json (without 3 samples that could not be read)" in report.summary
     assert len(json.loads((tmp_path / "run" / "vqa_submission.json").read_text())) == 9
 

@@ -9,7 +9,7 @@ from evle.data.samples import VQASample
 from evle.errors import ConfigError
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
-from evle.run.training import finetune
+from evle.run.stages import train
 from evle.tasks.answers import count_answers, frequent, main_answer, places_of, read_answers, write_answers
 from micro import COLOURS, micro_run, plain_image, vqa_samples
 
@@ -114,7 +114,7 @@ def test_questions_whose_answer_is_not_in_the_list_are_counted(answer_file, tmp_
 def test_a_list_must_be_as_long_as_the_head_it_is_given_to(answer_file, tmp_path):
     samples = {"train": vqa_samples()}
     run = tmp_path / "run"
-    finetune(micro_run(run, "vqa", {"train": {"steps": 1}}), samples=samples)
+    train(micro_run(run, "vqa", {"train": {"steps": 1}}), samples=samples)
     stored = json.loads((run / "model" / "config.json").read_text())["id2label"]
     assert list(stored.values()) == sorted(COLOURS)  # the answers lie beside the model
     changes = {"model": {"init": str(run), "preset": None, "overrides": {}}, "task": {"answers": answer_file(["red"])}}
@@ -128,7 +128,7 @@ def test_a_list_must_be_as_long_as_the_head_it_is_given_to(answer_file, tmp_path
 
 def test_a_model_without_answers_takes_them_from_a_list_of_its_length(answer_file, tmp_path):
     run = tmp_path / "run"
-    finetune(micro_run(run, "vqa", {"train": {"steps": 1}}), samples={"train": vqa_samples()})
+    train(micro_run(run, "vqa", {"train": {"steps": 1}}), samples={"train": vqa_samples()})
     config = json.loads((run / "model" / "config.json").read_text())
     config["id2label"] = {str(place): f"LABEL_{place}" for place in range(8)}
     config["label2id"] = {label: int(place) for place, label in config["id2label"].items()}

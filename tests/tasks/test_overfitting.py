@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evle.run.prepare import prepare
-from evle.run.training import finetune, pretrain
+from evle.run.stages import train
 from evle.tasks import TASKS
 from micro import SAMPLES, micro_run
 
@@ -27,8 +27,7 @@ def test_a_task_learns_eight_samples_by_heart(family, name, tmp_path):
     samples = SAMPLES[name]()
     options = {"k_test": 0} if name == "retrieval" else {}
     config = micro_run(tmp_path / "run", name, {"train": {"steps": steps}, "task": options}, family)
-    run = pretrain if name == "pretraining" else finetune
-    report = run(config, samples={"train": samples, "test": samples})
+    report = train(config, samples={"train": samples, "test": samples})
     assert report.scores["test"][score] >= learnt
     assert (tmp_path / "run" / "report.html").is_file()
 

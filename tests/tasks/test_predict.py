@@ -8,7 +8,7 @@ import pytest
 from evaluating_processes import check_scores, scores
 from evle.errors import DataError
 from evle.run.prepare import prepare
-from evle.run.training import finetune, pretrain
+from evle.run.stages import train
 from micro import SAMPLES, Damaged, micro_run
 from processes import run_on_two
 
@@ -27,9 +27,8 @@ def test_two_processes_score_each_sample_once():
 def test_a_sample_that_cannot_be_made_is_left_out_and_ends_no_run(name, family, tmp_path):
     samples = Damaged(SAMPLES[name]())
     changes = {"train": {"steps": 2, "batch_size": 4}, "evaluate": {"examples": 8}}
-    run = pretrain if name == "pretraining" else finetune
     splits = dict.fromkeys(("train", "val", "test"), samples)
-    report = run(micro_run(tmp_path, name, changes, family), samples=splits)
+    report = train(micro_run(tmp_path, name, changes, family), samples=splits)
     assert report.scores["test"]
     assert report.tables[0].rows == [["sample 3: the fourth sample is damaged"]]
 

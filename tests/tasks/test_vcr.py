@@ -11,9 +11,9 @@ from PIL import Image
 from evle.config import dump_yaml
 from evle.data.samples import Box, VCRSample
 from evle.errors import ConfigError, DataError, SampleError
+from evle.run import stages
+from evle.run.config import read_stages
 from evle.run.prepare import prepare
-from evle.run.stages import read_stages, run_stages
-from evle.run.training import finetune
 from evle.run.vcr import judge_vcr
 from evle.tasks.vcr_q2ar import ReasonsForEachAnswer, judge, leaderboard
 from micro import MICRO_VLE, Damaged, micro_run, vcr_samples, vqa_samples
@@ -169,7 +169,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     samples = {"train": vcr_samples(), "test": vcr_samples()}
     for name in ("vcr-q2a", "vcr-qa2r"):
-        finetune(micro_run(folder / name, name, {"train": {"steps": 30}}, "vle"), samples=samples)
+        stages.train(micro_run(folder / name, name, {"train": {"steps": 30}}, "vle"), samples=samples)
     return folder
 
 
@@ -264,12 +264,12 @@ def test_a_recipe_scores_two_stages_together_and_keeps_what_is_finished(tmp_path
     (tmp_path / "r.yaml").write_text(dump_yaml(RECIPE))
     said: list[str] = []
     recipe = read_stages(tmp_path / "r.yaml", [f"output={tmp_path / 'out'}"])
-    report = run_stages(recipe, say=said.append)
+    report = stages.train(recipe, on_stage=said.append)
     assert said[-1].startswith("[3/3] both: ")
     assert report.scores["both"].keys() == {"q2a", "qa2r", "q2ar"}
     assert ["vcr: q2ar", 6.25, report.scores["both"]["q2ar"]] in report.tables[0].rows
     assert any(line.startswith("vcr, q2ar: 6.25 by chance") for line in report.summary)
-    run_stages(recipe, say=said.append)
+    stages.train(recipe, on_stage=said.append)
     assert said[-1] == "[3/3] both: finished before, kept"
 
 

@@ -1,4 +1,4 @@
-"""The verbs that ask a trained model about images: `cli.py` takes them in.
+"""The verbs that ask a trained model about images: `main` takes them in.
 
 As there, nothing heavy is imported before a verb needs it.
 """
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def _image_name(path: Path) -> Path:
     """Refused before any work is done for it."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: no kind of image; end it in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output {path}: not the name of an image; end it in {', '.join(SUFFIXES)}")
     return path
 
 
@@ -35,15 +35,16 @@ Picture = Annotated[
 def ask(
     run: Run,
     image: Image,
-    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 5,
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 5,
     caption: Annotated[
-        str | None, typer.Option(help="What the image shows, for the language model.", show_default=False)
+        str | None, typer.Option(help="A caption of the image, for the language model.", show_default=False)
     ] = None,
     captioner: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with an image-to-text model of transformers, to say it instead.", show_default=False
+            help="A folder with an image-to-text model of transformers that writes the caption instead.",
+            show_default=False,
         ),
     ] = None,
     chat: Annotated[
@@ -63,7 +64,9 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Answer a question about an image; a language model may word the answer.
+    """Answer a question about an image.
+
+    A language model can word the answer.
 
     \b
       evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
@@ -72,14 +75,14 @@ def ask(
     from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
 
     if chat is not None and language_model is not None:
-        raise ConfigError("--chat and --language-model are two language models; give one")
+        raise ConfigError("--chat and --language-model both name a language model; give one of them")
     if chat is None and language_model is None and (caption is not None or captioner is not None):
         raise ConfigError("a caption is for a language model; name one with --chat or --language-model")
     if caption is not None and captioner is not None:
-        raise ConfigError("--caption and --captioner both say what the image shows; give one")
+        raise ConfigError("--caption and --captioner both give a caption; give one of them")
     if chat is None and not (chat_model is None and key_variable is None):
-        told = "--chat-model" if chat_model is not None else "--key-variable"
-        raise ConfigError(f"{told} is for a chat server; name it with --chat")
+        option = "--chat-model" if chat_model is not None else "--key-variable"
+        raise ConfigError(f"{option} is for a chat server; name the server with --chat")
     language: LanguageModel | None = None
     if chat is not None:
         language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
@@ -99,9 +102,9 @@ def ask(
 def match(
     run: Run,
     image: Image,
-    texts: Annotated[list[str], typer.Argument(help="Texts to hold against it.", show_default=False)],
+    texts: Annotated[list[str], typer.Argument(help="Texts to compare it with.", show_default=False)],
 ) -> None:
-    """How likely is it that a text is true of an image? The likeliest first.
+    """Match texts to an image, the likeliest first.
 
     \b
       evle match runs/pictures/retrieval a.jpg "a red apple" "a green frog"
@@ -116,9 +119,11 @@ def compare(
     run: Run,
     left: Image,
     right: Annotated[Path, typer.Argument(help="Another image.", show_default=False)],
-    text: Annotated[str, typer.Argument(help="What is said of the two.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="A sentence about the two.", show_default=False)],
 ) -> None:
-    """How likely is it that a sentence is true of two images? Takes a run of NLVR2.
+    """Judge a sentence about two images.
+
+    Prints how likely it is that the sentence is true. Takes a run of NLVR2.
 
     \b
       evle compare runs/nlvr2 a.jpg b.jpg "both images show a dog"
@@ -132,10 +137,10 @@ def compare(
 def localise(
     run: Run,
     image: Image,
-    text: Annotated[str, typer.Argument(help="What to find in it.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="A phrase that names what to find.", show_default=False)],
     output: Picture,
 ) -> None:
-    """Paint where an image shows what a phrase says.
+    """Paint where an image shows what a phrase names.
 
     Takes a VLE pre-trained with patch-box classification (pbc).
 
@@ -147,7 +152,9 @@ def localise(
     found = LocalisePipeline(run)(image, text)[0]
     found.image.save(output)
     surer = int((found.scores > 0.5).sum())
-    print(f"{output}: {surer} of {found.scores.numel()} patches above 50 %, the surest {float(found.scores.max()):.1%}")
+    print(
+        f"{output}: {surer} of {found.scores.numel()} patches above 50 %, the highest {float(found.scores.max()):.1%}"
+    )
 
 
 def explain(
@@ -155,9 +162,9 @@ def explain(
     image: Image,
     text: Annotated[str, typer.Argument(help="A text or a question about it.", show_default=False)],
     output: Picture,
-    method: Annotated[str, typer.Option(help="rollout (all layers) or attention (the last layer).")] = "rollout",
+    method: Annotated[str, typer.Option(help="rollout (all layers) or attention (last layer).")] = "rollout",
 ) -> None:
-    """Paint where a model looks for each word of a text, by its attention.
+    """Paint the attention for each word of a text.
 
     \b
       evle explain runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?" -o map.png

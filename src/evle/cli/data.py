@@ -1,4 +1,4 @@
-"""The verbs that look at data before training on it, `evle data ...`: `cli.py` takes them in.
+"""The verbs that look at data before training on it, `evle data ...`: `main` takes them in.
 
 As there, nothing heavy is imported before a verb needs it.
 """
@@ -13,15 +13,14 @@ import typer
 Kind = Annotated[
     str | None,
     typer.Option(
-        help="What to read: captions, vqa, nlvr2 or vcr; by default what the source holds: of a folder its captions, "
-        "or the questions where there are none.",
+        help="What to read: captions, vqa, nlvr2 or vcr. By default what the source holds; captions before questions.",
         show_default=False,
     ),
 ]
 SplitOption = Annotated[
     str | None,
     typer.Option(
-        help="The split; by default all, or train where a source reads one at a time (scenes, vqav2, nlvr2, vcr ...).",
+        help="The split. By default all, or train where a source reads one split at a time (scenes, vqav2, ...).",
         show_default=False,
     ),
 ]
@@ -43,9 +42,9 @@ def check(
     split: SplitOption = None,
     most: Annotated[int, typer.Option(help="Findings of each kind to print.")] = 20,
 ) -> None:
-    """Read every row and decode every image; name what cannot be used.
+    """Check every row and every image.
 
-    The exit code is 1 if anything cannot.
+    Reads every row, decodes every image, and names what cannot be used. The exit code is 1 if there is any.
 
     \b
       evle data check FOLDER
@@ -71,12 +70,12 @@ def show(
     options: SourceOptions = None,
     kind: Kind = None,
     split: SplitOption = None,
-    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 24,
+    num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 24,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write; look by default.", show_default=False)
     ] = None,
 ) -> None:
-    """Write a page of samples, images with their words.
+    """Show samples on a page, images with their texts.
 
     \b
       evle data show FOLDER --split val -o look
@@ -90,7 +89,7 @@ def show(
 
 
 def stats(source: Source, options: SourceOptions = None, kind: Kind = None, split: SplitOption = None) -> None:
-    """Count what the data holds: texts, answers, tags, and types.
+    """Count texts, answers, tags and question types.
 
     \b
       evle data stats FOLDER --split train
@@ -105,20 +104,22 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = None, spli
 def answers(
     source: Source,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The list: JSON, or .txt of one a line.", show_default=False)
+        Path, typer.Option("--output", "-o", help="The list: JSON, or .txt with one per line.", show_default=False)
     ],
     options: SourceOptions = None,
     split: SplitOption = None,
-    min_count: Annotated[int, typer.Option(min=1, help="Questions that must have an answer as their main one.")] = 9,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Smallest number of questions with an answer as their main one.")
+    ] = 9,
 ) -> None:
-    """Write the list of answers that a VQA model shall know, the most frequent first.
+    """List the answers that a VQA model shall know.
 
-    They are written as the official evaluator normalises them.
+    The most frequent come first, written as the official evaluator normalises them.
 
     \b
       evle data answers FOLDER --split train -o answers.json --min-count 2
       evle data answers vqav2 path=FOLDER split=trainval -o answers.json
-      evle finetune my-vqa.yaml task.answers=answers.json
+      evle train my-vqa.yaml task.answers=answers.json
     """
     from evle.tasks.answers import write_answers
 
@@ -131,12 +132,12 @@ def shards(
     options: SourceOptions = None,
     kind: Kind = None,
     split: SplitOption = None,
-    per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 10_000,
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 10_000,
     num_threads: Annotated[int, typer.Option(min=1, help="Threads that read and check images.")] = 4,
 ) -> None:
     """Pack samples into webdataset shards.
 
-    Repeat the command to go on after an interruption.
+    Repeat the command to resume after an interruption.
 
     \b
       evle data shards FOLDER --split train -o SHARDS/train

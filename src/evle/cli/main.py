@@ -9,7 +9,6 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,18 +16,28 @@ import typer
 from typer.core import TyperGroup
 
 from evle import __version__
-from evle.cli import ask, data
+from evle.cli import ask, data, train
 from evle.errors import EvleError
 from evle.terminal import PrintableStream, log_to_terminal, printable
 
 if TYPE_CHECKING:
-    from evle.report import Report, Table
+    pass
 
 DEBUG = "EVLE_DEBUG"
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs, where errors become one line."""
+    """The group of all verbs: errors become one line, and help lists the verbs by panel."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = getattr(command, "rich_help_panel", None)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, _short(command)))
+        for panel in sorted(panels, key=lambda name: [*PANELS, name].index(name)):
+            with formatter.section(panel):
+                formatter.write_dl(panels[panel])
 
     def invoke(self, ctx: Any) -> Any:
         log_to_terminal()
@@ -40,9 +49,7 @@ class Verbs(TyperGroup):
                 raise
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            raise _end(
-                "interrupted; repeat the command with --resume to go on with a run that has a checkpoint", 130
-            ) from None
+            raise _end("interrupted; repeat the command to resume a run that has a checkpoint", 130) from None
         except (MemoryError, RuntimeError) as error:
             if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
                 raise
@@ -53,7 +60,7 @@ class Verbs(TyperGroup):
             if error.errno == errno.ENOSPC:
                 where = f" ({error.filename})" if error.filename else ""
                 raise _end(
-                    f"the disk is full{where}: make room, and repeat the command (a training with --resume)", 2
+                    f"the disk is full{where}: make room and repeat the command, which resumes a run", 2
                 ) from None
             raise _end(_in_words(error), 2) from None
 
@@ -63,11 +70,11 @@ def _in_words(error: OSError) -> str:
     if not error.filename:
         return str(error)
     if isinstance(error, PermissionError):
-        return f"{error.filename}: may not be read or written; change its permissions, or name another place"
+        return f"{error.filename}: may not be read or written; change its permissions, or choose another path"
     if isinstance(error, IsADirectoryError):
         return f"{error.filename}: is a folder, where a file is needed; name the file, or move the folder away"
     if isinstance(error, FileExistsError):
-        return f"{error.filename}: is a file, where a folder is to be made; choose another output"
+        return f"{error.filename}: is a file, where a folder is needed; choose another output"
     return f"{error.strerror}: {error.filename}"
 
 
@@ -76,24 +83,30 @@ def _end(message: str, exit_code: int) -> typer.Exit:
     return typer.Exit(exit_code)
 
 
+def _short(command: Any) -> str:
+    """The first sentence of a verb's help."""
+    first: str = (command.help or "").strip().splitlines()[0]
+    return first.rstrip(".")
+
+
+TRAIN, USE, DATA, SHARE = PANELS = ("Train", "Use", "Data", "Share")
+"""The groups of verbs, in the order of the help."""
 STYLE: dict[str, Any] = {
     "no_args_is_help": True,
-    "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
 app = typer.Typer(
     cls=Verbs,
-    help="""Vision-language encoders EVE and VLE: pre-train, fine-tune, evaluate, search.
+    help="""Train and use the vision-language encoders EVE and VLE.
 
 \b
 Start here:
-  evle run quickstart                     pre-training, VQA and retrieval on synthetic scenes, in minutes
-  evle run scenes-vle                     the same with VLE, and choices of answers and reasons
-  evle recipes                            the recipes that come with evle
-  evle data check FOLDER                  is my folder of images and captions in order?
-  evle run pictures data.path=FOLDER      train on it and report
+  evle train quickstart              pre-training, VQA, retrieval in minutes
+  evle recipes                       what else can be trained
+  evle data check FOLDER             are these images and captions in order?
+  evle train pictures data.path=FOLDER
   evle index FOLDER -o INDEX --model runs/pictures/retrieval
   evle search INDEX "a red car"
   evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is it?"
@@ -101,38 +114,28 @@ Start here:
     **STYLE,
 )
 tokenizer_app = typer.Typer(
+    cls=Verbs,
     help="""Train a tokenizer.
 
 \b
   evle tokenizer train books.txt wiki.txt -o tokenizers/eve --vocab-size 64000
 """,
+    add_completion=False,
     **STYLE,
 )
 data_app = typer.Typer(
+    cls=Verbs,
     help="""Look at data before training on it.
 
 \b
   evle data check FOLDER
   evle data show karpathy path=COCO --split test -o look
 """,
+    add_completion=False,
     **STYLE,
 )
-app.add_typer(tokenizer_app, name="tokenizer")
-app.add_typer(data_app, name="data")
-
-Recipe = Annotated[
-    str, typer.Argument(help="A recipe's name (see `evle recipes`) or a .yaml file.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings that replace the recipe's, such as optim.lr=1e-4.", show_default=False
-    ),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the output folder first.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, try two batches, write nothing.")]
+app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel=DATA)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
 
 def _version(wanted: bool) -> None:
@@ -154,164 +157,15 @@ def options(
         os.environ[DEBUG] = "1"
 
 
-@app.command()
-def pretrain(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    output: Output = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Pre-train a model on images with captions, by the objectives that the recipe names.
-
-    \b
-      evle pretrain eve-base-pretrain --dry-run
-      evle pretrain eve-base-pretrain train.batch_size=512 -o runs/base
-      evle pretrain eve-base-pretrain train.batch_size=512 -o runs/base --resume
-      accelerate launch -m evle pretrain eve-base-pretrain
-    """
-    _train("pretrain", recipe, overrides, output, resume, overwrite, dry_run)
-
-
-@app.command()
-def finetune(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    output: Output = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Fine-tune a model on a task, choose the best weights on val, score them on test.
-
-    \b
-      evle finetune my-vqa.yaml model.init=runs/base --dry-run
-      evle finetune my-vqa.yaml model.init=runs/base optim.lr=1e-4 -o runs/vqa
-    """
-    _train("finetune", recipe, overrides, output, resume, overwrite, dry_run)
-
-
-def _train(
-    verb: str, name: str, overrides: list[str] | None, output: Path | None, resume: bool, overwrite: bool, dry_run: bool
-) -> None:
-    from evle.run import config as reading
-    from evle.run import training
-    from evle.run.dry_run import rehearse
-
-    config = reading.read_recipe(name, _with_output(overrides, output))
-    if dry_run:
-        found = rehearse(config)
-        print("\n".join(found.said()))
-        if found.missing:
-            raise typer.Exit(2)
-        return
-    run = training.pretrain if verb == "pretrain" else training.finetune
-    _show(run(config, resume=resume, overwrite=overwrite), Path(config.output))
-
-
-@app.command()
-def evaluate(
-    run: Annotated[
-        str, typer.Argument(help="A run's folder, or a recipe whose output folder holds its run.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    model: Annotated[
-        str | None, typer.Option(help="Score this model folder instead of the run's.", show_default=False)
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--recipe", help="Score by this recipe's task and data, not the run's own.", show_default=False),
-    ] = None,
-    output: Output = None,
-) -> None:
-    """Score a trained model on its test data, on any other, or by another recipe (zero-shot).
-
-    \b
-      evle evaluate runs/pictures/retrieval
-      evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval data.path=FOLDER
-      evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
-      evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
-      evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 -o scores
-    """
-    from evle.run import config as reading
-    from evle.run import evaluation
-
-    if by is None and not Path(run).is_dir() and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
-        raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
-    config = reading.read_to_score(run, overrides or [], recipe=by, model=model)
-    name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
-    folder = output or Path(config.output) / name
-    _show(evaluation.evaluate(config, model=model, output=folder), folder)
-
-
-@app.command()
-def vcr(
-    q2a: Annotated[str, typer.Argument(help="A run or model folder of vcr-q2a, which answers.", show_default=False)],
-    qa2r: Annotated[
-        str, typer.Argument(help="One of vcr-qa2r, which gives the reason for an answer.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    output: Output = None,
-) -> None:
-    """Score two models together, question to answer and reason, and write the leaderboard's file.
-
-    \b
-      evle vcr runs/q2a runs/qa2r
-      evle vcr models/q2a models/qa2r data.test.source=vcr data.test.split=val data.path=FOLDER -o scores
-    """
-    from evle.run.vcr import judge_vcr
-
-    folder = output or Path(qa2r) / "joint"
-    _show(judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
-
-
-@app.command()
-def run(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    output: Output = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run every stage anew.")] = False,
-) -> None:
-    """Run a recipe with all its stages; finished stages are kept, an unfinished one is resumed.
-
-    \b
-      evle run quickstart
-      evle run pictures data.path=FOLDER
-      evle run pictures data.path=FOLDER stages.retrieval.train.epochs=5 -o runs/short
-    """
-    from evle.run import stages
-
-    read = stages.read_stages(recipe, _with_output(overrides, output))
-    report = stages.run_stages(read, overwrite=overwrite)
-    _show(report, read.output, report.all_tables()[:1])
-
-
-@app.command()
-def recipes() -> None:
-    """List the recipes that come with evle, and where their files are, to copy and change.
-
-    \b
-      evle recipes
-    """
-    from evle.recipes import listing
-    from evle.recipes import recipes as known
-    from evle.report import text_table
-
-    for table in listing():
-        print(f"{table.title}\n\n{text_table(table)}\n")
-    print(f"The files: {next(iter(known().values())).parent}")
-
-
-@app.command()
+@app.command(rich_help_panel=USE)
 def index(
     images: Annotated[Path, typer.Argument(help="A folder of images, or a table that names them.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The index's folder.", show_default=False)],
     model: Annotated[Path, typer.Option("--model", "-m", help="A retrieval run or model folder.", show_default=False)],
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 32,
     num_workers: Annotated[int, typer.Option(help="Threads that read images.")] = 2,
 ) -> None:
-    """Make a folder of images searchable, or add new images to its index.
+    """Index a folder of images, or update its index.
 
     \b
       evle index photos -o photos.index --model runs/pictures/retrieval
@@ -322,18 +176,16 @@ def index(
     print(f"{output}: {len(built)} images; {built.change}")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def search(
     index: Annotated[Path, typer.Argument(help="An index's folder.", show_default=False)],
     text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
     image: Annotated[
         Path | None, typer.Option("--image", "-i", help="Look for images like this one.", show_default=False)
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    rerank: Annotated[int, typer.Option(min=0, help="Look at so many of the best again, together with the text.")] = 0,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page of the images found.", show_default=False)
-    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best by the match score.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Also write a page of the results.", show_default=False)] = None,
 ) -> None:
     """Find images by words or by another image.
 
@@ -351,33 +203,35 @@ def search(
         print(f"page: {write_contact_sheet(hits, text or str(image), html, query_image=image)}")
 
 
-for verb in ask.VERBS:
-    app.command()(verb)
-for look in data.VERBS:
-    data_app.command()(look)
+for training_verb in train.VERBS:
+    app.command(rich_help_panel=TRAIN)(training_verb)
+for asking_verb in ask.VERBS:
+    app.command(rich_help_panel=USE)(asking_verb)
+for data_verb in data.VERBS:
+    data_app.command()(data_verb)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def convert(
-    family: Annotated[str, typer.Argument(help="eve; a released VLE is read as it is.", show_default=False)],
+    family: Annotated[str, typer.Argument(help="eve; a released VLE needs no conversion.", show_default=False)],
     source: Annotated[
-        Path, typer.Argument(help="A released checkpoint file, or a model folder of ours.", show_default=False)
+        Path, typer.Argument(help="A released checkpoint file, or a model folder of evle.", show_default=False)
     ],
     destination: Annotated[Path, typer.Argument(help="The model folder, or the file, to write.", show_default=False)],
     num_attention_heads: Annotated[
-        int | None, typer.Option(help="The weights do not tell it; width / 64 by default.", show_default=False)
+        int | None, typer.Option(help="Not stored in the weights; width / 64 by default.", show_default=False)
     ] = None,
     released_routing: Annotated[
         bool, typer.Option("--released-routing", help="Drop tokens over capacity, as the released code does.")
     ] = False,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer's folder, to save beside the weights.", show_default=False)
+        Path | None, typer.Option(help="A tokenizer's folder to save with the weights.", show_default=False)
     ] = None,
     answers: Annotated[
         Path | None, typer.Option(help="A JSON list of the answers of a VQA checkpoint.", show_default=False)
     ] = None,
 ) -> None:
-    """Convert a checkpoint of the authors' release to a model folder, or back.
+    """Convert released weights, or convert back.
 
     \b
       evle convert eve eve_base_vqa.th models/eve-base-vqa --tokenizer tokenizers/eve --answers answer_list.json
@@ -403,44 +257,30 @@ def convert(
 def train_tokenizer(
     corpus: Annotated[
         list[Path],
-        typer.Argument(help="Text files (a text a line), tables of captions, or folders with one.", show_default=False),
+        typer.Argument(
+            help="Text files (one text per line), tables of captions, or folders with one.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The tokenizer's folder.", show_default=False)],
-    vocab_size: Annotated[int, typer.Option(help="Tokens, at most.")] = 64000,
-    clean: Annotated[bool, typer.Option(help="Lower case without punctuation, as training reads texts.")] = True,
+    vocab_size: Annotated[int, typer.Option(help="Largest number of tokens.")] = 64000,
+    clean: Annotated[bool, typer.Option(help="Lower case, without punctuation, as training reads texts.")] = True,
 ) -> None:
     """Train a byte-level BPE tokenizer on a corpus.
 
     \b
       evle tokenizer train books.txt wiki.txt -o tokenizers/eve --vocab-size 64000
-      evle pretrain eve-base-pretrain tokenizer.path=tokenizers/eve
+      evle train eve-base-pretrain tokenizer.path=tokenizers/eve
     """
     from evle.data.custom.corpus import read_texts
     from evle.engine.run_folder import make_output
     from evle.transforms.text import clean_caption
-    from evle.transforms.text import train_tokenizer as train
+    from evle.transforms.text import train_tokenizer as train_on
 
     texts = read_texts(corpus)
     make_output(output)
-    trained = train((clean_caption(text, None) for text in texts) if clean else texts, vocab_size)
+    trained = train_on((clean_caption(text, None) for text in texts) if clean else texts, vocab_size)
     trained.save_pretrained(output)
     print(f"{output}: {len(trained)} tokens")
-
-
-def _with_output(overrides: list[str] | None, output: Path | None) -> list[str]:
-    return [*(overrides or []), *([f"output={output}"] if output is not None else [])]
-
-
-def _show(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> None:
-    """The report's lines, some of its tables, and where it lies, said by the main process."""
-    from evle.distributed import is_main
-    from evle.report import text_table
-
-    if is_main():
-        print("\n".join([report.title, *(f"  {line}" for line in report.summary)]))
-        for table in tables:
-            print(f"\n{text_table(table)}\n")
-        print(f"report: {folder / 'report.html'}")
 
 
 def main() -> None:

@@ -27,12 +27,13 @@ import torch
 import evle
 from evle.config import dump_yaml, load_yaml
 from evle.distributed import barrier, is_main, world_size
+from evle.engine.lock import LOCK
 from evle.errors import CheckpointError, ConfigError
-from evle.files import flush_file, flush_folder, parse_json, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
 Curves = dict[str, list[tuple[float, float]]]
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 MAY_CHANGE = frozenset(
     {
@@ -57,6 +58,8 @@ class Run:
         self.log_file = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
         self.model_folder = self.folder / "model"
+        self.resumes = False
+        """Whether this session resumes an earlier one; `check` decides."""
         self._failing: set[str] = set()
 
     @classmethod
@@ -67,65 +70,67 @@ class Run:
         *,
         seed: int,
         data_hash: str = "",
-        resume: bool = False,
         overwrite: bool = False,
-        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        complete: Complete = dict,
     ) -> Self:
-        """Open `folder` for a run of `config` (resolved, plain values) and write down what is asked and where it runs.
+        """Open `folder` for a run of `config` (resolved, plain values) and record what is asked and where it runs.
 
-        With `resume`, the folder's run goes on; where there is none yet, it starts. `overwrite` deletes an earlier run.
-        `complete` gives a configuration of an earlier version the settings that came after it, as they are by default.
+        An unfinished run of the same configuration is resumed (`resumes` is then true); `overwrite` starts again.
 
         Raises:
-            ConfigError: the folder holds another run, other files, or (with `resume`) a run of another configuration.
+            ConfigError: as `check`, or the data of an unfinished run changed.
         """
         run = cls(folder)
-        if run.folder.exists() and not run.folder.is_dir():
-            raise ConfigError(f"{run.folder} is a file: choose another output")
-        if resume and overwrite:
-            raise ConfigError("to resume a run and to overwrite it exclude each other: leave one of them out")
-        status = run.status()
-        if resume and status:
-            run._refuse_changes(complete(run.config()), config, data_hash)
-        elif status and not overwrite:
+        run.check(config, overwrite=overwrite, complete=complete)
+        if run.resumes and run.environment().get("data_hash", data_hash) != data_hash:
             raise ConfigError(
-                f"{run.folder} already holds a run ({status.get('state')} at step {status.get('step', 0)}): "
-                "continue it with --resume, choose another output, or replace it with --overwrite (overwrite=True)"
+                f"{run.folder}: the data changed since the run began; start again with --overwrite, or choose another "
+                "output with -o"
             )
-        elif not status and run.folder.is_dir() and any(run.folder.iterdir()):
-            raise ConfigError(f"{run.folder} is not empty and holds no run: choose another output")
         barrier()  # every process has looked before one writes
 
         if is_main():
-            run._prepare(config, seed, data_hash, continues=bool(resume and status))
+            run._prepare(config, seed, data_hash)
         barrier()
         return run
 
-    def status(self) -> dict[str, Any]:
-        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run.
+    def check(self, config: Mapping[str, Any], *, overwrite: bool = False, complete: Complete = dict) -> None:
+        """Decide whether a run of `config` in this folder resumes the run that is there, and set `resumes`.
 
-        Where status.json is lost or damaged, the run counts as interrupted at the step of its last checkpoint.
+        `complete` fills in the defaults of settings that a configuration of an earlier version lacks.
+
+        Raises:
+            ConfigError: the folder holds other files, or, without `overwrite`, a run that is finished or has another
+                configuration.
         """
-        file = self.folder / "status.json"
-        if not file.exists() and not (self.folder / "config.yaml").exists():
-            return {}
-        try:
-            status = read_json(file, kind=dict, error=CheckpointError)
-            if isinstance(status.get("step"), int) and isinstance(status.get("state"), str):
-                return status
-            problem = f"{file}: holds no state and step"
-        except CheckpointError as error:
-            problem = str(error)
-        logger.warning("%s; the run counts as interrupted after its last checkpoint", problem)
-        return {"state": "interrupted", "step": self._saved_step(), "message": "status.json was lost", "time": ""}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file: choose another output")
+        status = self.status()
+        self.resumes = bool(status) and not overwrite
+        if not status and self.folder.is_dir() and any(each.name != LOCK for each in self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} is not empty and holds no run: choose another output")
+        if not self.resumes:
+            return
+        changed = changed_settings(complete(self.config()), config)
+        kind = "a finished run" if self.is_finished() else f"an unfinished run ({status.get('state')})"
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds {kind} of another configuration ({in_short(changed)}); choose another output "
+                "with -o, set it back, or replace the run with --overwrite"
+            )
+        if self.is_finished():
+            raise ConfigError(
+                f"{self.folder} holds a finished run of this configuration ({status.get('step', 0)} steps); score it "
+                "with `evle evaluate`, choose another output with -o, or replace it with --overwrite"
+            )
 
-    def _saved_step(self) -> int:
-        last = standing(self.checkpoints / "last")
-        try:
-            step = read_json(last / "state.json", kind=dict, error=CheckpointError).get("step") if last else 0
-        except CheckpointError:  # resuming will say what is wrong with the checkpoint
-            step = 0
-        return step if isinstance(step, int) else 0
+    def is_finished(self) -> bool:
+        """Whether the run trained to its end and its report was written."""
+        return self.status().get("state") == "finished" and (self.folder / "report.json").is_file()
+
+    def status(self) -> dict[str, Any]:
+        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run."""
+        return _read_json(self.folder / "status.json")
 
     def set_status(self, state: str, step: int, message: str = "") -> None:
         """Write down how the run stands. A full disk is said once and does not stop the run."""
@@ -134,15 +139,8 @@ class Run:
             self._write_or_say("status.json", lambda: self._write_json("status.json", status))
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json holds; `resumed` lists the later sessions. Empty where it is lost or damaged."""
-        file = self.folder / "environment.json"
-        if not file.exists():
-            return {}
-        try:
-            return read_json(file, kind=dict, error=CheckpointError)
-        except CheckpointError as error:
-            logger.warning("%s; versions, seed and data hash of the run are unknown", error)
-            return {}
+        """What environment.json holds; `resumed` lists the later sessions."""
+        return _read_json(self.folder / "environment.json")
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration that the run was started with."""
@@ -158,35 +156,22 @@ class Run:
         if not is_main() or not self.log_file.exists():
             return
         kept = [json.dumps(event) for event in read_events(self) if event.get("step", 0) <= step]
-        write_whole(self.log_file, "".join(line + "\n" for line in kept))
+        shorter = self.log_file.with_suffix(".new")
+        shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        shorter.replace(self.log_file)
 
-    def _refuse_changes(self, made_with: Mapping[str, Any], config: Mapping[str, Any], data_hash: str) -> None:
-        before, now = _flatten(made_with), _flatten(json.loads(json.dumps(dict(config))))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        changed = [key for key in changed if key not in MAY_CHANGE]
-        if changed:
-            listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
-            raise ConfigError(
-                f"{self.folder}: a resumed run must keep its configuration, but {listed}"
-                f"{' and more' if len(changed) > 5 else ''}; set it back, or start a new run in another output"
-            )
-        if self.environment().get("data_hash", data_hash) != data_hash:
-            raise ConfigError(f"{self.folder}: the data changed since the run began; start a new run in another output")
-
-    def _prepare(self, config: Mapping[str, Any], seed: int, data_hash: str, continues: bool) -> None:
+    def _prepare(self, config: Mapping[str, Any], seed: int, data_hash: str) -> None:
         session = {"command": sys.argv, "time": _now(), "processes": world_size(), **_machine()}
         environment = self.environment()
-        if continues:
-            resumed = environment.get("resumed")
-            environment["resumed"] = [*(resumed if isinstance(resumed, list) else []), session]
+        if self.resumes:
+            environment.setdefault("resumed", []).append(session)
         else:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _empty(self.folder)
             environment = {**_versions(), "seed": seed, "data_hash": data_hash, **session}
-            write_whole(self.folder / "config.yaml", dump_yaml(json.loads(json.dumps(dict(config)))))
+            (self.folder / "config.yaml").write_text(dump_yaml(json.loads(json.dumps(dict(config)))), encoding="utf-8")
         self._write_json("environment.json", environment)
-        self.set_status("running", self.status()["step"] if continues else 0)
+        self.set_status("running", self.status().get("step", 0))
 
     def _append(self, line: str) -> None:
         rest = (line + "\n").encode()
@@ -209,25 +194,23 @@ class Run:
             self._failing.add(name)
 
     def _write_json(self, name: str, value: Any) -> None:
-        write_whole(self.folder / name, json.dumps(value, indent=2) + "\n")
+        new = self.folder / f"{name}.new"
+        new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        new.replace(self.folder / name)
 
 
 def read_events(run: Run | str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The events of a run's log in order. A last line that a crash cut short is left out; any other damaged line too,
-    with a warning that names it."""
+    """The events of a run's log in order. A last line that a crash cut short is left out."""
     path = run.log_file if isinstance(run, Run) else Run(run).log_file
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+        for line in file:
             try:
-                event = parse_json(line, f"{path}, line {number}", kind=dict, error=CheckpointError)
-                if not isinstance(event.get("step"), int) or not isinstance(event.get("event"), str):
-                    raise CheckpointError(f"{path}, line {number}: no event of a run")
-                yield event
-            except CheckpointError as error:
+                yield json.loads(line)
+            except json.JSONDecodeError:
                 if line.endswith("\n"):
-                    logger.warning("%s; the line is left out", error)
+                    raise CheckpointError(f"{path}: a line is no JSON: {line[:60]!r}") from None
 
 
 def read_log(run: Run | str | os.PathLike[str]) -> Curves:
@@ -236,25 +219,19 @@ def read_log(run: Run | str | os.PathLike[str]) -> Curves:
     for event in read_events(run):
         step = event["step"]
         if event["event"] == "eval":
-            values = {f"eval/{name}": value for name, value in _named(event, "scores").items()}
+            values = {f"eval/{name}": value for name, value in event["scores"].items()}
         else:
             values = {name: event[name] for name in ("loss", "lr", "grad_norm", "samples_per_second") if name in event}
-            values |= {f"loss/{name}": value for name, value in _named(event, "losses").items()}
+            values |= {f"loss/{name}": value for name, value in event.get("losses", {}).items()}
         for name, value in values.items():
-            if isinstance(value, int | float):
-                curves.setdefault(name, []).append((step, value))
+            curves.setdefault(name, []).append((step, value))
     return curves
 
 
-def _named(event: dict[str, Any], key: str) -> dict[str, Any]:
-    values = event.get(key)
-    return values if isinstance(values, dict) else {}
-
-
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Replace folder `target` by what `write` puts into a fresh one; the old one is deleted once the new one is whole.
+    """Replace folder `target` by what `write` puts into a fresh one; the old one goes only after the new one stands.
 
-    If the machine stops in between, `standing(target)` finds whichever is whole.
+    Should the machine stop in between, `standing(target)` finds whichever is whole.
     """
     new, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -264,8 +241,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         write(new)
         for file in new.rglob("*"):
             if file.is_file():
-                flush_file(file)
-        flush_folder(new)
+                _to_disk(file)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -273,7 +249,6 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     new.rename(target)
-    flush_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -283,6 +258,43 @@ def standing(target: Path) -> Path | None:
         if folder.is_dir():
             return folder
     return None
+
+
+def _to_disk(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); start again in another output") from None
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two resolved configurations, as dotted key: (before, now), without those that
+    a resumed run may change (`MAY_CHANGE`)."""
+    old, new = _flatten(before), _flatten(json.loads(json.dumps(dict(now))))
+    keys = sorted((old.keys() | new.keys()) - MAY_CHANGE)
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def in_short(changed: Mapping[str, tuple[Any, Any]], most: int = 5) -> str:
+    """Changed settings for a message, `most` of them."""
+    listed = [f"{key}: {before!r} -> {now!r}" for key, (before, now) in changed.items()]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in `folder`, but the lock that this process holds on it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -140,14 +140,13 @@ def fit(
     new_parameters: Collection[str] = frozenset(),
     evaluate: Evaluate | None = None,
     metric: str = "",
-    resume: bool = False,
 ) -> FitResult:
     """Train `model` on `loader`; leave the result in `model` and, with the task's processor, in `run.model_folder`.
 
     `loader.batches(epoch, start)` yields micro-batches: dicts of tensors named as the model's arguments. The model
     returns `loss`, which is minimised, and `losses`, named scalars that are logged (the same names in every process).
     `evaluate(model)` returns scores on validation; the weights with the best `metric` (by default the task's) go to
-    checkpoints/best. `resume` goes on from checkpoints/last, where there is one, as if the run had never stopped.
+    checkpoints/best. Where `run` resumes, training continues from checkpoints/last as if it had never stopped.
 
     Raises:
         Diverged: a loss or the gradient is not finite.
@@ -156,7 +155,7 @@ def fit(
         ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
     """
     with report_failures(run) as reported:
-        training = _Training(model, loader, train, optim, run, seed, new_parameters, resume)
+        training = _Training(model, loader, train, optim, run, seed, new_parameters)
         at = reported.at = training.at
         num_steps, metric = training.num_steps, metric or task.metric
 
@@ -176,7 +175,9 @@ def fit(
                 num_samples, stopping = training.agree(group, stop.came)
                 if stopping:
                     saved = training.save()
-                    raise Interrupted(f"stopped after step {at.step} of {num_steps}, {saved}; continue with --resume")
+                    raise Interrupted(
+                        f"stopped after step {at.step} of {num_steps}, {saved}; repeat the command to resume"
+                    )
 
                 losses, grad_norm = training.step(group, num_samples)
 
@@ -219,7 +220,6 @@ class _Training:
         run: Run,
         seed: int,
         new_parameters: Collection[str],
-        resume: bool,
     ):
         self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
         self.num_steps = train.num_steps(loader.num_batches)
@@ -231,9 +231,7 @@ class _Training:
             model.compile()  # in place: the names of the weights stay
         model.train()
 
-        folder = standing(run.checkpoints / "last") if resume else None
-        if folder:
-            checkpoint.verify(folder, "restore it from a copy, or start again with --overwrite")
+        folder = standing(run.checkpoints / "last") if run.resumes else None
         self.at = self._read_position(folder)
         optimizer = build_optimizer(model, optim, new_parameters)
         if folder:
@@ -378,7 +376,6 @@ class _Training:
             if averages is not None:
                 checkpoint.write_tensors(averages, folder / "ema.safetensors")
             at.write(folder)
-            checkpoint.write_sums(folder)
 
         problem = self._try_to_write(target, write)
         self.run.set_status("running", at.step)
@@ -394,7 +391,6 @@ class _Training:
         """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
         best = standing(self.run.checkpoints / "best") if self.train.keep == "best" else None
         if best and self.at.best_step is not None:
-            checkpoint.verify(best, "restore it from a copy, or set train.keep=last and repeat the command")
             where = best / "model.safetensors"
             weights = checkpoint.read_tensors(where)
             checkpoint.load_model_state(self.bare, weights, str(where))
@@ -412,7 +408,7 @@ class _Training:
         if problem := self._try_to_write(self.run.model_folder, write):
             raise CheckpointError(
                 f"the trained model could not be written to {self.run.model_folder} ({problem}); "
-                f"make room and go on with --resume: {self.run.checkpoints / 'last'} holds step {self.at.step}"
+                f"make room and repeat the command: {self.run.checkpoints / 'last'} holds step {self.at.step}"
             )
         checkpoint.unshard(self.bare)
         checkpoint.narrow_scalars(self.bare, self.scalars)
@@ -454,7 +450,6 @@ class _Training:
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
-            checkpoint.write_sums(folder)
 
         problem = self._try_to_write(self.run.checkpoints / "best", write)
         if problem and is_main():

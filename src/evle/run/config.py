@@ -1,12 +1,19 @@
-"""The configuration of a run, and every way to read one: a recipe, a run's folder, what to score a model by."""
+"""The configuration of a run, and every way to read one: a recipe of one or several stages, a run's folder, a model to
+score.
 
-from collections.abc import Sequence
+A recipe of several stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}.
+`model.init: stage:NAME` starts from the model of an earlier stage. `vcr: {NAME: [Q2A_STAGE, QA2R_STAGE]}` beside the
+stages scores two of them together, VCR's Q to AR.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from evle.config import Config, apply_overrides, load_yaml, merge
+from evle.config import Config, apply_overrides, load_yaml, merge, unknown_key
 from evle.engine.optim import OptimConfig
 from evle.engine.trainer import TrainConfig
 from evle.errors import ConfigError, nearest
@@ -14,7 +21,7 @@ from evle.precision import Precision
 from evle.recipes import find_recipe
 from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
 from evle.run.tokenizer import TokenizerConfig
-from evle.run.weights import ModelConfig
+from evle.run.weights import CONFIGS, ModelConfig, config_fields
 from evle.tasks import TASKS
 from evle.tasks.task import EvaluationSettings, Task, TextConfig
 from evle.tasks.trained import run_settings
@@ -24,14 +31,20 @@ TRAINING = ("optim", "train", "tokenizer", "seed")
 """The parts of a configuration that only training reads."""
 EVALUATED = ("batch_size", "num_workers", "precision")
 """Settings of training that an evaluation has of its own."""
+STAGE = "stage:"
+TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr"}
+"""The keys of a recipe of several stages."""
+BESIDE = {"image", "text"}
+"""Options of every task that a recipe writes beside `task`."""
+VCR_TASKS = ("vcr-q2a", "vcr-qa2r")
 
 
 class EvaluateConfig(Config):
     """How evaluations run."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Rows at once, on each process. Contrast and the negatives of matching are of one batch in pre-training: there,
-    scores of itc and itm compare at one size only."""
+    """Rows per batch, on each process. Pre-training scores of itc and itm depend on this size, because their negatives
+    come from the same batch: compare them only at equal sizes."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare data."""
     precision: Precision = "no"
@@ -47,7 +60,7 @@ class RunConfig(Config):
     """One run: everything that its folder's config.yaml holds."""
 
     title: str = ""
-    """What the report is called."""
+    """Title of the report."""
     needs: str = ""
     """What the run needs of a machine, for `evle recipes`."""
     task: dict[str, Any]
@@ -60,21 +73,131 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig.build({}, "optim")
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    seed: int = Field(default=0, ge=0)
-    """Of weights, order, augmentation, masks and dropout."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of weights, order, augmentation, masks and dropout."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = ()
+    """Run once per seed, each in the folder seed-N of the output, and report mean and standard deviation."""
     output: str
-    """The run's folder; of a recipe that leaves it out, runs/NAME."""
+    """Folder of the run; by default runs/NAME of the recipe."""
 
     @model_validator(mode="after")
-    def _task_is_known(self) -> "RunConfig":
-        name = self.task.get("name")
-        if not isinstance(name, str):
+    def _check(self) -> "RunConfig":
+        if not isinstance(self.task.get("name"), str):
             raise ValueError(f"task.name is missing; choose one of: {', '.join(sorted(TASKS))}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: a seed is repeated; name each once")
         return self
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any]) -> tuple[Self | None, list[str]]:
+        """As `Config.read`, with the options of the task that `tree` names."""
+        config, problems = super().read(tree)
+        task = tree.get("task")
+        kind = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
+        if kind is not None and isinstance(task, Mapping):
+            own = task_keys(kind)
+            others = [key for key in cls.known_keys() if not key.startswith("task.")]
+            known = [*others, *(f"task.{key}" for key in ("name", *own))]
+            problems += [unknown_key(f"task.{key}", known) for key in task if key not in ("name", *own)]
+            problems += [
+                f"task.{problem}"
+                for problem in kind.config_type.read({key: task[key] for key in task if key in own})[1]
+            ]
+        return (None if problems else config), problems
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """As `Config.known_keys`, with the options of all tasks and the fields of the model's configuration."""
+        keys: list[str] = []
+        for key in super().known_keys():
+            if key == "task":
+                options = dict.fromkeys(option for task in TASKS.values() for option in task_keys(task))
+                keys += [f"task.{option}" for option in ("name", *options)]
+            elif key == "model.overrides":
+                fields = dict.fromkeys(name for family in CONFIGS.values() for name in config_fields(family))
+                keys += [f"{key}.{name}" for name in fields]
+            else:
+                keys.append(key)
+        return keys
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for config.yaml; `build` reads them back."""
         return self.model_dump(mode="json")
+
+    def by_seed(self) -> list["RunConfig"]:
+        """The runs that this configuration stands for: itself, or one per seed."""
+        if not self.seeds:
+            return [self]
+        return [
+            self.model_copy(update={"seed": seed, "seeds": (), "output": str(Path(self.output) / f"seed-{seed}")})
+            for seed in self.seeds
+        ]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a recipe: `name` is its folder in the recipe's output, `group` its name there without a seed.
+
+    `after` is the name of the earlier stage whose model it starts from, "" where it starts from something else.
+    """
+
+    name: str
+    group: str
+    config: RunConfig
+    after: str = ""
+
+    @property
+    def task(self) -> str:
+        return str(self.config.task["name"])
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def start(self) -> str:
+        """Where its weights come from, without a seed; "" for random weights."""
+        return self.after.split("/")[0] or self.config.model.init or ""
+
+
+@dataclass(frozen=True)
+class JointStage:
+    """Two stages scored together: which answer is right, and for which reason."""
+
+    name: str
+    group: str
+    q2a: Stage
+    qa2r: Stage
+    output: Path
+
+    @property
+    def task(self) -> str:
+        return "vcr"
+
+    @property
+    def start(self) -> str:
+        return self.q2a.start if self.q2a.start == self.qa2r.start else f"{self.q2a.start} and {self.qa2r.start}"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A recipe of one or several stages, resolved and checked. With one run, its folder is `output` itself."""
+
+    title: str
+    about: str
+    output: Path
+    stages: list[Stage]
+    joint: list[JointStage]
+
+    @property
+    def folder(self) -> Path:
+        """Where the report of the whole recipe is written."""
+        return self.output if len(self.every) > 1 else self.stages[0].output
+
+    @property
+    def every(self) -> list[Stage | JointStage]:
+        """What is trained, then what is scored together."""
+        return [*self.stages, *self.joint]
 
 
 def task_class(config: RunConfig) -> type[Task]:
@@ -85,18 +208,136 @@ def task_class(config: RunConfig) -> type[Task]:
     return TASKS[name]
 
 
+def task_keys(task: type[Task]) -> list[str]:
+    """The options of a task, as a recipe writes them below `task`."""
+    return [key for key in task.config_type.model_fields if key not in BESIDE]
+
+
+# Recipes
+
+
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a recipe (see `find_recipe`) with `key=value` overrides. Raises ConfigError naming all
-    that is wrong."""
+    """The configuration of a recipe of one run (see `find_recipe`) with `key=value` overrides.
+
+    Raises ConfigError naming all that is wrong, and for a recipe of several stages (see `read_stages`).
+    """
     path = find_recipe(name)
+    return _read_one(path, load_yaml(path), overrides)
+
+
+def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = ()) -> Stages:
+    """A recipe of one or several stages with `key=value` overrides, which hold for every stage;
+    `stages.NAME.key=value` for one. A configuration is a recipe of one stage.
+
+    Raises ConfigError naming all that is wrong.
+    """
+    if isinstance(recipe, RunConfig):
+        tree = apply_overrides(recipe.plain(), overrides)
+        return _one_stage(RunConfig.build(tree, "the configuration") if overrides else recipe)
+    path = find_recipe(recipe)
     tree = load_yaml(path)
+    if "stages" not in tree:
+        return _one_stage(_read_one(path, tree, overrides))
+    top = [each for each in overrides if each.split("=")[0].split(".")[0] in TOP_KEYS]
+    everywhere = [each for each in overrides if each not in top]
+    tree = apply_overrides(tree, top)
+    _refuse_malformed(path, tree)
+    output = Path(tree.get("output") or f"runs/{path.stem}")
+    is_alone = len(tree["stages"]) == 1
+    stages: list[Stage] = []
+    for group, own in tree["stages"].items():
+        own = apply_overrides(merge(tree.get("defaults") or {}, own or {}), everywhere)
+        stages += _read_stage(f"{path}, stage {group}", group, own, output if is_alone else output / group, stages)
+    refuse_unread_path([stage.config.data for stage in stages])
+    joint = list(_joint_stages(path, tree.get("vcr") or {}, stages, output))
+    return Stages(str(tree.get("title") or path.stem), str(tree.get("about") or ""), output, stages, joint)
+
+
+def _read_one(path: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
     if "stages" in tree:
-        raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): run it with `evle run {name}`")
+        raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}); read it with read_stages")
     config = RunConfig.build({"output": f"runs/{path.stem}", **apply_overrides(tree, overrides)}, str(path))
     refuse_unread_path([config.data])
     if any(override.startswith("data.root=") for override in overrides):
         refuse_unread_root(config.data)
     return config
+
+
+def _one_stage(config: RunConfig) -> Stages:
+    output = Path(config.output)
+    stages = [Stage(Path(each.output).name, output.name, each) for each in config.by_seed()]
+    return Stages(config.title or output.name, "", output, stages, [])
+
+
+def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a recipe of several stages that is not formed like one."""
+    if unknown := [f"{key!r} ({nearest(str(key), TOP_KEYS)})" for key in tree if key not in TOP_KEYS]:
+        raise ConfigError(
+            f"{path}: unknown key {', '.join(unknown)} beside stages; put what all stages share in defaults"
+        )
+    for key in ("stages", "defaults", "vcr"):
+        if not isinstance(tree.get(key) or {}, Mapping):
+            raise ConfigError(f"{path}: {key} must hold NAME: {{...}}, not {tree[key]!r}")
+    if not tree["stages"]:
+        raise ConfigError(f"{path}: stages must hold at least one NAME: {{...}}")
+    for name, stage in tree["stages"].items():
+        if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith("."):
+            raise ConfigError(f"{path}: the stage {name!r} cannot be a folder's name; use letters, digits and dashes")
+        if not isinstance(stage or {}, Mapping):
+            raise ConfigError(f"{path}: stages.{name} must hold `key: value` lines, not {stage!r}")
+    for name, own in (("defaults", tree.get("defaults")), *tree["stages"].items()):
+        if "output" in (own or {}):
+            raise ConfigError(f"{path}: {name}.output has no effect; every stage's folder is in the recipe's output")
+
+
+def _read_stage(where: str, group: str, own: dict[str, Any], output: Path, earlier: Sequence[Stage]) -> list[Stage]:
+    """A stage of a recipe, once per seed; `earlier` are those that it may start from."""
+    init = (own.get("model") or {}).get("init")
+    start = init.removeprefix(STAGE) if isinstance(init, str) and init.startswith(STAGE) else ""
+    sources = [stage for stage in earlier if stage.group == start]
+    if start and not sources:
+        names = dict.fromkeys(stage.group for stage in earlier)
+        hint = nearest(start, names) if names else "the first stage has none before it"
+        raise ConfigError(f"{where}: starts from {init}, which is no earlier stage; {hint}")
+    config = RunConfig.build({"title": group, **own, "output": str(output)}, where)
+    if not start:
+        return [Stage(_name(group, config, each), group, each) for each in config.by_seed()]
+    seeds = [source.config.seed for source in sources]
+    if len(sources) > 1 and sorted(config.seeds) != sorted(seeds):
+        raise ConfigError(f"{where}: starts from {init}, which has seeds={seeds}; give this stage the same seeds")
+    stages = []
+    for each in config.by_seed():
+        source = sources[0] if len(sources) == 1 else sources[seeds.index(each.seed)]
+        model = each.model.model_copy(update={"init": source.config.output})
+        stages.append(Stage(_name(group, config, each), group, each.model_copy(update={"model": model}), source.name))
+    return stages
+
+
+def _name(group: str, whole: RunConfig, one: RunConfig) -> str:
+    return f"{group}/seed-{one.seed}" if whole.seeds else group
+
+
+def _joint_stages(path: Path, pairs: Mapping[str, Any], stages: Sequence[Stage], output: Path) -> Iterator[JointStage]:
+    groups: dict[str, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(stage.group, []).append(stage)
+    for name, pair in pairs.items():
+        named = [groups[each] for each in pair if each in groups] if isinstance(pair, list) else []
+        if [stages[0].task for stages in named] != [*VCR_TASKS]:
+            raise ConfigError(
+                f"{path}: vcr.{name}: {pair} must be two stages, one of the task {VCR_TASKS[0]}, one of {VCR_TASKS[1]}"
+            )
+        if name in groups:
+            raise ConfigError(f"{path}: vcr.{name}: a stage has that name already")
+        seeds = [[stage.config.seed for stage in stages] for stages in named]
+        if len(seeds[0]) > 1 and seeds[0] != seeds[1]:
+            raise ConfigError(f"{path}: vcr.{name}: its stages have other seeds, {seeds[0]} and {seeds[1]}")
+        for q2a, qa2r in zip(*named, strict=True):
+            own = q2a.name.replace(q2a.group, name, 1)
+            yield JointStage(own, name, q2a, qa2r, output / own)
+
+
+# Trained models
 
 
 def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Path | None = None) -> RunConfig:

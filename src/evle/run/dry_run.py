@@ -5,6 +5,7 @@ memory is known. Weights that this machine cannot hold are left out, and said to
 """
 
 import math
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,15 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evle.config import dump_yaml
 from evle.data.loader import Loader
 from evle.data.samples import SPLITS, Samples, Split
 from evle.distributed import world_size
 from evle.engine.devices import checkpoint_activations, join_processes
 from evle.engine.trainer import TrainConfig
 from evle.errors import CheckpointError, ConfigError, EvleError
-from evle.run.config import RunConfig, task_class
+from evle.models.loading import without_bars
+from evle.run.config import STAGE, RunConfig, Stage, Stages, task_class
 from evle.run.prepare import Prepared, prepare
 from evle.run.splits import DataConfig, as_list, read_split
+from evle.run.training import write_state
 from evle.run.weights import starting_config
 from evle.tasks.predict import autocast
 from evle.tasks.task import Batch
@@ -48,7 +52,7 @@ class Rehearsal:
     lines: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-    def said(self) -> list[str]:
+    def as_lines(self) -> list[str]:
         """All of it, for a terminal."""
         return [*self.lines, *(["missing:", *(f"  {line}" for line in self.missing)] if self.missing else [])]
 
@@ -68,8 +72,52 @@ class Tried:
     losses: dict[str, float]
 
 
-def rehearse(config: RunConfig) -> Rehearsal:
-    """Build all that a run needs and take two batches forward and backward.
+def rehearse_stages(recipe: Stages) -> Rehearsal:
+    """Rehearse every stage of a recipe (of a stage with seeds, its first run).
+
+    A stage that starts from an earlier one is tried with the untrained model of that stage, saved in a temporary
+    folder, unless that stage is finished. Raises EvleError as `rehearse`, naming the stage.
+    """
+    if len(recipe.every) == 1:
+        return rehearse(recipe.stages[0].config)
+    result = Rehearsal()
+    firsts = {stage.group: stage for stage in reversed(recipe.stages)}
+    with tempfile.TemporaryDirectory(prefix="evle-dry-run-") as scratch:
+        for stage in reversed(firsts.values()):
+            number = sum(each.group == stage.group for each in recipe.stages)
+            runs = f" ({number} seeds, the first is tried)" if number > 1 else ""
+            result.lines.append(f"{stage.group}{runs}:")
+            one = _rehearse_stage(stage, Path(scratch))
+            result.lines += [f"  {line}" for line in one.lines]
+            result.missing += [f"{stage.group}: {line}" for line in one.missing]
+    for pair in recipe.joint:
+        result.lines += [
+            f"{pair.name}:",
+            f"  scores {pair.q2a.name} and {pair.qa2r.name} together, when they are trained",
+        ]
+    return result
+
+
+def _rehearse_stage(stage: Stage, scratch: Path) -> Rehearsal:
+    config, start = stage.config, scratch / stage.after.replace("/", "_")
+    is_trained = bool(stage.after) and (Path(str(config.model.init)) / "model" / "config.json").is_file()
+    if stage.after and not is_trained:
+        if not start.is_dir():
+            return Rehearsal(
+                [f"not tried: it starts from {stage.after}, of which this machine could not build an untrained model"]
+            )
+        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(start)})})
+    try:
+        result = rehearse(config, keep=scratch / stage.name.replace("/", "_"))
+    except EvleError as error:
+        raise type(error)(f"stage {stage.name}: {error}".replace(str(start), stage.after)) from None
+    said = f"{STAGE}{stage.after} (untrained here)"
+    return Rehearsal([line.replace(str(start), said) for line in result.lines], result.missing)
+
+
+def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
+    """Build all that a run needs and take two batches forward and backward; save the untrained model in the folder
+    `keep`, as the run would.
 
     With something missing, what can be said without it is said. Raises EvleError where the run could not start
     although everything is there: a loss that is not finite, a batch that cannot be split over the processes.
@@ -94,6 +142,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
         ready = prepare(config, samples=samples)
     model = ready.loaded.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if keep is not None and fits:
+        _save_untrained(ready, config, keep)
     skipped: list[str] = []
     tried = _try(ready, config, torch.nn.Module.to(model, device), skipped) if fits else []
     steps = ready.train.num_steps(ready.loader.num_batches)
@@ -117,6 +167,15 @@ def rehearse(config: RunConfig) -> Rehearsal:
         ]
     found.lines += [f"skipped: {line}" for line in skipped]
     return found
+
+
+def _save_untrained(ready: Prepared, config: RunConfig, folder: Path) -> None:
+    """What a later stage reads of a run: model, processor, what the task learned, and the configuration."""
+    with without_bars():
+        ready.loaded.model.save_pretrained(folder / "model")
+    ready.task.processor.save_pretrained(folder / "model")
+    write_state(ready.task, folder / "model")
+    (folder / "config.yaml").write_text(dump_yaml(config.plain()), encoding="utf-8")
 
 
 def _missing(config: RunConfig) -> list[str]:

@@ -1,275 +1,106 @@
-"""Recipes of several runs: pre-train once, fine-tune from it, compare. Each stage is a run in <output>/<stage>.
+"""Train a recipe of one or several stages: pre-train once, fine-tune from it, compare. Each stage has a folder in the
+recipe's output; a recipe of one run has its folder at the output itself."""
 
-A recipe of stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}. `model.init:
-stage:NAME` starts from the model of an earlier stage. Running it again skips finished stages and resumes unfinished
-ones.
-
-`vcr: {NAME: [Q2A_STAGE, QA2R_STAGE]}` beside the stages scores two of them together, VCR's Q to AR, in <output>/NAME.
-"""
-
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from evle.config import apply_overrides, load_yaml, merge
+from evle.data.samples import Samples, Split
 from evle.distributed import barrier, is_main
 from evle.engine.devices import join_processes
-from evle.engine.run_folder import MAY_CHANGE, Run
-from evle.errors import ConfigError, nearest
-from evle.recipes import find_recipe
-from evle.report import Curve, Gallery, Report, Table, read_galleries
-from evle.run.config import RunConfig
-from evle.run.splits import refuse_unread_path
-from evle.run.training import finetune, pretrain
+from evle.engine.run_folder import Run, changed_settings, in_short
+from evle.errors import ConfigError
+from evle.report import Report
+from evle.run.comparison import compare
+from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
+from evle.run.training import in_full, train_run
 from evle.run.vcr import judge_vcr
-from evle.tasks import TASKS
-
-STAGE = "stage:"
-SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
-TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr"}
-JOINT = "vcr"
-METRICS = {**{name: task.metric for name, task in TASKS.items()}, JOINT: "q2ar"}
+from evle.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One run of a recipe, and the earlier stage its weights come from ("" where it starts from something else)."""
+def train(
+    recipe: Stages | RunConfig | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    task: type[Task] | None = None,
+    samples: Mapping[Split, Samples] | None = None,
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] | None = None,
+) -> Report:
+    """Train a recipe: pre-training or fine-tuning, of one or several stages, and return its report.
 
-    name: str
-    config: RunConfig
-    after: str = ""
+    Finished stages of the same configuration are kept, an unfinished one is resumed, the rest run. A stage whose
+    weights come from a stage that ran now runs again. A recipe of one run that is finished is refused, and so is a run
+    of another configuration.
 
-    @property
-    def task(self) -> str:
-        return self.config.task["name"]
+    Args:
+        recipe: a recipe's name or file, a configuration, or what `read_stages` returned.
+        overrides: `key=value` settings that replace the recipe's.
+        task: a class that stands in for the task that a recipe of one stage names.
+        samples: sequences of samples by split that stand in for the data of a recipe of one stage.
+        overwrite: delete earlier runs in the output and start again.
+        on_stage: called with one line about each stage before it runs.
 
-    @property
-    def start(self) -> str:
-        """Where its weights come from, "" for nowhere."""
-        return self.after or self.config.model.init or ""
-
-
-@dataclass(frozen=True)
-class JointStage:
-    """Two stages scored together: which answer is right, and for which reason."""
-
-    name: str
-    q2a: Stage
-    qa2r: Stage
-    output: Path
-
-    @property
-    def task(self) -> str:
-        return JOINT
-
-    @property
-    def start(self) -> str:
-        return self.q2a.start if self.q2a.start == self.qa2r.start else f"{self.q2a.start} and {self.qa2r.start}"
-
-
-@dataclass(frozen=True)
-class Stages:
-    """A recipe of stages, resolved and checked."""
-
-    title: str
-    about: str
-    output: Path
-    stages: list[Stage]
-    joint: list[JointStage]
-
-    @property
-    def every(self) -> list[Stage | JointStage]:
-        """What is trained, then what is scored together."""
-        return [*self.stages, *self.joint]
-
-
-class Comparison(Report):
-    """A report of several runs: its tables say all the scores, task by task; one table of all would be mostly empty."""
-
-    def all_tables(self) -> list[Table]:
-        return self.tables
-
-
-def read_stages(name: str | Path, overrides: Sequence[str] = ()) -> Stages:
-    """A recipe of stages with `key=value` overrides, which hold for every stage; `stages.NAME.key=value` for one.
-
-    A recipe of one run is read as one stage. Raises ConfigError naming all that is wrong.
+    Raises:
+        EvleError: whatever a user can cause; the message says what to do.
     """
-    path = find_recipe(name)
-    tree = load_yaml(path)
-    if "stages" not in tree:
-        tree = {"title": tree.get("title", ""), "stages": {path.stem: tree}}
-    top = [each for each in overrides if each.split("=")[0].split(".")[0] in TOP_KEYS]
-    everywhere = [each for each in overrides if each not in top]
-    tree = apply_overrides(tree, top)
-    if unknown := [f"{key!r} ({nearest(key, TOP_KEYS)})" for key in tree if key not in TOP_KEYS]:
-        raise ConfigError(
-            f"{path}: unknown key {', '.join(unknown)} beside stages; what all stages share goes in defaults"
-        )
-    if not isinstance(tree["stages"], dict) or not tree["stages"]:
-        raise ConfigError(f"{path}: stages must hold at least one NAME: {{...}}")
-    output = Path(tree.get("output") or f"runs/{path.stem}")
-    stages: list[Stage] = []
-    for stage, own in tree["stages"].items():
-        own = apply_overrides(merge(tree.get("defaults") or {}, own or {}), everywhere)
-        after = ""
-        init = (own.get("model") or {}).get("init")
-        if isinstance(init, str) and init.startswith(STAGE):
-            after = init.removeprefix(STAGE)
-            earlier = [each.name for each in stages]
-            if after not in earlier:
-                hint = nearest(after, earlier) if earlier else "the first stage has none before it"
-                raise ConfigError(f"{path}: stage {stage!r} starts from {init}, which is no earlier stage; {hint}")
-            own = merge(own, {"model": {"init": str(output / after)}})
-        own = {"title": stage, **own, "output": str(output / stage)}
-        stages.append(Stage(stage, RunConfig.build(own, f"{path}, stage {stage}"), after))
-    refuse_unread_path([stage.config.data for stage in stages])
-    joint = [_joint_stage(path, name, pair, stages, output) for name, pair in (tree.get(JOINT) or {}).items()]
-    return Stages(tree.get("title") or path.stem, tree.get("about") or "", output, stages, joint)
-
-
-def _joint_stage(path: Path, name: str, pair: Any, stages: Sequence[Stage], output: Path) -> JointStage:
-    named = {stage.name: stage for stage in stages}
-    tasks = ("vcr-q2a", "vcr-qa2r")
-    if not isinstance(pair, list) or [named[each].task for each in pair if each in named] != [*tasks]:
-        raise ConfigError(
-            f"{path}: vcr.{name}: {pair} must be two stages, one of the task {tasks[0]}, one of {tasks[1]}"
-        )
-    if name in named:
-        raise ConfigError(f"{path}: vcr.{name}: a stage has that name already")
-    return JointStage(name, named[pair[0]], named[pair[1]], output / name)
-
-
-def run_stages(recipe: Stages, *, overwrite: bool = False, say: Callable[[str], None] = print) -> Report:
-    """Run every stage that is not finished, and write the combined report into the recipe's output.
-
-    A finished stage of the same configuration is skipped; one whose weights came from a stage that ran anew runs
-    anew too. Raises ConfigError for a finished stage of another configuration, unless `overwrite`.
-    """
+    if isinstance(recipe, Stages):
+        if overrides:
+            raise ConfigError("give overrides to read_stages, which reads the recipe")
+        stages = recipe
+    else:
+        stages = read_stages(recipe, overrides)
+    if (task is not None or samples is not None) and len({stage.group for stage in stages.stages}) > 1:
+        raise ConfigError("task and samples stand in for those of one stage, but the recipe has several")
     join_processes()
+    if len(stages.every) == 1:
+        return train_run(stages.stages[0].config, task=task, samples=samples, overwrite=overwrite)
+    return _train_stages(stages, task, samples, overwrite, on_stage or (lambda line: None))
+
+
+def _train_stages(
+    recipe: Stages,
+    task: type[Task] | None,
+    samples: Mapping[Split, Samples] | None,
+    overwrite: bool,
+    on_stage: Callable[[str], None],
+) -> Report:
     ran: set[str] = set()
-    reports: dict[str, Path] = {}
-    for number, stage in enumerate(recipe.stages, 1):
-        run = Run(stage.config.output)
-        label = f"[{number}/{len(recipe.every)}] {stage.name}"
-        anew = overwrite or stage.after in ran
-        is_kept = not anew and is_finished(run)
+    for number, stage in enumerate(recipe.every, 1):
+        again = overwrite or bool(ran & _needed(stage))
+        is_kept = not again and _is_finished(stage)
         if is_main():
-            say(f"{label}: finished before, kept" if is_kept else f"{label}: {stage.config.output}")
+            state = "finished before, kept" if is_kept else str(stage.output)
+            on_stage(f"[{number}/{len(recipe.every)}] {stage.name}: {state}")
         if is_kept:
-            _refuse_changes(run, stage.config)
+            continue
+        if isinstance(stage, Stage):
+            train_run(stage.config, task=task, samples=samples, overwrite=again)
         else:
-            verb = pretrain if stage.config.task["name"] == "pretraining" else finetune
-            verb(stage.config, resume=not anew, overwrite=anew)
-            ran.add(stage.name)
-            barrier()  # the main process writes the report that all of them read
-        reports[stage.name] = run.folder / "report.json"
-    for number, pair in enumerate(recipe.joint, len(recipe.stages) + 1):
-        reports[pair.name] = pair.output / "report.json"
-        is_kept = not overwrite and not ran & {pair.q2a.name, pair.qa2r.name} and reports[pair.name].is_file()
-        if is_main():
-            label = f"[{number}/{len(recipe.every)}] {pair.name}"
-            say(f"{label}: finished before, kept" if is_kept else f"{label}: {pair.output}")
-        if not is_kept:
-            judge_vcr(pair.q2a.config.output, pair.qa2r.config.output, output=pair.output, title=pair.name)
-            barrier()
-    report = combine(recipe, reports)
+            judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
+        ran.add(stage.name)
+        barrier()  # the main process writes the report that all of them read
+    report = compare(recipe)
     if is_main():
-        report.write(recipe.output)
+        report.write(recipe.folder)
     return report
 
 
-def is_finished(run: Run) -> bool:
-    """Whether the run trained to its end and was reported on."""
-    return run.status().get("state") == "finished" and (run.folder / "report.json").is_file()
+def _needed(stage: Stage | JointStage) -> set[str]:
+    """The stages whose models this one reads."""
+    return {stage.after} if isinstance(stage, Stage) else {stage.q2a.name, stage.qa2r.name}
 
 
-def combine(recipe: Stages, reports: Mapping[str, Path]) -> Report:
-    """One report of all stages: what each task's stages reached, beside chance; all scores task by task; the losses
-    beside each other; the first images of every stage."""
-    read = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
-    tables: list[Table] = []
-    curves: list[Curve] = []
-    galleries: list[Gallery] = []
-    scores: dict[str, Any] = {}
-    results: dict[str, dict[str, float]] = {}  # by "task: score", then by what was measured
-    summary = [recipe.about] if recipe.about else []
-    for task in dict.fromkeys(stage.task for stage in recipe.every):
-        rows: dict[str, dict[str, float]] = {}
-        for stage in recipe.every:
-            if stage.task == task:
-                found = read[stage.name]["scores"]
-                if chance := found.get("chance"):
-                    rows.setdefault("chance", chance)
-                rows[stage.name] = next((row for name, row in found.items() if name != "chance"), {})
-        scores |= {f"{task}: chance" if name == "chance" else name: row for name, row in rows.items()}
-        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        tables.append(Table(f"{task}: scores", ["score", *rows], _turned(columns, rows)))
-        starts = {stage.name: start for stage in recipe.every if (start := _start(stage, recipe)) is not None}
-        measured = {starts.get(name, name): row for name, row in rows.items()}
-        for column in rows.get("chance", ()):
-            if "/" not in column:  # the scores of parts have a name with a stroke
-                results[f"{task}: {column}"] = {name: row[column] for name, row in measured.items() if column in row}
-        summary.append(_in_words(task, measured))
-        losses = {name: points for name in rows if name in read and (points := _losses(read[name]))}
-        if losses:
-            curves.append(Curve(f"{task}: training loss", "step", "loss", losses))
-    summary.append(
-        "Images, curves and settings of each stage: " + ", ".join(f"{s.name}/report.html" for s in recipe.every)
-    )
-    provenance = {stage.name: read[stage.name]["provenance"] for stage in recipe.every}
-    for name, path in reports.items():
-        for gallery in read_galleries(path.parent):
-            galleries.append(Gallery(f"{name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note))
-    if results:
-        names = list(dict.fromkeys(name for row in results.values() for name in row))
-        rows_of_results = [[score, *(row.get(name) for name in names)] for score, row in results.items()]
-        tables.insert(0, Table("Results", ["percent", *names], rows_of_results))
-    return Comparison(recipe.title, summary, provenance, tables, curves, galleries, scores)
-
-
-def _turned(columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:
-    """A line a score, which has many, and a column a stage, of which there are few."""
-    return [[column, *(row.get(column) for row in rows.values())] for column in columns]
-
-
-def _start(stage: Stage | JointStage, recipe: Stages) -> str | None:
-    """What a stage started from, in words; None where another stage of its task started from the same."""
-    if sum((each.task, each.start) == (stage.task, stage.start) for each in recipe.every) > 1:
-        return None
-    return f"weights of {stage.start}" if stage.start else "random weights"
-
-
-def _in_words(task: str, measured: Mapping[str, Mapping[str, float]]) -> str:
-    metric = METRICS[task]
-    found = [f"{row[metric]:.4g} by chance" if name == "chance" else f"{row[metric]:.4g} from {name}"
-             for name, row in measured.items() if metric in row]  # fmt: skip
-    return f"{task}, {metric}: {', '.join(found)}"
-
-
-def _losses(report: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """The points of the training loss in a stage's report.json."""
-    points = (curve["series"]["loss"] for curve in report["curves"] if "loss" in curve["series"])
-    return [(x, y if y is not None else float("nan")) for x, y in next(points, [])]
-
-
-def _refuse_changes(run: Run, config: RunConfig) -> None:
-    # Built anew, so that a setting that came after the run has the default that the run had.
-    before = _flatten(RunConfig.build(run.config(), str(run.folder / "config.yaml")).plain())
-    now = _flatten(config.plain())
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key not in MAY_CHANGE and not key.startswith("evaluate.")]
-    if changed:
-        listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
+def _is_finished(stage: Stage | JointStage) -> bool:
+    """Whether a stage ran to its end with this configuration. Raises ConfigError if it did with another."""
+    if isinstance(stage, JointStage):
+        return (stage.output / "report.json").is_file()
+    run = Run(stage.output)
+    if not run.is_finished():
+        return False
+    changed = changed_settings(in_full(run.config()), stage.config.plain())
+    if changed := {key: values for key, values in changed.items() if not key.startswith("evaluate.")}:
         raise ConfigError(
-            f"{run.folder} was made with other settings ({listed}); choose another output=FOLDER, or --overwrite it"
+            f"{run.folder} holds a finished run of another configuration ({in_short(changed)}); choose another output "
+            "with -o, set it back, or replace all stages with --overwrite"
         )
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    return True

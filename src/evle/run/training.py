@@ -1,21 +1,19 @@
-"""A run from its configuration: data, task and engine on one road, and a report at its end.
+"""One run from its configuration: data, task and engine on one road, and a report at its end.
 
-    RunConfig -> samples -> tokenizer -> task -> model -> loader -> fit -> evaluation -> Report
-
-From Python, objects may stand in for what a configuration names: `finetune(config, task=MyTask, samples={"train":
-my_samples})`.
+RunConfig -> samples -> tokenizer -> task -> model -> loader -> fit -> evaluation -> Report
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evle.data.samples import Samples, Split, describe, left_out_by
 from evle.distributed import is_main
 from evle.engine.devices import join_processes
+from evle.engine.lock import locked
 from evle.engine.run_folder import Run
 from evle.engine.trainer import FitResult, fit
-from evle.errors import ConfigError
 from evle.report import Report, plain, write_whole
 from evle.run.config import RunConfig
 from evle.run.prepare import Prepared, prepare
@@ -23,81 +21,61 @@ from evle.run.reporting import curves, file_lines, score_lines, score_rows, skip
 from evle.tasks.task import Evaluation, Task
 
 
-def pretrain(
+def train_run(
     config: RunConfig,
     *,
     task: type[Task] | None = None,
     samples: Mapping[Split, Samples] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Report:
-    """Run a configuration whose task is pretraining; otherwise as `finetune`."""
-    if task is None and config.task["name"] != "pretraining":
-        raise ConfigError(f"the task is {config.task['name']}, not pretraining: use `evle finetune`")
-    return _train(config, task, samples, resume, overwrite)
-
-
-def finetune(
-    config: RunConfig,
-    *,
-    task: type[Task] | None = None,
-    samples: Mapping[Split, Samples] | None = None,
-    resume: bool = False,
     overwrite: bool = False,
 ) -> Report:
     """Train on the configuration's task, choose the best weights on val, score them on test, and write the run's
-    folder.
+    folder. `evle.train` is its door.
+
+    An unfinished run of the same configuration in config.output is resumed.
 
     Args:
-        config: the run.
+        config: the run; its `seeds` are not read here.
         task: a class that stands in for the task that the configuration names.
         samples: sequences of samples by split that stand in for the configuration's data.
-        resume: go on with the run in config.output, if there is one.
         overwrite: delete the run in config.output first.
 
     Raises:
         EvleError: whatever a user can cause; the message says what to do.
     """
-    if task is None and config.task["name"] == "pretraining":
-        raise ConfigError("the task is pretraining: use `evle pretrain`")
-    return _train(config, task, samples, resume, overwrite)
-
-
-def _train(
-    config: RunConfig,
-    task: type[Task] | None,
-    samples: Mapping[Split, Samples] | None,
-    resume: bool,
-    overwrite: bool,
-) -> Report:
     join_processes()
-    ready = prepare(config, task, samples)
-    run = Run.start(
-        config.output,
-        config.plain(),
-        seed=config.seed,
-        data_hash=ready.data_hash,
-        resume=resume,
-        overwrite=overwrite,
-        complete=lambda tree: RunConfig.build(tree, str(Path(config.output) / "config.yaml")).plain(),
-    )
-    val = ready.samples.get("val")
-    quick = config.evaluate.settings(quick=True)
-    result = fit(
-        ready.loaded.model,
-        ready.task,
-        ready.loader,
-        train=ready.train,
-        optim=config.optim,
-        run=run,
-        seed=config.seed,
-        new_parameters=ready.loaded.new,
-        evaluate=None if val is None else lambda model: ready.task.evaluate(model, val, quick).scores,
-        metric=ready.task.metric,
-        resume=resume,
-    )
-    _write_state(ready.task, run.model_folder)
-    return _report_run(config, ready, run, result)
+    asked = config.plain()
+    with locked(Path(config.output)):
+        Run(config.output).check(asked, overwrite=overwrite, complete=in_full)  # before anything takes time
+        ready = prepare(config, task, samples)
+        run = Run.start(
+            config.output,
+            asked,
+            seed=config.seed,
+            data_hash=ready.data_hash,
+            overwrite=overwrite,
+            complete=in_full,
+        )
+        val = ready.samples.get("val")
+        quick = config.evaluate.settings(quick=True)
+        result = fit(
+            ready.loaded.model,
+            ready.task,
+            ready.loader,
+            train=ready.train,
+            optim=config.optim,
+            run=run,
+            seed=config.seed,
+            new_parameters=ready.loaded.new,
+            evaluate=None if val is None else lambda model: ready.task.evaluate(model, val, quick).scores,
+            metric=ready.task.metric,
+        )
+        write_state(ready.task, run.model_folder)
+        return _report_run(config, ready, run, result)
+
+
+def in_full(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the defaults of settings that it lacks, as one of an earlier version may."""
+    return RunConfig.build(tree, "config.yaml of the run").plain()
 
 
 def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult) -> Report:
@@ -139,6 +117,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     return report
 
 
-def _write_state(task: Task, folder: Path) -> None:
+def write_state(task: Task, folder: Path) -> None:
+    """Save beside a model what its task learned from the training samples; the main process writes."""
     if is_main() and task.state():
         write_whole(folder / "task.json", json.dumps(plain(task.state()), ensure_ascii=False, indent=1) + "\n")

@@ -8,9 +8,9 @@ import operator
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -32,8 +32,7 @@ from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
-from evle.models.folders import model_folder, read_fields
-from evle.models.loading import PROCESSORS
+from evle.models.loading import PROCESSORS, model_folder, read_fields
 from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
 from evle.models.vle import VLEConfig
@@ -65,6 +64,12 @@ class ModelConfig(Config):
     """The folder of a trained DeBERTa-v2 or v3 that a VLE preset starts from, with its tokenizer."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
+
+
+def config_fields(family: type[EncoderConfig]) -> list[str]:
+    """The fields of a family's configuration that are its own, not of every transformers model."""
+    common = {each.name for each in fields(cast(Any, PreTrainedConfig))}
+    return [each.name for each in fields(cast(Any, family)) if each.name not in common]
 
 
 @dataclass

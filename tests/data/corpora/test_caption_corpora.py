@@ -9,7 +9,7 @@ import corpora
 from evle.cli import main as cli
 from evle.data.loader import Loader
 from evle.data.sources import read_source
-from evle.run.training import finetune, pretrain
+from evle.run import stages
 from micro import micro_run
 
 SHORT = {"train": {"steps": 2, "batch_size": 4, "log_every": 1}, "text": {"max_length": 16}}
@@ -31,7 +31,7 @@ def splits(source, options, train=None, **each):
 def test_retrieval_is_trained_and_scored_on_the_published_splits(source, folder, tmp_path):
     options = {name: value for name, value in corpora.options_of(source, folder).items() if name != "split"}
     config = micro_run(tmp_path, "retrieval", {**SHORT, "data": splits(source, options, train={"pairs": True})})
-    report = finetune(config)
+    report = stages.train(config)
     told = json.loads((tmp_path / "report.json").read_text())
     assert report.title
     assert set(told["scores"]["test"]) >= {"TR@1", "IR@10", "R@mean"}
@@ -43,7 +43,7 @@ def test_retrieval_is_trained_and_scored_on_the_published_splits(source, folder,
 def test_each_corpus_can_be_pre_trained_on(source, folder, tmp_path):
     train = {"source": source, **corpora.options_of(source, folder)}
     val = {"source": "karpathy", "path": str(folder / "coco"), "split": "val"}
-    pretrain(micro_run(tmp_path, "pretraining", {**SHORT, "data": {"train": train, "val": val}}))
+    stages.train(micro_run(tmp_path, "pretraining", {**SHORT, "data": {"train": train, "val": val}}))
     assert (tmp_path / "report.json").is_file()
 
 
@@ -60,7 +60,7 @@ def test_the_published_mix_reports_what_was_left_out(folder, tmp_path):
     ]
     sources[3]["weight"] = 2
     val = {"source": "karpathy", "path": str(folder / "coco"), "split": "val"}
-    pretrain(micro_run(tmp_path, "pretraining", {**SHORT, "data": {"train": sources, "val": val}}))
+    stages.train(micro_run(tmp_path, "pretraining", {**SHORT, "data": {"train": sources, "val": val}}))
     told = (tmp_path / "report.json").read_text()
     assert "left out as images of downstream tasks" in told
     assert "no image was downloaded" in told
@@ -71,7 +71,7 @@ def test_a_corrupt_image_is_skipped_and_named_in_the_report(tmp_path):
     damaged = coco / "val2014/COCO_val2014_000000000028.jpg"
     damaged.write_bytes(damaged.read_bytes()[:100])
     options = {"path": str(coco)}
-    finetune(micro_run(tmp_path / "run", "retrieval", {**SHORT, "data": splits("karpathy", options)}))
+    stages.train(micro_run(tmp_path / "run", "retrieval", {**SHORT, "data": splits("karpathy", options)}))
     told = json.loads((tmp_path / "run/report.json").read_text())
     assert str(damaged) in json.dumps(told)
 

@@ -15,7 +15,7 @@ import corpora
 from evle.data.corpora import web_captions
 from evle.data.corpora.web_captions import conceptual_captions, sbu
 from evle.errors import ConfigError, DataError
-from evle.run.training import finetune
+from evle.run.stages import train
 from micro import THINGS, micro_run
 
 
@@ -219,7 +219,7 @@ def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
     }
     for place in (0, 1, 3):
         (tmp_path / "cc" / "images" / "00000" / f"{place:09}.jpg").unlink()
-    report = finetune(micro_run(tmp_path / "run", "retrieval", {"data": data, "train": {"steps": 2, "batch_size": 4}}))
+    report = train(micro_run(tmp_path / "run", "retrieval", {"data": data, "train": {"steps": 2, "batch_size": 4}}))
     assert "left out, as they could not be used: 7 rows or samples, named below" in report.summary
     assert report.tables[0].title == "Skipped samples: 7"
     assert [row[0].rpartition("/")[2] for row in report.tables[0].rows] == [

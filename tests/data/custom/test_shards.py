@@ -17,7 +17,7 @@ from evle.data.loader import Loader
 from evle.data.samples import CaptionSample
 from evle.errors import ConfigError, DataError, SampleError
 from evle.inspection.sample_check import check_samples
-from evle.run.training import finetune
+from evle.run.stages import train
 from micro import micro_run
 from tars import caption_members, encoded, write_tar
 
@@ -280,7 +280,7 @@ def test_training_on_shards_is_training_on_the_folder(tmp_path):
     assert isinstance(sources["shards"][0], CaptionSample)
     changes = {"train": {"steps": 4, "batch_size": 4}}
     scores = {
-        name: finetune(
+        name: train(
             micro_run(tmp_path / name, "retrieval", changes), samples={"train": samples, "test": samples}
         ).scores
         for name, samples in sources.items()

@@ -1,0 +1,159 @@
+"""The verbs that train models and score them: `main` takes them in.
+
+As there, nothing heavy is imported before a verb needs it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evle.cli.completion import complete_key, complete_recipe
+from evle.cli.showing import show_report
+from evle.errors import EvleError
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name (see `evle recipes`) or a .yaml file.",
+        show_default=False,
+        autocompletion=complete_recipe,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace the recipe's, such as optim.lr=1e-4.",
+        show_default=False,
+        autocompletion=complete_key,
+    ),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)]
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    output: Output = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete earlier runs in the output and start again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, try two batches, and write nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe, or resume its training.
+
+    The recipe names the task: pre-training, or fine-tuning on a task, where val chooses the best weights and test
+    scores them. It may have several stages. Repeat the command to resume an unfinished run; finished stages are kept.
+
+    \b
+      evle train quickstart
+      evle train pictures data.path=FOLDER
+      evle train pictures data.path=FOLDER stages.retrieval.train.epochs=5 -o runs/short
+      evle train eve-base-pretrain train.batch_size=512 -o runs/base --dry-run
+      evle train my-vqa.yaml model.init=runs/base optim.lr=1e-4 -o runs/vqa
+      accelerate launch -m evle train eve-base-pretrain
+    """
+    from evle.run import dry_run as trying
+    from evle.run import stages
+    from evle.run.config import read_stages
+
+    read = read_stages(recipe, [*(overrides or []), *([f"output={output}"] if output is not None else [])])
+    if dry_run:
+        result = trying.rehearse_stages(read)
+        print("\n".join(result.as_lines()))
+        if result.missing:
+            raise typer.Exit(2)
+        return
+    report = stages.train(read, overwrite=overwrite, on_stage=print)
+    show_report(report, read.folder, report.all_tables()[:1] if len(read.every) > 1 else ())
+
+
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder, or a recipe whose output folder holds its run.",
+            show_default=False,
+            autocompletion=complete_recipe,
+        ),
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Score this model folder instead of the run's.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="Score by this recipe's task and data instead of the run's own.",
+            show_default=False,
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Score a trained model on test data.
+
+    On its own test data, on any other, or by another recipe (zero-shot).
+
+    \b
+      evle evaluate runs/pictures/retrieval
+      evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval data.path=FOLDER
+      evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
+      evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
+      evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 -o scores
+    """
+    from evle.run import config as reading
+    from evle.run import evaluation
+
+    if by is None and not Path(run).is_dir() and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
+        raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
+    config = reading.read_to_score(run, overrides or [], recipe=by, model=model)
+    name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
+    folder = output or Path(config.output) / name
+    show_report(evaluation.evaluate(config, model=model, output=folder), folder)
+
+
+def vcr(
+    q2a: Annotated[str, typer.Argument(help="A run or model folder of vcr-q2a, which answers.", show_default=False)],
+    qa2r: Annotated[
+        str, typer.Argument(help="One of vcr-qa2r, which gives the reason for an answer.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Score two models together on VCR (Q to AR).
+
+    Question to answer and reason; also writes the file for the leaderboard.
+
+    \b
+      evle vcr runs/q2a runs/qa2r
+      evle vcr models/q2a models/qa2r data.test.source=vcr data.test.split=val data.path=FOLDER -o scores
+    """
+    from evle.run.vcr import judge_vcr
+
+    folder = output or Path(qa2r) / "joint"
+    show_report(judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
+
+
+def recipes() -> None:
+    """List the bundled recipes.
+
+    Their files can be copied and changed; the last line says where they are.
+
+    \b
+      evle recipes
+    """
+    from evle.recipes import listing
+    from evle.recipes import recipes as known
+    from evle.report import text_table
+
+    for table in listing():
+        print(f"{table.title}\n\n{text_table(table)}\n")
+    print(f"The files: {next(iter(known().values())).parent}")
+
+
+VERBS = (train, evaluate, vcr, recipes)
