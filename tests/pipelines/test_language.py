@@ -1,6 +1,8 @@
 """VQA with a language model: what it is told, and what happens when its server is absent, slow, busy or babbling."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProc
 
 from evle.errors import CheckpointError, ConfigError, DataError, ServiceError
 from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
+from evle.pipelines.language import chat
 from evle.pipelines.language.answering import prompt
 from evle.transforms.text import train_tokenizer
 from retrieval_models import save_vqa_model
@@ -33,7 +36,8 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(handler):
                 body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-                self.requests.append((handler.path, dict(handler.headers), body))
+                headers = {name.title(): value for name, value in handler.headers.items()}
+                self.requests.append((handler.path, headers, body))
                 part = script.pop(0) if len(script) > 1 else script[0]
                 if isinstance(part, int | float):
                     time.sleep(part)
@@ -162,7 +166,7 @@ def test_a_busy_server_is_asked_again_and_no_earlier_than_it_says(serve):
 
 def test_a_server_that_stays_busy_is_given_up(serve):
     server = serve((429, {"error": {"message": "no credit left"}}, {}))
-    with pytest.raises(ServiceError, match=r"status 429, too many requests.*no credit left.*\(3 tries\)"):
+    with pytest.raises(ServiceError, match=r"status 429, too many requests.*no credit left.*\(3 attempts\)"):
         endpoint(server, retries=2).complete(ASK)
     assert len(server.requests) == 3
 
@@ -170,14 +174,14 @@ def test_a_server_that_stays_busy_is_given_up(serve):
 def test_a_server_that_is_not_there_is_named_after_every_try(serve):
     server = serve(GOOD)
     server.close()
-    with pytest.raises(ServiceError, match=r"completions: no connection .*refused.*is it running.*\(2 tries\)"):
+    with pytest.raises(ServiceError, match=r"completions: no connection .*refused.*running.*\(2 attempts\)"):
         endpoint(server, retries=1).complete(ASK)
 
 
 def test_a_silent_server_ends_in_a_time_out(serve):
     server = serve(1.0)
     start = time.monotonic()
-    with pytest.raises(ServiceError, match=r"within 0.2 s.*\(1 tries\)"):
+    with pytest.raises(ServiceError, match=r"within 0.2 s.*\(1 attempts\)"):
         endpoint(server, timeout=0.2, retries=0).complete(ASK)
     assert time.monotonic() - start < 0.9
 
@@ -241,11 +245,11 @@ def test_the_key_is_never_sent_to_where_a_server_redirects(serve):
 
 
 def test_the_key_is_in_no_text_of_ours(serve, monkeypatch):
-    chat = endpoint(serve(GOOD))
-    assert KEY not in repr(chat)
+    server = endpoint(serve(GOOD))
+    assert KEY not in repr(server)
     monkeypatch.setenv("OPENAI_API_KEY", "secret\nX-Evil: 1")
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds no key") as caught:
-        chat.complete(ASK)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is no key") as caught:
+        server.complete(ASK)
     assert "secret" not in str(caught.value)
 
 
@@ -263,7 +267,7 @@ def test_the_key_is_in_no_text_of_ours(serve, monkeypatch):
     ],
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ConfigError, match="no base URL"):
+    with pytest.raises(ConfigError, match="not the base URL"):
         ChatEndpoint(url, "m")
 
 
@@ -285,6 +289,63 @@ def test_impossible_waits_are_refused():
 def test_options_that_no_reply_could_come_of_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ChatEndpoint("http://localhost/v1", "m", options=options)
+
+
+class Trickle:
+    """A server that never finishes: it sends `start`, then `more` again and again."""
+
+    def __init__(self, start: bytes, more: bytes):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
+        threading.Thread(target=self.run, args=(start, more), daemon=True).start()
+
+    def run(self, start: bytes, more: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.socket.accept()
+                with contextlib.suppress(OSError):
+                    connection.sendall(start)
+                    while True:
+                        time.sleep(0.05)
+                        connection.sendall(more)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+ENDLESS = {
+    "headers": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+    "more and more headers": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "error": (b"HTTP/1.1 500 Oh\r\nContent-Length: 100000\r\n\r\n", b"x"),
+    "refusal": (b"HTTP/1.1 400 Oh\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "chunk extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_the_time_out_holds_however_slowly_a_server_trickles(name):
+    server = Trickle(*ENDLESS[name])
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=r"within 0\.4 s.*\(1 attempts\)"):
+        endpoint(server, timeout=0.4, retries=0).complete(ASK)
+    assert time.monotonic() - start < 1.5
+    server.close()
+
+
+def test_an_endless_reply_is_not_kept(serve, monkeypatch):
+    monkeypatch.setattr(chat, "MAX_REPLY", 1000)
+    with pytest.raises(ServiceError, match="over 1,000 bytes"):
+        endpoint(serve((200, b" " * 100_000, {}))).complete(ASK)
+
+
+def test_the_account_of_another_service_is_not_sent(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-1")
+    server = serve(GOOD)
+    endpoint(server).complete(ASK)
+    assert not {"org-1", "project-1"} & set(server.requests[0][1].values())
 
 
 # --- models on this machine

@@ -170,7 +170,7 @@ def test_images_to_compare_must_go_together(folders, tmp_path):
     compare = ComparePipeline(folders["nlvr2"])
     assert compare([], [], []) == []
     assert compare(RED, [], "a") == []
-    with pytest.raises(DataError, match="2 left images, 3 right ones and 1 texts"):
+    with pytest.raises(DataError, match="2 left images, 3 right images and 1 texts"):
         compare([RED] * 2, [BLUE] * 3, "a")
     with pytest.raises(SampleError, match=r"none\.png"):
         compare(RED, tmp_path / "none.png", "a")

@@ -1,4 +1,4 @@
-"""VQA with a language model: it reads what the images' model found, and says the answer in words of its own.
+"""VQA with a language model, which reads the answers of the vision model and replies with a sentence.
 
 A caption of the image, the question and the best answers with their scores are put to a language model (VLE's
 demonstration): any server that speaks OpenAI's chat protocol, or a causal language model of transformers on this
@@ -68,13 +68,13 @@ class LanguageVQAPipeline:
     ) -> list[dict[str, Any]]:
         """What `VQAPipeline` returns for each pair, with a "caption" and a "reply".
 
-        `captions` describe the images, one a pair or one for all; by default the captioner's, if there is one, else
-        none (None). The reply is the language model's; without one, the VQA answer. Raises what the pipeline raises,
-        and ServiceError where an endpoint gives no answer.
+        `captions` describe the images, one per pair or one for all. The default is the captioner's caption, or None
+        without a captioner. The reply is the language model's; without one it is the VQA answer. Raises what the
+        pipeline raises, and ServiceError where an endpoint does not answer.
         """
         sources, asked = pairs(images, questions)
-        found = self.vqa(sources, asked, top_k=top_k)
-        rows = zip(found, self._captions(sources, captions), strict=True)
+        results = self.vqa(sources, asked, top_k=top_k)
+        rows = zip(results, self._captions(sources, captions), strict=True)
         return [{**row, "caption": caption, "reply": self._reply(row, caption)} for row, caption in rows]
 
     def _reply(self, row: Mapping[str, Any], caption: str | None) -> str:
@@ -86,11 +86,13 @@ class LanguageVQAPipeline:
         if given is not None:
             listed: list[str | None] = [*as_texts(given)]
             if len(listed) not in (1, len(sources)):
-                raise DataError(f"{len(listed)} captions for {len(sources)} questions; give one each, or one for all")
+                raise DataError(
+                    f"{len(listed)} captions for {len(sources)} questions; give one per question, or one for all"
+                )
             return listed if len(listed) == len(sources) else listed * len(sources)
         if self.captioner is None:
             return [None] * len(sources)
         # One image may be asked about many times; it is described once.
         unique = list({id(source): source for source in sources}.values())
-        said = dict(zip(map(id, unique), self.captioner(unique), strict=True))
-        return [said[id(source)] for source in sources]
+        captions_of = dict(zip(map(id, unique), self.captioner(unique), strict=True))
+        return [captions_of[id(source)] for source in sources]

@@ -1,45 +1,42 @@
-"""A language model behind a server that speaks OpenAI's chat protocol (POST /chat/completions)."""
+"""A language model behind a server that speaks OpenAI's chat protocol (POST /chat/completions).
 
-import http.client
+The requests are made by the `openai` client library, which the extra "language" installs.
+"""
+
 import json
 import os
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from evle.errors import ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
 
 Messages = list[dict[str, str]]
 """A conversation: {"role": "system" or "user", "content": text}, in order."""
 
 MAX_REPLY = 10_000_000
-"""Bytes of a server's reply that are read at most."""
+"""Largest reply that is read, in bytes."""
 
 LONGEST_WAIT = 60.0
-"""Seconds waited before another try at most, whatever the server asks for."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another place than the one it was meant for."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
+"""Longest pause before another attempt, in seconds, whatever the server asks for."""
 
 
 @dataclass(frozen=True)
 class ChatEndpoint:
     """A server that speaks OpenAI's chat protocol: a company's, or one of your own (vLLM, llama.cpp, Ollama ...).
 
-    `url` is its base URL, to which /chat/completions is added, `model` the model's name there. The key is read from
-    the environment variable `key_variable` when it is needed, sent to this URL alone, and never stored or shown;
-    without one, none is sent. `timeout` seconds are waited for each reply; after a refused connection, a time-out or a
-    busy or failing server (408, 429, 5xx) there are `retries` more tries, `backoff` seconds later and twice as long
-    each time, or as long as the server says, up to a minute. `options` are further fields of the request, such as
-    {"temperature": 0, "max_tokens": 60}.
+    `url` is its base URL, to which /chat/completions is added; `model` is the model's name there. The key is read from
+    the environment variable `key_variable` when it is needed, sent to this URL alone, and never stored or shown.
+    Without a key none is sent. Each reply must be complete after `timeout` seconds. After a refused connection, a
+    time-out or the statuses 408, 429 and 5xx there are `retries` more attempts. The pause before them starts at
+    `backoff` seconds and doubles each time, or is as long as the server asks, up to a minute. `options` are further
+    fields of the request, such as {"temperature": 0, "max_tokens": 60}.
     """
 
     url: str
@@ -58,70 +55,111 @@ class ChatEndpoint:
             is_address = False
         if not is_address or not self.url.isascii():
             raise ConfigError(
-                f"{self.url!r} is no base URL of a chat server; give one such as http://localhost:8000/v1"
+                f"{self.url!r} is not the base URL of a chat server; give one such as http://localhost:8000/v1"
             )
         if parts.username or parts.password or parts.query:
             raise ConfigError(
-                f"the URL for {parts.hostname} holds a name, password or query; put the key into the environment "
-                f"variable {self.key_variable}"
+                f"the URL for {parts.hostname} contains a name, a password or a query; put the key into the "
+                f"environment variable {self.key_variable}"
             )
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
             raise ConfigError(
-                f"timeout={self.timeout}, retries={self.retries}, backoff={self.backoff}: a time-out above 0 and "
-                "nothing below 0 is needed"
+                f"timeout={self.timeout}, retries={self.retries}, backoff={self.backoff}: timeout must be above 0, "
+                "and the others not below 0"
             )
         if self.options.get("stream"):
-            raise ConfigError("options stream: a reply is read whole, not in parts; leave it out")
+            raise ConfigError("options.stream: a reply is read whole, not in parts; remove this option")
         try:
             json.dumps(dict(self.options))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"options: they cannot be sent as JSON ({error})") from None
+            raise ConfigError(f"options: cannot be sent as JSON ({error}); use plain values") from None
 
     def complete(self, messages: Messages) -> str:
-        """The server's reply. Raises ServiceError, saying what happened and what to do."""
+        """The server's reply. Raises ServiceError with what happened and what to do."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
         address = f"{self.url.rstrip('/')}/chat/completions"
-        body = json.dumps({"model": self.model, "messages": messages, **self.options}).encode()
-        headers = {"Content-Type": "application/json", **self._authorization()}
-        request = urllib.request.Request(address, body, headers, method="POST")
         wait = self.backoff
-        for turn in range(self.retries + 1):
+        for attempt in range(self.retries + 1):
             problem, asked_wait = "", 0.0
             try:
-                return self._content(self._send(request))
-            except urllib.error.HTTPError as error:
-                problem = self._http_problem(error)
-                if error.code not in (408, 429) and error.code < 500:
+                return self._content(self._post(messages))
+            except APIStatusError as error:
+                problem = self._status_problem(error)
+                if error.status_code not in (408, 429) and error.status_code < 500:
                     raise ServiceError(f"{address}: {problem}") from None
-                asked_wait = _seconds(error.headers.get("Retry-After"))
-            except TimeoutError:
-                problem = f"no whole reply within {self.timeout:g} s; raise timeout, or look at the server"
-            except (OSError, http.client.HTTPException) as error:  # refused, reset, unknown host, broken off
-                reason = getattr(error, "reason", error)
-                if isinstance(reason, TimeoutError):
-                    problem = f"no connection within {self.timeout:g} s; is the server running?"
-                else:
-                    problem = f"no connection ({self._hidden(str(reason) or type(reason).__name__)}); is it running?"
-            if turn < self.retries:
+                asked_wait = _seconds(error.response.headers.get("Retry-After"))
+            except (APITimeoutError, TimeoutError):
+                problem = f"no complete reply within {self.timeout:g} s; raise timeout, or check the server"
+            except (APIConnectionError, OSError) as error:  # refused, reset, unknown host, broken off
+                reason = self._hidden(str(error.__cause__ or error) or type(error).__name__)
+                problem = f"no connection ({reason}); is the server running?"
+            if attempt < self.retries:
                 time.sleep(min(max(wait, asked_wait), LONGEST_WAIT))
                 wait *= 2
-        raise ServiceError(f"{address}: {problem} ({self.retries + 1} tries)")
+        raise ServiceError(f"{address}: {problem} ({self.retries + 1} attempts)")
 
-    def _send(self, request: urllib.request.Request) -> bytes:
-        """The body of the reply, all of it within the time-out, however slowly it trickles."""
-        end = time.monotonic() + self.timeout
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.timeout) as reply:
+    def _post(self, messages: Messages) -> bytes:
+        """The body of the reply. Raises TimeoutError when it is not complete in time, however slowly it trickles.
+
+        The client's own time-out starts again with every byte, so the request runs in a thread that is abandoned.
+        """
+        from openai import OpenAIError
+
+        client = self._client()
+        results: list[bytes | Exception] = []
+
+        def post() -> None:
+            try:
+                results.append(self._read(client, messages))
+            except (OpenAIError, ServiceError) as error:
+                results.append(error)
+            except Exception as error:  # of the library below the client, while a body is read
+                results.append(ConnectionError(str(error) or type(error).__name__))
+
+        thread = threading.Thread(target=post, daemon=True, name="evle-chat")
+        thread.start()
+        thread.join(self.timeout)
+        client.close()
+        if not results:
+            raise TimeoutError
+        if isinstance(results[0], Exception):
+            raise results[0]
+        return results[0]
+
+    def _client(self) -> "OpenAI":
+        try:
+            from openai import DefaultHttpxClient, OpenAI
+        except ImportError:
+            raise ConfigError("a chat server needs the package openai; pip install 'evle[language]'") from None
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key.isascii() or not key.isprintable():  # an error of the client would quote it
+            raise ConfigError(f"the environment variable {self.key_variable} is no key: it has unprintable characters")
+        return OpenAI(
+            base_url=self.url,
+            api_key=key or "none",  # never sent, see `_read`
+            http_client=DefaultHttpxClient(follow_redirects=False),  # a redirect would carry the key to another host
+            timeout=self.timeout,
+            max_retries=0,
+        )
+
+    def _read(self, client: "OpenAI", messages: Messages) -> bytes:
+        from openai import Omit
+
+        # The account is that of OpenAI's own service, which the library reads from the environment.
+        headers: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        if not os.environ.get(self.key_variable, "").strip():
+            headers["Authorization"] = Omit()
+        create: Any = client.chat.completions.with_streaming_response.create
+        options = dict(self.options)
+        with create(model=self.model, messages=messages, extra_body=options, extra_headers=headers) as reply:
             parts, size = [], 0
-            while part := reply.read1(65536):
+            for part in reply.iter_bytes():
                 parts.append(part)
                 size += len(part)
                 if size > MAX_REPLY:
-                    raise ServiceError(f"{request.full_url}: a reply of over {MAX_REPLY:,} bytes is no answer")
-                if time.monotonic() > end:
-                    raise TimeoutError
-            if reply.length:  # the server promised more
-                raise http.client.IncompleteRead(b"", reply.length)
-        return b"".join(parts)
+                    raise ServiceError(f"{self.url}: a reply of over {MAX_REPLY:,} bytes is not an answer")
+            return b"".join(parts)
 
     def _content(self, body: bytes) -> str:
         try:
@@ -136,36 +174,27 @@ class ChatEndpoint:
             raise ServiceError(f"{self.url}: the model {self.model!r} replied with nothing; raise max_tokens, if set")
         return content.strip()
 
-    def _authorization(self) -> dict[str, str]:
-        key = os.environ.get(self.key_variable, "").strip()
-        if not key.isascii() or not key.isprintable():  # http.client would quote it in its error
-            raise ConfigError(
-                f"the environment variable {self.key_variable} holds no key: it has unprintable characters"
-            )
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _http_problem(self, error: urllib.error.HTTPError) -> str:
-        """What a status says, with what the server says of it."""
-        said = ""
-        try:
-            found = json.loads(error.read(MAX_REPLY))
-            said = found["error"]["message"] if isinstance(found["error"], dict) else found["error"]
-        except (ValueError, KeyError, TypeError, RecursionError, OSError, http.client.HTTPException):
-            pass  # no JSON, no more to say than the status
+    def _status_problem(self, error: "APIStatusError") -> str:
+        """What a status means, with the server's own message."""
+        message = error.body
+        for key in ("error", "message"):
+            message = message.get(key, message) if isinstance(message, dict) else message
         cures = {
-            400: "it does not take this request: are options right?",
+            400: "the request is refused: check options",
             401: f"the key is wrong or missing: set the environment variable {self.key_variable}",
             403: f"the key in {self.key_variable} may not use this model",
-            404: f"there is no such path, or no model {self.model!r}: is the base URL right?",
+            404: f"there is no such path, or no model {self.model!r}: check the base URL",
             429: "too many requests, or no credit left",
         }
-        redirect = "it redirects to another place, which is not followed: give that base URL"
-        cure = cures.get(error.code, redirect if error.code < 400 else "the server failed" if error.code >= 500 else "")
-        words = f"status {error.code}" + (f", {cure}" if cure else "")
-        return words + (f" (it says: {self._hidden(' '.join(str(said).split()))[:300]})" if said else "")
+        redirect = "it redirects to another address, which is not followed: give that base URL"
+        code = error.status_code
+        cure = cures.get(code, redirect if code < 400 else "the server failed" if code >= 500 else "")
+        words = f"status {code}" + (f", {cure}" if cure else "")
+        reported = isinstance(message, str) and not message.lstrip().startswith("<") and " ".join(message.split())
+        return words + (f" (it reports: {self._hidden(reported)[:300]})" if reported else "")
 
     def _hidden(self, text: str) -> str:
-        """`text` without the key, should a server repeat it."""
+        """`text` without the key, in case a server repeats it."""
         key = os.environ.get(self.key_variable, "").strip()
         return text.replace(key, "***") if key else text
 

@@ -1,4 +1,4 @@
-"""Language and captioning models of transformers in a folder on this machine, to work beside VQA."""
+"""Language and captioning models of transformers in a folder on this machine, for use with VQA."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from evle.pipelines.pipeline import Images, as_images
 
 
 class LocalLanguageModel:
-    """A causal language model of transformers in a folder on this machine; it always takes the likeliest next word.
+    """A causal language model of transformers in a folder on this machine, decoded greedily.
 
-    One whose chat template knows no system message is given that as part of the first question; one that can be told
-    not to think aloud is told so, as its thoughts would be taken for the reply.
+    Where a chat template has no system message, the system text is put before the first question. Templates that can
+    switch reasoning off have it switched off, because the reasoning would be taken for the reply.
     """
 
     def __init__(self, folder: str | Path, *, device: str | torch.device | None = None, max_new_tokens: int = 60):
@@ -32,7 +32,7 @@ class LocalLanguageModel:
             text = "\n\n".join([*(message["content"] for message in messages), "Answer:"])
             inputs = self.tokenizer(text, return_tensors="pt")
         inputs = inputs.to(self.model.device)
-        inputs.pop("token_type_ids", None)  # some tokenizers give them, few causal models take them
+        inputs.pop("token_type_ids", None)  # some tokenizers return them, few causal models accept them
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -78,27 +78,27 @@ class LocalCaptioner:
 
     def __call__(self, images: Images) -> list[str]:
         """A caption of each image. Raises SampleError for one that cannot be read."""
-        sources, said = as_images(images), []
+        sources, captions = as_images(images), []
         for start in range(0, len(sources), self.batch_size):
-            pictures = [open_image(source) for source in sources[start : start + self.batch_size]]
-            pixels = self.image_processor(images=pictures, return_tensors="pt")["pixel_values"].to(self.model.device)
+            opened = [open_image(source) for source in sources[start : start + self.batch_size]]
+            pixels = self.image_processor(images=opened, return_tensors="pt")["pixel_values"].to(self.model.device)
             with torch.inference_mode():
                 output = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_new_tokens, do_sample=False)
-            said += [words.strip() for words in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
-        return said
+            captions += [words.strip() for words in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
+        return captions
 
 
 def _without_system(messages: Messages) -> Messages:
-    """What the system says put in front of what the user says first."""
-    said = [message["content"] for message in messages if message["role"] == "system"]
+    """The conversation with the system's text put before the user's first message."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
     first, *rest = (message for message in messages if message["role"] != "system")
-    return [{**first, "content": "\n\n".join([*said, first["content"]])}, *rest]
+    return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]
 
 
 def _load(folder: str | Path, models: Any, device: str | torch.device | None) -> tuple[Any, Any]:
     """The tokenizer and the model in `folder`, in evaluation mode on `device`, by default an accelerator's."""
     if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no model folder of transformers (no config.json)")
+        raise CheckpointError(f"{folder} is not a model folder of transformers (no config.json)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = models.from_pretrained(folder, local_files_only=True)
