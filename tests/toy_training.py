@@ -215,4 +215,4 @@ def train_contrastive(process: int, folder: str, num_processes: int, sharded: bo
     model: Any = EVEForPreTraining(EVEConfig(**small, **sizes, **still, num_experts=4, objectives=("itc",)))
     options: dict[str, Any] = {"steps": 2, "lr": 1e-3, "evaluate": lambda model: {"score": 1.0}}
     train(model, Path(folder), batch_size=8, loader=loader, **options)
-    assert model.matching.temperature.shape == ()
+    assert model.contrast.temperature.shape == ()

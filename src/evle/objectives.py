@@ -10,22 +10,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-"""The label of what is not asked: a text token that was not masked, a patch of a text that names no region; and the
-match id of a pair that takes no part in contrast and matching."""
+"""The label of what does not count: a text token that was not masked, a patch of a text that names no region; also the
+match id of a pair that contrast and matching leave out."""
 
 
-def balance(gates: Tensor, first_choice: Tensor) -> Tensor:
+def is_eager_cpu(device: torch.device) -> bool:
+    """Whether looking at a tensor's values costs nothing: not on an accelerator, where it waits for the device, and not
+    in a compiled or exported graph, which it breaks."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def balance(gates: Tensor, first_choice: Tensor, real: Tensor | None = None) -> Tensor:
     """Load-balancing loss of one soft-routed block, `E * sum_i f_i p_i`: 1 for an even load, E for a single expert.
 
     `gates` (T, E) are router probabilities and `first_choice` (T,) the index of the best expert, before any capacity
-    cut: f is the share of tokens an expert wins, p its mean probability (EVE, section 3.2; GShard). No tokens give 0.
+    cut: f is the share of tokens an expert wins, p its mean probability (EVE, section 3.2; GShard). Tokens whose `real`
+    (T,) is False do not count. No tokens give 0.
     """
     gates = gates.float()
     num_tokens, num_experts = gates.shape
     if num_tokens == 0:
         return gates.sum()
-    share = torch.bincount(first_choice, minlength=num_experts).to(gates.dtype) / num_tokens
-    return num_experts * (share * gates.mean(dim=0)).sum()
+    wins = gates.new_zeros(num_experts)
+    if real is None:
+        share = wins.scatter_add(0, first_choice, torch.ones_like(gates[:, 0])) / num_tokens
+        return num_experts * (share * gates.mean(dim=0)).sum()
+    counted = real.to(gates.dtype)
+    num_real = counted.sum().clamp(min=1)
+    share = wins.scatter_add(0, first_choice, counted) / num_real
+    return num_experts * (share * (counted[:, None] * gates).sum(dim=0) / num_real).sum()
 
 
 def mim(predicted: Tensor, target: Tensor) -> Tensor:
@@ -46,10 +59,12 @@ def mlm(logits: Tensor, labels: Tensor) -> Tensor:
 
     0, still with a gradient path, when nothing was masked, so that no process of a group misses its backward pass.
     """
-    kept = labels != IGNORE
-    if not kept.any():
-        return logits.float().sum() * 0.0
-    return F.cross_entropy(logits[kept].float(), labels[kept])
+    rows, labels = logits.flatten(0, -2), labels.flatten()
+    if is_eager_cpu(logits.device):  # fewer rows cost less, and their number is known at once
+        kept = labels != IGNORE
+        rows, labels = rows[kept], labels[kept]
+    total = F.cross_entropy(rows.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
 
 
 def match_targets(ids: Tensor, all_ids: Tensor) -> Tensor:
@@ -80,7 +95,7 @@ def sample_hard_negatives(
     `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a
     row has no negative at all, and its index is then meaningless.
     """
-    weights = torch.softmax(logits.float(), dim=1).nan_to_num() + 1e-5  # a loss that is not finite is told elsewhere
+    weights = torch.softmax(logits.float(), dim=1).nan_to_num() + 1e-5  # non-finite losses are reported by the trainer
     weights = weights.masked_fill(excluded, 0.0)
     found = ~excluded.all(dim=1)
     weights = torch.where(found[:, None], weights, torch.ones_like(weights))

@@ -56,7 +56,7 @@ def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_pa
     for file in ("model", "checkpoints/last", "checkpoints/best"):
         whole, parted = (load_file(tmp_path / run / file / "model.safetensors") for run in ("one", "two"))
         assert [(name, parted[name].shape) for name in whole] == [(name, each.shape) for name, each in whole.items()]
-        torch.testing.assert_close(parted["matching.temperature"], whole["matching.temperature"], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(parted["contrast.temperature"], whole["contrast.temperature"], atol=1e-5, rtol=1e-4)
 
 
 def test_a_scalar_that_was_widened_for_sharding_goes_on_as_one():

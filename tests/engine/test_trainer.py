@@ -195,7 +195,7 @@ def test_a_finished_run_resumed_does_nothing_more(tmp_path):
     assert_same(weights(first), weights(again))
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, caplog):
     write, calls = trainer.checkpoint.write_optimizer, iter(range(10))
 
     def full(state, path):
@@ -206,7 +206,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(trainer.checkpoint, "write_optimizer", full)
     result = train(make_model(), tmp_path / "run", steps=5, save_every=2)
     assert result.steps == 5
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "step 4 could not be saved ([Errno 28] No space left on device); step 2 stays in" in said
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["last"]
 

@@ -26,11 +26,11 @@ def test_features_are_unit_vectors_and_their_products_are_the_itc_logits():
 def test_the_temperature_is_clamped_and_keeps_its_gradient(value, clamped):
     model = build(EVEForRetrieval)
     with torch.no_grad():
-        model.matching.temperature.fill_(value)
-    temperature = model.matching.clamped_temperature()
+        model.contrast.temperature.fill_(value)
+    temperature = model.contrast.clamped_temperature()
     temperature.backward()
     assert temperature.item() == pytest.approx(clamped)
-    assert model.matching.temperature.grad.item() == 1.0
+    assert model.contrast.temperature.grad.item() == 1.0
 
 
 def test_matching_sees_each_pair_with_one_wrong_text_and_one_wrong_image():
@@ -58,7 +58,7 @@ def test_the_matching_loss_asks_for_a_yes_to_true_pairs_and_a_no_to_wrong_ones()
     model.eve.register_forward_hook(lambda _, arguments, output: passes.append(output))
     with torch.no_grad():
         loss = model(**inputs).losses["itm"]
-        probabilities = model.matching.match(passes[-1].text_hidden).softmax(dim=-1)
+        probabilities = model.matching(passes[-1].text_hidden[:, 0]).softmax(dim=-1)
     wanted = [1] * 4 + [0] * 8
     expected = -sum(probabilities[row, label].log() for row, label in enumerate(wanted)) / 12
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -69,7 +69,7 @@ def test_a_batch_without_any_negative_has_matching_loss_zero():
     output = model(**batch(), match_ids=torch.zeros(3, dtype=torch.long))
     assert output.losses["itm"].item() == 0.0
     output.loss.backward()
-    assert model.matching.itm.weight.grad is not None
+    assert model.matching.weight.grad is not None
 
 
 def test_rows_without_a_negative_are_left_out():

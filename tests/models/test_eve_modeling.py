@@ -25,7 +25,7 @@ def test_a_paper_size_has_its_number_of_parameters(name, count):
 def test_every_preset_builds_every_objective(name):
     with torch.device("meta"):
         model = EVEForPreTraining(EVEConfig.from_preset(name, objectives=("mim", "mlm", "itc", "itm")))
-    assert {"eve", "decoder", "mlm_head", "matching"} == {child for child, _ in model.named_children()}
+    assert {"eve", "decoder", "mlm_head", "contrast", "matching"} == {child for child, _ in model.named_children()}
 
 
 def test_an_unknown_preset_or_field_is_refused_with_the_nearest():

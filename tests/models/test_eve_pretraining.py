@@ -39,7 +39,7 @@ def test_a_visible_patch_keeps_its_own_position():
     for patch in (0, 7, 15):
         visible = mask.clone()
         visible[0, patch] = False
-        token = embedding(image, torch.tensor([[patch]]))[0, 1]
+        token = embedding(image, visible, torch.tensor([[patch]]))[0, 1]
         assert torch.allclose(token, embedding.patch.bias + embedding.position[1 + patch] + embedding.type_vector)
 
 
@@ -58,7 +58,8 @@ def test_the_mim_loss_is_the_error_of_masked_patches(normalized):
         loss = model(**inputs).losses["mim"]
         arguments = [inputs[name] for name in ("input_ids", "attention_mask", "image_mask")]
         hidden = model.eve(inputs["pixel_values"], *arguments).image_hidden
-        predicted, order = model.decode(hidden, inputs["pixel_values"], inputs["image_mask"])
+        order = inputs["image_mask"].int().argsort(dim=1, stable=True)
+        predicted = model.predict_masked(hidden, inputs["pixel_values"], order, hidden.shape[1] - 1)
     errors = []
     for row in range(3):
         cut = references.patches(inputs["pixel_values"][row].tolist(), 4)
@@ -182,7 +183,7 @@ def test_missing_masks_and_unequal_masks_are_refused_in_words():
     with pytest.raises(DataError, match="mlm needs masked_input_ids and mlm_labels"):
         model(**{**inputs, "mlm_labels": None})
     inputs["image_mask"][0, :] = True
-    with pytest.raises(DataError, match="masks 12 to 16 patches a row; mask the same number"):
+    with pytest.raises(DataError, match="masks 12 to 16 patches per row; mask the same number"):
         model(**inputs)
     with pytest.raises(ConfigError, match="nothing to minimise"):
         build(EVEForPreTraining, objectives=())

@@ -6,7 +6,7 @@ import torch
 import eve_models
 from evle.errors import ConfigError
 from evle.models.eve import EVEForRetrieval, EVEModel
-from evle.models.eve.heads import EVEMatchingHead
+from evle.models.eve.heads import contrast_head
 from evle.models.eve.stem import EVEConvolution, EVEResidual
 
 STEM = {"stem_channels": (6, 8)}
@@ -47,7 +47,7 @@ def test_a_stem_that_does_not_end_at_the_patch_is_refused():
 
 
 def test_mean_pooling_leaves_out_padding_and_the_class_token():
-    head = EVEMatchingHead(eve_models.tiny(pooling="mean"))
+    head = contrast_head(eve_models.tiny(pooling="mean"))
     text = torch.randn(2, 4, 24)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     embeds = head.embed_text(text, mask)

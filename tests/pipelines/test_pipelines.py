@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
-from evle.models.loading import model_folder
+from evle.models.folders import model_folder
 from evle.pipelines import EmbedPipeline, MatchPipeline, VQAPipeline, pairs
 from evle.tasks.task import TextConfig
 from evle.tasks.trained import text_options

@@ -67,8 +67,8 @@ def test_a_pre_trained_model_retrieves_as_its_matching_head_learned(all_four, re
     model, _ = load_to_score(all_four, RetrievalTask)
     before = EVEForPreTraining.from_pretrained(all_four / "model")
     assert isinstance(model, EVEForRetrieval)
-    assert torch.equal(model.matching.itm.weight, before.matching.itm.weight)
-    assert torch.equal(model.matching.image_projection.weight, before.matching.image_projection.weight)
+    assert torch.equal(model.matching.weight, before.matching.weight)
+    assert torch.equal(model.contrast.image_projection.weight, before.contrast.image_projection.weight)
 
 
 def test_contrast_alone_ranks_by_embeddings_and_never_again_by_matching(tmp_path, recipe):

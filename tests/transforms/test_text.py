@@ -1,12 +1,15 @@
 """Clean-up as X-VLM has it, and a tokenizer that reads every script, is the same everywhere, and knows its words."""
 
+import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from transformers import AutoTokenizer
 
 from evle.errors import ConfigError, DataError
+from evle.transforms.tagged import encode_tagged
 from evle.transforms.text import (
     LONGEST_WORD,
     MIN_VOCAB_SIZE,
@@ -94,6 +97,37 @@ def test_an_overlong_text_is_cut_with_its_frame_kept(tokenizer, text):
     ids = encode(tokenizer, text, 12)
     assert len(ids) == 12
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_text_is_cut_as_the_tokenizer_itself_would(tokenizer, side):
+    other = copy.deepcopy(tokenizer)
+    other.truncation_side = side
+    texts = ["", "a red circle on a blue ground, twice", "[CLS] and [SEP] as words " * 3]
+    for text in texts:
+        for length in (3, 7, 12, 60):
+            expected = copy.deepcopy(other)(text, truncation=True, max_length=length)["input_ids"]
+            assert encode(other, text, length) == expected
+            assert encode_words(other, text, length)[0] == expected
+
+
+def test_encoding_leaves_no_setting_in_the_tokenizer(tokenizer):
+    """Pipelines in several threads share a tokenizer: a setting of one call must not reach another."""
+    before = tokenizer.backend_tokenizer.to_str()
+    encode(tokenizer, "a red circle on a blue ground", 4)
+    encode_with_slot(tokenizer, "a red circle on a blue ground", 4)
+    encode_words(tokenizer, "a red circle on a blue ground", 4)
+    encode_tagged(tokenizer, [[("red", None), ("circle", 0)]], 4)
+    assert tokenizer.backend_tokenizer.to_str() == before
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
+def test_threads_may_cut_at_different_lengths_with_one_tokenizer(tokenizer):
+    texts = [f"what is the colour of circle {number}? " * 3 for number in range(20)]
+    expected = {length: [encode(tokenizer, text, length) for text in texts] for length in (8, 20)}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda n: [encode(tokenizer, text, (8, 20)[n % 2]) for text in texts], range(40)))
+    assert all(result == expected[(8, 20)[number % 2]] for number, result in enumerate(results))
 
 
 def test_training_survives_endless_words_and_learns_nothing_from_their_length():

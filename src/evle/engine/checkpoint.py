@@ -4,18 +4,22 @@
     ema.safetensors        the averaged weights, when the run keeps them
     optimizer.safetensors  the optimizer's moments, whole, and its parameter groups as JSON (no pickle anywhere)
     state.json             position (epoch, batch), step, best score, counters
+    SHA256SUMS             a checksum of each file, which `sha256sum -c` reads too
 
-Tensors are stored whole, so a run may go on with another number of processes, and `best` opens without the engine.
+Tensors are stored whole, so a run may resume with another number of processes, and `best` opens without the engine.
 """
 
 import contextlib
+import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,27 +29,32 @@ from torch.optim import Optimizer
 
 from evle.distributed import is_main
 from evle.errors import CheckpointError
+from evle.files import parse_json, read_json
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+Count = Annotated[int, Field(ge=0)]
+SUMS = "SHA256SUMS"
 
 
 @dataclass
 class Position:
-    """Where a run stands, all that is needed beside the tensors to go on bit for bit.
+    """Where a run is: all that is needed beside the tensors to resume it bit for bit.
 
-    `step` counts finished optimizer steps; `epoch` and `batch` say where the loader goes on. Random numbers need no
+    `step` counts finished optimizer steps; `epoch` and `batch` are where the loader resumes. Random numbers need no
     state: each step derives them from (seed, step).
     """
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    num_batches: int = 0
+    step: Count = 0
+    epoch: Count = 0
+    batch: Count = 0
+    num_batches: Count = 0
     best_score: float | None = None
-    best_step: int | None = None
-    bad_evaluations: int = 0
-    samples: int = 0
-    seconds: float = 0.0
+    best_step: Count | None = None
+    bad_evaluations: Count = 0
+    samples: Count = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -57,14 +66,53 @@ class Position:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read state.json. Raises CheckpointError when it is missing or not of this version."""
-        try:
-            values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder / 'state.json'}: cannot be read ({error})") from None
+        """Read state.json. Raises CheckpointError when it is missing, damaged, or not of this version."""
+        file = folder / "state.json"
+        values = read_json(file, kind=dict, error=CheckpointError)
         if set(values) != {known.name for known in fields(cls)}:
-            raise CheckpointError(f"{folder / 'state.json'}: written by another version of evle; start a new run")
-        return cls(**values)
+            raise CheckpointError(f"{file}: written by another version of evle; start a new run")
+        try:
+            read = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{file}: damaged ({where}: {first['msg']}; it is {first['input']!r:.60})") from None
+        if read.num_batches and read.batch >= read.num_batches:
+            raise CheckpointError(f"{file}: damaged (batch {read.batch} of an epoch of {read.num_batches} batches)")
+        return read
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of the files in `folder`."""
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def verify(folder: Path, cure: str) -> None:
+    """Compare the files in `folder` with their checksums; an older checkpoint may have none.
+
+    Raises:
+        CheckpointError: a file is missing or differs; the message ends with `cure`.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        logger.warning("%s has no %s: damage of its files cannot be detected", folder, SUMS)
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / SUMS}: cannot be read ({error}); {cure}") from None
+    for line in lines:
+        expected, _, name = line.partition("  ")
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing from the checkpoint; {cure}")
+        if _sha256(file) != expected:
+            raise CheckpointError(f"{file}: damaged (it does not match its checksum in {SUMS}); {cure}")
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def model_state(model: nn.Module, scalars: Collection[str] = ()) -> State:
@@ -104,6 +152,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str) -> None:
     """Give `optimizer` what `optimizer_state` took. Raises CheckpointError when it is of another model."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _check_moments(state, parameters, where)
     moments = {
         index: {
             name: value if name == "step" else _as(value, parameters[index])  # a counter, not a moment
@@ -114,8 +163,30 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str
     }
     try:
         optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: the optimizer's state is of another model ({error})") from None
+
+
+def _check_moments(state: dict[str, Any], parameters: list[Tensor], where: str) -> None:
+    """Every parameter of a group has the same moments, each of the parameter's shape or a single number."""
+    for group in state["param_groups"]:
+        kinds: set[frozenset[str]] = set()
+        for index in group["params"]:
+            moments = state["state"].get(index, {})
+            kinds |= {frozenset(moments)} - {frozenset()}
+            shape = parameters[index].shape if index < len(parameters) else None
+            for name, value in moments.items():
+                if value.numel() != 1 and shape is not None and value.shape != shape:
+                    raise CheckpointError(
+                        f"{where}: {name} of parameter {index} has shape {tuple(value.shape)}, the model's parameter "
+                        f"{tuple(shape)}; it is damaged or of another model"
+                    )
+        if len(kinds) > 1:
+            raise CheckpointError(f"{where}: damaged (some parameters lack {', '.join(sorted(_differing(kinds)))})")
+
+
+def _differing(kinds: set[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*kinds) - frozenset.intersection(*kinds)
 
 
 class Average:
@@ -172,17 +243,27 @@ def read_tensors(path: Path) -> State:
 def write_optimizer(state: dict[str, Any], path: Path) -> None:
     """Write what `optimizer_state` gave: tensors named "<parameter's index>.<moment>", groups in the metadata."""
     tensors = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
-    save_file(tensors, path, metadata={"param_groups": json.dumps(state["param_groups"])})
+    groups = json.dumps(state["param_groups"])
+    save_file(tensors, path, metadata={"param_groups": groups, "num_tensors": str(len(tensors))})
 
 
 def read_optimizer(path: Path) -> dict[str, Any]:
     """Read what `write_optimizer` wrote. Raises CheckpointError when it is missing or damaged."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in read_tensors(path).items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = value
+    tensors = read_tensors(path)
     with safe_open(path, framework="pt") as file:
-        return {"state": moments, "param_groups": json.loads(file.metadata()["param_groups"])}
+        metadata = file.metadata() or {}
+    groups = parse_json(metadata.get("param_groups", ""), f"{path}, param_groups", kind=list, error=CheckpointError)
+    if metadata.get("num_tensors", str(len(tensors))) != str(len(tensors)):
+        raise CheckpointError(f"{path}: damaged ({len(tensors)} tensors of {metadata['num_tensors']})")
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal():
+            raise CheckpointError(f"{path}: damaged (a tensor is named {key!r:.60})")
+        moments.setdefault(int(index), {})[name] = value
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
+        raise CheckpointError(f"{path}: damaged (param_groups hold no parameters)")
+    return {"state": moments, "param_groups": groups}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from evle.config import dump_yaml, load_yaml
 from evle.distributed import barrier, is_main, world_size
 from evle.engine.lock import LOCK
 from evle.errors import CheckpointError, ConfigError
+from evle.files import flush_file, flush_folder, parse_json, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +130,30 @@ class Run:
         return self.status().get("state") == "finished" and (self.folder / "report.json").is_file()
 
     def status(self) -> dict[str, Any]:
-        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run."""
-        return _read_json(self.folder / "status.json")
+        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run.
+
+        Where status.json is lost or damaged, the run counts as interrupted at the step of its last checkpoint.
+        """
+        file = self.folder / "status.json"
+        if not file.exists() and not (self.folder / "config.yaml").exists():
+            return {}
+        try:
+            status = read_json(file, kind=dict, error=CheckpointError)
+            if isinstance(status.get("step"), int) and isinstance(status.get("state"), str):
+                return status
+            problem = f"{file}: holds no state and step"
+        except CheckpointError as error:
+            problem = str(error)
+        logger.warning("%s; the run counts as interrupted after its last checkpoint", problem)
+        return {"state": "interrupted", "step": self._saved_step(), "message": "status.json was lost", "time": ""}
+
+    def _saved_step(self) -> int:
+        last = standing(self.checkpoints / "last")
+        try:
+            step = read_json(last / "state.json", kind=dict, error=CheckpointError).get("step") if last else 0
+        except CheckpointError:  # resuming will say what is wrong with the checkpoint
+            step = 0
+        return step if isinstance(step, int) else 0
 
     def set_status(self, state: str, step: int, message: str = "") -> None:
         """Write down how the run stands. A full disk is said once and does not stop the run."""
@@ -139,8 +162,15 @@ class Run:
             self._write_or_say("status.json", lambda: self._write_json("status.json", status))
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json holds; `resumed` lists the later sessions."""
-        return _read_json(self.folder / "environment.json")
+        """What environment.json holds; `resumed` lists the later sessions. Empty where it is lost or damaged."""
+        file = self.folder / "environment.json"
+        if not file.exists():
+            return {}
+        try:
+            return read_json(file, kind=dict, error=CheckpointError)
+        except CheckpointError as error:
+            logger.warning("%s; versions, seed and data hash of the run are unknown", error)
+            return {}
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration that the run was started with."""
@@ -156,22 +186,21 @@ class Run:
         if not is_main() or not self.log_file.exists():
             return
         kept = [json.dumps(event) for event in read_events(self) if event.get("step", 0) <= step]
-        shorter = self.log_file.with_suffix(".new")
-        shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        shorter.replace(self.log_file)
+        write_whole(self.log_file, "".join(line + "\n" for line in kept))
 
     def _prepare(self, config: Mapping[str, Any], seed: int, data_hash: str) -> None:
         session = {"command": sys.argv, "time": _now(), "processes": world_size(), **_machine()}
         environment = self.environment()
         if self.resumes:
-            environment.setdefault("resumed", []).append(session)
+            resumed = environment.get("resumed")
+            environment["resumed"] = [*(resumed if isinstance(resumed, list) else []), session]
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             _empty(self.folder)
             environment = {**_versions(), "seed": seed, "data_hash": data_hash, **session}
-            (self.folder / "config.yaml").write_text(dump_yaml(json.loads(json.dumps(dict(config)))), encoding="utf-8")
+            write_whole(self.folder / "config.yaml", dump_yaml(json.loads(json.dumps(dict(config)))))
         self._write_json("environment.json", environment)
-        self.set_status("running", self.status().get("step", 0))
+        self.set_status("running", self.status()["step"] if self.resumes else 0)
 
     def _append(self, line: str) -> None:
         rest = (line + "\n").encode()
@@ -194,23 +223,25 @@ class Run:
             self._failing.add(name)
 
     def _write_json(self, name: str, value: Any) -> None:
-        new = self.folder / f"{name}.new"
-        new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        new.replace(self.folder / name)
+        write_whole(self.folder / name, json.dumps(value, indent=2) + "\n")
 
 
 def read_events(run: Run | str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The events of a run's log in order. A last line that a crash cut short is left out."""
+    """The events of a run's log in order. A last line that a crash cut short is left out; any other damaged line too,
+    with a warning that names it."""
     path = run.log_file if isinstance(run, Run) else Run(run).log_file
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                event = parse_json(line, f"{path}, line {number}", kind=dict, error=CheckpointError)
+                if not isinstance(event.get("step"), int) or not isinstance(event.get("event"), str):
+                    raise CheckpointError(f"{path}, line {number}: no event of a run")
+                yield event
+            except CheckpointError as error:
                 if line.endswith("\n"):
-                    raise CheckpointError(f"{path}: a line is no JSON: {line[:60]!r}") from None
+                    logger.warning("%s; the line is left out", error)
 
 
 def read_log(run: Run | str | os.PathLike[str]) -> Curves:
@@ -219,19 +250,25 @@ def read_log(run: Run | str | os.PathLike[str]) -> Curves:
     for event in read_events(run):
         step = event["step"]
         if event["event"] == "eval":
-            values = {f"eval/{name}": value for name, value in event["scores"].items()}
+            values = {f"eval/{name}": value for name, value in _named(event, "scores").items()}
         else:
             values = {name: event[name] for name in ("loss", "lr", "grad_norm", "samples_per_second") if name in event}
-            values |= {f"loss/{name}": value for name, value in event.get("losses", {}).items()}
+            values |= {f"loss/{name}": value for name, value in _named(event, "losses").items()}
         for name, value in values.items():
-            curves.setdefault(name, []).append((step, value))
+            if isinstance(value, int | float):
+                curves.setdefault(name, []).append((step, value))
     return curves
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Replace folder `target` by what `write` puts into a fresh one; the old one goes only after the new one stands.
+def _named(event: dict[str, Any], key: str) -> dict[str, Any]:
+    values = event.get(key)
+    return values if isinstance(values, dict) else {}
 
-    Should the machine stop in between, `standing(target)` finds whichever is whole.
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Replace folder `target` by what `write` puts into a fresh one; the old one is deleted once the new one is whole.
+
+    If the machine stops in between, `standing(target)` finds whichever is whole.
     """
     new, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +278,8 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         write(new)
         for file in new.rglob("*"):
             if file.is_file():
-                _to_disk(file)
+                flush_file(file)
+        flush_folder(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -249,6 +287,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     new.rename(target)
+    flush_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -258,20 +297,6 @@ def standing(target: Path) -> Path | None:
         if folder.is_dir():
             return folder
     return None
-
-
-def _to_disk(file: Path) -> None:
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); start again in another output") from None
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

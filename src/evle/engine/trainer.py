@@ -232,6 +232,8 @@ class _Training:
         model.train()
 
         folder = standing(run.checkpoints / "last") if run.resumes else None
+        if folder:
+            checkpoint.verify(folder, "restore it from a copy, or start again with --overwrite")
         self.at = self._read_position(folder)
         optimizer = build_optimizer(model, optim, new_parameters)
         if folder:
@@ -376,6 +378,7 @@ class _Training:
             if averages is not None:
                 checkpoint.write_tensors(averages, folder / "ema.safetensors")
             at.write(folder)
+            checkpoint.write_sums(folder)
 
         problem = self._try_to_write(target, write)
         self.run.set_status("running", at.step)
@@ -391,6 +394,7 @@ class _Training:
         """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
         best = standing(self.run.checkpoints / "best") if self.train.keep == "best" else None
         if best and self.at.best_step is not None:
+            checkpoint.verify(best, "restore it from a copy, or set train.keep=last and repeat the command")
             where = best / "model.safetensors"
             weights = checkpoint.read_tensors(where)
             checkpoint.load_model_state(self.bare, weights, str(where))
@@ -450,6 +454,7 @@ class _Training:
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
+            checkpoint.write_sums(folder)
 
         problem = self._try_to_write(self.run.checkpoints / "best", write)
         if problem and is_main():

@@ -1,9 +1,10 @@
 """Scores, curves and images, with where they come from, as one HTML page, JSON and Markdown."""
 
+from evle.files import write_whole
 from evle.report.markdown import text_table
 from evle.report.page import image_uri
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Mark, Table
-from evle.report.report import Report, read_galleries, write_whole
+from evle.report.report import Report, read_galleries
 from evle.report.values import flatten, format_column, is_number, plain
 
 __all__ = [

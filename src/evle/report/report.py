@@ -12,7 +12,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from evle.files import write_whole
 from evle.report.markdown import escaped, markdown_table
 from evle.report.page import image_uri, page
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Table
@@ -140,16 +140,6 @@ def _plain_gallery(gallery: Gallery) -> dict[str, Any]:
 
 def _image(uri: str | None) -> Image.Image | None:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) if uri else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` beside `path` and move it there, so that `path` never holds half of it. Raises OSError."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _score_table(scores: dict[str, Any]) -> Table:

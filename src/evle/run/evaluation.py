@@ -16,7 +16,8 @@ from evle.data.samples import Samples, Split, describe
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, make_output
 from evle.errors import CheckpointError, ConfigError
-from evle.models.loading import load_model, model_folder
+from evle.models.folders import model_folder
+from evle.models.loading import load_model
 from evle.report import Report
 from evle.run.config import RunConfig, task_class
 from evle.run.prepare import build_task

@@ -16,7 +16,7 @@ from evle.data.samples import Samples, Split, describe
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import make_output
 from evle.errors import ConfigError
-from evle.models.loading import model_folder
+from evle.models.folders import model_folder
 from evle.report import Report
 from evle.run.config import RunConfig, read_run, refuse_training_settings
 from evle.run.evaluation import load_trained

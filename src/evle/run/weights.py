@@ -32,7 +32,8 @@ from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
-from evle.models.loading import PROCESSORS, model_folder, read_fields
+from evle.models.folders import model_folder, read_fields
+from evle.models.loading import PROCESSORS
 from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
 from evle.models.vle import VLEConfig

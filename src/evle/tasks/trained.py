@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from evle.config import load_yaml
-from evle.models.loading import PROCESSORS, model_folder, read_fields
+from evle.models.folders import model_folder, read_fields
+from evle.models.loading import PROCESSORS
 from evle.tasks.task import TextConfig
 
 TEXTS = {"eve": TextConfig(), "vle": TextConfig(clean=False, max_length=512)}

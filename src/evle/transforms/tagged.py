@@ -106,7 +106,8 @@ def _encode_part(tokenizer: PreTrainedTokenizerBase, words: Spoken) -> list[tupl
     named: list[int | None] = []  # by character
     for word, index in words:
         named += ([None] if named else []) + [index] * len(word)
-    encoding = tokenizer(" ".join(word for word, _ in words), add_special_tokens=False, return_offsets_mapping=True)
+    text = " ".join(word for word, _ in words)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         (token, named[end - 1] if end else None)
         for token, (_, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)

@@ -9,21 +9,21 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedToken
 from evle.errors import ConfigError, DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""Their ids are their places here: padding is 0."""
+"""Each token's id is its index here: padding is 0."""
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 """Every byte is a token, so that no text of any script is unknown."""
 
 DROPPED = re.compile(r"[,.'!?\"()*#:;~`]")
 LONGEST_WORD = 200
-"""In training, a run of characters without a blank is cut after so many: no merge is learnt from a page of base64."""
+"""Longest run of characters without a blank that a tokenizer is trained on: no merge is learnt from base64."""
 
 
 def clean_caption(text: str, max_words: int | None = 30) -> str:
     """Lower case without punctuation, `-` and `/` as blanks, at most `max_words` words (X-VLM's rule, which EVE uses
     for captions).
 
-    May be empty, where the text held nothing but punctuation: the caller decides whether that is an error.
+    The result is empty if the text holds nothing but punctuation: the caller decides whether that is an error.
 
     >>> clean_caption("A <person>'s well-known dog, asleep!")
     'a persons well known dog asleep'
@@ -40,11 +40,11 @@ def clean_question(text: str, max_words: int | None = 30) -> str:
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 64_000, *, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens, whose texts come out as `[CLS] ... [SEP]`.
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, which encodes texts as `[CLS] ... [SEP]`.
 
-    `texts` is read once, lazily. The result depends only on the texts, not on the machine. A small corpus may not
-    hold `vocab_size` tokens: size the model by `len(tokenizer)`. `save_pretrained` writes a directory that
-    `AutoTokenizer` reads. `lowercase` is for text that `clean_caption` has not lowered. EVE: 64,000 tokens from
+    `texts` is read once, lazily. The result depends only on the texts, not on the machine. A small corpus may give
+    fewer than `vocab_size` tokens: size the model by `len(tokenizer)`. `save_pretrained` writes a directory that
+    `AutoTokenizer` reads. Set `lowercase` for text that `clean_caption` has not lower-cased. EVE: 64,000 tokens from
     BookCorpus and Wikipedia.
 
     Raises ConfigError for a `vocab_size` below `MIN_VOCAB_SIZE`, DataError for a corpus without text.
@@ -60,7 +60,7 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
     tokenizer.normalizer = normalizers.Sequence(steps)
-    # With a blank before the first word, a word is the same token wherever it stands.
+    # With a blank before the first word, a word has the same tokens at every position.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -96,7 +96,7 @@ def train_tokenizer(
 
 
 class _Counted:
-    """The texts that hold something, counted, with endless words cut."""
+    """The texts that are not blank, counted, with overlong words cut."""
 
     def __init__(self, texts: Iterable[str]):
         self.texts = texts
@@ -111,34 +111,40 @@ class _Counted:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    """Token ids of `text` with the tokenizer's special tokens, cut to `max_length` in all."""
+    """Token ids of `text` with the tokenizer's special tokens, at most `max_length` in all."""
     encoding = _encoding(tokenizer, text)
     token_ids: list[int] = encoding["input_ids"]
-    return [token_ids[index] for index in _kept(encoding["special_tokens_mask"], max_length)]
+    return [token_ids[index] for index in _kept(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)]
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding:
-    """The whole text, not cut: a fast tokenizer keeps the length to cut at as state that all threads would share."""
+    """The whole text, not cut: a fast tokenizer keeps the length to cut at as state, which all threads would share."""
     return tokenizer(text, return_attention_mask=False, return_special_tokens_mask=True, verbose=False, **options)
 
 
-def _kept(is_special: Sequence[int], max_length: int) -> list[int]:
-    """Indices of the tokens that stay when the text is cut to `max_length`: special tokens at its end do."""
-    num_last = next((number for number, special in enumerate(reversed(is_special)) if not special), 0)
-    num_first = min(len(is_special) - num_last, max(max_length - num_last, 0))
-    return [*range(num_first), *range(len(is_special) - num_last, len(is_special))]
+def _kept(special: Sequence[int], max_length: int, side: str) -> list[int]:
+    """The indices of at most `max_length` tokens: the special tokens at both ends, and of the tokens between them the
+    first, or the last if `side` is "left". `special` marks the tokens that the tokenizer added."""
+    if len(special) <= max_length:
+        return list(range(len(special)))
+    first = next((index for index, mark in enumerate(special) if not mark), len(special))
+    last = len(special) - next((index for index, mark in enumerate(reversed(special)) if not mark), 0)
+    room = max(0, max_length - first - (len(special) - last))
+    between = range(last - room, last) if side == "left" else range(first, first + room)
+    return [*range(first), *between, *range(last, len(special))]
 
 
 def encode_with_slot(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    """Token ids as `encode` gives them, and a [MASK] before the last, where a model is to fill something in."""
+    """Token ids as `encode` gives them, with a [MASK] before the last token for the model to fill."""
     tokens = encode(tokenizer, text, max_length - 1)
     return [*tokens[:-1], int(tokenizer.mask_token_id), tokens[-1]]
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], list[bool]]:
-    """Token ids as `encode` gives them, and for each whether a new word starts there (special tokens count as words).
+    """Token ids as `encode` gives them, and for each token whether a new word starts there (special tokens count as
+    words). For whole-word masking.
 
-    For whole-word masking. Raises ConfigError for a tokenizer without a fast backend, which does not know its words.
+    Raises ConfigError for a tokenizer without a fast backend, which does not know its words.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -146,7 +152,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
             "load its fast form, or mask single tokens"
         )
     encoding = _encoding(tokenizer, text, return_offsets_mapping=True)
-    kept = _kept(encoding["special_tokens_mask"], max_length)
+    kept = _kept(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)
     word_ids = encoding.word_ids()
     words = [word_ids[index] for index in kept]
     offsets = [encoding["offset_mapping"][index] for index in kept]
@@ -155,7 +161,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
     def starts(index: int) -> bool:
         if index == 0 or words[index] is None or words[index] != words[index - 1]:
             return True
-        # Where pieces may span words (some SentencePiece models), a whole text counts as one: its blanks tell.
+        # Where pieces may span words (some SentencePiece models), a whole text counts as one word: look for blanks.
         (_, end), (begin, _) = offsets[index - 1 : index + 1]
         return text[begin : begin + 1].isspace() or (end < begin and text[begin - 1].isspace())
 

@@ -50,7 +50,7 @@ class EVEConfig(PreTrainedConfig):
     Routing:
         soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
         deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a
-            modality) and "shared" (one for both) [P, table 6].
+            modality) and "shared" (one for both) [P, table 7].
         num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability
             (as Switch Transformers do), else the router would have no gradient [D].
         modality_routing: whether tokens get their modality's vector before the router and the experts [P].
@@ -63,9 +63,15 @@ class EVEConfig(PreTrainedConfig):
         route_padding: whether padding tokens are routed (and use up capacity). None means: as the released code when
             capacity_factor is set, else not. Without a capacity it changes no output of a real token.
     Pre-training:
-        objectives: of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 5].
+        objectives: of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 6].
         objective_weights: weights by objective; 1 where absent [P: equal weights].
         joint_masking: mask image and text in one pass instead of two [P, table 5: worse].
+        mim_target: what MIM predicts of a masked patch: its "pixels" [P], the "codes" of an image tokenizer or the
+            "features" of a trained image model [P, tables 1 and 3: worse].
+        mim_teacher: the model folder that gives codes or features; its weights stay as they are and are not saved.
+        mim_target_size: number of codes, or width of the features.
+        mim_form: "decoder", visible patches alone enter the encoder and a light decoder predicts [P]; or "encoder", a
+            mask token enters for each masked patch and a linear layer on the encoder predicts, as in BEiT [D].
         decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only says
             "narrower". Width and heads are MAE's; MAE's 8 layers would be a seventh of a step's operations and undo the
             paper's speed-up (contrast and matching then cost 3.1 times as much, not its 3.2), 4 keep it [D].
@@ -90,6 +96,17 @@ class EVEConfig(PreTrainedConfig):
     """
 
     model_type = "eve"
+    # What `transformers.Trainer` does not gather in evaluation, so that predictions are the logits alone.
+    keys_to_ignore_at_inference = (
+        "losses",
+        "itm_logits",
+        "itm_labels",
+        "image_hidden",
+        "text_hidden",
+        "router",
+        "hidden_states",
+        "attentions",
+    )
 
     vocab_size: Count = 64000
     hidden_size: Count = 768
@@ -124,6 +141,10 @@ class EVEConfig(PreTrainedConfig):
     objectives: tuple[str, ...] = ("mim", "mlm")
     objective_weights: dict[str, NotNegative] | None = None
     joint_masking: bool = False
+    mim_target: str = "pixels"
+    mim_teacher: str | None = None
+    mim_target_size: Count | None = None
+    mim_form: str = "decoder"
     decoder_hidden_size: Count = 512
     decoder_num_layers: Count = 4
     decoder_num_heads: Count = 16
@@ -159,6 +180,16 @@ class EVEConfig(PreTrainedConfig):
     @property
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size
+
+    @property
+    def has_mask_token(self) -> bool:
+        """Whether a mask token enters the encoder for masked patches."""
+        return self.mim_form == "encoder" and "mim" in self.objectives
+
+    @property
+    def mim_outputs(self) -> int:
+        """Numbers that MIM predicts for a masked patch."""
+        return self.mim_target_size or self.num_channels * self.patch_size**2
 
     @property
     def blocks_of_stem(self) -> tuple[int, ...]:
@@ -232,6 +263,8 @@ class EVEConfig(PreTrainedConfig):
             ("deep_feed_forward", ("soft", "hard", "shared")),
             ("second_choice", ("sample", "top")),
             ("pooling", ("cls", "mean")),
+            ("mim_target", ("pixels", "codes", "features")),
+            ("mim_form", ("decoder", "encoder")),
             ("nlvr2_head", ("bi-attention", "plain")),
             ("num_experts_per_tok", (1, 2)),
         ):
@@ -242,6 +275,11 @@ class EVEConfig(PreTrainedConfig):
         for name in (*self.objectives, *(self.objective_weights or {})):
             if name not in OBJECTIVES:
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
+        if (self.mim_target == "pixels") != (self.mim_target_size is None):
+            yield (
+                f"mim_target {self.mim_target!r} and mim_target_size {self.mim_target_size} do not fit: codes and "
+                "features have a size, pixels have none"
+            )
         if self.joint_masking and not {"mim", "mlm"} <= set(self.objectives):
             yield "joint_masking needs both objectives, mim and mlm"
 

@@ -5,16 +5,19 @@ B batch, G batch gathered over all processes, T text tokens, P image tokens, S =
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 from evle import objectives
 from evle.distributed import all_gather
 from evle.errors import DataError
+from evle.models.attention import attend
 from evle.models.contrast import (
+    Contrast,
     ContrastHead,
-    contrast,
     default_match_ids,
     draw_negatives,
     gather_text,
@@ -23,6 +26,7 @@ from evle.models.contrast import (
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.modeling import EVEModel, EVEOutput, EVEPreTrainedModel, average_router
 from evle.models.eve.routing import activation
+from evle.models.plain import float_dtype
 
 
 def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, config: EVEConfig) -> None:
@@ -31,79 +35,77 @@ def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, con
         losses["balance"] = config.router_aux_loss_coef * router["balance"]
 
 
-class EVEMatchingHead(ContrastHead):
-    """What contrast and matching learn: two projections and a temperature (itc), a linear layer of 2 classes (itm)."""
+class Pairs(NamedTuple):
+    """The image-text pairs of one step: images (B, C, H, W), texts (B, T), their mask, and their match ids (B,)."""
 
-    def __init__(self, config: EVEConfig, itc: bool = True, itm: bool = True):
-        width = config.hidden_size
-        if itc:
-            super().__init__(width, config.projection_dim or width, config.pooling, config.temperature_init)
-        else:
-            nn.Module.__init__(self)
-        if itm:
-            self.itm = nn.Linear(width, 2)
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    match_ids: Tensor
 
-    def match(self, text_hidden: Tensor) -> Tensor:
-        """Text states (B, T, D) of a joint pass -> logits (B, 2), column 1 = match."""
-        return self.itm(text_hidden[:, 0])
-
-
-def itc_pass(
-    eve: EVEModel,
-    head: EVEMatchingHead,
-    pixel_values: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    match_ids: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, list[EVEOutput]]:
-    """Two single-modality passes and their contrast over all processes.
-
-    Returns the loss, the scaled similarities image to text and text to image (B, G), and the two passes' outputs.
-    """
-    image = eve(pixel_values=pixel_values)
-    text = eve(input_ids=input_ids, attention_mask=attention_mask)
-    loss, image_to_text, text_to_image = contrast(head, image.image_hidden, text.text_hidden, attention_mask, match_ids)
-    return loss, image_to_text, text_to_image, [image, text]
+    @classmethod
+    def of(
+        cls, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, match_ids: Tensor | None
+    ) -> Self:
+        """Pairs that match themselves alone where `match_ids` is None."""
+        if match_ids is None:
+            match_ids = default_match_ids(len(input_ids), input_ids.device)
+        return cls(pixel_values, input_ids, attention_mask, match_ids)
 
 
-def itm_pass(
-    eve: EVEModel,
-    head: EVEMatchingHead,
-    pixel_values: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    match_ids: Tensor,
-    similarities: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, EVEOutput | None]:
+def contrast_pairs(eve: EVEModel, head: ContrastHead, pairs: Pairs) -> tuple[Contrast, list[EVEOutput]]:
+    """Two single-modality passes and their contrast over all processes; the contrast and the outputs of both passes."""
+    image = eve(pixel_values=pairs.pixel_values, return_dict=True)
+    text = eve(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask, return_dict=True)
+    return head(image.image_hidden, text.text_hidden, pairs.attention_mask, pairs.match_ids), [image, text]
+
+
+class Matching(NamedTuple):
+    """Logits (pairs, 2) and labels (pairs,) of matching, and the output of its joint pass, None without any pair."""
+
+    logits: Tensor
+    labels: Tensor
+    output: EVEOutput | None
+
+
+def match_pairs(
+    eve: EVEModel, head: nn.Module, pairs: Pairs, similarities: tuple[Tensor, Tensor] | None = None
+) -> Matching:
     """The true pairs, each image with a hard negative text, each text with a hard negative image: one pass of 3 B rows.
 
     Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly
-    without them. A row that has no negative, because every id is its own, is left out. Returns the logits (pairs, 2),
-    their labels (pairs,), and the pass's output, None where there was nothing to pass.
+    without them. A row that has no negative, because every id equals its own, is left out.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    texts, images, found = draw_negatives(match_ids, similarities)
+    input_ids, pad = pairs.input_ids, eve.config.pad_token_id or 0
+    attention_mask = torch.ones_like(input_ids) if pairs.attention_mask is None else pairs.attention_mask
+    texts, images, exists = draw_negatives(pairs.match_ids, similarities)
     with torch.no_grad():
-        all_pixels = all_gather(pixel_values)
-        all_ids, all_masks = gather_text(input_ids, attention_mask, eve.config.pad_token_id or 0)
+        all_pixels = all_gather(pairs.pixel_values)
+        all_ids, all_masks = gather_text(input_ids, attention_mask, pad)
         length = all_ids.shape[1] - input_ids.shape[1]
-        own_ids = nn.functional.pad(input_ids, (0, length), value=eve.config.pad_token_id or 0)[found]
-        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[found]
-        own_pixels = pixel_values[found]
-        texts, images = texts[found], images[found]
+        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)[exists]
+        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[exists]
+        own_pixels = pairs.pixel_values[exists]
+        texts, images = texts[exists], images[exists]
     if not len(own_ids):
-        states = head.itm.weight.new_zeros(0, 1, head.itm.in_features)
-        return head.match(states), match_ids.new_zeros(0), None  # a loss of 0 that has a gradient path
+        states = torch.zeros(0, eve.config.hidden_size, dtype=float_dtype(head), device=input_ids.device)
+        return Matching(head(states), pairs.match_ids.new_zeros(0), None)  # a loss of 0 that has a gradient path
     output = eve(
         pixel_values=torch.cat([own_pixels, own_pixels, all_pixels[images]]),
         input_ids=torch.cat([own_ids, all_ids[texts], own_ids]),
         attention_mask=torch.cat([own_masks, all_masks[texts], own_masks]),
+        return_dict=True,
     )
-    logits = head.match(output.text_hidden)
+    logits = head(output.text_hidden[:, 0])
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(own_ids)] = 1
-    return logits, labels, output
+    return Matching(logits, labels, output)
+
+
+def contrast_head(config: EVEConfig) -> ContrastHead:
+    """The projections and the temperature of ITC."""
+    width = config.hidden_size
+    return ContrastHead(width, config.projection_dim or width, config.pooling, config.temperature_init)
 
 
 class EVEForRetrieval(EVEPreTrainedModel):
@@ -115,19 +117,21 @@ class EVEForRetrieval(EVEPreTrainedModel):
     def __init__(self, config: EVEConfig):
         super().__init__(config)
         self.eve = EVEModel(config)
-        self.matching = EVEMatchingHead(config)
+        self.contrast = contrast_head(config)
+        self.matching = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> unit vectors (B, projection)."""
-        return self.matching.embed_image(
-            self.eve(pixel_values=pixel_values, final_norm=self._norms_features()).image_hidden
-        )
+        output = self.eve(pixel_values=pixel_values, final_norm=self._norms_features(), return_dict=True)
+        return self.contrast.embed_image(output.image_hidden)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Texts (B, T) -> unit vectors (B, projection)."""
-        output = self.eve(input_ids=input_ids, attention_mask=attention_mask, final_norm=self._norms_features())
-        return self.matching.embed_text(output.text_hidden, attention_mask)
+        output = self.eve(
+            input_ids=input_ids, attention_mask=attention_mask, final_norm=self._norms_features(), return_dict=True
+        )
+        return self.contrast.embed_text(output.text_hidden, attention_mask)
 
     def itm_logits(
         self,
@@ -147,41 +151,52 @@ class EVEForRetrieval(EVEPreTrainedModel):
         if text_rows is not None:
             input_ids = input_ids[text_rows]
             attention_mask = None if attention_mask is None else attention_mask[text_rows]
-        return self.matching.match(self.eve(pixel_values, input_ids, attention_mask).text_hidden)
+        output = self.eve(pixel_values, input_ids, attention_mask, return_dict=True)
+        logits: Tensor = self.matching(output.text_hidden[:, 0])
+        return logits
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         match_ids: Tensor | None = None,
+        return_loss: bool = True,
     ) -> EVEOutput:
-        """Losses of matching pairs.
+        """Similarities of pairs, and the losses of contrast and matching.
 
-        `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
-        is its own. `config.objective_weights` weighs itc and itm (equal as published); an ITM of weight 0 is not
-        computed. `logits` of the output are the scaled similarities image to text (B, G), the states those of the
-        single passes.
+        Args:
+            pixel_values: (B, C, H, W).
+            input_ids: (B, T).
+            attention_mask: (B, T), 1 = real token.
+            match_ids: (B,) int64; pairs of equal id belong together, as the captions of one image. By default each
+                pair matches itself alone.
+            return_loss: False leaves out the losses and the joint pass of matching.
+
+        `config.objective_weights` weighs itc and itm (equal as published); an ITM of weight 0 is not computed. `logits`
+        of the output are the scaled similarities image to text (B, G), the states those of the single passes.
         """
-        ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
-        losses = {}
-        pairs = (self.eve, self.matching, pixel_values, input_ids, attention_mask, ids)
-        losses["itc"], image_to_text, text_to_image, outputs = itc_pass(*pairs)
-        joint = itm_logits = itm_labels = None
-        if self.config.weight_of("itm") > 0:
-            itm_logits, itm_labels, joint = itm_pass(*pairs, (image_to_text, text_to_image))
-            losses["itm"] = objectives.itm(itm_logits, itm_labels)
+        pairs = Pairs.of(pixel_values, input_ids, attention_mask, match_ids)
+        contrast, (image, text) = contrast_pairs(self.eve, self.contrast, pairs)
+        losses: dict[str, Tensor] = {"itc": contrast.loss} if return_loss else {}
+        matching = None
+        if return_loss and self.config.weight_of("itm") > 0:
+            matching = match_pairs(self.eve, self.matching, pairs, (contrast.image_to_text, contrast.text_to_image))
+            losses["itm"] = objectives.itm(matching.logits, matching.labels)
         losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
-        router = average_router([output.router for output in (*outputs, joint) if output is not None])
-        add_balance(losses, router, self.config)
+        joint = None if matching is None else matching.output
+        router = average_router([output.router for output in (image, text, joint) if output is not None])
+        if return_loss:
+            add_balance(losses, router, self.config)
         return EVEOutput(
             loss=total_loss(losses),
-            losses=losses,
-            logits=image_to_text,
-            itm_logits=itm_logits,
-            itm_labels=itm_labels,
-            image_hidden=outputs[0].image_hidden,
-            text_hidden=outputs[1].text_hidden,
+            logits=contrast.image_to_text,
+            losses=losses or None,
+            itm_logits=None if matching is None else matching.logits,
+            itm_labels=None if matching is None else matching.labels,
+            image_hidden=image.image_hidden,
+            text_hidden=text.text_hidden,
             router=router,
         )
 
@@ -209,6 +224,7 @@ class EVEForVQA(EVEPreTrainedModel):
         )
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -218,34 +234,44 @@ class EVEForVQA(EVEPreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EVEOutput:
-        """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the losses."""
+        """Logits (B, A); with `labels`, also the losses.
+
+        `labels` are soft scores (B, A) in [0, 1], or the index (B,) int64 of the one right answer.
+        """
         output = self.eve(
             pixel_values,
             input_ids,
             attention_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            return_dict=True,
         )
         states = output.text_hidden
-        output.logits = self.classifier(self._slot(states, attention_mask) if self.config.vqa_slot else states[:, 0])
+        logits = self.classifier(self._slot(states, attention_mask) if self.config.vqa_slot else states[:, 0])
+        losses: dict[str, Tensor] = {}
         if labels is not None:
-            if labels.shape != output.logits.shape:
-                raise DataError(
-                    f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.logits.shape)}; "
-                    "labels are one soft score for each answer of config.id2label"
-                )
-            output.losses = {"answers": objectives.answers(output.logits, labels)}
+            losses["answers"] = objectives.answers(logits, answer_scores(labels, logits))
             if self.config.vqa_balance_loss:
-                add_balance(output.losses, output.router, self.config)
-            output.loss = total_loss(output.losses)
-        return output
+                add_balance(losses, output.router, self.config)
+        return EVEOutput(
+            loss=total_loss(losses),
+            logits=logits,
+            losses=losses or None,
+            image_hidden=output.image_hidden,
+            text_hidden=states,
+            router=output.router,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
 
     def _slot(self, text_hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The state (B, D) of each text's last token but one."""
+        if text_hidden.shape[1] < 2:
+            raise DataError("config.vqa_slot reads the last token but one; a question needs at least 2 tokens")
         if attention_mask is None:
             return text_hidden[:, -2]
         rows = torch.arange(len(text_hidden), device=text_hidden.device)
-        return text_hidden[rows, attention_mask.long().sum(dim=1) - 2]
+        return text_hidden[rows, (attention_mask.long().sum(dim=1) - 2).clamp(min=0)]
 
 
 class EVEForNLVR2(EVEPreTrainedModel):
@@ -259,6 +285,7 @@ class EVEForNLVR2(EVEPreTrainedModel):
         self.head = {"plain": EVEPlainPairHead, "bi-attention": EVEBiAttentionHead}[config.nlvr2_head](config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -276,7 +303,9 @@ class EVEForNLVR2(EVEPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        passes = [self.eve(images, input_ids, attention_mask) for images in pixel_values.unbind(dim=1)]
+        passes = [
+            self.eve(images, input_ids, attention_mask, return_dict=True) for images in pixel_values.unbind(dim=1)
+        ]
         left, right = (torch.cat([output.image_hidden, output.text_hidden], dim=1) for output in passes)
         logits = self.head(left, right, attention_mask)
         router = average_router([output.router for output in passes])
@@ -286,12 +315,30 @@ class EVEForNLVR2(EVEPreTrainedModel):
             add_balance(losses, router, self.config)
         return EVEOutput(
             loss=total_loss(losses),
-            losses=losses or None,
             logits=logits,
+            losses=losses or None,
             image_hidden=torch.stack([output.image_hidden for output in passes], dim=1),
             text_hidden=torch.stack([output.text_hidden for output in passes], dim=1),
             router=router,
         )
+
+
+def answer_scores(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels of VQA as the soft scores (B, A) of `logits`: scores as they are, indices (B,) as a score of 1.
+
+    Raises DataError for another shape, and, where looking costs no synchronisation, for an index out of range.
+    """
+    if labels.shape == logits.shape:
+        return labels
+    num_answers = logits.shape[1]
+    if labels.dim() != 1 or len(labels) != len(logits) or labels.is_floating_point():
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; "
+            "give one soft score for each answer of config.id2label, or one answer's index per row"
+        )
+    if objectives.is_eager_cpu(labels.device) and bool(((labels < 0) | (labels >= num_answers)).any()):
+        raise DataError(f"labels {labels.tolist()} must be answers' indices, 0 to {num_answers - 1}")
+    return torch.zeros_like(logits).scatter(1, labels[:, None].long(), 1.0)
 
 
 def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.Sequential:
@@ -337,14 +384,41 @@ class EVEPlainPairHead(nn.Module):
         return self.classifier(torch.cat([left[:, text], right[:, text]], dim=-1))
 
 
+class PairAttention(nn.Module):
+    """Multi-head attention of one pair's states to the other's, as torch's `nn.MultiheadAttention` computes it.
+
+    Its projections are modules of their own, which are called: torch's form reads their weights itself, and so skips
+    adapters, offloading and hooks.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, asking: Tensor, answering: Tensor, padding: Tensor) -> Tensor:
+        """`asking` and `answering` (B, S, D), `padding` (B, S) of the answering side, True = padding -> (B, S, D)."""
+        query, key, value = (
+            states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for states in (self.query(asking), self.key(answering), self.value(answering))
+        )  # each (B, H, S, D / H)
+        mask = ~padding[:, None, None]
+        context = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        output: Tensor = self.out_proj(context.transpose(1, 2).flatten(2))
+        return output
+
+
 class EVEBiAttentionHead(nn.Module):
     """Each pair attends to the other, both are pooled by attention and classified (UNITER's NLVR2 head)."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
         width, dropout = config.hidden_size, 0.1
-        self.attn1 = nn.MultiheadAttention(width, config.num_attention_heads, dropout=dropout, batch_first=True)
-        self.attn2 = nn.MultiheadAttention(width, config.num_attention_heads, dropout=dropout, batch_first=True)
+        self.attn1 = PairAttention(width, config.num_attention_heads, dropout)
+        self.attn2 = PairAttention(width, config.num_attention_heads, dropout)
         self.fc = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout))
         self.pool = nn.Sequential(nn.Linear(width, 1), nn.ReLU())
         self.pool_dropout = nn.Dropout(dropout)
@@ -354,11 +428,12 @@ class EVEBiAttentionHead(nn.Module):
         """`left`, `right` (B, S, D), `attention_mask` (B, T) of the text at their end -> (B, 2)."""
         image_mask = attention_mask.new_ones(len(left), left.shape[1] - attention_mask.shape[1])
         padding = torch.cat([image_mask, attention_mask], dim=1) == 0  # (B, S), True = padding
-        left_to_right, _ = self.attn1(left, right, right, key_padding_mask=padding, need_weights=False)
-        right_to_left, _ = self.attn2(right, left, left, key_padding_mask=padding, need_weights=False)
+        left_to_right = self.attn1(left, right, padding)
+        right_to_left = self.attn2(right, left, padding)
         left_pooled = self.attention_pool(self.fc(torch.cat([left_to_right, left], dim=-1)), padding)
         right_pooled = self.attention_pool(self.fc(torch.cat([right_to_left, right], dim=-1)), padding)
-        return self.answer(torch.cat([left_pooled, right_pooled], dim=-1))
+        logits: Tensor = self.answer(torch.cat([left_pooled, right_pooled], dim=-1))
+        return logits
 
     def attention_pool(self, states: Tensor, padding: Tensor) -> Tensor:
         """States (B, S, D) averaged by learned weights over real tokens -> (B, D)."""

@@ -1,6 +1,6 @@
 """EVE: one Transformer for images, text, and both (Chen et al., AAAI 2024, arXiv 2308.11971).
 
-Image and text tokens stand in one sequence, `[image, text]`, behind one LayerNorm; the blocks share their attention
+Image and text tokens form one sequence, `[image, text]`, normalised by one LayerNorm; the blocks share their attention
 and route their feed-forwards by modality (`routing.py`). Task heads are in `heads.py` and `pretraining.py`.
 
 B batch, N patches of an image, P image tokens (kept patches and [CLS]), T text tokens, S = P + T, D width, H heads.
@@ -22,11 +22,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
-from evle.models.eve.routing import EVEExperts, HardRouter, Routing, SharedFeedForward, SoftRouter
+from evle.models.eve.routing import HardRouter, Routing, SharedFeedForward, SoftRouter
 from evle.models.eve.stem import EVEStem
+from evle.models.plain import biased
 from evle.models.positions import resize_positions
 
 
@@ -36,20 +38,20 @@ class EVEOutput(ModelOutput):
 
     Attributes:
         loss: the sum of `losses`, scalar.
+        logits: the head's scores. `output[0]` is the loss where there is one, else the logits.
         losses: named scalars, already weighted: "mim", "mlm", "itc", "itm", "answers", "choice", "balance".
-        logits: the head's scores.
         itm_logits, itm_labels: (pairs, 2) and (pairs,) of the matching of pairs and hard negatives.
         image_hidden: (B, P, D) image states after the final LayerNorm, [CLS] first, None without an image.
         text_hidden: (B, T, D) text states after the final LayerNorm, None without text.
-        router: statistics of the L soft-routed blocks, averaged over the passes: "load" (L, E), "entropy" (L,),
-            "dropped" (L,) and "balance", the unweighted load-balancing loss; None without such blocks. See
-            `routing.Routing`.
+        router: statistics of the L soft-routed blocks, averaged over the passes: "balance", the unweighted
+            load-balancing loss, and the fields of `routing.Routing`, (L, E) for loads and (L,) for the rest; None
+            without such blocks.
         hidden_states, attentions: one tensor a block, (B, S, D) and (B, H, S, S), when asked for.
     """
 
     loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
     itm_logits: Tensor | None = None
     itm_labels: Tensor | None = None
     image_hidden: Tensor | None = None
@@ -76,12 +78,16 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
 
 
 def visible_patches(image_mask: Tensor) -> Tensor:
-    """Indices (B, V) of the patches that `image_mask` (B, N) leaves visible (False); each row must mask as many."""
+    """Indices (B, V) of the patches that `image_mask` (B, N) leaves visible (False); every row must mask equally many.
+
+    V is read from the mask's values, which synchronises with an accelerator; a caller that knows the indices can give
+    them to the models instead.
+    """
     visible = (~image_mask).sum(dim=1)
     if not bool((visible == visible[0]).all()):
         masked = image_mask.sum(dim=1)
         raise DataError(
-            f"image_mask masks {int(masked.min())} to {int(masked.max())} patches a row; "
+            f"image_mask masks {int(masked.min())} to {int(masked.max())} patches per row; "
             "mask the same number in every row"
         )
     return image_mask.int().argsort(dim=1, stable=True)[:, : int(visible[0])]
@@ -106,11 +112,14 @@ class EVEImageEmbedding(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(width))
         self.position = nn.Parameter(torch.empty(1 + config.num_patches, width))
         self.type_vector = nn.Parameter(torch.empty(width))
+        self.mask_token = nn.Parameter(torch.empty(width)) if config.has_mask_token else None
 
-    def forward(self, pixel_values: Tensor, visible: Tensor | None = None) -> Tensor:
-        """`pixel_values` (B, C, H, W), `visible` (B, V) patches to keep or None for all -> (B, P, D).
+    def forward(self, pixel_values: Tensor, image_mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) to tokens (B, P, D).
 
-        A kept patch keeps its own position embedding; the released visible-only path loses it (a bug, fixed here).
+        `image_mask` (B, N) is True for masked patches, and `visible` (B, V) the indices of the others. A model with a
+        mask token puts it in the place of masked patches; others leave them out. A kept patch keeps its own position
+        embedding; the released visible-only path loses it (a bug, fixed here).
         """
         channels, height, width = pixel_values.shape[1:]
         size = self.config.patch_size
@@ -120,14 +129,17 @@ class EVEImageEmbedding(nn.Module):
                 f"{self.config.num_channels} channels and sides that are multiples of its patch, {size}"
             )
         if self.stem is None:
-            patches = patchify(pixel_values, size).to(self.patch.weight.dtype)
+            patches = patchify(pixel_values, size).to(self.position.dtype)
         else:
-            patches = self.stem(pixel_values, visible)
+            patches = self.stem(pixel_values, image_mask)
         positions = resize_positions(self.position, height // size, width // size)
         patch_positions = positions[1:].expand(len(patches), -1, -1)
-        if visible is not None:
+        if visible is not None and self.mask_token is None:
             patches, patch_positions = take(patches, visible), take(patch_positions, visible)
-        patch_tokens = self.patch(patches) + patch_positions
+        patch_tokens = self.patch(patches)
+        if image_mask is not None and self.mask_token is not None:
+            patch_tokens = torch.where(image_mask[..., None], self.mask_token.to(patch_tokens.dtype), patch_tokens)
+        patch_tokens = patch_tokens + patch_positions
         cls_tokens = (self.cls_token + positions[0]).to(patch_tokens.dtype).expand(len(patches), 1, -1)
         return torch.cat([cls_tokens, patch_tokens], dim=1) + self.type_vector
 
@@ -190,7 +202,7 @@ class EVEAttention(nn.Module):
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         batch, length, _ = hidden.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(hidden, self.qkv.weight, bias)
+        qkv = biased(self.qkv, hidden, bias)
         query, key, value = qkv.view(batch, length, 3, -1, self.head_dim).permute(
             2, 0, 3, 1, 4
         )  # each (B, H, S, head_dim)
@@ -256,44 +268,25 @@ class EVEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out")  # std 0.02 would fade over the stem's stages
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            for buffer, fill in (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0.0)):
-                init.constant_(module.get_buffer(buffer), fill)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, EVEImageEmbedding):
-            for parameter in (module.cls_token, module.position, module.type_vector):
-                init.trunc_normal_(parameter, std=self.config.place_init_range or std)
-        elif isinstance(module, EVETextEmbedding):
-            for parameter in (module.position, module.type_vector):
-                init.trunc_normal_(parameter, std=self.config.place_init_range or std)
-        elif isinstance(module, EVEAttention):
-            init.zeros_(module.q_bias)
-            init.zeros_(module.v_bias)
-        elif isinstance(module, nn.MultiheadAttention):
-            init.trunc_normal_(module.in_proj_weight, std=std)
-            init.zeros_(module.in_proj_bias)
-        elif isinstance(module, EVELayer):
-            init.constant_(module.attention_scale, self.config.layer_scale_init)
-            init.constant_(module.feed_forward_scale, self.config.layer_scale_init)
-        elif isinstance(module, SoftRouter) and self.config.modality_routing:
-            init.trunc_normal_(module.image_vector, std=std)
-            init.trunc_normal_(module.text_vector, std=std)
-        elif isinstance(module, EVEExperts):
-            init.trunc_normal_(module.up_proj, std=std)
-            init.trunc_normal_(module.down_proj, std=std)
-            init.zeros_(module.up_proj_bias)
-            init.zeros_(module.down_proj_bias)
+        """Fill the parameters of one module, those of its children not included, by their names."""
+        config = self.config
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in ("cls_token", "position", "type_vector"):
+                init.trunc_normal_(parameter, std=config.place_init_range or config.initializer_range)
+            elif name == "temperature":
+                init.constant_(parameter, config.temperature_init)
+            elif name in ("attention_scale", "feed_forward_scale"):
+                init.constant_(parameter, config.layer_scale_init)
+            elif name.endswith("bias"):
+                init.zeros_(parameter)
+            elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+                init.ones_(parameter)
+            elif isinstance(module, nn.Conv2d):
+                init.kaiming_normal_(parameter, mode="fan_out")  # std 0.02 would fade over the stem's stages
+            else:
+                init.trunc_normal_(parameter, std=config.initializer_range)
+        for name, buffer in module.named_buffers(recurse=False):  # running statistics of the stem
+            init.constant_(buffer, 1.0 if name == "running_var" else 0.0)
 
     # Our prefix of what the release calls `output.`, where a model has it.
     released_classifier: ClassVar[str | None] = None
@@ -391,6 +384,7 @@ class EVEModel(EVEPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
+        visible: Tensor | None = None,
         final_norm: bool = True,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -398,41 +392,43 @@ class EVEModel(EVEPreTrainedModel):
         """Encode images, text, or image-text pairs.
 
         Args:
-            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the
-            positions.
+            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured one interpolate
+                the positions.
             input_ids: (B, T), T at most `max_position_embeddings`.
-            attention_mask: (B, T), 1 = real token, 0 = padding; all real when absent.
-            image_mask: (B, N) bool, True = masked: such patches do not enter the encoder, `image_hidden` holds
-                [CLS] and the visible ones in their order. As many in every row.
+            attention_mask: (B, T), 1 = real token, 0 = padding, which must be on the right; all real when absent.
+            image_mask: (B, N) bool, True = masked, equally many in every row: such patches do not enter the encoder,
+                and `image_hidden` holds [CLS] and the visible ones in their order. With `config.mim_form="encoder"` a
+                mask token enters in their place.
+            visible: (B, V) int64, the indices of the patches that `image_mask` leaves visible, for callers that have
+                them; the model need not wait for the mask's values then.
             final_norm: False leaves out the final LayerNorm (`EVEConfig.released_eval_features`).
             output_hidden_states, output_attentions: also return every block's states and attention maps; maps need
                 `attn_implementation="eager"`.
 
         Raises:
-            DataError: neither image nor text, or sizes this model cannot take.
+            DataError: neither image nor text, or sizes and masks this model cannot take.
+            ConfigError: attention maps from an implementation that keeps none.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ConfigError(
                 f"attention {self.config._attn_implementation!r} keeps no attention maps; "
                 "call model.set_attn_implementation('eager') first"
             )
-        embedded, masks = [], []
+        check_inputs(pixel_values, input_ids, attention_mask)
+        embedded: list[Tensor] = []
         if pixel_values is not None:
-            visible = None if image_mask is None else visible_patches(image_mask)
-            embedded.append(self.image_embedding(pixel_values, visible))
+            if image_mask is None:
+                visible = None
+            elif visible is None:
+                visible = visible_patches(image_mask)
+            embedded.append(self.image_embedding(pixel_values, image_mask, visible))
         num_image = embedded[0].shape[1] if embedded else 0
         token_mask = None
         if input_ids is not None:
             embedded.append(self.text_embedding(input_ids))
             if attention_mask is not None:
-                masks = [attention_mask.new_ones(len(input_ids), num_image), attention_mask]
-                token_mask = torch.cat(masks, dim=1).bool()
-        if not embedded:
-            raise DataError("EVE needs pixel_values, input_ids, or both; it was given neither")
-        if len({len(tokens) for tokens in embedded}) > 1:
-            raise DataError(
-                f"pixel_values hold {len(embedded[0])} images, input_ids {len(embedded[1])} texts; give as many of both"
-            )
+                image_is_real = attention_mask.new_ones(len(input_ids), num_image)
+                token_mask = torch.cat([image_is_real, attention_mask], dim=1).bool()
         hidden = self.pre_norm(torch.cat(embedded, dim=1))
         key_mask = create_bidirectional_mask(self.config, hidden, token_mask)
 
@@ -450,6 +446,36 @@ class EVEModel(EVEPreTrainedModel):
         )
 
 
+def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Raise DataError for inputs that no EVE model can take.
+
+    Padding on the left is looked for where that costs no synchronisation; `EVEProcessor` always pads on the right.
+    """
+    if pixel_values is None and input_ids is None:
+        raise DataError("EVE needs pixel_values, input_ids, or both; it was given neither")
+    if pixel_values is not None and pixel_values.dim() != 4:
+        raise DataError(f"pixel_values have the shape {tuple(pixel_values.shape)}; give (images, channels, H, W)")
+    if input_ids is not None and (input_ids.dim() != 2 or input_ids.shape[1] == 0):
+        raise DataError(f"input_ids have the shape {tuple(input_ids.shape)}; give (texts, tokens), at least one token")
+    if pixel_values is not None and input_ids is not None and len(pixel_values) != len(input_ids):
+        raise DataError(
+            f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give one text per image"
+        )
+    if 0 in (len(each) for each in (pixel_values, input_ids) if each is not None):
+        raise DataError("the batch is empty; give at least one image or text")
+    if input_ids is None or attention_mask is None:
+        return
+    if attention_mask.shape != input_ids.shape:
+        raise DataError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
+            "they must be equal"
+        )
+    if objectives.is_eager_cpu(attention_mask.device):
+        is_left_padded = (attention_mask[:, 0] == 0) & (attention_mask != 0).any(dim=1)
+        if bool(is_left_padded.any()):
+            raise DataError("a text is padded on the left; EVE reads its first token: set padding_side='right'")
+
+
 def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
     """The soft-routed blocks of one pass: `balance` averaged, with gradient; the rest stacked, one row a block."""
     if not routings:
@@ -459,8 +485,20 @@ def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
 
 
 def average_router(passes: list[dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
-    """Router statistics of several passes of one step, averaged; None when the model has no soft-routed blocks."""
+    """Router statistics of several passes of one step, averaged; None when the model has no soft-routed blocks.
+
+    A modality's load and entropy are averaged over the passes that had its tokens.
+    """
     routed = [statistics for statistics in passes if statistics is not None]
     if not routed:
         return None
-    return {name: torch.stack([statistics[name] for statistics in routed]).mean(dim=0) for name in routed[0]}
+    averaged = {}
+    for name in routed[0]:
+        values = torch.stack([statistics[name] for statistics in routed])  # (passes, ...)
+        count: Tensor | int = len(routed)
+        if name.startswith(("image_", "text_")):
+            load = torch.stack([statistics[f"{name.split('_')[0]}_load"] for statistics in routed])
+            present = (load.sum(dim=-1) > 0).sum(dim=0).clamp(min=1)  # (L,)
+            count = present[:, None] if name.endswith("_load") else present
+        averaged[name] = values.mean(dim=0) if isinstance(count, int) else values.sum(dim=0) / count
+    return averaged

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import can_return_tuple
 
 from evle import objectives
 from evle.errors import ConfigError, DataError
-from evle.models.contrast import default_match_ids, total_loss
+from evle.models.contrast import total_loss
 from evle.models.eve.configuration import EVEConfig
-from evle.models.eve.heads import EVEMatchingHead, add_balance, itc_pass, itm_pass, word_head
+from evle.models.eve.heads import Pairs, add_balance, contrast_head, contrast_pairs, match_pairs, word_head
 from evle.models.eve.modeling import (
     EVEAttention,
     EVEModel,
@@ -26,8 +26,10 @@ from evle.models.eve.modeling import (
     patchify,
     take,
     unpatchify,
+    visible_patches,
 )
 from evle.models.eve.routing import FeedForward
+from evle.models.eve.targets import ImageTeacher
 from evle.models.even_rows import pad_rows
 
 
@@ -58,7 +60,7 @@ class EVEDecoderLayer(GradientCheckpointingLayer):
 
 
 class EVEPixelDecoder(nn.Module):
-    """The light decoder of MIM: encoder states of visible patches and mask tokens in, pixels of masked patches out."""
+    """The light decoder of MIM: encoder states of visible patches and mask tokens in, masked patches' targets out."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
@@ -67,12 +69,12 @@ class EVEPixelDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(width))
         self.layers = nn.ModuleList(EVEDecoderLayer(config) for _ in range(config.decoder_num_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.pixels = nn.Linear(width, config.num_channels * config.patch_size**2)
+        self.pixels = nn.Linear(width, config.mim_outputs)
 
     def forward(self, image_hidden: Tensor, order: Tensor, rows: int, columns: int) -> Tensor:
-        """`image_hidden` (B, 1 + visible, D), `order` (B, N) patch indices, visible first -> (B, M, pixels a patch).
+        """`image_hidden` (B, 1 + visible, D), `order` (B, N) patch indices, visible first -> (B, M, outputs per patch).
 
-        The sequence stays in `order`: attention does not mind, and each token carries its own position.
+        The sequence stays in `order`: attention does not depend on it, and each token carries its own position.
         """
         tokens = self.embed(image_hidden)
         num_visible = tokens.shape[1] - 1
@@ -86,7 +88,7 @@ class EVEPixelDecoder(nn.Module):
 
 
 class EVEForPreTraining(EVEPreTrainedModel):
-    """Masked signal modelling: masked pixels from visible ones and the text, masked words from the image and the rest.
+    """Masked signal modelling: masked patches from visible ones and the text, masked words from the image and the rest.
 
     `config.objectives` says which of "mim", "mlm", "itc", "itm" are minimised; only their parameters exist.
     """
@@ -101,22 +103,26 @@ class EVEForPreTraining(EVEPreTrainedModel):
         super().__init__(config)
         self.eve = EVEModel(config)
         if "mim" in config.objectives:
-            self.decoder = EVEPixelDecoder(config)
+            if config.mim_form == "decoder":
+                self.decoder = EVEPixelDecoder(config)
+            else:
+                self.mim_head = nn.Linear(config.hidden_size, config.mim_outputs)
         if "mlm" in config.objectives:
             self.mlm_head = word_head(config, config.vocab_size)
-        if {"itc", "itm"} & set(config.objectives):
-            self.matching = EVEMatchingHead(config, itc="itc" in config.objectives, itm="itm" in config.objectives)
+        if "itc" in config.objectives:
+            self.contrast = contrast_head(config)
+        if "itm" in config.objectives:
+            self.matching = nn.Linear(config.hidden_size, 2)
+        self.teacher: ImageTeacher | None = None  # opened by the first step that needs it
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EVEPixelDecoder):
-            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.mlm_head[2] if "mlm" in self.config.objectives else None
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm_head[2] = new_embeddings
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -126,6 +132,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
         masked_input_ids: Tensor | None = None,
         mlm_labels: Tensor | None = None,
         match_ids: Tensor | None = None,
+        visible: Tensor | None = None,
+        masked_tokens: Tensor | None = None,
     ) -> EVEOutput:
         """The losses of one step; by default two passes, one with the image masked and one with the text.
 
@@ -133,77 +141,94 @@ class EVEForPreTraining(EVEPreTrainedModel):
             pixel_values: (B, C, H, W).
             input_ids: (B, T) the complete text.
             attention_mask: (B, T), 1 = real token.
-            image_mask: (B, N) bool, True = masked, as many in every row [mim].
+            image_mask: (B, N) bool, True = masked, equally many in every row [mim].
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; each its own by
-                default [itc, itm].
+            match_ids: (B,) int64, equal where pairs belong together, -100 for a pair that is left out; by default each
+                pair matches itself alone [itc, itm].
+            visible: (B, V) int64, the patches that `image_mask` leaves visible, in ascending order.
+            masked_tokens: (M,) int64, where the flattened `mlm_labels` are not -100. Both indices may be left out;
+                reading them from the masks synchronises with an accelerator.
 
         Returns:
             losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
             `itm_labels`; the states of the MLM pass, or of the MIM pass without one.
         """
-        config, names = self.config, set(self.config.objectives)
+        names = self.config.objectives
         losses: dict[str, Tensor] = {}
         passes: list[EVEOutput] = []
-        logits = itm_logits = itm_labels = None
-        last: Any = None  # the output of the latest masked pass
+        masked: Any = None  # the output of the latest masked pass
+        logits = matching = contrast = None
         if "mim" in names:
             if image_mask is None:
                 raise DataError("the objective mim needs image_mask, (B, patches) with True for masked ones")
-            text = masked_input_ids if config.joint_masking else input_ids
-            last = self.eve(pixel_values, text, attention_mask, image_mask=image_mask)
-            passes.append(last)
-            losses["mim"] = self.mim_loss(last.image_hidden, pixel_values, image_mask)
+            visible = visible_patches(image_mask) if visible is None else visible
+            text = masked_input_ids if self.config.joint_masking else input_ids
+            masked = self.eve(pixel_values, text, attention_mask, image_mask, visible, return_dict=True)
+            passes.append(masked)
+            losses["mim"] = self.mim_loss(masked.image_hidden, pixel_values, image_mask, visible)
         if "mlm" in names:
             if masked_input_ids is None or mlm_labels is None:
                 raise DataError("the objective mlm needs masked_input_ids and mlm_labels, (B, T)")
-            if not config.joint_masking:
-                last = self.eve(pixel_values, masked_input_ids, attention_mask)
-                passes.append(last)
-            # Only masked positions meet the vocabulary: it is the largest matrix of the model.
-            chosen = mlm_labels != objectives.IGNORE
-            masked = last.text_hidden[chosen]
-            logits = self.mlm_head(pad_rows(masked))[: len(masked)]
-            losses["mlm"] = objectives.mlm(logits, mlm_labels[chosen])
-        if names & {"itc", "itm"}:
-            ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
-            pairs = (self.eve, self.matching, pixel_values, input_ids, attention_mask, ids)
-            similarities = None
-            if "itc" in names:
-                losses["itc"], *directions, singles = itc_pass(*pairs)
-                similarities = (directions[0], directions[1])
-                passes.extend(singles)
-            if "itm" in names:
-                itm_logits, itm_labels, joint = itm_pass(*pairs, similarities)
-                losses["itm"] = objectives.itm(itm_logits, itm_labels)
-                passes.extend([] if joint is None else [joint])
-        losses = {name: config.weight_of(name) * losses[name] for name in config.objectives}
+            if masked is None or not self.config.joint_masking:
+                masked = self.eve(pixel_values, masked_input_ids, attention_mask, return_dict=True)
+                passes.append(masked)
+            if masked_tokens is None:
+                masked_tokens = (mlm_labels.flatten() != objectives.IGNORE).nonzero().squeeze(1)
+            logits = self.word_logits(masked.text_hidden, masked_tokens)
+            losses["mlm"] = objectives.mlm(logits, mlm_labels.flatten()[masked_tokens])
+        pairs = Pairs.of(pixel_values, input_ids, attention_mask, match_ids)
+        if "itc" in names:
+            contrast, single = contrast_pairs(self.eve, self.contrast, pairs)
+            losses["itc"] = contrast.loss
+            passes.extend(single)
+        if "itm" in names:
+            similarities = None if contrast is None else (contrast.image_to_text, contrast.text_to_image)
+            matching = match_pairs(self.eve, self.matching, pairs, similarities)
+            losses["itm"] = objectives.itm(matching.logits, matching.labels)
+            passes.extend([] if matching.output is None else [matching.output])
+        losses = {name: self.config.weight_of(name) * losses[name] for name in names}
         router = average_router([output.router for output in passes])
-        add_balance(losses, router, config)
+        add_balance(losses, router, self.config)
         return EVEOutput(
             loss=total_loss(losses),
-            losses=losses,
             logits=logits,
-            itm_logits=itm_logits,
-            itm_labels=itm_labels,
-            image_hidden=None if last is None else last.image_hidden,
-            text_hidden=None if last is None else last.text_hidden,
+            losses=losses,
+            itm_logits=None if matching is None else matching.logits,
+            itm_labels=None if matching is None else matching.labels,
+            image_hidden=None if masked is None else masked.image_hidden,
+            text_hidden=None if masked is None else masked.text_hidden,
             router=router,
         )
 
-    def decode(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted pixels (B, M, pixels a patch) of masked patches, and the order (B, N) of patches, masked last."""
-        size = self.config.patch_size
-        rows, columns = pixel_values.shape[2] // size, pixel_values.shape[3] // size
-        order = image_mask.int().argsort(dim=1, stable=True)
-        return self.decoder(image_hidden, order, rows, columns), order
+    def word_logits(self, text_hidden: Tensor, masked_tokens: Tensor) -> Tensor:
+        """Logits (M, V) of the tokens `masked_tokens` (M,) of the flattened texts (B, T, D).
 
-    def mim_loss(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor) -> Tensor:
-        """Mean squared error of the masked patches' pixels, raw or normalised a patch (`norm_pixel_target`)."""
-        predicted, order = self.decode(image_hidden, pixel_values, image_mask)
-        masked = order[:, order.shape[1] - predicted.shape[1] :]
-        target = take(patchify(pixel_values, self.config.patch_size), masked)
+        Only masked positions meet the vocabulary: it is the largest matrix of the model.
+        """
+        states = text_hidden.flatten(0, 1)[masked_tokens]
+        logits: Tensor = self.mlm_head(pad_rows(states))
+        return logits[: len(states)]
+
+    def predict_masked(self, image_hidden: Tensor, pixel_values: Tensor, order: Tensor, num_visible: int) -> Tensor:
+        """Predicted pixels, code logits or features (B, M, ...) of masked patches; `order` (B, N) is visible first."""
+        if self.config.mim_form == "encoder":
+            predicted: Tensor = self.mim_head(take(image_hidden[:, 1:], order[:, num_visible:]))
+            return predicted
+        rows, columns = self._grid(pixel_values)
+        predicted = self.decoder(image_hidden, order, rows, columns)
+        return predicted
+
+    def mim_loss(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor, visible: Tensor) -> Tensor:
+        """The error of masked patches: of pixels (raw, or normalised per patch) and features squared, of codes as
+        classes."""
+        order = image_mask.int().argsort(dim=1, stable=True)
+        predicted = self.predict_masked(image_hidden, pixel_values, order, visible.shape[1])
+        masked = order[:, visible.shape[1] :]
+        if self.config.mim_target == "codes":
+            codes = self._targets(pixel_values).gather(1, masked)
+            return objectives.choices(predicted.flatten(0, 1), codes.flatten())
+        target = take(self._targets(pixel_values), masked)
         return objectives.mim(
             predicted, objectives.normalize_pixels(target) if self.config.norm_pixel_target else target
         )
@@ -215,18 +240,43 @@ class EVEForPreTraining(EVEPreTrainedModel):
         """Images (B, C, H, W) whose masked patches are the model's prediction and whose visible ones are given.
 
         With `norm_pixel_target` the prediction has no brightness or contrast of its own; each patch gets those of the
-        original, as in MAE's images.
+        original, as in MAE's images. Raises ConfigError for a model that predicts no pixels.
         """
+        if self.config.mim_target != "pixels":
+            raise ConfigError(f"this model predicts {self.config.mim_target}, not pixels: there is no image to show")
         size = self.config.patch_size
-        output = self.eve(pixel_values, input_ids, attention_mask, image_mask=image_mask)
-        predicted, order = self.decode(output.image_hidden, pixel_values, image_mask)
-        masked = order[:, order.shape[1] - predicted.shape[1] :]
+        visible = visible_patches(image_mask)
+        output = self.eve(pixel_values, input_ids, attention_mask, image_mask, visible, return_dict=True)
+        order = image_mask.int().argsort(dim=1, stable=True)
+        predicted = self.predict_masked(output.image_hidden, pixel_values, order, visible.shape[1]).float()
+        masked = order[:, visible.shape[1] :]
         patches = patchify(pixel_values, size).float()
-        predicted = predicted.float()
         if self.config.norm_pixel_target:
             original = take(patches, masked)
             predicted = predicted * (original.var(dim=-1, keepdim=True) + 1e-6).sqrt() + original.mean(
                 dim=-1, keepdim=True
             )
         filled = patches.scatter(1, masked[..., None].expand_as(predicted), predicted)
-        return unpatchify(filled, size, pixel_values.shape[2] // size, pixel_values.shape[3] // size)
+        return unpatchify(filled, size, *self._grid(pixel_values))
+
+    def _grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of these images."""
+        size = self.config.patch_size
+        return pixel_values.shape[2] // size, pixel_values.shape[3] // size
+
+    def _targets(self, pixel_values: Tensor) -> Tensor:
+        """What MIM should predict of each patch: (B, N) codes, or (B, N, pixels or features)."""
+        config = self.config
+        if config.mim_target == "pixels":
+            return patchify(pixel_values, config.patch_size)
+        if config.mim_teacher is None:
+            raise ConfigError(f"mim_target={config.mim_target!r} needs mim_teacher=FOLDER, the model that gives them")
+        if self.teacher is None:
+            teacher = ImageTeacher(config.mim_teacher, config.mim_target)
+            if teacher.size != config.mim_target_size:
+                raise ConfigError(
+                    f"{config.mim_teacher} gives {config.mim_target} of size {teacher.size}, this model was built for "
+                    f"{config.mim_target_size}; set mim_target_size={teacher.size}"
+                )
+            self.teacher = teacher
+        return self.teacher.targets(pixel_values, *self._grid(pixel_values))

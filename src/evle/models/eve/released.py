@@ -1,7 +1,7 @@
 """The authors' released EVE checkpoints: one two-way table of keys, and reading them into our models.
 
 A released file is `torch.save` of `{"model": state_dict, ...}` or of the state dict alone (`.th`, `.pth`, `.bin`), or
-the same tensors as `.safetensors`. Nothing is ever unpickled but tensors and plain containers.
+the same tensors as `.safetensors`. Files are read by `evle.models.folders`, which runs no code in them.
 
 L layers, E experts, D width, C channels, p patch size.
 """
@@ -9,16 +9,14 @@ L layers, E experts, D width, C channels, p patch size.
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.errors import CheckpointError, ConfigError
 from evle.models.eve.configuration import EVEConfig
+from evle.models.folders import first_keys, load_tensors
 
 # Released prefix -> ours, no prefix beginning another; `{n}` stands for the layer's number.
 TABLE: dict[str, str] = {
@@ -44,10 +42,10 @@ TABLE: dict[str, str] = {
     "backbone.encoder.layers.{n}.mlp_moe.moe.vision_embed": "eve.layers.{n}.feed_forward.image_vector",
     "backbone.encoder.layers.{n}.mlp_moe.moe.text_embed": "eve.layers.{n}.feed_forward.text_vector",
     "backbone.encoder.layers.{n}.mlp_moe.moe.gate.wg.": "eve.layers.{n}.feed_forward.gate.",
-    "itc_vision_proj_head.": "matching.image_projection.",
-    "itc_text_proj_head.": "matching.text_projection.",
-    "itc_temp": "matching.temperature",
-    "itm_head.": "matching.itm.",
+    "itc_vision_proj_head.": "contrast.image_projection.",
+    "itc_text_proj_head.": "contrast.text_projection.",
+    "itc_temp": "contrast.temperature",
+    "itm_head.": "matching.",
     "attn1.": "head.attn1.",
     "attn2.": "head.attn2.",
     "fc.": "head.fc.",
@@ -65,13 +63,18 @@ EXPERTS = {
 }
 RELEASED_EXPERT = re.compile(r"backbone\.encoder\.layers\.(\d+)\.mlp_moe\.moe\.experts\.experts\.(\d+)\.(fc\d\.\w+)")
 OUR_EXPERTS = re.compile(r"eve\.layers\.(\d+)\.feed_forward\.experts\.(\w+)")
+# The release's NLVR2 attention holds the projections of queries, keys and values in one tensor, ours in three.
+PROJECTIONS = ("query", "key", "value")
+RELEASED_PROJECTIONS = re.compile(r"attn([12])\.in_proj_(weight|bias)")
+OUR_PROJECTIONS = re.compile(r"head\.attn([12])\.(?:query|key|value)\.(weight|bias)")
 # Counting buffers of the release; they hold no weights.
 IGNORED = re.compile(r"backbone\.position_ids_(vision|text)")
 
 
 def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Tensor]:
-    """A released state dict under our names; `architecture` is our class's name. Keys of no known name stay as they
-    are.
+    """A released state dict under our names; `classifier` is our prefix of the head that the release calls `output.`.
+
+    Keys of no known name stay as they are.
     """
     rename = _renamer({**TABLE, CLASSIFIER: classifier} if classifier else TABLE)
     renamed: dict[str, Tensor] = {}
@@ -82,6 +85,9 @@ def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Te
         if (found := RELEASED_EXPERT.fullmatch(key)) and found[3] in EXPERTS:
             name = f"eve.layers.{found[1]}.feed_forward.experts.{EXPERTS[found[3]]}"
             experts.setdefault(name, {})[int(found[2])] = tensor
+        elif found := RELEASED_PROJECTIONS.fullmatch(key):
+            for projection, part in zip(PROJECTIONS, tensor.chunk(3)):
+                renamed[f"head.attn{found[1]}.{projection}.{found[2]}"] = part.clone()
         elif key == "backbone.patch_embed.weight" and tensor.dim() == 4:
             renamed[rename(key)] = tensor.flatten(1)  # (D, C, p, p) -> (D, C p p)
         elif key == "itc_temp":
@@ -104,6 +110,9 @@ def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str 
             prefix = f"backbone.encoder.layers.{found[1]}.mlp_moe.moe.experts.experts"
             for number, expert in enumerate(tensor):
                 released[f"{prefix}.{number}.{names[found[2]]}"] = expert.clone()
+        elif found := OUR_PROJECTIONS.fullmatch(key):
+            parts = [state[f"head.attn{found[1]}.{projection}.{found[2]}"] for projection in PROJECTIONS]
+            released[f"attn{found[1]}.in_proj_{found[2]}"] = torch.cat(parts)
         elif (
             key == "eve.image_embedding.patch.weight" and tensor.shape[1] == config.num_channels * config.patch_size**2
         ):
@@ -117,30 +126,12 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a released checkpoint, in their names there. Raises `CheckpointError` when it holds none."""
     state = load_tensors(path, "a released EVE checkpoint (.th, .pth, .bin or .safetensors)")
     if "backbone.patch_embed.weight" not in state:
-        raise CheckpointError(f"{path}: not a released EVE checkpoint, it has no backbone.patch_embed.weight")
+        if any(key.startswith(("eve.", "vle.")) for key in state):
+            raise CheckpointError(f"{path}: holds weights in evle's own names; load its folder with from_pretrained")
+        raise CheckpointError(
+            f"{path}: not a released EVE checkpoint; it has no backbone.patch_embed.weight, but {first_keys(state)}"
+        )
     return state
-
-
-def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
-    """The named tensors in a file of torch or safetensors, unwrapped from `{"model": ...}` and `module.` prefixes.
-
-    Raises `CheckpointError`, saying what was `wanted`, when there are none; never runs code that a file contains.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give {wanted}")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint of tensors ({in_one_line(error)})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

@@ -20,20 +20,26 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 from evle import objectives
 from evle.models.eve.configuration import EVEConfig
 from evle.models.even_rows import pad_rows
+from evle.models.plain import float_dtype, is_plain
 
 
 class Routing(NamedTuple):
     """What one soft-routed block did with its tokens.
 
-    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without: `load` (E,) the share
-    of assignments that each expert was given, `entropy` the mean entropy of the router in nats, `dropped` the share
-    of assignments lost to capacity.
+    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without. `load` (E,) is the
+    share of assignments that each expert received, `entropy` the mean entropy of the router in nats, `dropped` the
+    share of assignments lost to capacity. `image_load`, `text_load`, `image_entropy` and `text_entropy` are the same of
+    one modality's tokens (EVE, figure 6), 0 where there are none.
     """
 
     balance: Tensor
     load: Tensor
     entropy: Tensor
     dropped: Tensor
+    image_load: Tensor
+    text_load: Tensor
+    image_entropy: Tensor
+    text_entropy: Tensor
 
 
 class QuickGELU(nn.Module):
@@ -65,7 +71,7 @@ class FeedForward(nn.Module):
 
 
 class SharedFeedForward(nn.Module):
-    """One feed-forward for both modalities: the paper's ablation of the deep blocks (table 6)."""
+    """One feed-forward for both modalities: the paper's ablation of the deep blocks (table 7)."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
@@ -194,29 +200,67 @@ class SoftRouter(nn.Module):
             vectors = [self.image_vector.expand(num_image, -1), self.text_vector.expand(length - num_image, -1)]
             states = states + torch.cat(vectors)
         states = states.reshape(batch * length, width)
+        is_text = (torch.arange(length, device=hidden.device) >= num_image).repeat(batch)
         if token_mask is None or self.config.pads_are_routed:
-            output, routing = self.route(states)
-        else:
+            output, routing = self.route(states, is_text)
+        elif self.removes_padding(hidden.device):
             kept = token_mask.flatten().nonzero().squeeze(1)
-            routed, routing = self.route(states[kept])
+            routed, routing = self.route(states[kept], is_text[kept])
             output = routed.new_zeros(batch * length, width).index_copy(0, kept, routed)
+        else:
+            output, routing = self.route(states, is_text, token_mask.flatten())
         return output.view(batch, length, width), routing
 
-    def route(self, states: Tensor) -> tuple[Tensor, Routing]:
-        """Send each of the tokens (N, D) through its experts."""
+    def removes_padding(self, device: torch.device) -> bool:
+        """Whether padding tokens are taken out before the experts, rather than given weights of 0.
+
+        Taking them out saves work, but needs their number (`objectives.is_eager_cpu`). A capacity depends on that
+        number, so with one it is always read.
+        """
+        return self.config.capacity_factor is not None or objectives.is_eager_cpu(device)
+
+    def route(self, states: Tensor, is_text: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Send each of the tokens (N, D) through its experts.
+
+        `is_text` (N,) bool is False for image tokens. `real` (N,) bool is False for tokens that get an output of 0 and
+        count in no statistics; None means all are real.
+        """
+        num_experts = self.config.num_experts
         with torch.autocast(states.device.type, enabled=False):
-            logits = F.linear(states.float(), self.gate.weight.float())  # (N, E)
+            logits = self.score(states)
             gates = logits.softmax(dim=-1)
         index = self.choose(logits)
         weights, kept = self.weigh(gates, index)
+        if real is not None:
+            weights = weights * real[:, None]
         output = self.experts(states, index, weights.to(states.dtype))
-        balance = objectives.balance(gates, index[:, 0])
+        balance = objectives.balance(gates, index[:, 0], real)
         with torch.no_grad():
-            load = torch.bincount(index.flatten(), minlength=self.config.num_experts).float()
-            load = load / load.sum().clamp(min=1)
-            entropy = torch.special.entr(gates).sum(dim=-1).mean()
-            dropped = (~kept).float().mean() if kept is not None else torch.zeros_like(entropy)
-        return output, Routing(balance, load, entropy, dropped)
+            counted = torch.ones_like(gates[:, 0]) if real is None else real.to(gates.dtype)
+            load = _by_modality(counted, index, is_text, num_experts)  # (2, E)
+            entropy = torch.special.entr(gates).sum(dim=-1) * counted
+            tokens = torch.stack([(counted * ~is_text).sum(), (counted * is_text).sum()])
+            entropies = torch.stack([(entropy * ~is_text).sum(), (entropy * is_text).sum()])
+            dropped = torch.zeros_like(balance) if kept is None else 1 - kept.float().mean()
+        image_load, text_load = load / load.sum(dim=1, keepdim=True).clamp(min=1)
+        image_entropy, text_entropy = entropies / tokens.clamp(min=1)
+        return output, Routing(
+            balance=balance,
+            load=load.sum(dim=0) / load.sum().clamp(min=1),
+            entropy=entropies.sum() / tokens.sum().clamp(min=1),
+            dropped=dropped.detach(),
+            image_load=image_load,
+            text_load=text_load,
+            image_entropy=image_entropy,
+            text_entropy=text_entropy,
+        )
+
+    def score(self, states: Tensor) -> Tensor:
+        """Router logits (N, E), float32, of the tokens (N, D)."""
+        if is_plain(self.gate):
+            return F.linear(states.float(), self.gate.weight.float())
+        logits: Tensor = self.gate(states.to(float_dtype(self.gate)))
+        return logits.float()
 
     def choose(self, logits: Tensor) -> Tensor:
         """The experts (N, K) of each token, best first; in training the second may be sampled (`second_choice`)."""
@@ -240,6 +284,13 @@ class SoftRouter(nn.Module):
         if self.config.num_experts_per_tok == 1:
             return chosen, kept
         return chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).eps), kept
+
+
+def _by_modality(counted: Tensor, index: Tensor, is_text: Tensor, num_experts: int) -> Tensor:
+    """Assignments (2, E) of image tokens and of text tokens to experts, each token counted by `counted` (N,)."""
+    cells = (index + num_experts * is_text[:, None]).flatten()
+    counts = counted.new_zeros(2 * num_experts).scatter_add(0, cells, counted.repeat_interleave(index.shape[1]))
+    return counts.view(2, num_experts)
 
 
 def within_capacity(index: Tensor, capacity: int, num_experts: int) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from evle.errors import CheckpointError
 from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel, resize_positions
-from evle.models.eve.released import load_tensors
 from evle.models.eve.routing import FeedForward, HardRouter, SharedFeedForward, SoftRouter
+from evle.models.folders import load_tensors
 
 # transformers' names (of version 4 and on disk, and of version 5) -> the original ones of timm and BEiT, used here.
 RENAMES = (

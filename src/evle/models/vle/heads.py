@@ -10,7 +10,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2On
 
 from evle import objectives
 from evle.errors import DataError
-from evle.models.contrast import contrast, default_match_ids, total_loss
+from evle.models.contrast import default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
 from evle.models.vle.matching import (
@@ -236,7 +236,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image, text = self.vle.encode_image(pixel_values), self.vle.encode_text(input_ids, mask)
         losses = {}
-        losses["itc"], image_to_text, text_to_image = contrast(self.contrast, image, text, mask, ids)
+        losses["itc"], image_to_text, text_to_image = self.contrast(image, text, mask, ids)
         output = VLEOutput(logits=image_to_text)
         if self.config.weight_of("itm") > 0:
             batch = FusionBatch(self.vle)

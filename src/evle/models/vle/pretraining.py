@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evle import objectives
 from evle.errors import ConfigError, DataError
-from evle.models.contrast import contrast, default_match_ids, total_loss
+from evle.models.contrast import default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import Reads
 from evle.models.vle.heads import TIED_WORD_HEAD, masked_word_head, two_layer_classifier
@@ -158,7 +158,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
         similarities = None
         if "itc" in names:
-            losses["itc"], *directions = contrast(self.contrast, images["whole"], words["whole"], mask, ids)
+            losses["itc"], *directions = self.contrast(images["whole"], words["whole"], mask, ids)
             similarities = (directions[0], directions[1])
         batch = FusionBatch(self.vle)
         image_rows = {name: batch.add_images(states) for name, states in images.items()}

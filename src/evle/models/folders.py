@@ -1,0 +1,194 @@
+"""Files of weights and model folders, read without ever running code that they name or hold.
+
+All loading of folders goes through `from_folder`, and all reading of tensors through `read_tensors` and `load_tensors`.
+"""
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from evle.errors import CheckpointError, in_one_line, nearest
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_ema")
+"""Keys under which training scripts store the state dict in a checkpoint."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What data-parallel wrappers, torch.compile and Lightning put in front of every key."""
+HARMLESS = (argparse.Namespace,)
+"""Classes besides tensors and containers that training scripts store; building one runs no code of the file."""
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder with the weights: `path` itself, or `path`/model when `path` is a run's folder.
+
+    Raises CheckpointError that names what is there instead.
+    """
+    path = Path(path)
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; give a model folder or a run's folder")
+    inside = sorted(child.parent.parent.name for child in path.glob("*/model/config.json")) if path.is_dir() else []
+    if inside:
+        raise CheckpointError(f"{path} holds several runs; give one of them: {', '.join(inside)}")
+    if (path / "log.jsonl").is_file() or (path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} is a run without a model folder: it has not finished; repeat its command")
+    raise CheckpointError(
+        f"{path} is neither a model folder (no config.json) nor a run's folder (no model/config.json)"
+    )
+
+
+def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
+    """The fields of config.json in a model folder of one of `families`. Raises CheckpointError for another, or none."""
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({in_one_line(error)})") from error
+    family = str(fields.get("model_type", ""))
+    if family not in families:
+        raise CheckpointError(
+            f"{folder} holds a checkpoint of another family: model_type {family!r}; {nearest(family, families)}"
+        )
+    return fields
+
+
+def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
+    """`loader.from_pretrained(folder)` from local files alone, never running code that the folder brings.
+
+    Code that a file names (`auto_map`) is reported in the log and ignored; where transformers cannot do without it, it
+    raises its own error, and it never asks at the terminal.
+    """
+    report_code(Path(folder))
+    options = {"local_files_only": True, "trust_remote_code": False, **options}
+    return loader.from_pretrained(folder, **options)
+
+
+def report_code(folder: Path) -> None:
+    """Log a warning for each file of a folder that names code of its own."""
+    for name in CONFIG_FILES:
+        file = folder / name
+        try:
+            names_code = file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever reads the file reports it
+        if names_code:
+            log.warning("%s: names code of its own (auto_map), which is never run", file)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder: model.safetensors, or the files that its index lists, as `from_pretrained` reads.
+
+    Without either, the older pytorch_model.bin or its index, of which tensors alone are read. Other files beside them
+    are not looked at. Raises CheckpointError for none, missing or damaged ones.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _only_tensors(_read_file(folder / name, "a model's weights"), folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index)
+    others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:3])
+    beside = f" (not read: {others})" if others else ""
+    raise CheckpointError(f"{folder}: no weights (model.safetensors, pytorch_model.bin) beside config.json{beside}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a readable index of weights ({in_one_line(error)})") from None
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: lists {name!r}, which is no file of this folder")
+        file = index.parent / name
+        tensors |= _only_tensors(_read_file(file, f"the file that {index.name} lists"), file)
+    return tensors
+
+
+def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
+    """The named tensors of one file of torch or safetensors, without wrappers and prefixes that training scripts add.
+
+    Read are `{"model": tensors, "args": Namespace, ...}` and its like (`WRAPPERS`, `PREFIXES`); nothing else than
+    tensors, plain containers and the classes of `HARMLESS` is ever built.
+
+    Raises:
+        CheckpointError: no such file, or none with tensors; it names `wanted` and what the file is.
+    """
+    content = _read_file(Path(path), wanted)
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return _without_prefixes(_only_tensors(content, path))
+
+
+def _read_file(path: Path, wanted: str) -> Any:
+    """What a file of torch or safetensors holds."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a directory; give {wanted}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give {wanted}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(list(HARMLESS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise CheckpointError(f"{path}: {_what_it_is(path, error)}") from error
+
+
+def _only_tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join(sorted(map(str, content))[:5]) or "nothing"
+        raise CheckpointError(f"{path}: holds no tensors, only {keys}")
+    return tensors
+
+
+def first_keys(tensors: Mapping[str, Tensor], limit: int = 3) -> str:
+    """The first keys of a checkpoint, for a message about one that does not fit."""
+    shown = ", ".join(sorted(tensors)[:limit])
+    return f"{shown} and {len(tensors) - limit} more" if len(tensors) > limit else shown
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without prefixes of `PREFIXES` that all keys share."""
+    while True:
+        shared = [prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in tensors)]
+        if not shared:
+            return tensors
+        tensors = {key.removeprefix(shared[0]): tensor for key, tensor in tensors.items()}
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    """Why a file is no checkpoint, by its first bytes or the reader's error."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        return "is empty; download it again"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not a checkpoint; download it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file it points to; run 'git lfs pull' or download it again"
+    if text.startswith((b"{", b"[")) and path.suffix != ".safetensors":
+        return "is a text file (JSON), not a checkpoint"
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"holds more than tensors ({refused[1]}), and code in a file is never run; ask for safetensors"
+    return f"not a readable checkpoint of tensors ({in_one_line(error)})"
