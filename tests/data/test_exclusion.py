@@ -54,13 +54,13 @@ def test_a_list_of_one_s_own_will_do(tmp_path):
 
 def test_what_is_no_list_is_refused(tmp_path, files):
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"empty\.txt: names no image to leave out"):
+    with pytest.raises(DataError, match=r"empty\.txt: no image to leave out in it"):
         read_exclusion([files[0], tmp_path / "empty.txt"])
     with pytest.raises(DataError, match=r"gone\.json: no such file"):
         read_exclusion("gone.json")
-    with pytest.raises(DataError, match=r"gone\.txt: no such file; name it with exclude=FILE"):
+    with pytest.raises(DataError, match=r"gone\.txt: no such file; check exclude=FILE"):
         read_exclusion("gone.txt")
-    with pytest.raises(ConfigError, match=r"exclude=a\.csv: name Karpathy's JSON, or a \.txt"):
+    with pytest.raises(ConfigError, match=r"exclude=a\.csv: must be Karpathy's JSON, or a \.txt"):
         read_exclusion("a.csv")
 
 
@@ -103,7 +103,7 @@ def test_lists_and_shards_of_visual_genome_are_translated_by_its_image_data(fold
     for name in ("VG_100K/3.jpg", "1.jpg", "sbu/1.jpg", "visual-genome/12"):
         assert not excluded.holds(name), name
     assert not read_exclusion(files).holds("VG_100K/1.jpg")
-    with pytest.raises(ConfigError, match=r"image_data\.json only translates numbers: name Karpathy's JSON, too"):
+    with pytest.raises(ConfigError, match=r"image_data\.json only translates numbers; add Karpathy's JSON"):
         read_exclusion(names[0])
 
     pack(read_source("visual-genome", {"path": str(folder / "visual-genome"), "pairs": True}), tmp_path)

@@ -1,7 +1,7 @@
 """Images that pre-training must not see: the validation and test images of downstream tasks.
 
-They are the val and test images of Karpathy's splits, told by their COCO number or, for Flickr30K, by their file name,
-which is the photo's number on Flickr. Visual Genome's image_data.json names both numbers of its own images.
+They are the val and test images of Karpathy's splits. COCO's are recognised by their COCO number, and Flickr30K's by
+their file name, which is the photo's number on Flickr. Visual Genome's image_data.json has both numbers of its images.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from evle.data.corpora.official import field, whole_number
+from evle.data.corpora.official import field, required_text, text_of, whole_number
 from evle.data.formats.json_arrays import JsonArrays
 from evle.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ LEFT_OUT = "left out as images of downstream tasks"
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Images to leave out: COCO numbers, stems of file names, numbers in Visual Genome. Made by `read_exclusion`."""
+    """Images to leave out: COCO numbers, stems of file names, numbers in Visual Genome. `read_exclusion` creates it."""
 
     coco_ids: frozenset[int] = frozenset()
     names: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Exclusion:
         return bool(self.files)
 
     def holds(self, name: str = "", *, coco_id: int | None = None, flickr_id: int | str | None = None) -> bool:
-        """Whether an image is to be left out, by its file's name or URL, its COCO number, or its number on Flickr.
+        """Whether an image must be left out, by its file's name or URL, its COCO number, or its number on Flickr.
 
         >>> excluded = Exclusion(frozenset([391895]), frozenset(["1007129816"]))
         >>> excluded.holds("val2014/COCO_val2014_000000391895.jpg"), excluded.holds("flickr30k-images/1007129816.jpg")
@@ -68,7 +68,7 @@ class Exclusion:
         return False
 
     def facts(self, count: int) -> dict[str, Any]:
-        """What a report says of `count` images left out; nothing where no exclusion was asked for."""
+        """Facts about `count` excluded images for a report; none where no exclusion was requested."""
         if not self:
             return {}
         return {LEFT_OUT: count, "left out by": ", ".join(self.files)}
@@ -84,9 +84,9 @@ def is_genome(name: str) -> bool:
 
 
 def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None) -> Exclusion:
-    """The images that files name: Karpathy's JSON (its val and test images), or .txt with a COCO number or a file
-    name a line. Visual Genome's image_data.json beside them finds the same images in lists and shards of its images
-    (the source visual-genome reads it by itself).
+    """The images that files name: Karpathy's JSON (its val and test images), or a .txt with one COCO number or file
+    name per line. Add Visual Genome's image_data.json to find the same images in lists and shards of Visual Genome; the
+    source visual-genome reads that file by itself.
 
     Raises DataError for a file that is missing, of another form, or names no image.
     """
@@ -101,18 +101,18 @@ def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None
         if path in genome:
             continue
         if path.suffix in (".json", ".txt") and not path.is_file():
-            raise DataError(f"{path}: no such file; name it with exclude=FILE")
+            raise DataError(f"{path}: no such file; check exclude=FILE")
         before = len(coco_ids) + len(names)
         if path.suffix == ".json":
             prints.append(_read_karpathy(path, coco_ids, names))
         elif path.suffix == ".txt":
             prints.append(_read_list(path, coco_ids, names))
         else:
-            raise ConfigError(f"exclude={path}: name Karpathy's JSON, or a .txt file with an image a line")
+            raise ConfigError(f"exclude={path}: must be Karpathy's JSON, or a .txt file with one image per line")
         if len(coco_ids) + len(names) == before:
-            raise DataError(f"{path}: names no image to leave out; is it the right file?")
+            raise DataError(f"{path}: no image to leave out in it; is it the right file?")
     if genome and not coco_ids and not names:
-        raise ConfigError(f"exclude={genome[0]} only translates numbers: name Karpathy's JSON, too")
+        raise ConfigError(f"exclude={genome[0]} only translates numbers; add Karpathy's JSON")
     found = Exclusion(frozenset(coco_ids), frozenset(names), tuple(path.name for path in paths))
     genome_ids: set[int] = set()
     for path in genome:
@@ -128,8 +128,8 @@ def excluded_genome_ids(path: str | os.PathLike, excluded: Exclusion) -> "tuple[
     arrays, out = JsonArrays(path), array("q")
     for number, element in enumerate(arrays):
         where = f"{path}: record {number}"
-        coco_id = field(element.value, "coco_id", where)
-        if excluded.holds(coco_id=coco_id, flickr_id=element.value.get("flickr_id")):
+        coco_id = whole_number(element.value, "coco_id", where) if field(element.value, "coco_id", where) else None
+        if excluded.holds(coco_id=coco_id, flickr_id=text_of(element.value.get("flickr_id"), where)):
             out.append(whole_number(element.value, "image_id" if "image_id" in element.value else "id", where))
     return out, arrays.fingerprint
 
@@ -140,10 +140,10 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
         where = f"{path}: image {number}"
         if field(element.value, "split", where) not in HELD_OUT:
             continue
-        if "cocoid" in element.value:
+        if element.value.get("cocoid") is not None:
             coco_ids.add(whole_number(element.value, "cocoid", where))
         else:
-            names.add(str(field(element.value, "filename", where)).partition(".")[0])
+            names.add(required_text(element.value, "filename", where).partition(".")[0])
     return arrays.fingerprint
 
 

@@ -95,11 +95,11 @@ def test_coco_s_own_files_hold_the_same_captions(folder):
     )
 
 
-def test_captions_of_images_that_the_file_does_not_hold_are_named(coco):
+def test_captions_of_images_that_the_file_does_not_contain_are_named(coco):
     file = coco / "annotations/captions_val2014.json"
     change(file, lambda tree: tree["annotations"].append({"image_id": 5, "id": 7, "caption": "x"}))
     samples = coco_captions(coco, split="val")
-    assert samples.skipped == [f"{file}: caption 7 is of image 5, which the file does not hold"]
+    assert samples.skipped == [f"{file}: caption 7 belongs to image 5, which the file does not contain"]
     assert len(samples) == 16
 
 
@@ -148,7 +148,12 @@ BROKEN = {
         "coco-captions has no split 'test'; choose one of",
     ),
     "another task": (karpathy, {"task": "vqa"}, None, "source 'karpathy' holds captions, not 'vqa'"),
-    "no file": (karpathy, {"path": "gone"}, None, "gone: no such file or folder; name the folder of Karpathy's JSON"),
+    "no file": (
+        karpathy,
+        {"path": "gone"},
+        None,
+        "gone: no such file or folder; set path to the folder of Karpathy's JSON",
+    ),
     "no JSON": (karpathy, {"path": "val2014"}, None, "no dataset_coco.json or dataset_flickr30k.json there"),
     "no folder": (
         karpathy,
@@ -167,13 +172,13 @@ BROKEN = {
         karpathy,
         {},
         lambda path: change(path / "dataset_coco.json", twice),
-        "image 'train2014/COCO_train2014_000000000009.jpg' stands 2 times; take the official file anew",
+        "image 'train2014/COCO_train2014_000000000009.jpg' appears 2 times; download the file again",
     ),
     "twice in COCO's": (
         coco_captions,
         {},
         lambda path: change(path / "annotations/captions_val2014.json", twice),
-        "image id '17' stands 2 times",
+        "image id '17' appears 2 times",
     ),
     "annotations twice": (
         coco_captions,
@@ -182,7 +187,7 @@ BROKEN = {
             path / "annotations/captions_val2014.json",
             lambda tree: tree["annotations"].append({**tree["annotations"][0], "image_id": 20}),
         ),
-        "annotation id '324' stands 2 times",
+        "annotation id '324' appears 2 times",
     ),
     "an unknown split in the file": (
         karpathy,
@@ -200,9 +205,9 @@ BROKEN = {
         xvlm,
         {"path": "annotations", "split": "test"},
         None,
-        "no list *test.json there, of captions_train2014.json, captions_val2014.json; name those to read with files",
+        "no list *test.json among captions_train2014.json, captions_val2014.json; set files=[...]",
     ),
-    "several lists": (xvlm, {"path": "annotations"}, None, "2 lists *.json there"),
+    "several lists": (xvlm, {"path": "annotations"}, None, "2 lists *.json among"),
 }
 
 
@@ -221,7 +226,7 @@ def test_what_is_wrong_is_one_line_that_names_it(case, coco, monkeypatch):
 def test_two_files_of_karpathy_in_one_folder_must_be_told_apart(folder, coco):
     corpora.flickr30k(coco)
     with pytest.raises(
-        DataError, match=r"both dataset_coco\.json and dataset_flickr30k\.json are there; name one as path"
+        DataError, match=r"both dataset_coco\.json and dataset_flickr30k\.json are there; set path to one of them"
     ):
         karpathy(coco)
     assert len(karpathy(coco / "dataset_flickr30k.json")) == 16
@@ -252,8 +257,8 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
     assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
     for edit, message in (
         (lambda tree: tree["annotations"][3].pop("id"), r"val2014.json: annotations \d+: no field 'id'"),
-        (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a number, not 'x'"),
-        (lambda tree: tree["annotations"][3].update(image_id=27, caption=["a"]), r"annotations \d+: .* is no text"),
+        (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a whole number, not 'x'"),
+        (lambda tree: tree["annotations"][3].update(image_id=27, caption=["a"]), r"annotations \d+: .* is not a text"),
     ):
         change(file, edit)
         with pytest.raises(DataError, match=message):
@@ -261,3 +266,31 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
     change(coco / "dataset_coco.json", lambda tree: tree["images"][2].update(sentences=None))
     with pytest.raises(DataError, match="image 2: its sentences must be a list, not 'None'; is it the right file"):
         karpathy(coco)
+
+
+@pytest.mark.parametrize("folder", ["annotations", ""])
+def test_the_other_year_of_coco_is_named(tmp_path, folder):
+    corpora.coco(tmp_path)
+    (tmp_path / "annotations/captions_val2014.json").rename(tmp_path / "annotations/captions_val2017.json")
+    with pytest.raises(DataError, match=r"no captions_val2014\.json, but captions_val2017\.json; set year=2017"):
+        coco_captions(tmp_path / folder, split="val", images=tmp_path)
+
+
+def test_a_folder_of_another_year_is_named(tmp_path):
+    corpora.coco(tmp_path)
+    (tmp_path / "val2014").rename(tmp_path / "val2017")
+    with pytest.raises(DataError, match=r"val2014: no such folder \(val2017 is of another year\); put the images"):
+        coco_captions(tmp_path, split="val")
+
+
+def test_one_image_under_several_spellings_is_one_sample(tmp_path):
+    names = ["caf\u00e9.jpg", "./cafe\u0301.jpg", "x/../caf\u00e9.jpg", "b.jpg", ".//b.jpg"]
+    for name in ("caf\u00e9.jpg", "b.jpg"):
+        corpora.save(tmp_path / name, "red")
+    entries = [{"image": name, "caption": f"caption {number}", "image_id": "x"} for number, name in enumerate(names)]
+    corpora.write_json(tmp_path / "list_train.json", entries)
+    samples = xvlm(tmp_path, split="train")
+    assert [sample.captions for sample in samples] == [
+        ("caption 0", "caption 1", "caption 2"),
+        ("caption 3", "caption 4"),
+    ]

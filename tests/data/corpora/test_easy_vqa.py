@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch):
     write_easy_vqa(tmp_path)
     with pytest.raises(DataError, match=r"no split 'dev'; choose one of: test, train, val"):
         easy_vqa(tmp_path, split="dev")
-    with pytest.raises(ConfigError, match=r"no split val of its own; hold one out of train: val_share=0.1"):
+    with pytest.raises(ConfigError, match=r"no split val; hold one out with val_share=0.1"):
         easy_vqa(tmp_path, split="val")
     with pytest.raises(ConfigError, match=r"val_share=1.0 must be from 0 to below 1"):
         easy_vqa(tmp_path, val_share=1.0)

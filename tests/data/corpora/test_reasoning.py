@@ -103,7 +103,7 @@ def test_questions_without_an_annotation_are_left_out_and_named(coco):
     change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].pop())
     samples = vqav2(coco, split="val")
     assert len(samples) == 17
-    assert samples.skipped[0].endswith("annotations.json: no annotation of question 101000")
+    assert samples.skipped[0].endswith("annotations.json: question 101000 has no annotation")
     assert samples.describe()["rows left out"] == 1
 
 
@@ -111,7 +111,7 @@ def test_of_many_rows_left_out_the_first_are_named_and_all_are_counted(coco, sce
     monkeypatch.setattr("evle.data.corpora.official.NAMED", 1)
     change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].__delitem__(slice(3)))
     questions = vqav2(coco, split="val")
-    assert questions.skipped[1].endswith("annotations.json: 2 more questions without an annotation")
+    assert questions.skipped[1].endswith("annotations.json: 2 more questions of which each has no annotation")
     for place in range(3):
         (scenes / "vcr1images" / "lsmdc_val" / f"val_{place}@{place}.json").unlink()
     choices = vcr(scenes, split="val")
@@ -128,7 +128,9 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
         vqav2(coco, "nlvr2")
     with pytest.raises(ConfigError, match="held_out=6 must be above 0 and below the 6 images of"):
         vqav2(coco, split="val-held-out", held_out=6)
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder; name the folder of VQAv2's questions"):
+    with pytest.raises(
+        DataError, match=r"nowhere: no such file or folder; set path to the folder of VQAv2's questions"
+    ):
         vqav2(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no v2_OpenEnded_mscoco_val2014_questions.json"):
@@ -145,18 +147,20 @@ def test_what_is_wrong_with_vqav2_is_said_in_one_line(coco, tmp_path):
     wrong(questions, good[questions][:-30], r"val2014_questions.json: cut short in 'questions', element 17, at byte")
     wrong(questions, good[annotations], r"no list 'questions' in it: it holds 'info', .*; is it the right file\?")
     wrong(questions, good[questions].replace('"question":', '"qestion":'), "question 0: no field 'question'; did you m")
-    wrong(questions, good[questions].replace("101001", "101000"), "question_id '101000' stands 2 times")
-    wrong(annotations, good[annotations].replace("101001", "101000"), "question_id '101000' stands 2 times")
+    wrong(questions, good[questions].replace("101001", "101000"), "question_id '101000' appears 2 times")
+    wrong(annotations, good[annotations].replace("101001", "101000"), "question_id '101000' appears 2 times")
     wrong(
         annotations,
         good[annotations].replace('"image_id": 101', '"image_id": 99'),
-        "question 101000 is of another im",
+        "question 101000 belongs to another im",
     )
     wrong(
         annotations, good[annotations].replace('"question_id": 10', '"question_id": 77'), "annotates none of the questi"
     )
     wrong(
-        annotations, good[annotations].replace('"question_id": 101000', '"question_id": "x"'), "question_id must be a n"
+        annotations,
+        good[annotations].replace('"question_id": 101000', '"question_id": "x"'),
+        "question_id must be a whole n",
     )
     shutil.rmtree(coco / "val2014")
     with pytest.raises(DataError, match=r"val2014: no such folder; put COCO's images val2014 there, or set images="):
@@ -221,7 +225,7 @@ def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):
         file.write_text(good)
 
     wrong(good[:-20], r"dev.json:8: cut short \(.*\); fetch or unpack the file again")
-    wrong(good + good.splitlines()[0], "identifier 'dev-0-0-0' stands 2 times")
+    wrong(good + good.splitlines()[0], "identifier 'dev-0-0-0' appears 2 times")
     wrong(good.replace("dev-1-1-0", "train-1-1-0"), r"dev.json:4: 'train-1-1-0' does not belong to split 'dev'")
     wrong(
         good.replace("dev-1-1-0", "dev-1-1"), r"dev.json:4: identifier 'dev-1-1' is not of the form dev-SET-PAIR-SENTE"
@@ -229,7 +233,7 @@ def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):
     wrong(good.replace('"False"', '"perhaps"', 1), r"dev.json:2: label 'perhaps' is neither True nor False")
     wrong(good.replace('"sentence"', '"text"', 1), r"dev.json:1: no field 'sentence'")
     wrong("[1]\n", r"dev.json:1: each line must be an object \{...\}, not '\[1\]'")
-    wrong("", "holds no sentence; fetch it again")
+    wrong("", "no sentence; download the file again")
     shutil.rmtree(pairs / "images" / "dev")
     with pytest.raises(DataError, match=r"images/dev: no such folder; put NLVR2's images of dev there, or set images="):
         nlvr2(pairs, split="dev")
@@ -282,7 +286,7 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
 
     wrong(good[:-9], r"val.jsonl:4: cut short")
     wrong(good.replace('"answer_label": 0, ', "", 1), r"val.jsonl:1: no field 'answer_label'")
-    wrong(good.replace("val-1", "val-0"), "annot_id 'val-0' stands 2 times")
+    wrong(good.replace("val-1", "val-0"), "annot_id 'val-0' appears 2 times")
     metadata = scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json"
     samples = vcr(scenes, split="val")
     metadata.write_text('{"boxes": [[1, 2]]}')
@@ -293,10 +297,10 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
         samples[0]
     file.write_text(good.replace("[0, 1]", "[0, 3]", 1))
     (scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json").write_text(metadata.with_name("val_1@1.json").read_text())
-    with pytest.raises(SampleError, match="val-0: a text names object 3 of 3; take the official file"):
+    with pytest.raises(SampleError, match="val-0: a text names object 3 of 3; use the official file"):
         vcr(scenes, split="val")[0]
     file.write_text(good.replace('"objects": ["person", "person", "dog"]', '"objects": null', 1))
-    with pytest.raises(SampleError, match="val-0: its objects must be a list, not 'None'; take the official file"):
+    with pytest.raises(SampleError, match="val-0: its objects must be a list, not 'None'; use the official file"):
         vcr(scenes, split="val")[0]
     file.write_text(good.replace('"answer_label": 0', '"answer_label": 4', 1))
     with pytest.raises(SampleError, match="val-0: answer_label 4 is not one of 0 to 3"):
@@ -353,17 +357,17 @@ def test_xvlm_pairs_know_the_pairs_of_a_sentence(tmp_path):
 def test_what_is_wrong_with_xvlm_lists_is_said_in_one_line(tmp_path):
     folder = write_questions(tmp_path)
     lists = folder / "lists"
-    with pytest.raises(ConfigError, match="source 'xvlm' holds no 'vcr'; choose one of: captions, nlvr2, vqa"):
+    with pytest.raises(
+        ConfigError, match="source 'xvlm' has no samples for 'vcr'; choose one of: captions, nlvr2, vqa"
+    ):
         xvlm(lists, "vcr", "train")
     with pytest.raises(ConfigError, match="pairs and exclude are for captions, not for task 'vqa'"):
         xvlm(lists, "vqa", "train", pairs=True)
-    with pytest.raises(
-        DataError, match=r"no list \*dev.json there, of answer_list.json, vg_qa.json.* name those to read"
-    ):
+    with pytest.raises(DataError, match=r"no list \*dev.json among answer_list.json, vg_qa.json.* set files="):
         xvlm(lists, "vqa", "dev")
     with pytest.raises(DataError, match=r"lists/train2014/COCO.*: no such file, nor any other of 16 images"):
         xvlm(lists, "vqa", "train")
-    with pytest.raises(DataError, match=r"question_id '10000' stands 2 times \(23 other question_ids too\)"):
+    with pytest.raises(DataError, match=r"question_id '10000' appears 2 times \(23 other question_ids too\)"):
         xvlm(lists, "vqa", files=["vqa_train.json", "vqa_train.json"], images=folder)
     with pytest.raises(DataError, match=r"answer_list.json: entry 0: must be an object \{...\}, not 'red'"):
         xvlm(lists, "vqa", files="answer_list.json", images=folder)
@@ -383,3 +387,54 @@ def test_a_line_knows_its_place(scenes):
     assert lines.fingerprint
     with pytest.raises(DataError, match=r"none.jsonl: no such file"):
         list(JsonLines(scenes / "none.jsonl"))
+
+
+def test_nan_and_null_in_xvlm_lists_are_no_words(tmp_path):
+    folder = write_questions(tmp_path)
+
+    def spoil(tree):
+        tree[0].update(answer=[float("nan"), None, " "])
+        tree[1].update(question=None)
+        tree[2].update(answer=[{"answer": "red"}, {"answer": 2.0}, float("nan")])
+
+    change(folder / "lists" / "vqa_val.json", spoil)
+    whole = xvlm(folder / "lists", "vqa", "train", images=folder)
+    samples = xvlm(folder / "lists", "vqa", "val", images=folder)
+    assert samples[0].answers == ("red", "2")
+    assert [line.rpartition(": ")[2] for line in samples.skipped] == ["no answer", "no question"]
+    assert samples.num_skipped == 2
+    assert not whole.skipped
+
+
+def test_null_questions_and_answers_of_vqav2_are_left_out_and_named(coco):
+    change(
+        coco / ANNOTATIONS.format("val2014"),
+        lambda tree: [a.update(answer=None) for a in tree["annotations"][0]["answers"]],
+    )
+    change(coco / "v2_OpenEnded_mscoco_val2014_questions.json", lambda tree: tree["questions"][1].update(question=None))
+    samples = vqav2(coco, split="val")
+    assert sorted(line.partition(" ")[2].split(" ", 2)[2] for line in samples.skipped) == [
+        "has no answer",
+        "has no text",
+    ]
+    assert "None" not in {word for sample in samples for word in (sample.question, *sample.answers)}
+
+
+@pytest.mark.parametrize("number", [3.7, True, "x", 2**70, float("inf"), None, [1]])
+def test_what_is_no_whole_number_is_refused(coco, number):
+    change(
+        coco / "v2_OpenEnded_mscoco_val2014_questions.json", lambda tree: tree["questions"][1].update(image_id=number)
+    )
+    with pytest.raises(DataError, match="image_id must be a whole number, not"):
+        vqav2(coco, split="val")
+
+
+def test_lines_of_nlvr2_without_a_sentence_are_left_out_and_named(pairs):
+    file = pairs / "data" / "dev.json"
+    lines = file.read_text().splitlines()
+    record = json.loads(lines[0])
+    record["sentence"] = None
+    file.write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
+    samples = nlvr2(pairs, split="dev")
+    assert samples.skipped == [f"{file}:1 ({record['identifier']}): no sentence"]
+    assert "None" not in {sample.sentence for sample in samples}

@@ -50,21 +50,21 @@ def test_images_are_found_in_either_folder_or_in_one(genome, tmp_path):
     assert visual_genome(genome, images=tmp_path / "all")[1].image == str(tmp_path / "all/2.jpg")
 
 
-def test_with_pairs_each_region_is_a_sample_with_its_own_box_and_all_objects(genome):
+def test_with_pairs_each_region_is_a_sample_with_its_own_box_first_and_all_others(genome):
     samples = visual_genome(genome, pairs=True)
     assert len(samples) == 24
     first, second = samples[4], samples[5]
     whole = visual_genome(genome)[2]
     assert (first.key, second.key) == ("visual-genome/3#0", "visual-genome/3#1")
     assert first.captions + second.captions == whole.captions
-    assert first.boxes == (whole.boxes[0], whole.boxes[2])
-    assert second.boxes == (whole.boxes[1], whole.boxes[2])
+    assert first.boxes == whole.boxes
+    assert second.boxes == (whole.boxes[1], whole.boxes[0], whole.boxes[2])
     assert first.match_id == second.match_id == whole.match_id
 
 
 def test_objects_may_be_left_out_and_then_need_no_file(genome):
     (genome / "objects.json").unlink()
-    with pytest.raises(DataError, match=r"no objects\.json there; put the unpacked files of Visual Genome into it"):
+    with pytest.raises(DataError, match=r"no objects\.json there; put the unpacked files of Visual Genome there"):
         visual_genome(genome)
     samples = visual_genome(genome, objects=False)
     assert [box.label for box in samples[2].boxes] == ["", ""]
@@ -87,7 +87,7 @@ def test_images_of_downstream_tasks_are_known_by_coco_s_and_flickr_s_numbers(gen
     assert samples.describe()["left out as images of downstream tasks"] == 2
     (genome / "image_data.json").unlink()
     with pytest.raises(
-        DataError, match=r"no image_data\.json there; put Visual Genome's image_data\.json, which names"
+        DataError, match=r"no image_data\.json there; put Visual Genome's image_data\.json, which translates"
     ):
         visual_genome(genome, exclude=tmp_path / "out.txt")
 
@@ -97,7 +97,7 @@ def test_val_is_held_out_by_a_share_of_the_images(genome):
     keys = [{sample.key for sample in samples} for samples in (train, val)]
     assert not keys[0] & keys[1]
     assert len(keys[0] | keys[1]) == 12
-    with pytest.raises(ConfigError, match=r"visual-genome has no val of its own; hold some out: val_share=0\.01"):
+    with pytest.raises(ConfigError, match=r"visual-genome has no split val; hold one out with val_share=0\.01"):
         visual_genome(genome, split="val")
     with pytest.raises(ConfigError, match="visual-genome has no split 'test'"):
         visual_genome(genome, split="test")
@@ -114,7 +114,7 @@ BROKEN = {
     "twice": (
         "region_descriptions.json",
         lambda path: change(path, lambda records: records.append(records[0])),
-        "image id '1' stands 2 times",
+        "image id '1' appears 2 times",
     ),
     "of another form": (
         "objects.json",

@@ -177,7 +177,7 @@ def test_what_is_wrong_is_one_line_that_names_it(case, tmp_path, monkeypatch):
 
 
 def test_a_table_without_links_and_a_folder_without_a_table_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no \*\.tsv there; put the table of captions and links into it"):
+    with pytest.raises(DataError, match=r"no \*\.tsv there; put the table of captions and links there"):
         conceptual_captions(tmp_path)
     (tmp_path / "t.tsv").write_text("a\tb\n")
     with pytest.raises(DataError, match=r"t\.tsv: no link in its first rows"):

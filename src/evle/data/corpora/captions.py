@@ -1,7 +1,7 @@
 """Captions of published corpora, from their official files: Karpathy's splits of COCO and Flickr30K, COCO's own
 annotations, and the JSON lists that X-VLM and EVE fine-tune from.
 
-One sample is one image with all its captions, or with `pairs` one caption, as published training lists have it.
+A sample is one image with all its captions, or with `pairs` one of its captions, as in published training lists.
 """
 
 import os
@@ -25,6 +25,8 @@ from evle.data.corpora.official import (
     refuse_duplicates,
     require_folder,
     require_task,
+    required_text,
+    same_file,
     text_of,
     wanted_splits,
     whole_number,
@@ -59,12 +61,12 @@ def karpathy(
 ) -> Rows:
     """Karpathy's splits of COCO (`dataset_coco.json`) or Flickr30K (`dataset_flickr30k.json`).
 
-    `path` is the JSON or its folder. Images lie below `images` (by default the JSON's folder): COCO's in train2014
-    and val2014, Flickr30K's in flickr30k-images. `split`: train (with restval), val, test, several of them, or None
-    for all. An image's captions share its file name as `match_id`. `pairs` makes a sample of each caption; `exclude`
+    `path` is the JSON or its folder. The images are below `images` (by default the JSON's folder): COCO's in train2014
+    and val2014, Flickr30K's in flickr30k-images. `split` is train (with restval), val, test, several of them, or None
+    for all. An image's captions share its file name as `match_id`. `pairs` yields one sample per caption; `exclude`
     names images to leave out (see `read_exclusion`).
 
-    `describe()` notes a number of images that differs from the published one. Raises ConfigError for options that
+    `describe()` notes where the number of images differs from the published one. Raises ConfigError for options that
     cannot work, DataError for files that are missing or of another form.
     """
     require_task("karpathy", task)
@@ -97,19 +99,20 @@ def _karpathy_rows(
     seen: Counter[str],
     left_out: Counter[str],
 ) -> Iterator[Row]:
-    """Rows of the wanted splits; counts images of each split and those left out."""
+    """Rows of the wanted splits. Counts the images of each split in `seen`, and those left out in `left_out`."""
     for number, element in enumerate(arrays):
         where = f"{file}: image {number}"
         record = element.value
         split = field(record, "split", where)
         split = "train" if split == "restval" else split
         if split not in SPLITS:
-            raise DataError(f"{where}: split {split!r} is none of train, restval, val, test; take the official file")
+            raise DataError(f"{where}: split {split!r} is none of train, restval, val, test; download the file again")
         seen[split] += 1
         if split not in wanted:
             continue
-        name = str(field(record, "filename", where))
-        if excluded and excluded.holds(name, coco_id=record.get("cocoid")):
+        name = required_text(record, "filename", where)
+        coco_id = whole_number(record, "cocoid", where) if record.get("cocoid") is not None else None
+        if excluded and excluded.holds(name, coco_id=coco_id):
             left_out["excluded"] += 1
             continue
         captions = _texts((field(each, "raw", where) for each in listed(record, "sentences", where)), where)
@@ -131,15 +134,15 @@ def coco_captions(
     below `images` (by default `path`).
 
     `split` is train, val, both, or None for both; `year` 2017 reads the files of that year. For pre-training, name
-    Karpathy's JSON as `exclude`: his val and test images come from COCO's val. `pairs` makes a sample of each caption.
-    Captions of images that the file does not hold are named in `.skipped`.
+    Karpathy's JSON as `exclude`, as his val and test images come from COCO's val. `pairs` yields one sample per
+    caption. Captions of images that the file does not contain are named in `.skipped`.
 
-    Raises ConfigError and DataError as `karpathy` does, also for ids that stand twice.
+    Raises ConfigError and DataError as `karpathy` does, also for duplicate ids.
     """
     require_task("coco-captions", task)
     wanted = wanted_splits("coco-captions", split, ("train", "val"))
     base = Path(path) / "annotations" if (Path(path) / "annotations").is_dir() else Path(path)
-    files = [find_file(base, [f"captions_{each}{year}.json"], "COCO's annotations") for each in wanted]
+    files = [_coco_file(base, each, year) for each in wanted]
     excluded = read_exclusion(exclude)
     left_out: Counter[str] = Counter()
     skipped = LeftOut()
@@ -155,23 +158,33 @@ def coco_captions(
     return _captions(pa.concat_tables(tables), root, files[0], facts, print_, pairs, left_out, skipped)
 
 
+def _coco_file(base: Path, split: str, year: int) -> Path:
+    """The official file of a split. Raises DataError, naming the other year where its file is there."""
+    name = f"captions_{split}{year}.json"
+    others = sorted(base.glob(f"captions_{split}20??.json")) if base.is_dir() and not (base / name).is_file() else []
+    if others:
+        found = others[0].stem[-4:]
+        raise DataError(f"{base}: no {name}, but {others[0].name}; set year={found}, or put COCO's {year} files there")
+    return find_file(base, [name], "COCO's annotations")
+
+
 def _coco_table(
     file: Path, folder: str, excluded: Exclusion, left_out: Counter[str], skipped: LeftOut
 ) -> tuple[pa.Table, str]:
     """The rows of one official file, and the file's fingerprint."""
     arrays = JsonArrays(file, ["images", "annotations"])
-    pictures: dict[str, list[Any]] = {"id": [], "image": []}
+    images: dict[str, list[Any]] = {"id": [], "image": []}
     out: set[int] = set()
 
     def captions() -> Iterator[Row]:
         for number, (array, _, _, record) in enumerate(arrays):
             where = f"{file}: {array} {number}"
             if array == "images":
-                name, image_id = str(field(record, "file_name", where)), whole_number(record, "id", where)
+                name, image_id = required_text(record, "file_name", where), whole_number(record, "id", where)
                 if excluded and excluded.holds(name, coco_id=image_id):
                     out.add(image_id)
-                pictures["id"].append(image_id)
-                pictures["image"].append(f"{folder}/{name}")
+                images["id"].append(image_id)
+                images["image"].append(f"{folder}/{name}")
             else:
                 yield {
                     "image_id": whole_number(record, "image_id", where),
@@ -181,22 +194,22 @@ def _coco_table(
 
     schema = pa.schema([("image_id", pa.int64()), ("id", pa.int64()), ("caption", pa.large_string())])
     annotations = table_of(captions(), schema)
-    refuse_duplicates(pictures["id"], file, "image id")
+    refuse_duplicates(images["id"], file, "image id")
     refuse_duplicates(annotations.column("id").to_numpy(), file, "annotation id")
-    known = pc.is_in(annotations.column("image_id"), value_set=pa.array(pictures["id"], pa.int64()))
+    known = pc.is_in(annotations.column("image_id"), value_set=pa.array(images["id"], pa.int64()))
     orphans = annotations.filter(pc.invert(known))
     lines = (
-        f"{file}: caption {row['id']} is of image {row['image_id']}, which the file does not hold"
+        f"{file}: caption {row['id']} belongs to image {row['image_id']}, which the file does not contain"
         for row in orphans.slice(0, NAMED).to_pylist()
     )
-    skipped.add(file, "captions of images that the file does not hold", lines, len(orphans))
+    skipped.add(file, "captions of images that the file does not contain", lines, len(orphans))
     grouped = annotations.group_by("image_id", use_threads=False).aggregate([("caption", "list")])
-    places = pc.index_in(pa.array(pictures["id"], pa.int64()), value_set=grouped.column("image_id"))
-    texts = grouped.column("caption_list").take(places)
+    indices = pc.index_in(pa.array(images["id"], pa.int64()), value_set=grouped.column("image_id"))
+    texts = grouped.column("caption_list").take(indices)
     left_out["excluded"] += len(out)
     rows = (
         {"image": name, "captions": _texts(each.as_py() or [], name), "number": -1}
-        for image_id, name, each in zip(pictures["id"], pictures["image"], texts)
+        for image_id, name, each in zip(images["id"], images["image"], texts)
         if image_id not in out
     )
     return table_of(rows, _SCHEMA), arrays.fingerprint
@@ -215,9 +228,10 @@ def xvlm(
     """The retrieval lists that X-VLM, ALBEF and EVE fine-tune from: `[{"image", "caption", "image_id"}]` for training,
     `[{"image", "caption": [...]}]` for val and test.
 
-    `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
-    `split` (such as coco_train.json for train) is read. Entries of one image become one sample, or with `pairs` one
-    for each caption. Images lie relative to `images`, by default the JSON's folder.
+    `path` is a JSON file, or a folder of them, of which `files` names one or more; by default the one whose name ends
+    in `split` is read, such as coco_train.json for train. Entries of one image, under whatever spelling of its path,
+    become one sample, or with `pairs` one sample per caption. Image names are relative to `images`, by default the
+    JSON's folder.
 
     Raises ConfigError and DataError as `karpathy` does.
     """
@@ -226,12 +240,12 @@ def xvlm(
     found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
     left_out: Counter[str] = Counter()
     prints: list[str] = []
-    schema = pa.schema([("image", pa.large_string()), ("caption", pa.large_string())])
+    schema = pa.schema([(name, pa.large_string()) for name in ("file", "image", "caption")])
     entries = table_of(_xvlm_rows(found, excluded, left_out, prints), schema)
-    grouped = entries.group_by("image", use_threads=False).aggregate([("caption", "list")])
+    grouped = entries.group_by("file", use_threads=False).aggregate([("image", "first"), ("caption", "list")])
     rows = (
         {"image": image.as_py(), "captions": _texts(captions.as_py(), image.as_py()), "number": -1}
-        for image, captions in zip(grouped.column("image"), grouped.column("caption_list"))
+        for image, captions in zip(grouped.column("image_first"), grouped.column("caption_list"))
     )
     root = Path(images) if images is not None else found[0].parent
     facts = {"source": "xvlm", "file": ", ".join(map(str, found)), **excluded.facts(left_out["excluded"])}
@@ -240,7 +254,7 @@ def xvlm(
 
 
 def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
-    """The lists that `files` names in `path`, else the one whose name ends in `split`. Raises DataError."""
+    """The lists that `files` names in `path`, or the one whose name ends in `split`. Raises DataError."""
     if files is not None:
         return [find_file(path / name, [], "X-VLM's JSON") for name in files]
     if path.is_file():
@@ -250,26 +264,26 @@ def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> li
     if path.is_dir() and len(names) != 1:
         what = f"{len(names)} lists" if names else "no list"
         raise DataError(
-            f"{path}: {what} *{split or ''}.json there, of {', '.join(there) or 'no JSON at all'}; name those to read "
-            "with files=[...]"
+            f"{path}: {what} *{split or ''}.json among {', '.join(there) or 'no JSON files'}; set files=[...] to those "
+            "to read"
         )
     return [find_file(path, names, "X-VLM's JSON")]
 
 
 def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str], prints: list[str]) -> Iterator[Row]:
-    """An entry for each caption; counts the images left out."""
+    """One row per caption. Counts the images that are left out."""
     out: set[str] = set()
     for file in files:
         arrays = JsonArrays(file)
         for number, element in enumerate(arrays):
             where = f"{file}: entry {number}"
-            image = str(field(element.value, "image", where))
+            image = required_text(element.value, "image", where)
             if excluded and excluded.holds(image):
                 out.add(image)
                 continue
             captions = field(element.value, "caption", where)
             for caption in captions if isinstance(captions, list) else [captions]:
-                yield {"image": image, "caption": text_of(caption, where)}
+                yield {"file": same_file(image), "image": image, "caption": text_of(caption, where)}
         prints.append(arrays.fingerprint)
     left_out["excluded"] += len(out)
 
@@ -284,7 +298,7 @@ def _captions(
     left_out: Counter[str],
     skipped: LeftOut | None = None,
 ) -> Rows:
-    """The samples of a table of images with captions, once it is sure that the images are there."""
+    """The samples of a table of images with captions. Raises DataError where the images are not there."""
     skipped = skipped or LeftOut()
     lengths = pc.list_value_length(table.column("captions"))
     silent = table.filter(pc.equal(lengths, 0)).column("image").to_pylist()
@@ -292,7 +306,8 @@ def _captions(
     table = table.filter(pc.greater(lengths, 0))
     if not table.num_rows:
         why = f"; {left_out['excluded']:,} were excluded" if left_out["excluded"] else ""
-        raise DataError(f"{file}: no image with a caption in split {facts.get('split', 'asked for')}{why}")
+        split = facts.get("split", "of the list")
+        raise DataError(f"{file}: no image with a caption in split {split}{why}; check split and exclude")
     refuse_duplicates(table.column("image").to_numpy(zero_copy_only=False), file, "image")
     facts["images"] = table.num_rows
     facts["captions"] = pc.sum(pc.list_value_length(table.column("captions"))).as_py()
@@ -310,7 +325,7 @@ def _captions(
 
 
 def _image_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
-    """Where the images of each folder that the table names lie: below `root`, or in `root` itself."""
+    """The folder on disk of each folder that the table names: below `root`, or `root` itself."""
     require_folder(root, f"the images of {file.name}")
     firsts: dict[str, str] = {}
     for name in table.column("image").to_pylist():
@@ -326,7 +341,7 @@ def _image_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
 
 
 def _one_caption_each(table: pa.Table) -> pa.Table:
-    """A row for each caption of each row."""
+    """One row per caption."""
     captions = table.column("captions").combine_chunks()
     parents = pc.list_parent_indices(captions)
     texts = pc.list_flatten(captions)

@@ -1,9 +1,9 @@
-"""easy-VQA 1.0 (github.com/vzhou842/easy-VQA): one shape of one colour on a plain ground, and questions about it.
+"""easy-VQA 1.0 (github.com/vzhou842/easy-VQA): one coloured shape on a plain background, and questions about it.
 
     data/train/images/0.png     64 x 64 pixels, 4,000 of them; 1,000 in data/test
     data/train/questions.json   [["what color is the shape?", "blue", 0], ...]: 38,575 of them; 9,673 in data/test
 
-The images and questions come inside the Python package `easy-vqa`, whose code is not run.
+The images and questions are part of the Python package `easy-vqa`, whose code is not run.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from evle.data.formats.rows import Row, Rows, fingerprint, table_of
 from evle.data.samples import SPLITS, VQASample, hashed_split
 from evle.errors import ConfigError, DataError, nearest
 
-HOW = "get it with `pip install easy-vqa`, or name its unpacked folder as path"
+HOW = "get it with `pip install easy-vqa`, or set path to its unpacked folder"
 
 _SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("image", pa.int64()), ("line", pa.int64())])
 
@@ -34,23 +34,21 @@ def easy_vqa(
 
     `path` is the package's folder, its `data` folder, or None for the installed package. `split` is train (also for
     None), test or val. The data set has no val: `val_share` holds out that share of train's images, chosen by a hash
-    of their numbers, with all of their questions; give train and val the same share.
+    of their numbers, with all of their questions. Give train and val the same share.
 
-    Types of question, which the data set does not name: color, shape, and of the yes/no questions presence ("is there
-    a red shape?") and absence ("is there not a red shape?"). Raises ConfigError for options that cannot work,
+    The data set does not name types of question. Here they are color, shape, and for the yes/no questions presence ("is
+    there a red shape?") and absence ("is there not a red shape?"). Raises ConfigError for options that cannot work,
     DataError for files that are missing or of another form.
     """
     if task != "vqa":
-        raise ConfigError(f"easy-vqa holds questions, not {task!r}; use it with task.name=vqa")
+        raise ConfigError(f"source 'easy-vqa' holds questions, not {task!r}; use it with task.name=vqa")
     split = split or "train"
     if split not in SPLITS:
         raise DataError(f"easy-vqa has no split {split!r}; {nearest(split, SPLITS)}")
     if not 0 <= val_share < 1:
         raise ConfigError(f"val_share={val_share} must be from 0 to below 1")
     if split == "val" and not val_share:
-        raise ConfigError(
-            "easy-vqa has no split val of its own; hold one out of train: val_share=0.1 for train and val"
-        )
+        raise ConfigError("easy-vqa has no split val; hold one out with val_share=0.1, in train and in val")
     folder = find_data(path) / ("test" if split == "test" else "train")
     file = folder / "questions.json"
     shares = (1 - val_share, val_share, 0.0)
@@ -70,9 +68,9 @@ def easy_vqa(
 
 
 def find_data(path: str | os.PathLike | None = None) -> Path:
-    """The folder with `train` and `test`: below `path`, or in the installed package. Raises DataError."""
+    """The folder that holds `train` and `test`: below `path`, or in the installed package. Raises DataError."""
     if path is None:
-        found = importlib.util.find_spec("easy_vqa")  # of a top-level name: finds it, imports nothing
+        found = importlib.util.find_spec("easy_vqa")  # for a top-level name this imports nothing
         if found is None or found.origin is None:
             raise DataError(f"the package easy-vqa is not installed; {HOW}")
         path = Path(found.origin).parent
@@ -86,7 +84,7 @@ def find_data(path: str | os.PathLike | None = None) -> Path:
 
 
 def question_type(question: str) -> str:
-    """What a question of easy-VQA asks.
+    """The type of a question of easy-VQA.
 
     >>> [question_type(text) for text in ("what is the blue shape?", "what color is the shape?", "is no shape red?")]
     ['shape', 'color', 'absence']
@@ -105,14 +103,14 @@ def _read(file: Path) -> list[Row]:
     except ValueError as error:
         raise DataError(f"{file}: not JSON, or cut short ({error}); {HOW}") from None
     if not (file.parent / "images").is_dir():
-        raise DataError(f"{file.parent / 'images'}: no such folder; the images lie beside questions.json")
+        raise DataError(f"{file.parent / 'images'}: no such folder; put the images next to questions.json")
     if not isinstance(found, list):
         raise DataError(f"{file}: must be a list of [question, answer, image], not a {type(found).__name__}")
     rows = []
     for line, entry in enumerate(found):
         match entry:
-            case [str(question), str(answer), int(picture)]:
-                rows.append({"question": question, "answer": answer, "image": picture, "line": line})
+            case [str(question), str(answer), int(image)]:
+                rows.append({"question": question, "answer": answer, "image": image, "line": line})
             case _:
                 raise DataError(f"{file}: entry {line} is {str(entry)[:60]}, not [question, answer, image's number]")
     return rows

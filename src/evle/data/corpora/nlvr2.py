@@ -1,12 +1,12 @@
 """NLVR2 (Suhr et al., 2019) from its official files.
 
     data/train.json                                  {"identifier": "train-10171-0-0", "sentence", "label": "True",
-                                                     "directory": 65}, one a line
+                                                     "directory": 65}, one per line
     images/train/65/train-10171-0-img0.png           in dev and test1 without the directory:
     images/dev/dev-850-0-img0.png
 
-An identifier is split-set-pair-sentence. The pairs of one sentence differ in the third part alone, and the official
-evaluator's consistency is that of all of them.
+An identifier is split-set-pair-sentence. The pairs of one sentence differ in the third part alone; the official
+evaluator's consistency is the share of sentences that are judged correctly for all of their pairs.
 """
 
 import os
@@ -17,7 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from evle.data.corpora.official import combined, field, find_file, refuse_duplicates, require_folder, require_task
+from evle.data.corpora.official import (
+    LeftOut,
+    combined,
+    field,
+    find_file,
+    refuse_duplicates,
+    require_folder,
+    require_task,
+    text_of,
+)
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import NLVR2Sample
@@ -44,11 +53,11 @@ def nlvr2(
 ) -> Rows:
     """The sentences of NLVR2 about pairs of images, as NLVR2Samples; a sample's key is its identifier.
 
-    `path` holds train.json, dev.json and test1.json, themselves or in `data` (or `nlvr2/data`), or is one such file;
-    images lie in a folder of the split's name below `images`, by default `images` in `path`, or beside the files.
-    `split` (train for None) is train, dev or test1. Labels
-    may be absent. Raises ConfigError for options that cannot work, DataError, with file and line, for files that are
-    missing or of another form, and for identifiers that stand twice.
+    `path` holds train.json, dev.json and test1.json, directly or in `data` (or `nlvr2/data`), or is one such file. The
+    images are in a folder named after the split below `images`, by default `images` in `path`, or next to the files.
+    `split` (train for None) is train, dev or test1. Labels are optional. Lines without a sentence are left out and
+    named in `.skipped`. Raises ConfigError for options that cannot work, DataError, with file and line, for files that
+    are missing or of another form, and for duplicate identifiers.
     """
     require_task("nlvr2", task, "nlvr2")
     split = split or "train"
@@ -62,34 +71,37 @@ def nlvr2(
         root = beside
     require_folder(root / split, f"NLVR2's images of {split}")
     lines = JsonLines(file)
-    table = table_of(_rows(lines, file, split), _SCHEMA)
+    left_out = LeftOut()
+    table = table_of(_rows(lines, file, split, left_out), _SCHEMA)
     if not table.num_rows:
-        raise DataError(f"{file}: holds no sentence; fetch it again")
+        raise DataError(f"{file}: no sentence; download the file again")
     refuse_duplicates(table.column("identifier").to_numpy(zero_copy_only=False), file, "identifier")
     rows = Rows(
         table,
         partial(_sample, root=str(root / split)),
         fingerprint=combined(lines.fingerprint, split),
         facts={"source": "nlvr2", "file": str(file), "split": split},
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_pairs(rows, file)
     return rows
 
 
 def probe_pairs(samples: Rows, file: Path, tries: int = 16) -> None:
-    """Raise DataError when none of some spread samples has its images on disk: the folder is then another one."""
+    """Raise DataError when none of some evenly spread samples has its images on disk: the folder is a wrong one."""
     step = max(1, len(samples) // tries)
-    names = [str(name) for place in range(0, len(samples), step) for name in samples[place].images]
+    names = [str(name) for index in range(0, len(samples), step) for name in samples[index].images]
     if not any(os.path.exists(name) for name in names):
         raise DataError(
             f"{names[0]}: no such file, nor any other of {len(names)} images that {file} names; put the images "
-            "there, or set images=FOLDER to where they lie"
+            "there, or set images=FOLDER to the folder that holds them"
         )
 
 
 def sentence_of(identifier: str) -> str:
-    """What the pairs of one sentence have in common: the identifier without its third part, as the official evaluator
-    has it.
+    """What the pairs of one sentence have in common: the identifier without its third part, as in the official
+    evaluator.
 
     >>> sentence_of("dev-850-1-0") == sentence_of("dev-850-0-0") != sentence_of("dev-850-0-1")
     True
@@ -102,11 +114,11 @@ def label_of(record: dict[str, Any], where: str) -> bool | None:
     """True or false, or None where the label is not public. Raises DataError for any other word."""
     label = str(record.get("label", "")).lower()
     if label not in ("true", "false", "", "none"):
-        raise DataError(f"{where}: label {record['label']!r} is neither True nor False")
+        raise DataError(f"{where}: label {record['label']!r} is neither True nor False; download the file again")
     return None if label in ("", "none") else label == "true"
 
 
-def _rows(lines: JsonLines, file: Path, split: str) -> Iterator[Row]:
+def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterator[Row]:
     for line in lines:
         where = f"{file}:{line.number}"
         identifier = str(field(line.value, "identifier", where))
@@ -114,9 +126,13 @@ def _rows(lines: JsonLines, file: Path, split: str) -> Iterator[Row]:
             raise DataError(f"{where}: identifier {identifier!r} is not of the form {split}-SET-PAIR-SENTENCE")
         if not identifier.startswith(f"{split}-"):
             raise DataError(f"{where}: {identifier!r} does not belong to split {split!r}; is it the right file?")
+        sentence = text_of(field(line.value, "sentence", where), where)
+        if not sentence:
+            left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
+            continue
         yield {
             "identifier": identifier,
-            "sentence": str(field(line.value, "sentence", where)),
+            "sentence": sentence,
             "label": label_of(line.value, where),
             "directory": str(field(line.value, "directory", where)) if split == "train" else "",
         }

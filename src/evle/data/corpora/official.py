@@ -1,7 +1,9 @@
-"""Official files of published corpora: found where their archives put them, or named with what is missing and where."""
+"""Official files of published corpora: where their archives put them, and clear errors for what is missing or wrong."""
 
 import hashlib
 import os
+import posixpath
+import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -14,35 +16,47 @@ from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
-"""So many images are looked for before a data set counts as one without images."""
+"""The number of images that are looked for before a data set is refused as one without images."""
 NAMED = 20
-"""So many rows left out for one reason are named; the others are counted."""
+"""The most rows left out for one reason that are named; the others are counted."""
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z", ".gz")
 
 
 class LeftOut:
-    """Rows that a source leaves out: `count` of them, the first of each reason named in `lines`."""
+    """The rows that a source leaves out: their number, and the first ones of each kind by name."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.count = 0
+        self._kinds: dict[tuple[Path, str], tuple[list[str], int]] = {}
 
-    def add(self, file: Path, what: str, lines: Iterable[str], count: int) -> None:
-        """Leave out `count` rows of a file, of which `lines` tell one by one, and `what` what they all are."""
-        self.count += count
-        self.lines += islice(lines, NAMED)
-        if count > NAMED:
-            self.lines.append(f"{file}: {count - NAMED:,} more {what}")
+    def add(self, file: Path, what: str, lines: Iterable[str], count: int = 1) -> None:
+        """Leave out `count` rows of a file: `lines` describes each of them, and `what` all rows of this kind."""
+        named, so_far = self._kinds.get((file, what), ([], 0))
+        named += islice(lines, NAMED - len(named))
+        self._kinds[file, what] = (named, so_far + count)
+
+    @property
+    def count(self) -> int:
+        return sum(count for _, count in self._kinds.values())
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each of the first rows, and one for the others of their kind."""
+        lines = []
+        for (file, what), (named, count) in self._kinds.items():
+            lines += named
+            if count > len(named):
+                lines.append(f"{file}: {count - len(named):,} more {what}")
+        return lines
 
 
 def require_task(source: str, task: str, holds: str = "captions") -> None:
-    """Raise ConfigError unless the source holds samples of `task`."""
+    """Raise ConfigError unless the source holds samples for `task`."""
     if task != holds:
         raise ConfigError(f"source {source!r} holds {holds}, not {task!r}; choose another source or task")
 
 
 def wanted_splits(source: str, split: str | Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The splits asked for, all of the `known` ones for None. Raises ConfigError for one that does not exist."""
+    """The requested splits, or all `known` ones for None. Raises ConfigError for a split that does not exist."""
     wanted = known if split is None else [split] if isinstance(split, str) else split
     for name in wanted:
         if name not in known:
@@ -56,76 +70,84 @@ def in_split(name: str, split: str, val_share: float) -> bool:
 
 
 def held_out_split(source: str, split: str | None, val_share: float) -> str:
-    """The split asked for of a corpus that has none of its own: train (also for None), or a held-out val."""
+    """The requested split of a corpus without splits: train (also for None), or a held-out val."""
     if not 0 <= val_share < 1:
         raise ConfigError(f"val_share={val_share} must be from 0 to below 1")
     name = split or "train"
     if name not in ("train", "val"):
         raise ConfigError(f"{source} has no split {name!r}; {nearest(name, ['train', 'val'])}")
     if name == "val" and not val_share:
-        raise ConfigError(f"{source} has no val of its own; hold some out: val_share=0.01 for train and for val")
+        raise ConfigError(f"{source} has no split val; hold one out with val_share=0.01, in train and in val")
     return name
 
 
 def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
-    """The file at `path`, or the one of `names` that lies in the folder `path`; `what` is what an error calls it."""
+    """The file at `path`, or the one of `names` in the folder `path`; errors call it `what`."""
     base, names = Path(path), list(names)
     if base.is_file():
         return base
     if not base.is_dir():
-        raise DataError(f"{base}: no such file or folder; name the folder of {what} as path")
+        raise DataError(f"{base}: no such file or folder; set path to the folder of {what}")
     found = [base / name for name in names if (base / name).is_file()]
     if not found:
         sought = " or ".join(dict.fromkeys(name.rpartition("/")[2] for name in names))
         folders = ", ".join(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
         where = f"there, nor in {folders}" if folders else "there"
-        raise DataError(f"{base}: no {sought} {where}{_packed(base)}; put {what} into it, or name the file as path")
+        raise DataError(f"{base}: no {sought} {where}{_packed(base)}; put {what} there, or set path to the file")
     if len(found) > 1:
-        raise DataError(f"{base}: both {' and '.join(file.name for file in found)} are there; name one as path")
+        raise DataError(f"{base}: both {' and '.join(file.name for file in found)} are there; set path to one of them")
     return found[0]
 
 
 def require_folder(folder: Path, what: str) -> None:
-    """Raise DataError unless the folder of `what` is there."""
+    """Raise DataError unless the folder of `what` exists."""
     if not folder.is_dir():
-        missing = f"{folder}: no such folder{_packed(folder.parent)}"
-        raise DataError(f"{missing}; put {what} there, or set images=FOLDER to where they lie")
+        missing = f"{folder}: no such folder{_packed(folder.parent)}{_of_another_year(folder)}"
+        raise DataError(f"{missing}; put {what} there, or set images=FOLDER to the folder that holds them")
 
 
 def _packed(folder: Path) -> str:
-    """Words for the archives that lie in a folder, which their owner has most likely forgotten to unpack."""
+    """A remark on the archives in a folder, which most likely have not been unpacked yet."""
     names = sorted(file.name for file in folder.glob("*") if file.name.endswith(ARCHIVES)) if folder.is_dir() else []
     return f" (still packed: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
-def probe_images(samples: Sequence[Any], file: Path) -> None:
-    """Raise DataError when none of some spread samples has its image on disk: the folder is then another one.
+def _of_another_year(folder: Path) -> str:
+    """A remark on a folder that differs in its year alone, such as val2017 for val2014."""
+    stem = folder.name.rstrip("0123456789")
+    there = folder.parent.glob(f"{stem}20??") if len(folder.name) == len(stem) + 4 else ()
+    names = sorted(each.name for each in there if each.is_dir() and stem)
+    return f" ({', '.join(names)} is of another year)" if names else ""
 
-    Single missing images are found when they are read.
+
+def probe_images(samples: Sequence[Any], file: Path) -> None:
+    """Raise DataError when none of some evenly spread samples has its image on disk, as the folder is then a wrong one.
+
+    Single missing images are reported when they are read.
     """
     tried = []
-    for place in np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int):
-        with suppress(SampleError):  # what is wrong with one sample is told when it is read
-            tried.append(str(samples[int(place)].image))
+    for index in np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int):
+        with suppress(SampleError):  # what is wrong with one sample is reported when it is read
+            tried.append(str(samples[int(index)].image))
     if tried and not any(os.path.exists(name) for name in tried):
         raise DataError(
             f"{tried[0]}: no such file, nor any other of {len(tried)} images that {file} names; put the images "
-            "there, or set images=FOLDER to where they lie"
+            "there, or set images=FOLDER to the folder that holds them"
         )
 
 
 def refuse_duplicates(names: Sequence[Any] | np.ndarray, file: Path, what: str) -> None:
-    """Raise DataError when an id of the file stands twice."""
+    """Raise DataError when an id appears twice in the file."""
     values, counts = np.unique(np.asarray(names), return_counts=True)
     twice = values[counts > 1]
     if len(twice):
         more = f" ({len(twice) - 1:,} other {what}s too)" if len(twice) > 1 else ""
         times = int(counts[counts > 1][0])
-        raise DataError(f"{file}: {what} {str(twice[0])!r} stands {times} times{more}; take the official file anew")
+        raise DataError(f"{file}: {what} {str(twice[0])!r} appears {times} times{more}; download the file again")
 
 
 def field(record: Any, name: str, where: str) -> Any:
-    """`record[name]`. Raises DataError, naming the place, for a record of another form."""
+    """`record[name]`. Raises DataError, naming `where`, for a record of another form."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: must be an object {{...}}, not {str(record)[:40]!r}; is it the right file?")
     if name not in record:
@@ -134,7 +156,7 @@ def field(record: Any, name: str, where: str) -> Any:
 
 
 def listed(record: Any, name: str, where: str) -> list[Any]:
-    """`record[name]`, which must be a list. Raises DataError, naming the place."""
+    """`record[name]`, which must be a list. Raises DataError, naming `where`."""
     value = field(record, name, where)
     if not isinstance(value, list):
         raise DataError(f"{where}: its {name} must be a list, not {str(value)[:40]!r}; is it the right file?")
@@ -142,19 +164,49 @@ def listed(record: Any, name: str, where: str) -> list[Any]:
 
 
 def whole_number(record: Any, name: str, where: str) -> int:
-    """`record[name]`, which must be a whole number or its digits. Raises DataError, naming the place."""
+    """`record[name]`, which must be a whole number or its digits. Raises DataError, naming `where`."""
     value = field(record, name, where)
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {name} must be a number, not {str(value)[:40]!r}") from None
+        number = int(value)
+        if not isinstance(value, bool) and (isinstance(value, str) or number == value) and abs(number) < 2**63:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DataError(f"{where}: {name} must be a whole number, not {str(value)[:40]!r}")
 
 
 def text_of(value: Any, where: str) -> str:
-    """A text without blanks around it, "" for null. Raises DataError, naming the place, for what is none."""
+    """A text without blanks around it: "" for null and NaN, "2" for 2.0. Raises DataError for a list or an object."""
     if isinstance(value, list | dict):
-        raise DataError(f"{where}: {str(value)[:40]!r} is no text; is it the right file?")
-    return "" if value is None else str(value).strip()
+        raise DataError(f"{where}: {str(value)[:40]!r} is not a text; is it the right file?")
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def required_text(record: Any, name: str, where: str) -> str:
+    """`record[name]` as a text that is not empty. Raises DataError, naming `where`."""
+    text = text_of(field(record, name, where), where)
+    if not text:
+        raise DataError(f"{where}: {name} is empty; download the official file again")
+    return text
+
+
+def answers_of(values: Iterable[Any], where: str) -> list[str]:
+    """Annotators' answers, each a text or an object {"answer": text}, without those that are null, NaN or empty."""
+    texts = (text_of(field(each, "answer", where) if isinstance(each, dict) else each, where) for each in values)
+    return [text for text in texts if text]
+
+
+def same_file(name: str) -> str:
+    """One spelling of a relative path: "./a.jpg", "a//b/../a.jpg" and another Unicode form name the same file.
+
+    >>> same_file("./train//a.jpg") == same_file("train/b/../a.jpg")
+    True
+    """
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def combined(*parts: Any) -> str:

@@ -2,8 +2,8 @@
 
 val.jsonl                                        {"annot_id", "objects": ["person", ...], "img_fn", "metadata_fn",
                                                  "question": ["What", "is", [0], "doing", "?"], "answer_choices",
-                                                 "answer_label", "rationale_choices", "rationale_label"}, one a line
-vcr1images/lsmdc_.../x.jpg                       the image, and beside it its metadata
+                                                 "answer_label", "rationale_choices", "rationale_label"}, one per line
+vcr1images/lsmdc_.../x.jpg                       the image, and next to it its metadata
 vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, score]], "names", "width", "height"}
 """
 
@@ -25,6 +25,7 @@ from evle.data.corpora.official import (
     refuse_duplicates,
     require_folder,
     require_task,
+    required_text,
 )
 from evle.data.formats.json_arrays import read_element
 from evle.data.formats.json_lines import JsonLines
@@ -35,7 +36,7 @@ from evle.errors import ConfigError, DataError, SampleError, nearest
 IMAGES = "vcr1images"
 CHOICES = 4
 FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices")
-"""What every record has; those of train and val have labels, too."""
+"""The fields of every record; those of train and val also have labels."""
 _CHOSEN = ("answer_choices", "rationale_choices")
 
 _SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -50,14 +51,14 @@ def vcr(
 ) -> Rows:
     """The questions of VCR as VCRSamples; a sample's key is its annot_id.
 
-    `path` holds train.jsonl, val.jsonl and test.jsonl, or is one of them; images and their metadata lie below
-    `images`, by default vcr1images beside it. `split` (train for None) is train, val or test; test has no labels.
-    `objects` are all of an image's boxes with their classes; how persons are called is the task's affair. A record is
-    read from its file when it is asked for; only its place is held.
+    `path` holds train.jsonl, val.jsonl and test.jsonl, or is one of them. The images and their metadata are below
+    `images`, by default the folder vcr1images next to the files. `split` (train for None) is train, val or test; test
+    has no labels. `objects` are all boxes of an image with their classes; the task decides how persons are named. Only
+    the position of a record is kept in memory; the record is read from its file when its sample is needed.
 
-    Questions whose metadata is not there are left out and named in `.skipped`. Raises ConfigError for options that
-    cannot work, DataError for files that are missing or of another form, and for ids that stand twice; SampleError,
-    when a sample is asked for, for metadata that does not fit it.
+    Questions whose metadata is missing are left out and named in `.skipped`. Raises ConfigError for options that cannot
+    work, DataError for files that are missing or of another form, and for duplicate ids. Indexing raises SampleError
+    for a record or metadata that cannot be used.
     """
     require_task("vcr", task, "vcr")
     split = split or "train"
@@ -68,12 +69,10 @@ def vcr(
     root = Path(images) if images is not None else (base if base.is_dir() else base.parent) / IMAGES
     require_folder(root, "VCR's images and their metadata")
     lines = JsonLines(file)
-    skipped: list[str] = []
-    table = table_of(_rows(lines, file, split, root, skipped), _SCHEMA)
     left_out = LeftOut()
-    left_out.add(file, "questions without metadata", skipped, len(skipped))
+    table = table_of(_rows(lines, file, split, root, left_out), _SCHEMA)
     if not table.num_rows:
-        raise DataError(skipped[0] if skipped else f"{file}: holds no question; fetch it again")
+        raise DataError(left_out.lines[0] if left_out.count else f"{file}: no question; download the file again")
     refuse_duplicates(table.column("annot_id").to_numpy(zero_copy_only=False), file, "annot_id")
     rows = Rows(
         table,
@@ -87,12 +86,12 @@ def vcr(
     return rows
 
 
-def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[str]) -> Iterator[Row]:
-    """Where each question stands whose metadata is there; the folders are listed, not each file asked for."""
+def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOut) -> Iterator[Row]:
+    """The position of each question whose metadata exists. Folders are listed once, instead of testing each file."""
     there: dict[str, set[str]] = {}
     for line in lines:
         where, record = f"{file}:{line.number}", line.value
-        annot_id = str(field(record, "annot_id", where))
+        annot_id = required_text(record, "annot_id", where)
         for name in FIELDS:
             field(record, name, where)
         if split != "test":
@@ -104,7 +103,8 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, skipped: list[st
         if name in there[folder]:
             yield {"annot_id": annot_id, "offset": line.offset, "length": line.length}
         else:
-            skipped.append(f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's images with it")
+            reason = f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's images with it"
+            left_out.add(file, "questions without metadata", [reason])
 
 
 def _sample(row: Row, file: str, root: str) -> VCRSample:
@@ -112,22 +112,22 @@ def _sample(row: Row, file: str, root: str) -> VCRSample:
 
 
 def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
-    """A record of VCR's annotations as a sample, its image and metadata below `root`.
+    """A record of VCR's annotations as a sample, with its image and metadata below `root`.
 
-    Raises SampleError for a record that lacks a field, and for metadata that is not there or does not fit it.
+    Raises SampleError for a record that lacks a field, and for metadata that is missing or does not fit the record.
     """
     if lacking := [name for name in FIELDS if name not in record]:
         key = record.get("annot_id", "a record of VCR")
-        raise SampleError(f"{key}: it has no {', '.join(lacking)}; give a line of VCR's .jsonl files")
+        raise SampleError(f"{key}: no {', '.join(lacking)}; use a line of VCR's .jsonl files")
     for name in ("objects", "question", *_CHOSEN):
         if not isinstance(record[name], list | tuple):
             given = str(record[name])[:40]
-            raise SampleError(f"{record['annot_id']}: its {name} must be a list, not {given!r}; take the official file")
+            raise SampleError(f"{record['annot_id']}: its {name} must be a list, not {given!r}; use the official file")
     objects = _objects(record, os.path.join(root, record["metadata_fn"]))
     choices = {name: [_tagged(text, record, len(objects)) for text in record[name]] for name in _CHOSEN}
     for name, texts in choices.items():
         if len(texts) != CHOICES:
-            raise SampleError(f"{record['annot_id']}: {len(texts)} {name} instead of {CHOICES}; take the official file")
+            raise SampleError(f"{record['annot_id']}: {len(texts)} {name} instead of {CHOICES}; use the official file")
     return VCRSample(
         key=str(record["annot_id"]),
         image=os.path.join(root, record["img_fn"]),
@@ -146,8 +146,8 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
         corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2, *_ in boxes]
     except FileNotFoundError:
         raise SampleError(
-            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's images again, or name the folder of "
-            "its lsmdc_... folders"
+            f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's images again, or set images to the "
+            "folder that holds the lsmdc_... folders"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise SampleError(
@@ -172,7 +172,7 @@ def _tagged(parts: Any, record: Mapping[str, Any], num_objects: int) -> Tagged:
             for number in part:
                 if not (isinstance(number, int) and 0 <= number < num_objects):
                     raise SampleError(
-                        f"{record['annot_id']}: a text names object {number} of {num_objects}; take the official file"
+                        f"{record['annot_id']}: a text names object {number} of {num_objects}; use the official file"
                     )
             found.append(tuple(part))
         else:

@@ -5,7 +5,8 @@
     image_data.json            [{"image_id", "coco_id", "flickr_id"}]     to leave out images of downstream tasks
     VG_100K/, VG_100K_2/       images, named by image_id
 
-The annotations are over a gigabyte: they are read through once, then an image's own two records when it is asked for.
+The annotations are over a gigabyte. They are read once from beginning to end, and after that only the two records of
+an image when its sample is needed.
 """
 
 import os
@@ -58,10 +59,12 @@ def visual_genome(
     """Visual Genome's images with their regions' phrases as captions.
 
     A sample has a box with `phrase` for each region and, unless `objects` is false, a box with `label` for each object
-    that has a name. Images lie in VG_100K and VG_100K_2 below `images` (by default `path`), or all in `images`.
-    `pairs` makes a sample of each region, with its own box and all the objects. `exclude` (see `read_exclusion`) leaves
-    out images by their numbers in COCO and on Flickr. The corpus has no splits: `val_share` holds out that share of
-    images, chosen by a hash of their numbers, for the split val.
+    that has a name. The images are in VG_100K and VG_100K_2 below `images` (by default `path`), or all in `images`.
+    `pairs` yields one sample per region. Its only caption is the region's phrase and its boxes are those of the whole
+    image, the region's own first, so that a phrase that describes several regions can be related to all of them. A
+    caption that equals the phrase of a box describes a part of the image: matching and contrast do not learn from it.
+    `exclude` (see `read_exclusion`) leaves out images by their numbers in COCO and on Flickr. The corpus has no splits:
+    `val_share` holds out that share of images, chosen by a hash of their numbers, for the split val.
 
     Raises ConfigError for options that cannot work, DataError for files that are missing or of another form.
     """
@@ -75,33 +78,33 @@ def visual_genome(
     boxes = _Index.read(objects_file, "objects") if objects_file is not None else None
     out, image_data_print = _excluded_ids(base, excluded)
 
-    places = np.flatnonzero(regions.counts)
-    without_phrase = len(regions.ids) - len(places)
-    places = places[~np.isin(regions.ids[places], out)]
+    indices = np.flatnonzero(regions.counts)
+    without_phrase = len(regions.ids) - len(indices)
+    indices = indices[~np.isin(regions.ids[indices], out)]
     if val_share:
-        places = np.array([i for i in places if in_split(str(regions.ids[i]), split, val_share)], np.int64)
-    if not len(places):
+        indices = np.array([i for i in indices if in_split(str(regions.ids[i]), split, val_share)], np.int64)
+    if not len(indices):
         raise DataError(f"{regions.file}: no image is left in split {split!r}; check val_share and exclude")
     root = Path(images) if images is not None else base if base.is_dir() else base.parent
     require_folder(root, "VG_100K and VG_100K_2")
     folders = tuple(name for name in FOLDERS if (root / name).is_dir()) or ("",)
     reader = _Reader(regions, boxes, tuple(os.path.join(root, name) for name in folders))
 
-    counts = regions.counts[places]
+    counts = regions.counts[indices]
     facts: dict[str, Any] = {"source": "visual-genome", "file": str(regions.file), "split": split}
     facts |= excluded.facts(int(np.isin(regions.ids, out).sum()))
-    facts |= {"images": len(places), "regions": int(counts.sum())}
+    facts |= {"images": len(indices), "regions": int(counts.sum())}
     if boxes is not None:
-        facts["objects"] = int(boxes.counts[np.isin(boxes.ids, regions.ids[places])].sum())
+        facts["objects"] = int(boxes.counts[np.isin(boxes.ids, regions.ids[indices])].sum())
     if without_phrase:
         facts["images without a phrase"] = without_phrase
     if pairs:
         numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = np.repeat(places, counts)
+        indices = np.repeat(indices, counts)
     else:
-        numbers = np.full(len(places), -1)
+        numbers = np.full(len(indices), -1)
     rows = Rows(
-        pa.table({"place": pa.array(places, pa.int32()), "number": pa.array(numbers, pa.int32())}),
+        pa.table({"image": pa.array(indices, pa.int32()), "number": pa.array(numbers, pa.int32())}),
         reader,
         fingerprint=combined(
             regions.fingerprint,
@@ -119,10 +122,10 @@ def visual_genome(
 
 
 def _refuse_half(rows: Rows, root: Path, there: str) -> None:
-    """Raise DataError where one of the two folders of images was not unpacked, unless the other holds them all."""
-    for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int):
-        with suppress(SampleError):  # what is wrong with one sample is told when it is read
-            image = str(rows[int(place)].image)
+    """Raise DataError where one of the two folders of images is missing, unless the other one holds all images."""
+    for index in np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int):
+        with suppress(SampleError):  # what is wrong with one sample is reported when it is read
+            image = str(rows[int(index)].image)
             if not os.path.exists(image):
                 missing = next(name for name in FOLDERS if name != there)
                 raise DataError(
@@ -133,7 +136,7 @@ def _refuse_half(rows: Rows, root: Path, there: str) -> None:
 
 @dataclass(frozen=True)
 class _Index:
-    """Where each image's record stands in a file, and how much of use it holds."""
+    """The position of each image's record in a file, and its number of usable boxes."""
 
     file: Path
     ids: np.ndarray  # (N,) int64
@@ -159,32 +162,34 @@ class _Index:
         refuse_duplicates(np.frombuffer(ids, np.int64), file, "image id")
         return cls(file, np.array(ids), np.array(offsets), np.array(lengths), np.array(counts), arrays.fingerprint)
 
-    def record(self, place: int) -> Any:
-        return read_element(self.file, int(self.offsets[place]), int(self.lengths[place]))
+    def record(self, index: int) -> Any:
+        return read_element(self.file, int(self.offsets[index]), int(self.lengths[index]))
 
 
 class _Reader:
-    """Makes the sample of a row: an image's place in the index, and the number of its phrase, or -1 for all."""
+    """Reads the sample of a row: an image's index, and the number of its phrase, or -1 for all phrases."""
 
     def __init__(self, regions: _Index, objects: _Index | None, folders: tuple[str, ...]):
         self.regions, self.objects, self.folders = regions, objects, folders
-        if objects is not None:  # where each id stands among the objects
+        if objects is not None:  # the index of each id among the objects
             self._order = np.argsort(objects.ids, kind="stable").astype(np.int32)
             self._sorted = objects.ids[self._order]
 
     def __call__(self, row: Row) -> CaptionSample:
-        place, number = row["place"], row["number"]
-        image_id = int(self.regions.ids[place])
-        phrases = list(_region_boxes(self.regions.record(place)["regions"], f"image {image_id}"))
+        index, number = row["image"], row["number"]
+        image_id = int(self.regions.ids[index])
+        phrases = list(_region_boxes(self.regions.record(index)["regions"], f"image {image_id}"))
+        captions = tuple(box.phrase for box in phrases)
         if number >= 0:
-            phrases = [phrases[number]]
+            captions = captions[number : number + 1]
+            phrases.insert(0, phrases.pop(number))
         name = f"{image_id}.jpg"
         paths = [os.path.join(folder, name) for folder in self.folders]
         key = f"visual-genome/{image_id}"
         return CaptionSample(
             key=key if number < 0 else f"{key}#{number}",
             image=next((each for each in paths[:-1] if os.path.exists(each)), paths[-1]),
-            captions=tuple(box.phrase for box in phrases),
+            captions=captions,
             boxes=(*phrases, *self._objects(image_id)),
             match_id=key,
         )
@@ -199,15 +204,15 @@ class _Reader:
 
 
 def _count_phrases(regions: Sequence[Any], where: str) -> int:
-    """How many boxes `_region_boxes` makes."""
+    """The number of boxes that `_region_boxes` yields."""
     try:
         return sum(1 for region in regions if region["phrase"].strip())
     except (KeyError, TypeError, AttributeError):
-        return sum(1 for _ in _region_boxes(regions, where))  # says what is wrong
+        return sum(1 for _ in _region_boxes(regions, where))  # raises with the reason
 
 
 def _count_names(objects: Sequence[Any], where: str) -> int:
-    """How many boxes `_object_boxes` makes."""
+    """The number of boxes that `_object_boxes` yields."""
     try:
         return sum(1 for each in objects if each["names"] and each["names"][0].strip())
     except (KeyError, TypeError, AttributeError):
@@ -223,7 +228,7 @@ def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
 
 
 def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
-    """A box for each object with a name; of several names the first."""
+    """A box for each object with a name; the first of several names is its label."""
     for each in objects:
         names = field(each, "names", where)
         if names and (label := " ".join(text_of(names[0], where).lower().split())):
@@ -235,17 +240,17 @@ def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:
     values = [record.get(name) for name in names]
     if not all(isinstance(value, (int, float)) for value in values):
         raise SampleError(
-            f"{where}: the box {dict(zip(names, values))} must be four numbers; take the official file anew"
+            f"{where}: the box {dict(zip(names, values))} must be four numbers; download the official file again"
         )
     return values
 
 
 def _excluded_ids(base: Path, excluded: Exclusion) -> tuple[np.ndarray, str]:
-    """The image ids to leave out, and the fingerprint of the file that tells them."""
+    """The ids of the images to leave out, and the fingerprint of the file that they come from."""
     if not excluded:
         return np.zeros(0, np.int64), ""
     folder = base if base.is_dir() else base.parent
-    file = find_file(folder, [GENOME_FILE], "Visual Genome's image_data.json, which names COCO's numbers,")
+    file = find_file(folder, [GENOME_FILE], "Visual Genome's image_data.json, which translates COCO's numbers,")
     out, fingerprint = excluded_genome_ids(file, excluded)
     return np.array(out, np.int64), fingerprint
 

@@ -25,6 +25,7 @@ from evle.data.corpora.official import (
     refuse_duplicates,
     require_folder,
     require_task,
+    text_of,
     whole_number,
 )
 from evle.data.formats.json_arrays import JsonArrays
@@ -41,7 +42,7 @@ PARTS = {
     "test": ("test2015",),
     "test-dev": ("test-dev2015",),
 }
-"""The official files that each split reads."""
+"""The parts of the official files that each split reads."""
 
 SUBFOLDERS = ("", "questions/", "annotations/", "Questions/", "Annotations/")
 
@@ -67,21 +68,21 @@ def vqav2(
 ) -> Rows:
     """The questions of VQAv2 as VQASamples, with ten answers each, none in test and test-dev.
 
-    `path` holds the official JSON files, themselves or in `questions` and `annotations`; images lie in train2014,
+    `path` holds the official JSON files, directly or in `questions` and `annotations`. The images are in train2014,
     val2014 and test2015 below `images` (by default `path`), or all in one folder. `split` (train for None) is train,
     val, trainval, test, test-dev, or VLE's division: trainval-minus-held-out, and val-held-out with the last
-    `held_out` images of val. Which are the last is stated nowhere: those with the highest numbers, here.
+    `held_out` images of val. No source states which images are the last; here they are those with the highest numbers.
 
-    A sample's key is its question_id. Of its answers, those that agree with the official multiple_choice_answer stand
-    first. Questions without an annotation are left out and named in `.skipped`. Raises ConfigError for options that
-    cannot work, DataError for files that are missing or of another form, and for ids that stand twice.
+    A sample's key is its question_id. Its answers begin with those that equal the official multiple_choice_answer.
+    Questions without a text, an annotation or an answer are left out and named in `.skipped`. Raises ConfigError for
+    options that cannot work, DataError for files that are missing or of another form, and for duplicate ids.
     """
     require_task("vqav2", task, "vqa")
     split = split or "train"
     if split not in PARTS:
         raise ConfigError(f"vqav2 has no split {split!r}; {nearest(str(split), PARTS)}")
     root, base = Path(images) if images is not None else Path(path), Path(path)
-    left_out = LeftOut()
+    left_out = _LeftOut()
     prints: list[str] = []
     files: list[Path] = []
     folders: dict[str, str] = {}
@@ -91,9 +92,9 @@ def vqav2(
         table = _part(base, file, part, prints, left_out)
         if part == "val2014" and split.endswith("held-out"):
             table = _divide(table, held_out, file, keep_last=split == "val-held-out")
-        pictures = part.replace("-dev", "")
-        folders[pictures] = str(_images(root, pictures))
-        tables.append(table.append_column("folder", pa.array([pictures] * len(table), pa.large_string())))
+        folder = part.replace("-dev", "")
+        folders[folder] = str(_images(root, folder))
+        tables.append(table.append_column("folder", pa.array([folder] * len(table), pa.large_string())))
         files.append(file)
     whole = pa.concat_tables(tables)
     if not whole.num_rows:
@@ -115,8 +116,17 @@ def vqav2(
     return rows
 
 
+class _LeftOut(LeftOut):
+    """Questions that are left out."""
+
+    def questions(self, file: Path, why: str, ids: pa.ChunkedArray) -> None:
+        """Leave out the questions of these ids."""
+        lines = (f"{file}: question {number.as_py()} {why}" for number in ids)
+        self.add(file, f"questions of which each {why}", lines, len(ids))
+
+
 def main_answer_first(answers: list[str], main: str) -> list[str]:
-    """Annotators' answers, those equal to `main` before the others: their order tells which one wins a tie.
+    """Annotators' answers with those equal to `main` first, as the first of equally frequent answers wins.
 
     >>> main_answer_first(["red", "pink", "pink", "red"], "pink")
     ['pink', 'pink', 'red', 'red']
@@ -129,19 +139,22 @@ def _find(base: Path, name: str, what: str) -> Path:
 
 
 def _images(root: Path, folder: str) -> Path:
-    """Where the images of one of COCO's folders lie: in it, or all together in `root`."""
+    """The folder that holds the images of one of COCO's folders: itself, or `root` for all of them."""
     if not (root / folder).is_dir() and next(root.glob(f"COCO_{folder}_*.jpg"), None) is not None:
         return root
     require_folder(root / folder, f"COCO's images {folder}")
     return root / folder
 
 
-def _part(base: Path, file: Path, part: str, prints: list[str], left_out: LeftOut) -> pa.Table:
+def _part(base: Path, file: Path, part: str, prints: list[str], left_out: "_LeftOut") -> pa.Table:
     """The questions of one official file with their answers."""
     arrays = JsonArrays(file, ["questions"])
     questions = table_of(_questions(arrays, file), _QUESTIONS)
     prints.append(arrays.fingerprint)
     refuse_duplicates(questions.column("question_id").to_numpy(), file, "question_id")
+    asked = pc.not_equal(questions.column("question"), "")
+    left_out.questions(file, "has no text", questions.filter(pc.invert(asked)).column("question_id"))
+    questions = questions.filter(asked)
     if part.startswith("test"):
         nothing = pa.nulls(len(questions), pa.large_string())
         empty = pa.array([[]], pa.large_list(pa.large_string())).take(pa.array(np.zeros(len(questions), np.int64)))
@@ -152,18 +165,21 @@ def _part(base: Path, file: Path, part: str, prints: list[str], left_out: LeftOu
     answers = table_of(_answers(arrays, answers_file), _ANSWERS)
     prints.append(arrays.fingerprint)
     refuse_duplicates(answers.column("question_id").to_numpy(), answers_file, "question_id")
-    places = pc.index_in(questions.column("question_id"), value_set=answers.column("question_id").combine_chunks())
-    missing = questions.filter(pc.is_null(places)).column("question_id").to_pylist()
-    lines = (f"{answers_file}: no annotation of question {number}" for number in missing)
-    left_out.add(answers_file, "questions without an annotation", lines, len(missing))
-    questions = questions.filter(pc.is_valid(places))
+    indices = pc.index_in(questions.column("question_id"), value_set=answers.column("question_id").combine_chunks())
+    left_out.questions(answers_file, "has no annotation", questions.filter(pc.is_null(indices)).column("question_id"))
+    questions = questions.filter(pc.is_valid(indices))
     if not questions.num_rows:
-        raise DataError(f"{answers_file}: annotates none of the questions in {file}; take both of the same version")
-    answers = answers.take(pc.drop_null(places).combine_chunks())
+        raise DataError(f"{answers_file}: annotates none of the questions in {file}; use files of the same version")
+    answers = answers.take(pc.drop_null(indices).combine_chunks())
+    answered = pc.greater(pc.list_value_length(answers.column("answers")), 0)
+    left_out.questions(answers_file, "has no answer", answers.filter(pc.invert(answered)).column("question_id"))
+    questions, answers = questions.filter(answered), answers.filter(answered)
     others = pc.not_equal(questions.column("image_id"), answers.column("image_id"))
     if pc.any(others).as_py():
         number = questions.filter(others).column("question_id")[0].as_py()
-        raise DataError(f"{answers_file}: question {number} is of another image than in {file}; take both anew")
+        raise DataError(
+            f"{answers_file}: question {number} belongs to another image than in {file}; download both files again"
+        )
     for name in ("answers", "answer_type", "question_type"):
         questions = questions.append_column(name, answers.column(name))
     return questions
@@ -175,18 +191,19 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),
-            "question": str(field(record, "question", where)),
+            "question": text_of(field(record, "question", where), where),
         }
 
 
 def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: annotation {number}", element.value
-        answers = [str(field(each, "answer", where)) for each in listed(record, "answers", where)]
+        answers = [text_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
+        main = str(record.get("multiple_choice_answer", ""))
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),
-            "answers": main_answer_first(answers, str(record.get("multiple_choice_answer", ""))),
+            "answers": main_answer_first(answers, main) if any(answers) else [],
             "answer_type": str(record.get("answer_type", "")),
             "question_type": str(record.get("question_type", "")),
         }

@@ -17,7 +17,17 @@ import pyarrow as pa
 from evle.data.corpora import captions
 from evle.data.corpora.captions import xvlm_files
 from evle.data.corpora.nlvr2 import label_of, probe_pairs
-from evle.data.corpora.official import combined, field, probe_images, refuse_duplicates, require_folder, text_of
+from evle.data.corpora.official import (
+    LeftOut,
+    answers_of,
+    combined,
+    field,
+    probe_images,
+    refuse_duplicates,
+    require_folder,
+    required_text,
+    text_of,
+)
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import NLVR2Sample, VQASample
@@ -58,21 +68,23 @@ def xvlm(
 ) -> Rows:
     """The samples of X-VLM's lists for `task` captions, vqa or nlvr2.
 
-    `path` is a JSON, or a folder of them, in which `files` names one or more; without, the one whose name ends in
-    `split` (such as vqa_train.json for train) is read. Images lie relative to `images`, by default the JSON's
-    folder, those of questions about Visual Genome ("dataset": "vg") relative to `vg_images`, by default `images`.
+    `path` is a JSON file, or a folder of them, of which `files` names one or more; by default the one whose name ends
+    in `split` is read, such as vqa_train.json for train. Image names are relative to `images`, by default the JSON's
+    folder; those of questions about Visual Genome ("dataset": "vg") are relative to `vg_images`, by default `images`.
     `pairs` and `exclude` are for captions (see `captions.xvlm`).
 
-    Raises ConfigError for options that cannot work, DataError for files that are missing or of another form, and for
-    question ids that stand twice.
+    Entries without a question or sentence, and those whose answers are all null or empty, are left out and named in
+    `.skipped`; a list without the field `answer`, such as vqa_test.json, is read without answers. Raises ConfigError
+    for options that cannot work, DataError for files that are missing or of another form, and for duplicate question
+    ids.
     """
     if task == "captions":
         return captions.xvlm(path, task, split, files=files, images=images, pairs=pairs, exclude=exclude)
     readers = {"vqa": _questions, "nlvr2": _pairs}
     if task not in readers:
-        raise ConfigError(f"source 'xvlm' holds no {task!r}; {nearest(task, ['captions', *readers])}")
+        raise ConfigError(f"source 'xvlm' has no samples for {task!r}; {nearest(task, ['captions', *readers])}")
     if pairs or exclude:
-        raise ConfigError(f"pairs and exclude are for captions, not for task {task!r}; leave them out")
+        raise ConfigError(f"pairs and exclude are for captions, not for task {task!r}; remove them")
     found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
     root = Path(images) if images is not None else found[0].parent
     require_folder(root, f"the images of {found[0].name}")
@@ -82,7 +94,8 @@ def xvlm(
 def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
     require_folder(vg_root, "Visual Genome's images")
     prints: list[str] = []
-    table = table_of(_question_rows(files, prints), _QUESTIONS)
+    left_out = LeftOut()
+    table = table_of(_question_rows(files, prints, left_out), _QUESTIONS)
     _refuse_nothing(table, files)
     refuse_duplicates(table.column("key").to_numpy(zero_copy_only=False), files[-1], "question_id")
     rows = Rows(
@@ -90,25 +103,33 @@ def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
         partial(_question, root=str(root), vg_root=str(vg_root)),
         fingerprint=combined(prints),
         facts={"source": "xvlm", "file": ", ".join(map(str, files))},
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_images(rows, files[0])
     return rows
 
 
-def _question_rows(files: Sequence[Path], prints: list[str]) -> Iterator[Row]:
+def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) -> Iterator[Row]:
     for file in files:
         arrays = JsonArrays(file)
         for number, element in enumerate(arrays):
             where, record = f"{file}: entry {number}", element.value
-            of_genome = field(record, "dataset", where) == "vg" if "dataset" in record else False
-            key = str(field(record, "question_id", where))
-            answers = record.get("answer")  # vqa_test.json has none
-            answers = answers if isinstance(answers, list) else [] if answers is None else [answers]
+            key = required_text(record, "question_id", where)
+            of_genome = record.get("dataset") == "vg"
+            question = text_of(field(record, "question", where), where)
+            given = record.get("answer")
+            given = given if isinstance(given, list) else [] if given is None else [given]
+            answers = answers_of(given, where)
+            if not question or (given and not answers):
+                why = "no answer" if question else "no question"
+                left_out.add(file, f"entries with {why}", [f"{where} (question_id {key}): {why}"])
+                continue
             yield {
                 "key": f"vg-{key}" if of_genome else key,
-                "image": str(field(record, "image", where)),
-                "question": str(field(record, "question", where)),
-                "answers": [text_of(answer, where) for answer in answers],
+                "image": required_text(record, "image", where),
+                "question": question,
+                "answers": answers,
                 "of_genome": of_genome,
             }
         prints.append(arrays.fingerprint)
@@ -121,30 +142,36 @@ def _question(row: Row, root: str, vg_root: str) -> VQASample:
 
 def _pairs(files: Sequence[Path], root: Path, _: Path) -> Rows:
     prints: list[str] = []
-    table = table_of(_pair_rows(files, prints), _PAIRS)
+    left_out = LeftOut()
+    table = table_of(_pair_rows(files, prints, left_out), _PAIRS)
     _refuse_nothing(table, files)
     rows = Rows(
         table,
         partial(_pair, root=str(root)),
         fingerprint=combined(prints),
         facts={"source": "xvlm", "file": ", ".join(map(str, files))},
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_pairs(rows, files[0])
     return rows
 
 
-def _pair_rows(files: Sequence[Path], prints: list[str]) -> Iterator[Row]:
-    """The lists hold no identifiers: a key is the pair's name and a count of its sentences; the pairs of a sentence are
-    those of one set (train-10171) with the same words."""
+def _pair_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) -> Iterator[Row]:
+    """The lists have no identifiers. A key is the pair's name and a count of its sentences; the pairs of a sentence are
+    those of one set, such as train-10171, with the same words."""
     times: Counter[str] = Counter()
     for file in files:
         arrays = JsonArrays(file)
         for number, element in enumerate(arrays):
             where, record = f"{file}: entry {number}", element.value
             images = field(record, "images", where)
-            if not isinstance(images, list) or len(images) != 2:
+            if not isinstance(images, list) or len(images) != 2 or not all(isinstance(each, str) for each in images):
                 raise DataError(f"{where}: images must be two file names, not {str(images)[:60]!r}")
-            sentence = str(field(record, "sentence", where))
+            sentence = text_of(field(record, "sentence", where), where)
+            if not sentence:
+                left_out.add(file, "entries with no sentence", [f"{where}: no sentence"])
+                continue
             name = PurePosixPath(str(images[0])).name
             known = _PAIR_NAME.match(name)
             pair = known[0] if known else name
@@ -167,4 +194,4 @@ def _pair(row: Row, root: str) -> NLVR2Sample:
 
 def _refuse_nothing(table: pa.Table, files: Sequence[Path]) -> None:
     if not table.num_rows:
-        raise DataError(f"{', '.join(map(str, files))}: holds no entries; name other files with files=[...]")
+        raise DataError(f"{', '.join(map(str, files))}: no entry that can be used; set files=[...] to other files")
