@@ -1,23 +1,89 @@
 """evle: vision-language encoders EVE and VLE, from raw data to answers.
 
-Names are imported when they are first used: `import evle` costs no torch.
+Names are imported when they are first used: `import evle` costs no torch. The Auto classes of transformers know both
+families from then on.
 
 >>> import evle
 >>> model = evle.EVEModel(evle.EVEConfig.from_preset("eve-tiny"))
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from evle.registration import install
+
+if TYPE_CHECKING:
+    from evle.data.samples import Box, CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
+    from evle.errors import CheckpointError, ConfigError, DataError, EvleError, SampleError, ServiceError
+    from evle.models.eve import (
+        EVEConfig,
+        EVEForNLVR2,
+        EVEForPreTraining,
+        EVEForRetrieval,
+        EVEForVQA,
+        EVEModel,
+        EVEOutput,
+        EVEProcessor,
+    )
+    from evle.models.vle import (
+        VLEConfig,
+        VLEForITM,
+        VLEForMLM,
+        VLEForNLVR2,
+        VLEForPBC,
+        VLEForPreTraining,
+        VLEForRetrieval,
+        VLEForVCRQ2A,
+        VLEForVCRQA2R,
+        VLEForVQA,
+        VLEModel,
+        VLEOutput,
+        VLEProcessor,
+    )
+    from evle.pipelines import (
+        AnswerChoicePipeline,
+        ChatEndpoint,
+        Choice,
+        ComparePipeline,
+        EmbeddedImages,
+        EmbedPipeline,
+        ExplainPipeline,
+        LanguageModel,
+        LanguageVQAPipeline,
+        LocalCaptioner,
+        LocalisePipeline,
+        LocalLanguageModel,
+        Location,
+        MatchPipeline,
+        Pipeline,
+        ReasonChoicePipeline,
+        VLEForITMPipeline,
+        VLEForPBCPipeline,
+        VLEForVCRQ2APipeline,
+        VLEForVCRQA2RPipeline,
+        VLEForVQAPipeline,
+        VQAPipeline,
+    )
+    from evle.pipelines.explaining import Explanation
+    from evle.report import Report
+    from evle.run.config import RunConfig, read_recipe
+    from evle.run.evaluation import evaluate
+    from evle.run.stages import train
+    from evle.run.vcr import judge_vcr
+    from evle.search import Hit, ImageIndex, build_index
+    from evle.tasks.task import Evaluation, Task
 
 __version__ = "0.1.0"
 
 FACE = {
+    # Models
     "EVEConfig": "evle.models.eve",
     "EVEForNLVR2": "evle.models.eve",
     "EVEForPreTraining": "evle.models.eve",
     "EVEForRetrieval": "evle.models.eve",
     "EVEForVQA": "evle.models.eve",
     "EVEModel": "evle.models.eve",
+    "EVEOutput": "evle.models.eve",
     "EVEProcessor": "evle.models.eve",
     "VLEConfig": "evle.models.vle",
     "VLEForITM": "evle.models.vle",
@@ -30,20 +96,31 @@ FACE = {
     "VLEForVCRQA2R": "evle.models.vle",
     "VLEForVQA": "evle.models.vle",
     "VLEModel": "evle.models.vle",
+    "VLEOutput": "evle.models.vle",
     "VLEProcessor": "evle.models.vle",
+    # Samples
+    "Box": "evle.data.samples",
     "CaptionSample": "evle.data.samples",
     "NLVR2Sample": "evle.data.samples",
+    "Sample": "evle.data.samples",
     "VCRSample": "evle.data.samples",
     "VQASample": "evle.data.samples",
+    # Pipelines
     "AnswerChoicePipeline": "evle.pipelines",
     "ChatEndpoint": "evle.pipelines",
+    "Choice": "evle.pipelines",
     "ComparePipeline": "evle.pipelines",
     "EmbedPipeline": "evle.pipelines",
+    "EmbeddedImages": "evle.pipelines",
+    "ExplainPipeline": "evle.pipelines",
+    "LanguageModel": "evle.pipelines",
     "LanguageVQAPipeline": "evle.pipelines",
     "LocalCaptioner": "evle.pipelines",
     "LocalLanguageModel": "evle.pipelines",
     "LocalisePipeline": "evle.pipelines",
+    "Location": "evle.pipelines",
     "MatchPipeline": "evle.pipelines",
+    "Pipeline": "evle.pipelines",
     "ReasonChoicePipeline": "evle.pipelines",
     "VLEForITMPipeline": "evle.pipelines",
     "VLEForPBCPipeline": "evle.pipelines",
@@ -51,16 +128,108 @@ FACE = {
     "VLEForVCRQA2RPipeline": "evle.pipelines",
     "VLEForVQAPipeline": "evle.pipelines",
     "VQAPipeline": "evle.pipelines",
+    "Explanation": "evle.pipelines.explaining",
+    # Search
+    "Hit": "evle.search",
     "ImageIndex": "evle.search",
+    "build_index": "evle.search",
+    # Training and evaluation
     "RunConfig": "evle.run.config",
     "read_recipe": "evle.run.config",
-    "train": "evle.run.stages",
     "evaluate": "evle.run.evaluation",
+    "train": "evle.run.stages",
+    "judge_vcr": "evle.run.vcr",
+    "Evaluation": "evle.tasks.task",
+    "Task": "evle.tasks.task",
+    "Report": "evle.report",
+    # Errors
+    "CheckpointError": "evle.errors",
+    "ConfigError": "evle.errors",
+    "DataError": "evle.errors",
     "EvleError": "evle.errors",
+    "SampleError": "evle.errors",
+    "ServiceError": "evle.errors",
 }
-"""Each public name and the module it is found in."""
+"""Each public name and the module that defines it."""
 
-__all__ = [*FACE, "__version__"]
+__all__ = [  # noqa: RUF022  grouped as in FACE
+    "__version__",
+    # Models
+    "EVEConfig",
+    "EVEForNLVR2",
+    "EVEForPreTraining",
+    "EVEForRetrieval",
+    "EVEForVQA",
+    "EVEModel",
+    "EVEOutput",
+    "EVEProcessor",
+    "VLEConfig",
+    "VLEForITM",
+    "VLEForMLM",
+    "VLEForNLVR2",
+    "VLEForPBC",
+    "VLEForPreTraining",
+    "VLEForRetrieval",
+    "VLEForVCRQ2A",
+    "VLEForVCRQA2R",
+    "VLEForVQA",
+    "VLEModel",
+    "VLEOutput",
+    "VLEProcessor",
+    # Samples
+    "Box",
+    "CaptionSample",
+    "NLVR2Sample",
+    "Sample",
+    "VCRSample",
+    "VQASample",
+    # Pipelines
+    "AnswerChoicePipeline",
+    "ChatEndpoint",
+    "Choice",
+    "ComparePipeline",
+    "EmbedPipeline",
+    "EmbeddedImages",
+    "ExplainPipeline",
+    "LanguageModel",
+    "LanguageVQAPipeline",
+    "LocalCaptioner",
+    "LocalLanguageModel",
+    "LocalisePipeline",
+    "Location",
+    "MatchPipeline",
+    "Pipeline",
+    "ReasonChoicePipeline",
+    "VLEForITMPipeline",
+    "VLEForPBCPipeline",
+    "VLEForVCRQ2APipeline",
+    "VLEForVCRQA2RPipeline",
+    "VLEForVQAPipeline",
+    "VQAPipeline",
+    "Explanation",
+    # Search
+    "Hit",
+    "ImageIndex",
+    "build_index",
+    # Training and evaluation
+    "RunConfig",
+    "read_recipe",
+    "evaluate",
+    "train",
+    "judge_vcr",
+    "Evaluation",
+    "Task",
+    "Report",
+    # Errors
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EvleError",
+    "SampleError",
+    "ServiceError",
+]
+
+install()
 
 
 def __getattr__(name: str) -> Any:

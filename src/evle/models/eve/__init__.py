@@ -1,4 +1,4 @@
-"""EVE's models, registered with transformers' Auto classes on import."""
+"""EVE's models, registered with transformers' Auto classes on import (`evle.registration` enters them by name)."""
 
 from transformers import (
     AutoConfig,
@@ -14,11 +14,11 @@ from evle.models.eve.modeling import EVEModel, EVEOutput
 from evle.models.eve.pretraining import EVEForPreTraining
 from evle.models.eve.processing import EVEProcessor
 
-AutoConfig.register(EVEConfig.model_type, EVEConfig)
-AutoModel.register(EVEConfig, EVEModel)
-AutoModelForPreTraining.register(EVEConfig, EVEForPreTraining)
-AutoModelForVisualQuestionAnswering.register(EVEConfig, EVEForVQA)
-AutoProcessor.register(EVEConfig, EVEProcessor)
+AutoConfig.register(EVEConfig.model_type, EVEConfig, exist_ok=True)
+AutoModel.register(EVEConfig, EVEModel, exist_ok=True)
+AutoModelForPreTraining.register(EVEConfig, EVEForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(EVEConfig, EVEForVQA, exist_ok=True)
+AutoProcessor.register(EVEConfig, EVEProcessor, exist_ok=True)
 
 __all__ = [
     "EVEConfig",

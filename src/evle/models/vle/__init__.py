@@ -1,4 +1,4 @@
-"""VLE's models, registered with transformers' Auto classes on import."""
+"""VLE's models, registered with transformers' Auto classes on import (`evle.registration` enters them by name)."""
 
 from transformers import (
     AutoConfig,
@@ -16,12 +16,12 @@ from evle.models.vle.pretraining import VLEForPreTraining
 from evle.models.vle.processing import VLEProcessor
 from evle.models.vle.vcr import VLEForVCRQ2A, VLEForVCRQA2R
 
-AutoConfig.register(VLEConfig.model_type, VLEConfig)
-AutoModel.register(VLEConfig, VLEModel)
-AutoModelForMaskedLM.register(VLEConfig, VLEForMLM)
-AutoModelForPreTraining.register(VLEConfig, VLEForPreTraining)
-AutoModelForVisualQuestionAnswering.register(VLEConfig, VLEForVQA)
-AutoProcessor.register(VLEConfig, VLEProcessor)
+AutoConfig.register(VLEConfig.model_type, VLEConfig, exist_ok=True)
+AutoModel.register(VLEConfig, VLEModel, exist_ok=True)
+AutoModelForMaskedLM.register(VLEConfig, VLEForMLM, exist_ok=True)
+AutoModelForPreTraining.register(VLEConfig, VLEForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(VLEConfig, VLEForVQA, exist_ok=True)
+AutoProcessor.register(VLEConfig, VLEProcessor, exist_ok=True)
 
 __all__ = [
     "VLEConfig",

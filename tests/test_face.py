@@ -1,0 +1,103 @@
+"""The face of the package: lazy for Python, typed for checkers and editors, known to transformers."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import evle
+from eve_models import build
+from evle.models.eve import EVEForVQA
+from evle.models.vle import VLEModel
+from vle_models import build as build_vle
+
+
+def test_every_public_name_is_imported_for_checkers_and_listed():
+    tree = ast.parse(Path(evle.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {alias.name: node.module for node in block.body for alias in node.names}
+    assert typed == evle.FACE
+    assert list(evle.FACE) == [name for name in evle.__all__ if name != "__version__"]
+    assert (Path(evle.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", evle.FACE)
+def test_every_public_name_is_there(name):
+    assert getattr(evle, name) is getattr(import_module(evle.FACE[name]), name)
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_costs_neither_torch_nor_transformers():
+    code = "import sys, evle; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert python(code) == "[]"
+
+
+ORDERS = {
+    "evle first": "import evle; from transformers import AutoConfig, AutoModel",
+    "transformers first": "from transformers import AutoConfig, AutoModel; import evle",
+    "transformers half imported": "import transformers, evle; from transformers import AutoConfig, AutoModel",
+    "one family first": "import evle.models.eve; from transformers import AutoConfig, AutoModel",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=list(ORDERS))
+def test_the_auto_classes_know_both_families(order, tmp_path):
+    build(EVEForVQA).save_pretrained(tmp_path / "eve")
+    build_vle(VLEModel).save_pretrained(tmp_path / "vle")
+    code = f"""{order}
+from transformers import AutoModelForVisualQuestionAnswering
+for family in ("eve", "vle"):
+    folder = {str(tmp_path)!r} + "/" + family
+    print(type(AutoConfig.from_pretrained(folder)).__name__, type(AutoModel.from_pretrained(folder)).__name__, end=" ")
+model = AutoModelForVisualQuestionAnswering.from_pretrained({str(tmp_path / "eve")!r})
+print(type(model) is evle.EVEForVQA, AutoModel.from_config(evle.VLEConfig()).config.model_type)
+"""
+    assert python(code).splitlines()[-1] == "EVEConfig EVEModel VLEConfig VLEModel True vle"
+
+
+def test_the_auto_processor_gives_the_familys_own(tmp_path):
+    code = f"""
+import evle
+from evle.transforms.text import train_tokenizer
+tokenizer = train_tokenizer(["a red ball", "two dogs"], 100)
+for cls, config in ((evle.EVEProcessor, evle.EVEConfig), (evle.VLEProcessor, evle.VLEConfig)):
+    cls.for_size(32, tokenizer).save_pretrained({str(tmp_path)!r} + "/" + config.model_type)
+    config().save_pretrained({str(tmp_path)!r} + "/" + config.model_type)
+"""
+    python(code)
+    code = f"""
+import evle
+from transformers import AutoProcessor
+print([type(AutoProcessor.from_pretrained({str(tmp_path)!r} + f)).__name__ for f in ("/eve", "/vle")])
+"""
+    assert python(code).splitlines()[-1] == "['EVEProcessor', 'VLEProcessor']"
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_classes_not_any(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "from evle import EVEForVQA, ExplainPipeline, evaluate\nimport evle\n"
+        "reveal_type(EVEForVQA)\nreveal_type(ExplainPipeline)\nreveal_type(evle.Report)\n"
+        "reveal_type(evaluate)\nevle.NoSuchName\n"
+    )
+    source = Path(evle.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "user.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"MYPYPATH": str(source), "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+    )
+    revealed = [line.split("Revealed type is")[1] for line in done.stdout.splitlines() if "Revealed" in line]
+    assert len(revealed) == 4
+    assert not [each for each in revealed if each.strip() == '"Any"'], done.stdout
+    assert "NoSuchName" in done.stdout
