@@ -146,15 +146,15 @@ def stop_at(loader: Any, batch_number: int) -> Any:
 def train_in_two_processes(process: int, folder: str, total: int, options: dict[str, Any]) -> None:
     """One of two processes that train on `total` rows a step, in `folder`; one is asked to stop, and both resume."""
     join_processes()
-    settings = {"accumulation": 1, **options}
-    rows = total // 2 // settings["accumulation"]
-    loader = make_loader(rows, rank=process, world_size=2)
+    settings = {"accumulation": 1, "num_samples": 20, **options}
+    rows, num_samples = total // 2 // settings["accumulation"], settings["num_samples"]
+    loader = make_loader(rows, num_samples, rank=process, world_size=2)
     stopping = stop_at(loader, 4) if process == 1 else loader
     try:
         train(make_model(), Path(folder), batch_size=total, loader=stopping, **settings)
         raise AssertionError("SIGTERM did not stop the run")
     except Interrupted:
-        loader = make_loader(rows, rank=process, world_size=2)
+        loader = make_loader(rows, num_samples, rank=process, world_size=2)
         model = make_model(seed=9)
         train(model, Path(folder), batch_size=total, loader=loader, **settings)
         assert not isinstance(model.inner(torch.ones(1, WIDTH)), DTensor)  # usable on its own afterwards

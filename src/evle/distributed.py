@@ -4,6 +4,7 @@ In one process all of it is the identity. Only torch.distributed stands undernea
 Legend: W processes, B_r rows of process r.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +64,29 @@ def gather_objects(objects: list[T]) -> list[T]:
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, objects)
     return [item for part in parts for item in part]
+
+
+def host_sum(numbers: Sequence[int]) -> list[int]:
+    """The sums over processes of a few whole numbers, exchanged between hosts: no GPU has to finish its work first."""
+    if world_size() == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(sums, group=_host_group())
+    return sums.tolist()
+
+
+_HOST_GROUPS: dict[Any, Any] = {}
+"""By the group of all processes: the same processes over gloo, where the first one is not a CPU's."""
+
+
+def _host_group() -> Any:
+    whole = dist.group.WORLD
+    if "gloo" in dist.get_backend():
+        return whole
+    if whole not in _HOST_GROUPS:
+        _HOST_GROUPS.clear()
+        _HOST_GROUPS[whole] = dist.new_group(backend="gloo")
+    return _HOST_GROUPS[whole]
 
 
 def _is_distributed() -> bool:

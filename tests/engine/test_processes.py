@@ -23,10 +23,11 @@ def assert_learned_the_same(folder, one, one_folder):
 
 
 def test_two_processes_learn_what_one_does_from_the_same_batch(tmp_path):
-    # 20 samples, 8 a step: the last step of an epoch has 4.
+    # 19 samples, 8 per step: the last step of an epoch has 3, two in one process and one in the other.
     one = make_model()
-    train(one, tmp_path / "one", epochs=2, batch_size=8)
-    run_on_two(train_in_two_processes, str(tmp_path / "two"), 8, {"epochs": 2, "accumulation": 2})
+    train(one, tmp_path / "one", epochs=2, batch_size=8, num_samples=19)
+    options = {"epochs": 2, "accumulation": 2, "num_samples": 19}
+    run_on_two(train_in_two_processes, str(tmp_path / "two"), 8, options)
     assert_learned_the_same(tmp_path / "two", one, tmp_path / "one")
 
 

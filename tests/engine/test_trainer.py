@@ -1,6 +1,7 @@
 """The loop: exact resumption, accumulation, what is refused, what is kept."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from evle.engine import devices, trainer
-from evle.engine.checkpoint import Average
+from evle.engine.checkpoint import Average, Position
 from evle.engine.run_folder import Run, read_events, read_log
 from evle.engine.trainer import Diverged, Interrupted, TrainConfig
 from evle.errors import CheckpointError, ConfigError
@@ -283,6 +284,87 @@ def test_tensorboard_logs_beside_the_json_lines(tmp_path):
     assert [event["step"] for event in events] == [1, 2]
     assert set(events[0]["losses"]) == {"square", "absolute"}
     assert events[0]["loss"] == pytest.approx(sum(events[0]["losses"].values()))
+
+
+def test_a_lost_tracker_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    from accelerate.tracking import TensorBoardTracker
+
+    calls = iter(range(100))
+
+    def lost(tracker, values, step, **options):
+        if next(calls) == 1:
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", lost)
+    result = train(make_model(), tmp_path / "run", steps=5, trackers=("tensorboard",))
+    assert result.steps == 5
+    assert caplog.text.count("the tracker tensorboard failed (no route to host); the run continues without it") == 1
+    assert next(calls) == 2  # it is not asked again
+
+
+def test_a_tracker_that_cannot_start_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    def refuse(*_):
+        raise RuntimeError("api_key not configured\nTraceback ...")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    with pytest.raises(ConfigError, match=r"\['tensorboard'\] cannot start \(api_key not configured\); log in, or"):
+        train(make_model(), tmp_path / "run", steps=5, trackers=("tensorboard",))
+
+
+def test_short_runs_log_at_least_twenty_points():
+    config = TrainConfig(steps=1, log_every=10)
+    assert [config.steps_between_logs(steps) for steps in (5, 39, 45, 190, 200, 5000)] == [1, 1, 2, 9, 10, 10]
+
+
+def test_a_checkpoint_is_written_while_training_continues(tmp_path, monkeypatch):
+    write, steps_seen, gate = trainer.checkpoint.write_optimizer, [], threading.Event()
+    forward = ToyModel.forward
+
+    def slow(state, path):
+        assert gate.wait(20), "training waited for the disk"
+        write(state, path)
+
+    def counted(model, **batch):
+        steps_seen.append(1)
+        if len(steps_seen) == 6:  # the checkpoint of step 4 is still being written
+            gate.set()
+        return forward(model, **batch)
+
+    monkeypatch.setattr(trainer.checkpoint, "write_optimizer", slow)
+    monkeypatch.setattr(ToyModel, "forward", counted)
+    straight = make_model(dropout=0.3)
+    train(straight, tmp_path / "run", steps=7, save_every=4)
+    monkeypatch.undo()
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, monkeypatch):
+    # The disk is slow: the checkpoint of step 4 is written when the weights are those of step 6, and the run is killed.
+    write, gate, forward = trainer.checkpoint.write_tensors, threading.Event(), ToyModel.forward
+
+    def slow(state, path):
+        assert gate.wait(20)
+        write(state, path)
+
+    def crash(model, **batch):
+        if model.seen == 6:
+            gate.set()
+            raise RuntimeError("power cut")
+        return forward(model, **batch)
+
+    monkeypatch.setattr(trainer.checkpoint, "write_tensors", slow)
+    monkeypatch.setattr(ToyModel, "forward", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(make_model(dropout=0.3), tmp_path / "killed", steps=9, save_every=4, ema=0.9)
+    monkeypatch.undo()
+    assert Run(tmp_path / "killed").status()["state"] == "failed"
+    assert Position.read(tmp_path / "killed" / "checkpoints" / "last").step == 4
+
+    straight, resumed = make_model(dropout=0.3), make_model(dropout=0.3, seed=9)
+    train(straight, tmp_path / "straight", steps=9, save_every=4, ema=0.9)
+    train(resumed, tmp_path / "killed", steps=9, save_every=4, ema=0.9, resume=True)
+    assert_same(weights(straight), weights(resumed))
 
 
 def test_the_length_and_the_split_of_the_batch_are_checked():

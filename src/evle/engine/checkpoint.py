@@ -59,16 +59,22 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    recent: list[float] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """What state.json holds."""
+        return json.dumps(asdict(self))
 
     def write(self, folder: Path) -> None:
         """Write state.json."""
-        (folder / "state.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        (folder / "state.json").write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read state.json. Raises CheckpointError when it is missing, damaged, or not of this version."""
         file = folder / "state.json"
         values = read_json(file, kind=dict, error=CheckpointError)
+        values.setdefault("recent", [])  # a checkpoint of 0.1.0 has none
         if set(values) != {known.name for known in fields(cls)}:
             raise CheckpointError(f"{file}: written by another version of evle; start a new run")
         try:
@@ -161,8 +167,12 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str
         for index, entry in state["state"].items()
         if index < len(parameters)
     }
+    # How the update is computed is this machine's business: a run may resume on another one.
+    ours = [{"fused": group["fused"]} if "fused" in group else {} for group in optimizer.param_groups]
+    ours += [{}] * (len(state["param_groups"]) - len(ours))
+    groups = [{**group, **own} for group, own in zip(state["param_groups"], ours, strict=False)]
     try:
-        optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: the optimizer's state is of another model ({error})") from None
 

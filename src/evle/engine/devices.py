@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
-from evle.errors import ConfigError
+from evle.errors import ConfigError, in_one_line
 from evle.precision import Precision, resolve_precision
 
 
@@ -22,9 +22,18 @@ def join_processes() -> torch.device:
     return PartialState(cpu=not torch.accelerator.is_available()).device
 
 
-def build_accelerator(precision: Precision, trackers: Sequence[str], folder: Path) -> Accelerator:
+def build_accelerator(
+    precision: Precision, trackers: Sequence[str], folder: Path, *, find_unused_parameters: bool = True
+) -> Accelerator:
     """The accelerator of one training, whose `trackers` write into `folder`. Raises ConfigError for what this machine
-    cannot do."""
+    cannot do.
+
+    Heads leave parts of the trunk without gradient (a mask token, the other modality's experts), for which
+    DistributedDataParallel looks in each step with `find_unused_parameters`.
+    """
+    gradients = DistributedDataParallelKwargs(
+        find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=True
+    )
     device = join_processes()
     number_format = resolve_precision(precision, device)
     if number_format == "fp16" and device.type == "cpu":
@@ -37,8 +46,7 @@ def build_accelerator(precision: Precision, trackers: Sequence[str], folder: Pat
             mixed_precision=number_format,
             # The loop accumulates itself: a number from the launcher's settings must not divide the loss again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # Heads leave parts of the trunk without gradient (a mask token, the other modality's experts).
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[gradients],
             log_with=list(trackers) or None,
             project_dir=str(folder),
         )
@@ -50,7 +58,12 @@ def build_accelerator(precision: Precision, trackers: Sequence[str], folder: Pat
         found = [str(tracker) for tracker in accelerator.log_with]
         raise ConfigError(f"train.trackers={list(trackers)}: of these only {found} are installed")
     if trackers:
-        accelerator.init_trackers("evle")
+        try:
+            accelerator.init_trackers("evle")
+        except Exception as error:  # whatever a tracker's library raises, without a network or a login
+            raise ConfigError(
+                f"train.trackers={list(trackers)} cannot start ({in_one_line(error)}); log in, or leave it out"
+            ) from None
     return accelerator
 
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -96,7 +97,9 @@ class MuonAdamW(Optimizer):
             part.step()
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Collection[str] = ()) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, new_parameters: Collection[str] = (), *, fused: bool = False
+) -> Optimizer:
     """AdamW over the parameters of `model` that are trained, in groups of equal learning rate and decay; with
     `config.muon` a `MuonAdamW`.
 
@@ -140,8 +143,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig, new_parameters: Colle
     for (is_matrix, lr, weight_decay), names in groups.items():
         group = {"params": [named[name] for name in names], "lr": lr, "weight_decay": weight_decay}
         settings[is_matrix].append(group)
-    adamw = AdamW(settings[False], betas=config.betas, eps=config.eps)
+    adamw = AdamW(settings[False], betas=config.betas, eps=config.eps, fused=fused or None)
     return MuonAdamW(Muon(settings[True]), adamw) if matrices else adamw
+
+
+def skip_update_unless_finite(optimizer: Optimizer, numbers: Tensor) -> None:
+    """Let the next step of a fused AdamW change nothing if one of `numbers` is not finite, decided on the device.
+
+    The host reads the numbers only later, and stops the run then; other optimizers are stepped by then.
+    """
+    adamw: Any = optimizer.parts[1] if isinstance(optimizer, MuonAdamW) else optimizer
+    if adamw.defaults.get("fused"):
+        adamw.found_inf = (~torch.isfinite(numbers).all()).float()
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, num_steps: int) -> LambdaLR:

@@ -20,19 +20,20 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from evle.config import Config
 from evle.data.loader import Loader
-from evle.distributed import gather_objects, is_main, rank, world_size
+from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
 from evle.engine import checkpoint
 from evle.engine.checkpoint import Average, Position
 from evle.engine.devices import build_accelerator, checkpoint_activations
 from evle.engine.failures import Diverged, Interrupted, report_failures
-from evle.engine.optim import OptimConfig, build_optimizer, build_schedule
-from evle.engine.run_folder import Run, standing, write_folder
+from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, skip_update_unless_finite
+from evle.engine.readings import SPIKE_WINDOW, Readings, not_finite, spike_above
+from evle.engine.run_folder import Run, standing
+from evle.engine.saving import FolderWriter, try_to_write
 from evle.engine.stop import StopSignal
 from evle.errors import CheckpointError, ConfigError, EvleError, nearest
 from evle.models.loading import without_bars
@@ -70,7 +71,7 @@ class TrainConfig(Config):
     save_every: Every = 500
     """Steps between checkpoints, or epoch; 0 saves at the end only."""
     log_every: int = Field(10, ge=1)
-    """Steps between log lines."""
+    """Steps between log lines. Shorter runs log more often, for at least 20 points."""
     num_workers: int = Field(0, ge=0)
     """Processes that prepare data, for each training process."""
     choose_from: float = Field(0.0, ge=0, le=1)
@@ -80,6 +81,9 @@ class TrainConfig(Config):
     """Stop after this many validations without a better score; 0 never stops early."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the run's model."""
+    find_unused_parameters: bool = True
+    """Several processes: look in each step for parameters without a gradient. False saves that search and a
+    synchronisation where every parameter takes part in every step; elsewhere the run stops with an error."""
     trackers: tuple[str, ...] = ()
     """Also log to these trackers of accelerate: tensorboard, trackio, wandb, ..."""
 
@@ -108,6 +112,10 @@ class TrainConfig(Config):
                 f"{self.accumulation} micro-batches; make it a multiple of {parts}"
             )
         return self.batch_size // parts
+
+    def steps_between_logs(self, num_steps: int) -> int:
+        """`log_every`, or less in a short run: a curve has at least 20 points, or one for each step."""
+        return min(self.log_every, max(1, num_steps // 20))
 
     def num_steps(self, num_batches: int) -> int:
         """Optimizer steps of the whole training, for epochs of `num_batches` micro-batches."""
@@ -158,6 +166,7 @@ def fit(
         training = _Training(model, loader, train, optim, run, seed, new_parameters)
         at = reported.at = training.at
         num_steps, metric = training.num_steps, metric or task.metric
+        log_every = train.steps_between_logs(num_steps)
 
         def is_due(every: Every) -> bool:
             at_epoch_end = every == "epoch" and at.batch == 0
@@ -174,21 +183,21 @@ def fit(
                 group, after = next(groups)
                 num_samples, stopping = training.agree(group, stop.came)
                 if stopping:
-                    saved = training.save()
+                    training.save()
+                    saved = training.saved()
                     raise Interrupted(
                         f"stopped after step {at.step} of {num_steps}, {saved}; repeat the command to resume"
                     )
 
-                losses, grad_norm = training.step(group, num_samples)
+                training.step(group, num_samples)
 
                 at.step += 1
                 at.epoch, at.batch = after
-                at.losses = losses
                 at.samples += num_samples
                 at.seconds += time.perf_counter() - started
-                progress.update(at.step, _in_words(losses, at.samples / at.seconds))
-                if at.step % train.log_every == 0 or at.step == num_steps:
-                    training.log(losses, grad_norm)
+                progress.update(at.step, _in_words(at.losses, at.samples / at.seconds))
+                if at.step % log_every == 0 or at.step == num_steps:
+                    training.log()
                 if evaluate is not None and is_due(train.eval_every):
                     progress.say(training.validate(evaluate, metric, task.higher_is_better))
                 if is_due(train.save_every) or not is_patient():
@@ -223,7 +232,17 @@ class _Training:
     ):
         self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
         self.num_steps = train.num_steps(loader.num_batches)
-        self.accelerator = build_accelerator(train.precision, train.trackers, run.folder / "trackers")
+        self.accelerator = build_accelerator(
+            train.precision,
+            train.trackers,
+            run.folder / "trackers",
+            find_unused_parameters=train.find_unused_parameters,
+        )
+        # Reading a number is free on a CPU, and stops a GPU: there, a step is read while the next one is queued.
+        self.reads_late = self.accelerator.device.type != "cpu"
+        self.readings: Readings | None = None
+        self.grad_norm = math.nan
+        self.writer = FolderWriter()
         self.bare = model
         if train.gradient_checkpointing:
             checkpoint_activations(model, True)
@@ -235,7 +254,7 @@ class _Training:
         if folder:
             checkpoint.verify(folder, "restore it from a copy, or start again with --overwrite")
         self.at = self._read_position(folder)
-        optimizer = build_optimizer(model, optim, new_parameters)
+        optimizer = build_optimizer(model, optim, new_parameters, fused=self.accelerator.device.type == "cuda")
         if folder:
             where = folder / "model.safetensors"
             checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
@@ -273,12 +292,11 @@ class _Training:
 
     def agree(self, group: list[Batch], stop: bool) -> tuple[int, bool]:
         """The samples of this step over all processes, and whether any process was asked to stop."""
-        counts = torch.tensor([sum(map(_num_rows, group)), stop], dtype=torch.float32, device=self.accelerator.device)
-        num_samples, stops = self.accelerator.reduce(counts, "sum").tolist()
-        return int(num_samples), bool(stops)
+        num_samples, stops = host_sum([sum(map(_num_rows, group)), int(stop)])
+        return num_samples, bool(stops)
 
-    def step(self, group: list[Batch], num_samples: int) -> tuple[dict[str, float], float]:
-        """One optimizer step on the micro-batches of `group`: the mean losses by name, and the gradient's norm."""
+    def step(self, group: list[Batch], num_samples: int) -> None:
+        """One optimizer step on the micro-batches of `group`; its mean losses and gradient's norm become `readings`."""
         accelerator = self.accelerator
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(group):
@@ -293,51 +311,84 @@ class _Training:
                 value = value.detach().float() * share
                 sums[name] = sums[name] + value if name in sums else value
 
-        values = accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist()
-        losses = dict(zip(sums, values, strict=True))
-        self._refuse_not_finite(losses)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
-        grad_norm = float(checkpoint.whole(norm))
-        if accelerator.scaler is None:  # with fp16 the scaler skips such a step and scales less
-            self._refuse_not_finite({"gradient": grad_norm})
+        losses: Any = accelerator.reduce(torch.stack(list(sums.values())), "mean")
+        norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
+        numbers = torch.cat([losses, checkpoint.whole(norm).float().reshape(1)])
+        before, self.readings = self.readings, Readings(self.at.step + 1, list(sums), numbers)
+        if not self.reads_late:
+            self.settle()
+        elif before is not None:
+            self._take(before)
 
+        if accelerator.scaler is None:
+            skip_update_unless_finite(self.optimizer.optimizer, numbers)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.at.step + 1)
-        return losses, grad_norm
 
-    def _refuse_not_finite(self, values: dict[str, float]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
+    def settle(self) -> None:
+        """Read the numbers of the last step, if that is still to be done. Raises Diverged."""
+        readings, self.readings = self.readings, None
+        if readings is not None:
+            self._take(readings)
+
+    def _take(self, readings: Readings) -> None:
+        """Losses and norm of a step, for log and progress: refused where not finite, reported where far above usual."""
+        at = self.at
+        at.losses, self.grad_norm = readings.read()
+        # With fp16 the scaler skips a step whose gradient is not finite, and scales less.
+        self._refuse_not_finite(readings.step, self.grad_norm if self.accelerator.scaler is None else None)
+        loss = at.losses["loss"]
+        if (usual := spike_above(at.recent, loss)) is not None:
+            self.run.log("spike", {"step": readings.step, "value": loss, "usual": usual})
+            if is_main():
+                logger.warning("step %d: the loss is %.4g, usual is %.4g", readings.step, loss, usual)
+        at.recent = [*at.recent[1 - SPIKE_WINDOW :], loss]
+
+    def _refuse_not_finite(self, step: int, grad_norm: float | None) -> None:
+        bad = not_finite(self.at.losses, grad_norm)
         if not bad:
             return
-        names = [name for name in bad if name != "loss"] or bad
+        self.writer.wait()
         last = standing(self.run.checkpoints / "last")
         kept = (
             f"the weights of step {Position.read(last).step} are in {last}" if last else "no checkpoint was saved yet"
         )
         raise Diverged(
-            f"step {self.at.step + 1}: {', '.join(f'{name} is {values[name]}' for name in names)}; stopped before the "
+            f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}; stopped before the "
             f"update; {kept}; try a lower optim.lr, a longer optim.warmup, or train.precision=no"
         )
 
-    def log(self, losses: dict[str, float], grad_norm: float) -> None:
+    def log(self) -> None:
         """One line of the log and of the trackers."""
-        at = self.at
+        self.settle()
+        at, losses = self.at, self.at.losses
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        numbers = {"lr": lr, "grad_norm": grad_norm, "samples_per_second": at.samples / at.seconds}
+        numbers = {"lr": lr, "grad_norm": self.grad_norm, "samples_per_second": at.samples / at.seconds}
         parts = {name: value for name, value in losses.items() if name != "loss"}
         record = {"step": at.step, "epoch": self.epoch(), "loss": losses["loss"], "losses": parts, **numbers}
         self.run.log("train", {**record, "seconds": round(at.seconds, 3)})
         named = {f"loss/{name}": value for name, value in parts.items()}
-        self.accelerator.log({"loss": losses["loss"], **named, **numbers}, step=at.step)
+        self._track({"loss": losses["loss"], **named, **numbers})
+
+    def _track(self, values: dict[str, Any]) -> None:
+        """Hand values to the trackers. One that fails (a lost connection) is named and left out from now on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=self.at.step)
+            except Exception as error:  # whatever its library raises: the run is worth more than its log elsewhere
+                self.accelerator.trackers.remove(tracker)
+                logger.warning("the tracker %s failed (%s); the run continues without it", tracker.name, error)
 
     def validate(self, evaluate: Evaluate, metric: str, higher_is_better: bool) -> str:
         """Score the weights (the averaged ones, when kept), keep them if they are the best so far, and say so.
 
         Before `choose_from` of the steps they are scored alone.
         """
+        self.settle()
+        self.writer.wait()  # validation forks data workers, which must not meet a thread at work
         at = self.at
         with self._final_weights():
             self.bare.eval()
@@ -359,39 +410,50 @@ class _Training:
                 at.bad_evaluations += 1
         at.history.append({"step": at.step, "epoch": self.epoch(), "scores": scores})
         self.run.log("eval", at.history[-1])
-        self.accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step=at.step)
+        self._track({f"eval/{name}": value for name, value in scores.items()})
         said = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
         return f"step {at.step}: {said}" + ("  (best)" if at.best_step == at.step else "")
 
-    def save(self) -> str:
-        """Write checkpoints/last, or say why that fails: training goes on, and the last good one stays. Where it is."""
-        at, target = self.at, self.run.checkpoints / "last"
+    def save(self) -> None:
+        """Write checkpoints/last in the background. Where that fails, training continues and the last good one stays.
+
+        The weights, moments and averages are copied to the host first.
+        """
+        self.settle()
+        at, target, step = self.at, self.run.checkpoints / "last", self.at.step
         at.skipped = self.skipped()
         at.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         weights = checkpoint.model_state(self.bare, self.scalars)
         moments = checkpoint.optimizer_state(self.optimizer.optimizer)
         averages = self.average.state() if self.average is not None else None
+        position = at.to_json()
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
             checkpoint.write_optimizer(moments, folder / "optimizer.safetensors")
             if averages is not None:
                 checkpoint.write_tensors(averages, folder / "ema.safetensors")
-            at.write(folder)
+            (folder / "state.json").write_text(position, encoding="utf-8")
             checkpoint.write_sums(folder)
 
-        problem = self._try_to_write(target, write)
-        self.run.set_status("running", at.step)
-        if not problem:
-            return f"saved in {target}"
-        good = standing(target)
-        kept = f"step {Position.read(good).step} stays in {good}" if good else "no earlier checkpoint exists"
+        def finish(problem: str) -> None:
+            self.run.set_status("running", step)
+            if problem:
+                logger.warning("step %d could not be saved (%s); %s", step, problem, _kept(target))
+
         if is_main():
-            logger.warning("step %d could not be saved (%s); %s", at.step, problem, kept)
-        return f"not saved ({problem}); {kept}"
+            self.writer.start(target, write, finish)
+
+    def saved(self) -> str:
+        """Wait for the checkpoint that is being written; where it is, or why it is not."""
+        target = self.run.checkpoints / "last"
+        problem = gather_objects([self.writer.wait()])[0]
+        return f"not saved ({problem}); {_kept(target)}" if problem else f"saved in {target}"
 
     def keep(self, task: Task) -> None:
         """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
+        self.settle()
+        self.saved()
         best = standing(self.run.checkpoints / "best") if self.train.keep == "best" else None
         if best and self.at.best_step is not None:
             checkpoint.verify(best, "restore it from a copy, or set train.keep=last and repeat the command")
@@ -422,8 +484,10 @@ class _Training:
 
     def __exit__(self, *_: object) -> None:
         """Undo what accelerate and the options did to the model, close trackers: it may be trained or saved again."""
+        self.writer.close()
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with contextlib.suppress(Exception):  # it may have lost its connection
+                tracker.finish()
         for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
             self.bare.__dict__.pop(name, None)
         if self.train.gradient_checkpointing:
@@ -465,10 +529,7 @@ class _Training:
         """Let the main process write a folder; the problem in words, the same in every process, or an empty string."""
         problem = ""
         if is_main():
-            try:
-                write_folder(target, write)
-            except (OSError, SafetensorError) as error:  # a full disk, in the words of Python and of safetensors
-                problem = str(error).splitlines()[0]
+            problem = try_to_write(target, write)
         return gather_objects([problem])[0]
 
 
@@ -489,6 +550,12 @@ def _groups(
             batch += len(group)
             yield group, ((epoch + 1, 0) if batch >= loader.num_batches else (epoch, batch))
         epoch, batch = epoch + 1, 0
+
+
+def _kept(target: Path) -> str:
+    """Which checkpoint is still there after one could not be written."""
+    good = standing(target)
+    return f"step {Position.read(good).step} stays in {good}" if good else "no earlier checkpoint exists"
 
 
 def _in_words(losses: Mapping[str, float], rate: float) -> str:
