@@ -10,7 +10,7 @@ from evle.errors import ConfigError
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
 from evle.run.stages import train
-from evle.tasks.answers import count_answers, frequent, main_answer, places_of, read_answers, write_answers
+from evle.tasks.answers import count_answers, frequent, indices_of, main_answer, read_answers, write_answers
 from micro import COLOURS, micro_run, plain_image, vqa_samples
 
 
@@ -59,7 +59,7 @@ def test_a_list_keeps_its_places_whatever_it_holds(answer_file):
     """A released head's outputs are counted off by the list: nothing may be dropped or moved."""
     file = answer_file(["t-shirt", "yes", "t shirt", "Two"])
     assert read_answers(file) == ["t-shirt", "yes", "t shirt", "Two"]
-    assert places_of(read_answers(file)) == {"t shirt": 0, "yes": 1, "2": 3}
+    assert indices_of(read_answers(file)) == {"t shirt": 0, "yes": 1, "2": 3}
     listed = answer_file(["a b", "c"], "list.txt")
     assert read_answers(listed) == ["a b", "c"]
     for name in map(Path, (file, listed)):
@@ -70,10 +70,10 @@ def test_a_list_keeps_its_places_whatever_it_holds(answer_file):
 
 def test_what_is_wrong_with_a_list_is_said_in_one_line(answer_file, tmp_path):
     for content, message in (
-        ({"a": 1}, "must hold a list of answers, not a dict"),
-        ([], "holds no answer"),
+        ({"a": 1}, "must be a list of answers, not a dict"),
+        ([], "has no answer"),
         (["a", " "], "answer 1 is empty"),
-        (["a", "b", "a"], "the answer 'a' stands twice"),
+        (["a", "b", "a"], "the answer 'a' is duplicated"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_answers(answer_file(content))
@@ -97,7 +97,7 @@ def test_published_lists_make_heads_of_their_size(number, answer_file, tmp_path)
 def test_questions_whose_answer_is_not_in_the_list_are_counted(answer_file, tmp_path):
     config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file(["red", "blue"])}})
     ready = prepare(config, samples={"train": vqa_samples()})
-    assert ready.notes[-1] == (
+    assert ready.notes[-2] == (
         "the main answer of 6 of 8 training questions is not among the 2 known ones and cannot be learned"
     )
     batch = ready.task.collate([ready.task.features(each, None, train=False) for each in vqa_samples()])

@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(SampleError, match="wide: a text names the object -1, but the image has 3"):
         features(task, replace(wide(), question=("who", "is", (0, -1))))
     fewer = replace(wide(), answer_choices=(("yes",), ("no",)))
-    with pytest.raises(DataError, match=r"with 2 and with 4 candidates; give as many for each"):
+    with pytest.raises(DataError, match=r"with 2 and with 4 candidates; give all the same number"):
         task.collate([features(task), features(task, fewer)])
     with pytest.raises(SampleError, match="wide: no label; training needs one"):
         features(task, replace(wide(), answer_label=None), train=True)

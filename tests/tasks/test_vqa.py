@@ -10,10 +10,11 @@ from transformers import PreTrainedConfig
 from evle.data.samples import VQASample
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
+from evle.run.prepare import prepare
 from evle.run.weights import ModelConfig, build_model, starting_config
 from evle.tasks.vqa import VQAConfig, VQATask
 from evle.transforms.text import train_tokenizer
-from micro import MICRO, vqa_samples
+from micro import MICRO, Damaged, micro_run, plain_image, vqa_samples
 
 
 def bound_task(**fields: object) -> tuple[VQATask, PreTrainedConfig]:
@@ -79,3 +80,36 @@ def test_ones_own_annotators_may_write_capitals(key, official, expected):
     task = VQATask(VQAConfig(official=official), None)
     asked = VQASample(key, "a.jpg", "is it red?", ("Yes",) * 10)
     assert task._accuracy([asked], ["yes"])["accuracy"] == expected
+
+
+def answered(key, *answers):
+    return VQASample(key, plain_image("red"), "which colour is it?", answers)
+
+
+@pytest.mark.parametrize("unknown", ["drop", "zero"])
+def test_training_leaves_out_questions_without_a_known_answer_and_counts_them(unknown, tmp_path):
+    """The answer of one question is known of no other; another has no answer at all."""
+    samples = [*(answered(f"q{number}", "red", "rare") for number in range(3)), answered("rare", "Mauve")]
+    samples.append(answered("none"))
+    kept = samples[:3] if unknown == "drop" else samples
+    changes = {"task": {"min_count": 2, "unknown": unknown}, "train": {"batch_size": 3}}
+    ready = prepare(micro_run(tmp_path, "vqa", changes), samples={"train": samples})
+    assert list(ready.task.training_samples(samples)) == kept
+    assert ready.loader.num_samples == len(kept)
+    notes = [note for note in ready.notes if note.startswith("left out of training: 2 questions")]
+    assert len(notes) == (unknown == "drop")
+
+
+def test_a_damaged_question_stays_for_the_loader_to_name(tmp_path):
+    samples = Damaged([answered(f"q{number}", "red") for number in range(8)])
+    ready = prepare(micro_run(tmp_path, "vqa"), samples={"train": samples})
+    assert len(ready.task.training_samples(samples)) == 8
+
+
+def test_answers_are_shown_in_their_most_frequent_spelling(tmp_path):
+    samples = [answered("a", "X-ray", "x ray", "X-ray"), *(answered(word, word) for word in ("Two", "two", " two "))]
+    task = prepare(micro_run(tmp_path, "vqa"), samples={"train": samples}).task
+    assert task.answers == ["two", "X-ray"]
+    rng = np.random.default_rng(0)
+    labels = task.collate([task.fixed_features(sample, rng) for sample in samples])["labels"]
+    assert labels.argmax(dim=1).tolist() == [1, 0, 0, 0]

@@ -50,10 +50,12 @@ class EvaluateConfig(Config):
     precision: Precision = "no"
     """Autocast type."""
     examples: int = Field(default=12, ge=0)
-    """Examples in each gallery of the report."""
+    """Examples that the report draws at random; a third as many of the best and of the worst are added."""
+    seed: int = Field(default=0, ge=0)
+    """Draws the examples."""
 
     def settings(self, quick: bool) -> EvaluationSettings:
-        return EvaluationSettings(self.batch_size, self.num_workers, self.precision, self.examples, quick)
+        return EvaluationSettings(self.batch_size, self.num_workers, self.precision, self.examples, quick, self.seed)
 
 
 class RunConfig(Config):

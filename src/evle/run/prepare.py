@@ -51,7 +51,7 @@ def prepare(
     tokenizer = _tokenizer(config, task_type, splits["train"], start)
     built = _task(config, task_type, tokenizer, splits["train"], start)
     loaded = _model(config, built, tokenizer, start)
-    loader = _loader(config, built, splits["train"])
+    loader = _loader(config, built, built.training_samples(splits["train"]))
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
     return Prepared(built, loaded, splits, loader, config.train, hash_samples(splits), notes)
 

@@ -1,4 +1,4 @@
-"""The list of answers that a VQA model chooses from: counted in training questions, or read from a file."""
+"""The answers that a VQA model chooses from: counted in the training questions, or read from a file."""
 
 import json
 from collections import Counter
@@ -12,9 +12,9 @@ from evle.metrics import normalize_answer
 
 
 def main_answer(answers: Iterable[str]) -> str:
-    """What most annotators say, normalised; of equally frequent answers the first. "" where they say nothing.
+    """The most frequent answer of a question, normalised; ties are broken by order. "" if there is no answer.
 
-    VQAv2 names one such answer of each question itself; its reader puts it first.
+    VQAv2 names one such answer for each question itself; its reader puts it first.
 
     >>> main_answer(["red", "Pink", "pink", "dark red"]), main_answer(["the", "2", "two"]), main_answer([])
     ('pink', '2', '')
@@ -24,17 +24,17 @@ def main_answer(answers: Iterable[str]) -> str:
 
 
 def count_answers(samples: Sequence[Sample]) -> Counter[str]:
-    """How many questions have each answer as their main one."""
+    """The number of questions that have each answer as their main one."""
     counts: Counter[str] = Counter()
-    for place in range(len(samples)):
-        if main := main_answer(cast(VQASample, samples[place]).answers):
+    for index in range(len(samples)):
+        if main := main_answer(cast(VQASample, samples[index]).answers):
             counts[main] += 1
     return counts
 
 
 def frequent(counts: Counter[str], min_count: int) -> list[str]:
-    """The answers of at least `min_count` questions, the most frequent first, then by the alphabet. VQAv2's usual 3129
-    are those of 9 questions of train and val.
+    """The main answers of at least `min_count` questions, the most frequent first, then in alphabetical order. VQAv2's
+    usual list of 3129 answers has those of at least 9 questions of train and val.
 
     >>> frequent(Counter(no=3, yes=3, red=2, grey=1), 2)
     ['no', 'yes', 'red']
@@ -44,9 +44,9 @@ def frequent(counts: Counter[str], min_count: int) -> list[str]:
 
 
 def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -> str:
-    """Write the frequent answers of questions to a file that `read_answers` reads; returns what to say of it.
+    """Write the frequent answers of questions to a file for `read_answers`; returns one line that describes it.
 
-    Raises ConfigError where no answer is frequent enough.
+    Raises ConfigError if no answer is frequent enough.
     """
     counts = count_answers(samples)
     answers = frequent(counts, min_count)
@@ -69,9 +69,9 @@ def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -
 
 
 def read_answers(path: str | Path) -> list[str]:
-    """The answers of a file, a JSON list or one a line, as they stand: their places are those of the head's outputs.
+    """The answers in a file, a JSON list or one per line, unchanged: each answer's index is that of the head's output.
 
-    Raises ConfigError for a file that cannot be read, holds none, an empty one, or one twice.
+    Raises ConfigError for a file that cannot be read, has no answer, an empty answer, or a duplicate.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -79,24 +79,34 @@ def read_answers(path: str | Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a list of answers ({error})") from None
     if not isinstance(answers, list):
-        raise ConfigError(f"{path}: must hold a list of answers, not a {type(answers).__name__}")
+        raise ConfigError(f"{path}: must be a list of answers, not a {type(answers).__name__}")
     answers = [str(answer).strip() for answer in answers]
     if not answers:
-        raise ConfigError(f"{path}: holds no answer")
+        raise ConfigError(f"{path}: has no answer; write one per line")
     if "" in answers:
-        raise ConfigError(f"{path}: answer {answers.index('')} is empty; remove it, or name what it was")
-    if twice := next((answer for answer, times in Counter(answers).items() if times > 1), None):
-        raise ConfigError(f"{path}: the answer {twice!r} stands twice; remove one")
+        raise ConfigError(f"{path}: answer {answers.index('')} is empty; remove it or fill it in")
+    if duplicate := next((answer for answer, times in Counter(answers).items() if times > 1), None):
+        raise ConfigError(f"{path}: the answer {duplicate!r} is duplicated; remove one")
     return answers
 
 
-def places_of(answers: Sequence[str]) -> dict[str, int]:
-    """The place of each answer as it is normalised; of several that are normalised alike the first.
+def written(forms: Counter[str]) -> str:
+    """How an answer is shown: its most frequent spelling. `forms` counts the spellings that are equal once normalised;
+    ties are broken by order.
 
-    >>> places_of(["yes", "t shirt", "t-shirt"])
+    >>> written(Counter({"x ray": 1, "X-ray": 3, "x-ray": 3}))
+    'X-ray'
+    """
+    return max(forms, key=lambda form: forms[form])
+
+
+def indices_of(answers: Sequence[str]) -> dict[str, int]:
+    """The index of each answer by its normalised form; of several with the same form, the index of the first.
+
+    >>> indices_of(["yes", "t shirt", "t-shirt"])
     {'yes': 0, 't shirt': 1}
     """
-    places: dict[str, int] = {}
-    for place, answer in enumerate(answers):
-        places.setdefault(normalize_answer(answer), place)
-    return places
+    indices: dict[str, int] = {}
+    for index, answer in enumerate(answers):
+        indices.setdefault(normalize_answer(answer), index)
+    return indices

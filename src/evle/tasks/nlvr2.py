@@ -1,10 +1,12 @@
 """NLVR2: is a sentence true of a pair of images (Suhr et al., 2019)?"""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from evle.data.images import open_image
@@ -14,6 +16,7 @@ from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
 from evle.models.vle import VLEForNLVR2
 from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.submission import nlvr2_submission
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
@@ -22,9 +25,10 @@ VERDICTS = ("false", "true")
 
 
 class NLVR2Task(Task):
-    """Training: true or false of each pair. Evaluation: accuracy, and consistency over the pairs of one sentence.
+    """Training: whether a sentence is true of each pair. Evaluation: accuracy, and consistency over the pairs of one
+    sentence.
 
-    Which head the model has is its config's `nlvr2_head`. Chance is the evaluated pairs' more frequent label.
+    The model's config chooses the head by `nlvr2_head`. Chance is the more frequent label of the evaluated pairs.
     """
 
     name = "nlvr2"
@@ -58,23 +62,24 @@ class NLVR2Task(Task):
             samples,
             self.fixed_features,
             self.collate,
-            lambda keys, batch: model(**batch).logits.float().argmax(dim=-1).tolist(),
+            lambda keys, batch: _verdicts(model(**batch).logits.float()),
             settings,
         )
         judged: list[NLVR2Sample] = [sample for sample in readable(samples) if sample.key in predicted.results]
+        verdicts = {key: verdict for key, (verdict, _) in predicted.results.items()}
         known = [sample for sample in judged if sample.label is not None]
         return Evaluation(
-            scores=_scores(known, [predicted.results[sample.key] for sample in known]),
+            scores=_scores(known, [verdicts[sample.key] for sample in known]),
             chance=_scores(known, [int(2 * sum(bool(each.label) for each in known) >= len(known))] * len(known)),
-            galleries=[] if settings.quick else [_gallery(judged, predicted.results, settings.num_examples)],
+            galleries=[] if settings.quick else _galleries(judged, predicted.results, settings),
             predictions=[]
             if settings.quick
             else [
-                {"key": sample.key, "sentence": sample.sentence, "verdict": VERDICTS[predicted.results[sample.key]]}
+                {"key": sample.key, "sentence": sample.sentence, "verdict": VERDICTS[verdicts[sample.key]]}
                 for sample in judged
             ],
             skipped=predicted.skipped,
-            files=nlvr2_submission({sample.key: bool(predicted.results[sample.key]) for sample in judged}),
+            files=nlvr2_submission({sample.key: bool(verdicts[sample.key]) for sample in judged}),
         )
 
 
@@ -85,12 +90,30 @@ def _scores(samples: list[NLVR2Sample], verdicts: list[int]) -> dict[str, float]
     return nlvr2_scores(verdicts, [int(bool(sample.label)) for sample in samples], set_ids)
 
 
-def _gallery(samples: list[NLVR2Sample], verdicts: dict[str, int], num_examples: int) -> Gallery:
-    places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
-    rows = []
-    for sample in (samples[place] for place in places):
-        verdict = verdicts[sample.key]
+def _verdicts(logits: Tensor) -> list[tuple[int, float]]:
+    """Logits (B, 2) as verdicts, each with its probability."""
+    shares = logits.softmax(dim=-1).amax(dim=-1)
+    return list(zip(logits.argmax(dim=-1).tolist(), shares.tolist(), strict=True))
+
+
+def _galleries(
+    samples: list[NLVR2Sample], results: dict[str, tuple[int, float]], settings: EvaluationSettings
+) -> list[Gallery]:
+    """Some sentences about pairs, each with the model's verdict and its probability."""
+
+    def goodness(sample: NLVR2Sample) -> float:
+        verdict, share = results[sample.key]
+        return math.nan if sample.label is None else share if verdict == int(sample.label) else -share
+
+    def row(sample: NLVR2Sample) -> GalleryRow:
+        verdict, share = results[sample.key]
         mark: Mark = "" if sample.label is None else "good" if verdict == int(sample.label) else "bad"
+        said = f"{VERDICTS[verdict]} ({100 * share:.0f} %)"
         left, right = (open_image(image) for image in sample.images)
-        rows.append(GalleryRow(sample.sentence, [Cell(left), Cell(right), Cell(None, VERDICTS[verdict], mark)]))
-    return Gallery("Sentences about pairs and the model's verdicts", rows)
+        return GalleryRow(sample.sentence, [Cell(left), Cell(right), Cell(None, said, mark)])
+
+    chosen = choose_examples([goodness(sample) for sample in samples], settings)
+    return [
+        Gallery(f"Sentences about pairs and the model's verdicts: {name}", [row(samples[index]) for index in indices])
+        for name, indices in chosen.items()
+    ]

@@ -54,9 +54,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation runs: rows at once, worker processes, precision ("auto", "no", "bf16"), examples in the report.
+    """How an evaluation runs: rows per batch, worker processes, precision ("auto", "no", "bf16"), and how many examples
+    the report shows.
 
-    `quick` leaves out costly second stages and images: validation in the middle of training.
+    `quick` leaves out costly second stages and images: validation in the middle of training. `seed` draws the examples.
     """
 
     batch_size: int = 64
@@ -64,6 +65,7 @@ class EvaluationSettings:
     precision: str = "no"
     num_examples: int = 12
     quick: bool = False
+    seed: int = 0
 
 
 class TextConfig(Config):
@@ -114,6 +116,10 @@ class Task(ABC):
         """Learn from the training samples what must be known before the model is made, and from the `config` that it
         starts with. Most tasks have nothing to learn."""
         return None
+
+    def training_samples(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those of the samples given to `prepare` that training reads; by default all of them."""
+        return samples
 
     @classmethod
     def model_class(cls, family: str) -> type[PreTrainedModel]:

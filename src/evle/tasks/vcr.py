@@ -1,12 +1,13 @@
 """Visual commonsense reasoning: four answers to a question, and four reasons for the right one (Zellers et al., 2019).
 
-VLE's way: each candidate is one text with names for the tagged objects; an object that it names has a token type of its
-own, on its words and on a token made of the patches that its box covers.
+As VLE does it, each candidate is one text with names for the tagged objects. An object that the text names has its own
+token type, on its words and on a token made of the patches that its box covers.
 
 B batch, C candidates, T text tokens, O named objects, P patches without [CLS].
 """
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.collate import pad_rows
@@ -41,17 +43,17 @@ class VCRConfig(TaskConfig):
     """Options of both halves of VCR."""
 
     max_objects: int = Field(default=81, ge=1)
-    """Objects that one text may name; the model has as many token types, and two (81 as in the released models)."""
+    """Objects that one text may name; the model has two more token types than that (81 as in the released models)."""
     released_boxes: bool = False
-    """Map boxes to patches over the whole image, whatever part of it the model sees, as the released code does. In
-    training the image must stay where it is."""
+    """Map boxes to patches over the whole image, whatever part of it the model sees, as the released code does. This
+    excludes augmentation that moves the image."""
 
 
 class VCRTask(Task):
-    """What both halves share. Training and evaluation: the right one of four candidates; its metric is the accuracy.
+    """What both halves share. Training and evaluation: the right one of four candidates; the metric is the accuracy.
 
-    A text is `parts` joined by [SEP], at most `text.max_length` tokens (80 as released). Names do not depend on what
-    was asked before, as those of the released code do.
+    A text is its `parts` joined by [SEP], at most `text.max_length` tokens (80 as released). Unlike in the released
+    code, names do not depend on earlier questions.
     """
 
     reads = "vcr"
@@ -67,22 +69,22 @@ class VCRTask(Task):
 
     @abstractmethod
     def label(self, sample: VCRSample) -> int | None:
-        """Which candidate is right, where it is known."""
+        """Which candidate is right, if that is known."""
 
     @abstractmethod
     def asked(self, sample: VCRSample) -> tuple[Tagged, ...]:
         """What is asked, for the report."""
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Ask for as many token types as the options want, or keep those that the weights have.
+        """Ask for the token types that the options need, or keep those of the weights if they are more.
 
-        Raises ConfigError for boxes that would stay where they are while the image moves.
+        Raises ConfigError if boxes would stay where they are while the image moves.
         """
         if self.options.released_boxes and (moving := self.options.image.moving):
             stays = " ".join(f"image.{name}={json.dumps(UNMOVED[name]).replace(' ', '')}" for name in moving)
             raise ConfigError(
-                "task.released_boxes=true lays boxes where they are in the whole image, and augmentation moves the "
-                f"image away from them: set {stays}, or leave task.released_boxes out"
+                "task.released_boxes=true places boxes as in the whole image, but augmentation moves the image away "
+                f"from them: set {stays}, or leave task.released_boxes out"
             )
         self.num_token_types = max(config.num_token_types, FIRST_OBJECT_TYPE + self.options.max_objects)
 
@@ -95,7 +97,7 @@ class VCRTask(Task):
         if self.num_object_types < 1:
             raise ConfigError(
                 f"the model has {config.num_token_types} token types, which leaves none for the objects of a text; "
-                "fine-tune it for VCR"
+                "fine-tune it for VCR first"
             )
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
@@ -114,7 +116,7 @@ class VCRTask(Task):
         else:
             patches = box_patches(corners, (self.image_size, self.image_size), self.patches_per_side)
 
-        found: Features = {"image": image, "tokens": [], "types": [], "patches": [], "box_types": [], "label": label}
+        result: Features = {"image": image, "tokens": [], "types": [], "patches": [], "box_types": [], "label": label}
         for parts in texts:
             candidate = encode_tagged(self.processor.tokenizer, parts, self.options.text.max_length)
             if len(candidate.objects) > self.num_object_types:
@@ -122,12 +124,12 @@ class VCRTask(Task):
                     f"{sample.key}: a text names {len(candidate.objects)} objects, the model knows at most "
                     f"{self.num_object_types}; raise task.max_objects or remove its row"
                 )
-            in_sight = [place for place, index in enumerate(candidate.objects) if patches[index].any()]
-            found["tokens"].append(candidate.tokens)
-            found["types"].append(candidate.types)
-            found["patches"].append(patches[[candidate.objects[place] for place in in_sight]])
-            found["box_types"].append([FIRST_OBJECT_TYPE + place for place in in_sight])
-        return found
+            in_sight = [rank for rank, index in enumerate(candidate.objects) if patches[index].any()]
+            result["tokens"].append(candidate.tokens)
+            result["types"].append(candidate.types)
+            result["patches"].append(patches[[candidate.objects[rank] for rank in in_sight]])
+            result["box_types"].append([FIRST_OBJECT_TYPE + rank for rank in in_sight])
+        return result
 
     def collate(self, features: list[Features]) -> Batch:
         def grid(name: str, value: int, length: int) -> Tensor:
@@ -137,17 +139,17 @@ class VCRTask(Task):
         counts = sorted({len(each["tokens"]) for each in features})
         if len(counts) > 1:
             raise DataError(
-                f"one batch holds questions with {counts[0]} and with {counts[-1]} candidates; give as many for each, "
+                f"one batch has questions with {counts[0]} and with {counts[-1]} candidates; give all the same number, "
                 "or ask them one at a time (batch_size=1)"
             )
 
-        # Questions about one image follow each other: without augmentation it is there, and encoded, once for them.
-        pictures: list[Tensor] = []
+        # Questions about one image follow each other: without augmentation, they share it, and it is encoded once.
+        images: list[Tensor] = []
         image_rows: list[int] = []
         for each in features:
-            if not pictures or not torch.equal(each["image"], pictures[-1]):
-                pictures.append(each["image"])
-            image_rows.append(len(pictures) - 1)
+            if not images or not torch.equal(each["image"], images[-1]):
+                images.append(each["image"])
+            image_rows.append(len(images) - 1)
 
         num_tokens = max(len(tokens) for each in features for tokens in each["tokens"])
         num_boxes = max(1, *(len(types) for each in features for types in each["box_types"]))
@@ -160,7 +162,7 @@ class VCRTask(Task):
         input_ids = grid("tokens", self.processor.tokenizer.pad_token_id, num_tokens)
         lengths = torch.tensor([[len(tokens) for tokens in each["tokens"]] for each in features])
         batch = {
-            "pixel_values": self.collate_images(pictures),
+            "pixel_values": self.collate_images(images),
             "image_rows": torch.tensor(image_rows),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(num_tokens) < lengths[..., None]).long(),
@@ -186,14 +188,14 @@ class VCRTask(Task):
         labels = {sample.key: label for sample in judged if (label := self.label(sample)) is not None}
         scores, chance = {}, {}
         if labels:
-            found = vcr_scores({"q2a": [chosen[key] for key in labels]}, {"q2a": list(labels.values())})
-            scores, chance = {"accuracy": found["q2a"]}, CHANCE
+            right = vcr_scores({"q2a": [chosen[key] for key in labels]}, {"q2a": list(labels.values())})
+            scores, chance = {"accuracy": right["q2a"]}, CHANCE
         if settings.quick:
             return Evaluation(scores, chance, skipped=predicted.skipped)
         return Evaluation(
             scores,
             chance,
-            galleries=[self._gallery(judged, chosen, settings.num_examples)],
+            galleries=self._galleries(judged, predicted.results, settings),
             predictions=[
                 {
                     "key": sample.key,
@@ -213,24 +215,39 @@ class VCRTask(Task):
             tags = [index for word in part if not isinstance(word, str) for index in word]
             wrong = next(index for index in tags if not 0 <= index < len(names))
             raise SampleError(
-                f"{sample.key}: a text names the object {wrong}, but the image has {len(names)} (the first is 0)"
+                f"{sample.key}: a text names the object {wrong}, but the image has {len(names)} (the first is 0); "
+                "correct the index or remove its row"
             ) from None
 
-    def _gallery(self, samples: list[VCRSample], chosen: dict[str, int], num_examples: int) -> Gallery:
-        """Questions with the image's objects drawn and named, and the candidates."""
-        places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
-        rows = []
-        for sample in (samples[place] for place in places):
-            names = object_names([box.label for box in sample.objects])
-            label, choice = self.label(sample), chosen[sample.key]
-            cells = [Cell(draw_objects(sample))]
-            for place, parts in enumerate(self.parts(sample)):
-                mark: Mark = "good" if place == label else "bad" if place == choice and label is not None else ""
-                text = " ".join(word for word, _ in numbered(parts[-1], names))
-                cells.append(Cell(None, f"{'→ ' if place == choice else ''}{text}", mark))
-            heading = " / ".join(" ".join(w for w, _ in numbered(part, names)) for part in self.asked(sample))
-            rows.append(GalleryRow(heading, cells))
-        return Gallery(self.title, rows, "The arrow is the model's choice, green the right one.")
+    def _galleries(
+        self, samples: list[VCRSample], shares: dict[str, list[float]], settings: EvaluationSettings
+    ) -> list[Gallery]:
+        """Some questions with the image's objects drawn and named, and the candidates; `shares` are probabilities."""
+
+        def goodness(sample: VCRSample) -> float:
+            label = self.label(sample)
+            if label is None:
+                return math.nan
+            row = shares[sample.key]
+            return max(row) * (1 if int(np.argmax(row)) == label else -1)
+
+        chosen = choose_examples([goodness(sample) for sample in samples], settings)
+        note = "The arrow is the model's choice, green the right one."
+        return [
+            Gallery(f"{self.title}: {name}", [self._row(samples[i], shares[samples[i].key]) for i in indices], note)
+            for name, indices in chosen.items()
+        ]
+
+    def _row(self, sample: VCRSample, shares: list[float]) -> GalleryRow:
+        names = object_names([box.label for box in sample.objects])
+        label, choice = self.label(sample), int(np.argmax(shares))
+        cells = [Cell(draw_objects(sample))]
+        for index, parts in enumerate(self.parts(sample)):
+            mark: Mark = "good" if index == label else "bad" if index == choice and label is not None else ""
+            text = " ".join(word for word, _ in numbered(parts[-1], names))
+            cells.append(Cell(None, f"{'→ ' if index == choice else ''}{text}", mark))
+        heading = " / ".join(" ".join(word for word, _ in numbered(part, names)) for part in self.asked(sample))
+        return GalleryRow(heading, cells)
 
 
 class VCRQ2ATask(VCRTask):
@@ -251,7 +268,7 @@ class VCRQ2ATask(VCRTask):
 
 
 class VCRQA2RTask(VCRTask):
-    """Which of four reasons is the right one for the right answer."""
+    """Which of four reasons is right for the right answer."""
 
     name = "vcr-qa2r"
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"vle": VLEForVCRQA2R}
@@ -266,26 +283,26 @@ class VCRQA2RTask(VCRTask):
     def asked(self, sample: VCRSample) -> tuple[Tagged, ...]:
         if sample.answer_label is None:
             raise SampleError(
-                f"{sample.key}: the right answer is not known; reasons for each answer are ranked by `evle vcr`"
+                f"{sample.key}: the right answer is not known; rank the reasons for each answer with `evle vcr`"
             )
         return sample.question, sample.answer_choices[sample.answer_label]
 
 
 def numbered(part: Tagged, names: Sequence[str]) -> Spoken:
-    """The words of a part, names with the number of the box that is drawn."""
-    return spoken(part, [f"{name} [{place}]" for place, name in enumerate(names)])
+    """The words of a part, in which each name has the number of its drawn box."""
+    return spoken(part, [f"{name} [{index}]" for index, name in enumerate(names)])
 
 
 def draw_objects(sample: VCRSample) -> Image.Image:
     """The image with the box and the number of each of its objects."""
-    picture = open_image(sample.image)
-    scale = max(1, round(224 / max(picture.size)))  # small images grow, or no number could be read
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    line = max(1, picture.width // 200)
-    for place, box in enumerate(sample.objects):
-        colour = BOX_COLOURS[place % len(BOX_COLOURS)]
+    image = open_image(sample.image)
+    scale = max(1, round(224 / max(image.size)))  # enlarges small images so that numbers stay readable
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    line = max(1, image.width // 200)
+    for index, box in enumerate(sample.objects):
+        colour = BOX_COLOURS[index % len(BOX_COLOURS)]
         left, top = box.x * scale, box.y * scale
         draw.rectangle((left, top, left + box.width * scale, top + box.height * scale), outline=colour, width=line)
-        draw.text((left + 2 * line, top + line), str(place), fill=colour)
-    return picture
+        draw.text((left + 2 * line, top + line), str(index), fill=colour)
+    return image

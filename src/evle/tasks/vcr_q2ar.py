@@ -1,11 +1,12 @@
 """VCR as a whole, Q to AR: one model answers, another gives the reason (Zellers et al., 2019).
 
-A question counts where both are right: the answer among four, and the reason among four for the right answer. The
-leaderboard wants the reasons for each of the answers, so all sixteen are scored, for an image that is encoded once.
+A question counts if both are right: the answer among four, and the reason among four for the right answer. The
+leaderboard asks for the reasons for each of the answers, so all sixteen are scored, with the image encoded once.
 """
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from evle.data.samples import Sample, Tagged, VCRSample, readable
 from evle.metrics import vcr_scores
 from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.tasks.examples import choose_examples
 from evle.tasks.predict import Predictions, predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Task
 from evle.tasks.vcr import NUM_CHOICES, VCRQA2RTask, draw_objects, numbered
@@ -33,7 +35,7 @@ class ReasonsForEachAnswer(VCRQA2RTask):
         ]
 
     def label(self, sample: VCRSample) -> int | None:
-        return None  # which reason is right is known for the right answer only
+        return None  # only for the right answer is it known which reason is right
 
 
 def judge(
@@ -73,7 +75,7 @@ def judge(
     return Evaluation(
         scores=scores,
         chance=CHANCE if known else {},
-        galleries=[_gallery(judged, shares, reason_shares, settings.num_examples)],
+        galleries=_galleries(judged, shares, reason_shares, settings),
         predictions=[
             {
                 "key": each.key,
@@ -88,8 +90,8 @@ def judge(
 
 
 def leaderboard(answers: dict[str, np.ndarray], reasons: dict[str, np.ndarray]) -> str:
-    """The file of VCR's leaderboard: a line a question, the probability of each answer (4,) and, given each answer, of
-    each reason (4, 4).
+    """The file for VCR's leaderboard: one line per question with the probability of each answer (4,) and, given each
+    answer, of each reason (4, 4).
 
     >>> leaderboard({"test-0": np.full(4, 0.25)}, {"test-0": np.full((4, 4), 0.25)}).split()[0][:58]
     'annot_id,answer_0,answer_1,answer_2,answer_3,rationale_con'
@@ -111,18 +113,29 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def _gallery(
-    samples: list[VCRSample], answers: dict[str, np.ndarray], reasons: dict[str, np.ndarray], num_examples: int
-) -> Gallery:
-    """Questions, the answer chosen, and the reason chosen for the right answer (for the chosen one where none is
-    known)."""
-    places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
-    rows = []
-    for sample in (samples[place] for place in places):
-        names = object_names([box.label for box in sample.objects])
+def _galleries(
+    samples: list[VCRSample],
+    answers: dict[str, np.ndarray],
+    reasons: dict[str, np.ndarray],
+    settings: EvaluationSettings,
+) -> list[Gallery]:
+    """Some questions with the chosen answer, and the reason chosen for the right answer (for the chosen one if the
+    right one is not known)."""
+
+    def choices(sample: VCRSample) -> tuple[int, int]:
         answer = int(answers[sample.key].argmax())
         given = answer if sample.answer_label is None else sample.answer_label
-        reason = int(reasons[sample.key][given].argmax())
+        return answer, int(reasons[sample.key][given].argmax())
+
+    def goodness(sample: VCRSample) -> float:
+        if sample.answer_label is None or sample.rationale_label is None:
+            return math.nan
+        share = float(answers[sample.key].max() * reasons[sample.key][sample.answer_label].max())
+        return share if choices(sample) == (sample.answer_label, sample.rationale_label) else -share
+
+    def row(sample: VCRSample) -> GalleryRow:
+        names = object_names([box.label for box in sample.objects])
+        answer, reason = choices(sample)
         cells = [Cell(draw_objects(sample))]
         for part, choice, label in (
             (sample.answer_choices[answer], answer, sample.answer_label),
@@ -130,5 +143,8 @@ def _gallery(
         ):
             mark: Mark = "" if label is None else "good" if choice == label else "bad"
             cells.append(Cell(None, " ".join(word for word, _ in numbered(part, names)), mark))
-        rows.append(GalleryRow(" ".join(word for word, _ in numbered(sample.question, names)), cells))
-    return Gallery("Questions, the answers chosen, and the reasons chosen for the right answers", rows)
+        return GalleryRow(" ".join(word for word, _ in numbered(sample.question, names)), cells)
+
+    title = "Questions, the answers chosen, and the reasons chosen for the right answers"
+    chosen = choose_examples([goodness(sample) for sample in samples], settings)
+    return [Gallery(f"{title}: {name}", [row(samples[index]) for index in indices]) for name, indices in chosen.items()]

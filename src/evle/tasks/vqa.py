@@ -4,14 +4,17 @@ evaluator).
 B batch, A answers.
 """
 
+import math
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Subset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
@@ -21,7 +24,8 @@ from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, v
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow
-from evle.tasks.answers import frequent, main_answer, places_of, read_answers
+from evle.tasks.answers import frequent, indices_of, main_answer, read_answers, written
+from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.submission import are_question_ids, vqa_submission
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
@@ -34,28 +38,31 @@ class VQAConfig(TaskConfig):
     """Options of visual question answering."""
 
     answers: str | None = None
-    """A file with the answers the model shall know: a JSON list, or one a line. None: those of the training samples."""
+    """A file with the answers that the model knows: a JSON list, or one per line. None: those of the training
+    samples."""
     min_count: int = Field(default=1, ge=1)
-    """Training questions that must have an answer as their main one for the model to know it; 9 gives VQAv2's usual
-    list of 3129."""
+    """The model knows an answer if it is the main one of this many training questions; 9 gives VQAv2's usual list of
+    3129."""
+    unknown: Literal["drop", "zero"] = "drop"
+    """Training questions none of whose answers the model knows: "drop" leaves them out, as both releases do, "zero"
+    trains them with a target of 0 for every answer."""
     new_head: bool = False
-    """Start with a new head where `model.init` has one for another number of answers than the file."""
+    """Start with a new head if the head of `model.init` has another number of answers than the file."""
     official: VQARule | None = None
     """How questions with ten annotators are scored (see `evle.metrics.vqa_score`). true: exactly as the official
     evaluator, which normalises nothing where all ten agree. "before-2021": as the official evaluator before its
     correction. false: both sides are always normalised, since your own annotators may write "Yes" or "a dog". None:
     true where the keys of all questions are numbers, as the official ones are, and false otherwise."""
     max_test_words: int = Field(default=50, ge=1)
-    """Words of a question kept at test; in training `text.max_words`, 30 as in EVE."""
+    """Words of a question kept at test; in training it is `text.max_words`, 30 as in EVE."""
 
 
 class VQATask(Task):
-    """Training: soft scores of each question's answers. Evaluation: official VQA accuracy, whole and by type of
-    answer and question.
+    """Training: soft scores of each question's answers. Evaluation: official VQA accuracy, in all and by type of answer
+    and question.
 
-    Answers are compared as the official evaluator normalises them. A training question none of whose answers is
-    known teaches that no known answer is right. Chance is the training set's most frequent answer to the type of
-    question ("prior").
+    Answers are compared as the official evaluator normalises them, and shown in their most frequent spelling. Chance is
+    the training set's most frequent answer to the type of question ("prior").
     """
 
     name = "vqa"
@@ -67,27 +74,32 @@ class VQATask(Task):
     options: VQAConfig
     answers: list[str]
     prior: dict[str, str]
+    _dropped: int = 0
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Collect the answers, the most frequent first, and the prior of each type of question."""
         given = None if self.options.answers is None else self._given_answers(self.options.answers, config)
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)
+        spellings: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in readable(samples):
             if main := main_answer(sample.answers):
                 counts[main] += 1
-            by_type[sample.question_type].update(map(normalize_answer, sample.answers))
-            by_type[""].update(map(normalize_answer, sample.answers))
+            for answer in sample.answers:
+                normalised = normalize_answer(answer)
+                by_type[sample.question_type][normalised] += 1
+                by_type[""][normalised] += bool(sample.question_type)  # without a type it has been counted
+                spellings[normalised][" ".join(answer.split())] += 1
         self.prior = {
-            kind: min(found, key=lambda answer: (-found[answer], answer)) for kind, found in by_type.items() if found
+            kind: min(times, key=lambda answer: (-times[answer], answer)) for kind, times in by_type.items() if times
         }
-        self.answers = frequent(counts, self.options.min_count) if given is None else given
+        self.answers = given or [written(spellings[answer]) for answer in frequent(counts, self.options.min_count)]
         if not self.answers:
             raise ConfigError(
                 f"no answer is the main one of min_count={self.options.min_count} training questions; lower it, "
                 "or name a file in task.answers"
             )
-        self._index = places_of(self.answers)
+        self._index = indices_of(self.answers)
         self.reads_slot = has_slot(config)
         self._asked = counts.total(), sum(times for answer, times in counts.items() if answer in self._index)
         if not self._asked[1]:
@@ -96,17 +108,38 @@ class VQATask(Task):
                 "question; is it the list of other data?"
             )
 
+    def training_samples(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The questions with a known answer, unless the options keep the others, too."""
+        if self.options.unknown == "zero":
+            return samples
+        kept = array("q", (index for index in range(len(samples)) if self._can_be_learned(samples, index)))
+        self._dropped = len(samples) - len(kept)
+        return samples if len(kept) == len(samples) else Subset(samples, kept)  # type: ignore[arg-type,return-value]
+
+    def _can_be_learned(self, samples: Sequence[Sample], index: int) -> bool:
+        try:
+            sample = cast(VQASample, samples[index])
+        except SampleError:
+            return True  # the loader names it
+        return any(normalize_answer(answer) in self._index for answer in sample.answers)
+
     def notes(self) -> list[str]:
         questions, known = self._asked
-        if known == questions:
-            return []
-        return [
-            f"the main answer of {questions - known:,} of {questions:,} training questions is not among the "
-            f"{len(self.answers):,} known ones and cannot be learned"
-        ]
+        notes = []
+        if known < questions:
+            notes.append(
+                f"the main answer of {questions - known:,} of {questions:,} training questions is not among the "
+                f"{len(self.answers):,} known ones and cannot be learned"
+            )
+        if self._dropped:
+            notes.append(
+                f"left out of training: {self._dropped:,} questions none of whose answers is among the "
+                f"{len(self.answers):,} known ones (task.unknown=zero keeps them)"
+            )
+        return notes
 
     def _given_answers(self, path: str, config: PreTrainedConfig) -> list[str]:
-        """Those of a file, which must be as many as the head to start from has outputs."""
+        """The answers of a file, which must be as many as the outputs of the head that training starts from."""
         answers, built = read_answers(path), known_answers(config)
         if built and len(answers) != len(built) and not self.options.new_head:
             raise ConfigError(
@@ -118,12 +151,13 @@ class VQATask(Task):
     def model_overrides(self) -> dict[str, Any]:
         labels: dict[str, Any] = {
             "id2label": dict(enumerate(self.answers)),
-            "label2id": {answer: place for place, answer in enumerate(self.answers)},
+            "label2id": {answer: index for index, answer in enumerate(self.answers)},
         }
         if not self.reads_slot:
             return labels
         tokenizer = self.processor.tokenizer
-        return {**labels, "answer_tokens": [tokenizer.encode(each, add_special_tokens=False) for each in self.answers]}
+        words = self.answers if self.options.answers else map(normalize_answer, self.answers)
+        return {**labels, "answer_tokens": [tokenizer.encode(each, add_special_tokens=False) for each in words]}
 
     def bind(self, config: PreTrainedConfig) -> None:
         """Take the answers from the model. A head without them, such as a converted one, needs the file."""
@@ -140,7 +174,7 @@ class VQATask(Task):
                     f"{self.options.answers} has {len(self.answers)} answers but the head was built for "
                     f"{config.num_labels}; name the list that it was built for"
                 )
-        self._index = places_of(self.answers)
+        self._index = indices_of(self.answers)
         self.reads_slot = has_slot(config)
 
     def read_text(self, text: str) -> list[int]:
@@ -167,8 +201,8 @@ class VQATask(Task):
         labels = torch.zeros(len(features), len(self.answers))
         for row, each in enumerate(features):
             for answer, score in each["scores"].items():
-                if (place := self._index.get(answer)) is not None:
-                    labels[row, place] = score
+                if (index := self._index.get(answer)) is not None:
+                    labels[row, index] = score
         return {
             "pixel_values": self.collate_images([each["image"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
@@ -184,7 +218,7 @@ class VQATask(Task):
         predicted = predict_all(model, samples, self.fixed_features, self.collate, answer, settings)
         asked: list[VQASample] = [sample for sample in readable(samples) if sample.key in predicted.results]
         given = {sample.key: self.answers[predicted.results[sample.key][0]] for sample in asked}
-        # Where the answers are not public (VQAv2 test), there are predictions and no scores.
+        # If the answers are not public (VQAv2 test), there are predictions and no scores.
         known = [sample for sample in asked if sample.answers]
         if settings.quick:
             scores = self._accuracy(known, [given[sample.key] for sample in known])
@@ -194,7 +228,7 @@ class VQATask(Task):
         return Evaluation(
             scores=self._accuracy(known, [given[sample.key] for sample in known]),
             chance=self._accuracy(known, [self._guess(sample) for sample in known]) if self.prior else {},
-            galleries=[_gallery(asked, given, settings.num_examples)],
+            galleries=_galleries(asked, predicted.results, given, settings),
             predictions=[
                 {
                     "key": sample.key,
@@ -235,25 +269,45 @@ class VQATask(Task):
 
 
 def known_answers(config: PreTrainedConfig) -> list[str]:
-    """The answers that a model's config holds; none where it has only placeholders LABEL_0, LABEL_1 ..."""
+    """The answers in a model's config; none if it has only the placeholders LABEL_0, LABEL_1 ..."""
     labels = [str(answer) for _, answer in sorted((config.id2label or {}).items(), key=lambda item: int(item[0]))]
-    return [] if labels == [f"LABEL_{place}" for place in range(len(labels))] else labels
+    return [] if labels == [f"LABEL_{index}" for index in range(len(labels))] else labels
 
 
 def has_slot(config: PreTrainedConfig) -> bool:
-    """Whether the model reads its answer at a [MASK] after the question."""
+    """Whether the model reads its answer at a [MASK] behind the question."""
     return isinstance(config, EVEConfig) and config.vqa_slot
 
 
-def _gallery(samples: list[VQASample], given: dict[str, str], num_examples: int) -> Gallery:
-    places = np.linspace(0, len(samples) - 1, min(num_examples, len(samples))).astype(int)
-    cells = []
-    for sample in (samples[place] for place in places):
+def _galleries(
+    samples: list[VQASample],
+    results: dict[str, tuple[int, float]],
+    given: dict[str, str],
+    settings: EvaluationSettings,
+) -> list[Gallery]:
+    """Some questions, the model's answers, and the most frequent answer where the model's is wrong."""
+
+    def goodness(sample: VQASample) -> float:
+        if not sample.answers:
+            return math.nan
+        confidence = results[sample.key][1]
+        return confidence if _is_right(given[sample.key], sample) else -confidence
+
+    def cell(sample: VQASample) -> Cell:
         answer, mark = given[sample.key], ""
-        expected = Counter(sample.answers).most_common(1)[0][0] if sample.answers else ""
         if sample.answers:
-            mark = "good" if vqa_score(answer, sample.answers) >= 0.5 else "bad"
-        wrong = f" (right: {expected})" if mark == "bad" else ""
-        cells.append(Cell(open_image(sample.image), f"{sample.question} {answer}{wrong}", mark))  # type: ignore[arg-type]
-    rows = [GalleryRow("", cells[begin : begin + COLUMNS]) for begin in range(0, len(cells), COLUMNS)]
-    return Gallery("Questions and the model's answers", rows)
+            mark = "good" if _is_right(answer, sample) else "bad"
+        right = f" (right: {Counter(sample.answers).most_common(1)[0][0]})" if mark == "bad" else ""
+        text = f"{sample.question} {answer}{right}"
+        return Cell(open_image(sample.image), text, mark)  # type: ignore[arg-type]
+
+    galleries = []
+    for name, indices in choose_examples([goodness(sample) for sample in samples], settings).items():
+        cells = [cell(samples[index]) for index in indices]
+        rows = [GalleryRow("", cells[begin : begin + COLUMNS]) for begin in range(0, len(cells), COLUMNS)]
+        galleries.append(Gallery(f"Questions and the model's answers: {name}", rows))
+    return galleries
+
+
+def _is_right(answer: str, sample: VQASample) -> bool:
+    return vqa_score(answer, sample.answers) >= 0.5
