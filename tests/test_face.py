@@ -67,7 +67,7 @@ def test_the_auto_processor_gives_the_familys_own(tmp_path):
     code = f"""
 import evle
 from evle.transforms.text import train_tokenizer
-tokenizer = train_tokenizer(["a red ball", "two dogs"], 100)
+tokenizer = train_tokenizer(["a red ball", "two dogs"], 300)
 for cls, config in ((evle.EVEProcessor, evle.EVEConfig), (evle.VLEProcessor, evle.VLEConfig)):
     cls.for_size(32, tokenizer).save_pretrained({str(tmp_path)!r} + "/" + config.model_type)
     config().save_pretrained({str(tmp_path)!r} + "/" + config.model_type)

@@ -50,6 +50,15 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
+def weights_folder(path: Any) -> Any:
+    """`path`/model where `path` is a run's folder; anything else, such as a hub name, as it is."""
+    if isinstance(path, str | Path) and not (Path(path) / "config.json").is_file():
+        inside = Path(path) / "model"
+        if (inside / "config.json").is_file():
+            return inside
+    return path
+
+
 def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
     """The fields of config.json in a model folder of one of `families`. Raises CheckpointError for another, or none."""
     try:

@@ -15,7 +15,11 @@ class PairProcessor(ProcessorMixin):
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
     ) -> BatchFeature:
-        """Encode images, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...)."""
+        """Encode images, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...).
+
+        Texts are padded on the right whatever the tokenizer prefers: the models read a text's first token.
+        """
+        options.setdefault("padding_side", "right")
         if isinstance(images, Image.Image):
             images = self._framed(images)
         elif isinstance(images, list | tuple):

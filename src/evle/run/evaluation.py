@@ -16,7 +16,7 @@ from evle.data.samples import Samples, Split, describe
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, make_output
 from evle.errors import CheckpointError, ConfigError
-from evle.models.folders import model_folder
+from evle.models.folders import from_folder, model_folder
 from evle.models.loading import load_model
 from evle.report import Report
 from evle.run.config import RunConfig, task_class
@@ -78,7 +78,7 @@ def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel
         )
     weights = {**(config.objective_weights or {}), "itm": 0.0}
     model: Any = task.models[config.model_type]
-    model = model.from_pretrained(model_folder(folder), objective_weights=weights, local_files_only=True)
+    model = from_folder(model, model_folder(folder), objective_weights=weights)
     return model, read_processor(folder, config.model_type)
 
 

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.models.folders import from_folder
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.run.weights import EncoderConfig, ModelConfig, read_processor
 from evle.transforms.text import train_tokenizer
@@ -61,7 +62,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             read_json(added if added.is_file() else None),
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return from_folder(AutoTokenizer, folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no tokenizer ({in_one_line(error)})") from None
 

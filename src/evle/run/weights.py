@@ -5,17 +5,13 @@ head has no use for is left out and named. A backbone that does not fit is refus
 """
 
 import operator
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -32,7 +28,7 @@ from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
-from evle.models.folders import model_folder, read_fields
+from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import PROCESSORS
 from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
@@ -138,7 +134,7 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
     """The processor saved beside a model. Raises CheckpointError."""
     folder = model_folder(path)
     try:
-        return PROCESSORS[family].from_pretrained(folder, local_files_only=True)
+        return from_folder(PROCESSORS[family], folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "
@@ -187,25 +183,6 @@ def build_model(
 def is_released(path: str) -> bool:
     """Whether `path` names a checkpoint file, as the authors released them, rather than a folder."""
     return Path(path).suffix in RELEASED_SUFFIXES and not Path(path).is_dir()
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All the tensors of a model folder, from one file or many. Raises CheckpointError for none or damaged ones.
-
-    safetensors, or where there are none the older `pytorch_model*.bin`, of which weights alone are read and nothing is
-    executed.
-    """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder}: no weights (*.safetensors, pytorch_model.bin) beside config.json")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            is_safe = file.suffix == ".safetensors"
-            tensors |= load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from None
-    return tensors
 
 
 def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedConfig, folder: Path) -> None:
@@ -272,7 +249,7 @@ def _with_towers(config: VLEConfig, options: ModelConfig) -> VLEConfig:
     ):
         if path is not None:
             try:
-                tower = kind.from_pretrained(path, local_files_only=True)
+                tower = from_folder(kind, path)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: holds no model ({in_one_line(error)})") from None
             kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}

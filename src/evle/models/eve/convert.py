@@ -13,6 +13,7 @@ from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, ne
 from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel, EVEProcessor
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.released import read_released, to_released
+from evle.models.folders import from_folder
 
 # By the key that only such a checkpoint has; a checkpoint with none of them is a bare backbone.
 RELEASED_HEADS: dict[str, type[EVEPreTrainedModel]] = {
@@ -104,7 +105,7 @@ def _to_directory(
 
 def _processor(tokenizer: str | Path, config: EVEConfig) -> EVEProcessor:
     try:
-        read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        read = from_folder(AutoTokenizer, tokenizer)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{tokenizer}: no tokenizer that can be read ({in_one_line(error)})") from None
     if len(read) > config.vocab_size:
@@ -128,11 +129,11 @@ def _to_released_file(source: Path, destination: Path) -> str:
     config_file = source / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{source}: no model directory, it has no config.json")
-    config = EVEConfig.from_pretrained(source)
+    config = from_folder(EVEConfig, source)
     name = next(iter(config.architectures or []), "")
     if config.model_type != EVEConfig.model_type or name not in MODELS:
         raise CheckpointError(f"{config_file}: the release has no form for {name!r}; {nearest(name, MODELS)}")
-    model = MODELS[name].from_pretrained(source)
+    model = from_folder(MODELS[name], source)
     ours = {
         key if key.startswith("eve.") or name != "EVEModel" else f"eve.{key}": t
         for key, t in model.state_dict().items()

@@ -28,6 +28,7 @@ from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import HardRouter, Routing, SharedFeedForward, SoftRouter
 from evle.models.eve.stem import EVEStem
+from evle.models.folders import read_fields, weights_folder
 from evle.models.plain import biased
 from evle.models.positions import resize_positions
 
@@ -287,6 +288,44 @@ class EVEPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(parameter, std=config.initializer_range)
         for name, buffer in module.named_buffers(recurse=False):  # running statistics of the stem
             init.constant_(buffer, 1.0 if name == "running_var" else 0.0)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, image_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """The model in a model folder, a run's folder or a hub repository, as transformers reads it.
+
+        `image_size` interpolates the positions for images of that many pixels a side (`resize_images`); it may come in
+        `config`, too, where the Auto classes put it. All else is transformers'. Raises CheckpointError for a folder of
+        another family.
+        """
+        path = weights_folder(pretrained_model_name_or_path)
+        held = None
+        if path is not None and (Path(path) / "config.json").is_file():
+            held = read_fields(Path(path), (EVEConfig.model_type,)).get("image_size", EVEConfig.image_size)
+        config = kwargs.get("config")
+        if isinstance(config, EVEConfig) and held is not None and config.image_size != held:
+            image_size = config.image_size if image_size is None else image_size
+            kwargs["config"] = config.with_changes(image_size=held)
+        loaded = super().from_pretrained(path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if image_size is not None and image_size != model.config.image_size:
+            model.resize_images(image_size)
+        return loaded
+
+    @torch.no_grad()
+    def resize_images(self, image_size: int) -> None:
+        """Interpolate the positions for images of `image_size` pixels a side. Raises ConfigError if no patches fit."""
+        size = self.config.patch_size
+        if image_size < size or image_size % size:
+            raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {size}")
+        embedding: Any = self.base_model.get_submodule("image_embedding")
+        table = embedding.position
+        resized = resize_positions(table.detach(), image_size // size, image_size // size)
+        embedding.position = nn.Parameter(resized.clone(), requires_grad=table.requires_grad)
+        for module in self.modules():
+            if isinstance(config := getattr(module, "config", None), EVEConfig):
+                config.image_size = image_size
 
     # Our prefix of what the release calls `output.`, where a model has it.
     released_classifier: ClassVar[str | None] = None

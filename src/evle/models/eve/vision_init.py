@@ -1,4 +1,4 @@
-"""Start EVE's image side from a pre-trained vision Transformer: BEiT v2 (as the paper), BEiT, DeiT or ViT.
+"""Start EVE's image side from a pre-trained vision Transformer: BEiT v2 (as the paper), BEiT, DeiT, ViT, DINO(v2).
 
 The paper says "initialised from BEiT v2" and no more. Decided here: patch projection, [CLS], positions, attention with
 its LayerNorm and LayerScale, and the final LayerNorm go where they belong; each feed-forward goes to the image
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from evle.errors import CheckpointError
 from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel, resize_positions
 from evle.models.eve.routing import FeedForward, HardRouter, SharedFeedForward, SoftRouter
-from evle.models.folders import load_tensors
+from evle.models.folders import load_tensors, read_tensors
 
 # transformers' names (of version 4 and on disk, and of version 5) -> the original ones of timm and BEiT, used here.
 RENAMES = (
@@ -40,20 +39,29 @@ RENAMES = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.lambda_([12])$", r".gamma_\1"),
+    # DINOv2: transformers' and its own names.
+    (r"^(dinov2|dinov2_with_registers)\.", ""),
+    (r"(blocks\.\d+)\.attention\.output\.dense\.", r"\1.attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".gamma_\1"),
+    (r"\.ls([12])\.gamma$", r".gamma_\1"),
     (r"^layernorm\.", "norm."),
 )
 
 
 @dataclass(frozen=True)
 class VisionReport:
-    """What happened to a vision checkpoint: blocks filled, and the keys that were left behind."""
+    """What happened to a vision checkpoint: the number of blocks filled, its keys that were left behind, and the names
+    of the backbone's parameters that started at random."""
 
     num_blocks: int
     left_behind: tuple[str, ...]
+    new: tuple[str, ...]
 
     def __str__(self) -> str:
+        kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in self.new})
         return (
-            f"{self.num_blocks} blocks started from the vision checkpoint, {len(self.left_behind)} tensors left behind"
+            f"{self.num_blocks} blocks started from the vision checkpoint, {len(self.left_behind)} tensors left "
+            f"behind; {len(self.new)} tensors of the backbone started at random: {', '.join(kinds)}"
         )
 
 
@@ -63,16 +71,19 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
 
     Args:
         model: any EVE model; its parameters are overwritten in place. Blocks beyond the checkpoint's depth stay new.
-        path: a `.pth`, `.th`, `.bin` or `.safetensors` file, or a directory of transformers' ViT, DeiT or BEiT.
+        path: a `.pth`, `.th`, `.bin` or `.safetensors` file, or a directory of transformers' ViT, DeiT, BEiT or
+            DINOv2.
         text_feed_forward: start the text feed-forwards of hard-routed blocks from the image ones as well.
 
     Raises:
-        CheckpointError: no vision Transformer, or one of another width, patch, or feed-forward.
+        CheckpointError: no vision Transformer, or one of another width or feed-forward. A patch projection of another
+            patch size, and feed-forwards of another kind, start at random.
     """
     eve: EVEModel = model if isinstance(model, EVEModel) else model.get_submodule("eve")  # type: ignore[assignment]
     state = {_original_name(key): tensor for key, tensor in _read(Path(path)).items()}
     _fuse_attention(state)
     used: set[str] = set()
+    filled: set[int] = set()  # storages, of which experts share one
 
     def put(parameter: Tensor, key: str, value: Tensor | None = None) -> None:
         tensor = state[key] if value is None else value
@@ -83,12 +94,15 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
             )
         parameter.copy_(tensor)
         used.add(key)
+        filled.add(parameter.untyped_storage().data_ptr())
 
     image = eve.image_embedding
     if "patch_embed.proj.weight" not in state or "blocks.0.norm1.weight" not in state:
         raise CheckpointError(f"{path}: not a vision Transformer, it lacks patch_embed.proj or blocks.0")
-    put(image.patch.weight, "patch_embed.proj.weight", state["patch_embed.proj.weight"].flatten(1))
-    put(image.patch.bias, "patch_embed.proj.bias")
+    projection = state["patch_embed.proj.weight"].flatten(1)
+    if projection.shape[1] == image.patch.weight.shape[1]:
+        put(image.patch.weight, "patch_embed.proj.weight", projection)
+        put(image.patch.bias, "patch_embed.proj.bias")
     put(image.cls_token, "cls_token", state["cls_token"].flatten())
     if "pos_embed" in state:
         side = eve.config.patches_per_side
@@ -117,10 +131,11 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
         for norm in norms:
             put(norm.weight, f"{prefix}norm2.weight")
             put(norm.bias, f"{prefix}norm2.bias")
-        for feed_forward in feed_forwards:
+        for feed_forward in feed_forwards if f"{prefix}mlp.fc1.weight" in state else []:
             for name, parameter in feed_forward.items():
                 put(parameter, f"{prefix}mlp.{name}")
-    return VisionReport(num_blocks, tuple(sorted(state.keys() - used)))
+    new = [name for name, each in eve.named_parameters() if each.untyped_storage().data_ptr() not in filled]
+    return VisionReport(num_blocks, tuple(sorted(state.keys() - used)), tuple(new))
 
 
 def _feed_forwards(layer: EVELayer, text_too: bool) -> tuple[list[torch.nn.LayerNorm], list[dict[str, Tensor]]]:
@@ -145,9 +160,7 @@ def _feed_forwards(layer: EVELayer, text_too: bool) -> tuple[list[torch.nn.Layer
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise CheckpointError(f"{path}: has no model.safetensors; save the vision model with save_pretrained")
-        return load_file(path / "model.safetensors")
+        return read_tensors(path)
     return load_tensors(path, "a vision Transformer (.pth, .th, .bin, .safetensors, or a directory)")
 
 

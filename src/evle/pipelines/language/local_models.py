@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForI
 
 from evle.data.images import open_image
 from evle.errors import CheckpointError, ServiceError
+from evle.models.folders import from_folder
 from evle.pipelines.language.chat import Messages
 from evle.pipelines.pipeline import Images, as_images
 
@@ -72,7 +73,7 @@ class LocalCaptioner:
         batch_size: int = 8,
     ):
         self.tokenizer, self.model = _load(folder, AutoModelForImageTextToText, device)
-        self.image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.image_processor = from_folder(AutoImageProcessor, folder)
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
 
@@ -100,8 +101,8 @@ def _load(folder: str | Path, models: Any, device: str | torch.device | None) ->
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a model folder of transformers (no config.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = models.from_pretrained(folder, local_files_only=True)
+        tokenizer = from_folder(AutoTokenizer, folder)
+        model = from_folder(models, folder)
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged or foreign files, none of them ours
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{folder}: cannot be loaded as {models.__name__} ({reason})") from error
