@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.samples import Box, CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import average_precision
-from evle.models.eve import EVEForPreTraining
+from evle.models.eve import EVEConfig, EVEForPreTraining
+from evle.models.eve.targets import ImageTeacher
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionConfig, first_text, match_name, training_text
 from evle.tasks.predict import predict_all
@@ -60,6 +61,12 @@ class PreTrainingConfig(CaptionConfig):
     """MPC: a file with the classes of objects, one a line. None: those of the training samples' boxes."""
     max_object_classes: int | None = Field(default=None, ge=1)
     """MPC: so many of the training samples' classes at most, the most frequent; other boxes are never hidden."""
+
+    mim_teacher: str | None = None
+    """MIM: a model folder whose codes or features of the image EVE predicts in place of pixels: an image tokenizer or
+    any image encoder of transformers (EVE, tables 1 and 3)."""
+    mim_target: Literal["codes", "features"] = "features"
+    """MIM: which of these `mim_teacher` gives."""
 
 
 class PreTrainingTask(Task):
@@ -102,10 +109,15 @@ class PreTrainingTask(Task):
         self.classes = tuple(ranked[: self.options.max_object_classes])
 
     def model_overrides(self) -> dict[str, Any]:
-        return {"object_classes": list(self.classes)} if self.classes else {}
+        overrides: dict[str, Any] = {"object_classes": list(self.classes)} if self.classes else {}
+        if (folder := self.options.mim_teacher) is not None:
+            size = ImageTeacher(folder, self.options.mim_target).size
+            overrides |= {"mim_teacher": folder, "mim_target": self.options.mim_target, "mim_target_size": size}
+        return overrides
 
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)
+        self.takes_indices = config.model_type == EVEConfig.model_type
         self.patches_per_side = self.image_size // config.patch_size
         self.vocab_size = config.vocab_size
         self.class_ids: dict[str, int] = {}
@@ -140,9 +152,13 @@ class PreTrainingTask(Task):
         batch = {"pixel_values": self.collate_images(rows("image")), **self.collate_tokens(rows("tokens"))}
         if "mim" in wanted:
             batch["image_mask"] = stack(rows("image_mask"))
+            num_visible = int((~batch["image_mask"][0]).sum())
+            batch["visible"] = batch["image_mask"].int().argsort(dim=1, stable=True)[:, :num_visible]
         if "mlm" in wanted:
             batch["masked_input_ids"] = pad_rows(rows("masked_tokens"), self.processor.tokenizer.pad_token_id)
             batch["mlm_labels"] = pad_rows(rows("labels"), IGNORED)
+            if self.takes_indices:  # the model need not wait for the labels' values
+                batch["masked_tokens"] = (batch["mlm_labels"].flatten() != IGNORED).nonzero().squeeze(1)
         if wanted & {"itc", "itm"}:
             batch["match_ids"] = number_ids(rows("match"))
         if "pbc" in wanted:

@@ -31,6 +31,7 @@ def pretraining_galleries(
     wanted = set(model.config.objectives)
     if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
         return []
+    predicts_pixels = getattr(model.config, "mim_target", "pixels") == "pixels"
     places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
     chosen = [sample for sample in readable(samples, places.tolist()) if sample.key in measured]
 
@@ -39,7 +40,7 @@ def pretraining_galleries(
         rows: list[dict[str, GalleryRow]] = [{} for _ in keys]
         output: Any = model(**batch) if wanted & {"pbc", "mpc"} else None
         for name, cells in (
-            ("mim", _reconstructed(task, model, batch) if "mim" in wanted else {}),
+            ("mim", _reconstructed(task, model, batch) if "mim" in wanted and predicts_pixels else {}),
             ("pbc", _related(task, output, batch) if "pbc" in wanted else {}),
             ("mpc", _hidden(task, model, output, batch) if "mpc" in wanted else {}),
         ):

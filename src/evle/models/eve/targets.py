@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, CLIPVisionModel, FlavaImageCodebook, PreTrainedModel, SiglipVisionModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    ChameleonVQVAE,
+    CLIPVisionModel,
+    FlavaImageCodebook,
+    JanusVQVAE,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evle.errors import CheckpointError, in_one_line
@@ -27,7 +36,11 @@ OURS = 0.5
 """Mean and deviation of the pixels that EVE is given [P]."""
 TOWERS: dict[str, type[PreTrainedModel]] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 """The image half of models of images and text."""
-CODEBOOKS: dict[str, type[PreTrainedModel]] = {"flava_image_codebook": FlavaImageCodebook}
+CODEBOOKS: dict[str, type[PreTrainedModel]] = {
+    "flava_image_codebook": FlavaImageCodebook,
+    "chameleon_vqgan": ChameleonVQVAE,
+    "janus_vqgan": JanusVQVAE,
+}
 """Image tokenizers that AutoModel does not know."""
 
 
