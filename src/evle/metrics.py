@@ -322,6 +322,36 @@ def nlvr2_scores(
     return scores
 
 
+def swap_scores(
+    true: Mapping[str, tuple[float, float]], sets: Mapping[str, str], types: Mapping[str, str]
+) -> dict[str, float]:
+    """Percent of images that score higher with their true caption than with the swapped one, as `accuracy` and for each
+    type as `accuracy/order`; equal scores are wrong.
+
+    `true` holds by key the scores of an image with (true, swapped) caption, `sets` and `types` the set and type of each
+    key. With sets of two images, Winoground's scores are added: `text`, both images prefer their caption; `image`, both
+    captions prefer their image; `group`, all of these.
+
+    >>> swap_scores({"a": (2.0, 1.0), "b": (0.5, 0.0)}, {"a": "s", "b": "s"}, {"a": "order", "b": "order"})
+    {'accuracy': 100.0, 'accuracy/order': 100.0, 'text': 100.0, 'image': 0.0, 'group': 0.0}
+    """
+    right = {key: first > second for key, (first, second) in true.items()}
+    scores = {"accuracy": _percent(list(right.values()))}
+    for name in sorted(set(types.values())):
+        scores[f"accuracy/{name}"] = _percent([right[key] for key in true if types[key] == name])
+    members: dict[str, list[str]] = defaultdict(list)
+    for key in true:
+        members[sets[key]].append(key)
+    pairs = [keys for keys in members.values() if len(keys) == 2]
+    if pairs:
+        text = [right[one] and right[other] for one, other in pairs]
+        # The swapped caption of one image is the true one of the other.
+        image = [true[one][0] > true[other][1] and true[other][0] > true[one][1] for one, other in pairs]
+        scores |= {"text": _percent(text), "image": _percent(image)}
+        scores["group"] = _percent([t and i for t, i in zip(text, image)])
+    return scores
+
+
 def vcr_scores(choices: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Percent of correct choices of four for "q2a" and "qa2r", whichever are given, and of questions with both correct,
     `q2ar`.

@@ -52,6 +52,20 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Swap:
+    """A caption that is untrue of an image and differs from its true one in order, attribute, relation or count alone.
+
+    `image` is another image, of which this caption is true and the first one is not, or None. The samples of both
+    images share `set_id`.
+    """
+
+    caption: str
+    type: str
+    image: ImageSource | None = None
+    set_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionSample:
     """An image and what people say of it.
 
@@ -66,6 +80,7 @@ class CaptionSample:
     boxes: tuple[Box, ...] = ()
     tags: tuple[str, ...] = ()
     match_id: str = ""
+    swap: Swap | None = None
 
 
 @dataclass(frozen=True, slots=True)

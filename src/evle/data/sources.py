@@ -24,11 +24,13 @@ from evle.data.formats.table_files import TABLE_STEMS, TABLE_SUFFIXES
 from evle.data.samples import CaptionSample, Sample, num_left_out
 from evle.data.synthetic.cutouts import cutouts
 from evle.data.synthetic.scenes import scenes
+from evle.data.synthetic.swaps import swaps
 from evle.errors import ConfigError, nearest
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
     "cutouts": cutouts,
+    "swaps": swaps,
     "folder": folder,
     "shards": shards,
     "saved-dataset": saved_dataset,
@@ -43,8 +45,8 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "nlvr2": nlvr2,
     "vcr": vcr,
 }
-"""Each takes `task` ("captions", "vqa", "nlvr2", "vcr"), `split` and its own options, and returns a lazy, picklable
-sequence of samples with a `fingerprint` of the data's identity and `describe() -> dict` of plain facts."""
+"""Each takes `task` ("captions", "vqa", "nlvr2", "vcr", "swaps"), `split` and its own options, and returns a lazy,
+picklable sequence of samples with a `fingerprint` of the data's identity and `describe() -> dict` of plain facts."""
 
 
 def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from evle.data.samples import NLVR2Sample, Sample, Tagged, VCRSample, VQASample
+from evle.data.samples import CaptionSample, NLVR2Sample, Sample, Tagged, VCRSample, VQASample
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,9 @@ def _riddles(samples: Iterable[Sample]) -> Iterator[_Riddle]:
             yield _Riddle(kind, (sample.question, template, ""), Counter(sample.answers).most_common(1)[0][0])
         elif isinstance(sample, NLVR2Sample) and sample.label is not None:
             yield _Riddle("nlvr2", (sample.sentence, " ".join(sample.sentence.split()[:4]), ""), str(sample.label))
+        elif isinstance(sample, CaptionSample) and sample.swap is not None:
+            choices = tuple(sorted((sample.captions[0], sample.swap.caption)))
+            yield _Riddle(f"swap of {sample.swap.type}", ("",), sample.captions[0], choices)
         elif isinstance(sample, VCRSample):
             yield from _choices(sample)
 

@@ -1,0 +1,332 @@
+"""Pairs of captions that differ in order, attribute, relation or count alone, as in SugarCrepe (Hsieh et al., 2023) and
+Winoground (Thrush et al., 2022).
+
+A set is two captions and two scenes, and each caption is true of one scene and untrue of the other. So every caption is
+right as often as it is wrong, and words alone tell nothing.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evle.data.corpora.captions import coco_captions, karpathy
+from evle.data.custom.folder import folder
+from evle.data.samples import CaptionSample, Swap, readable
+from evle.data.synthetic.composing import Composer
+from evle.data.synthetic.cutouts import cutouts
+from evle.data.synthetic.drawing import COLOURS
+from evle.data.synthetic.language import NUMBERS, RELATIONS, Scene, Traits, a, alike, like, noun, pick, plural
+from evle.data.synthetic.questions import related_places, two_things
+from evle.data.synthetic.scenes import SceneSamples, scenes
+from evle.errors import ConfigError, DataError, nearest
+
+WORLDS: dict[str, Callable[..., Any]] = {
+    "scenes": scenes,
+    "cutouts": cutouts,
+    "folder": folder,
+    "karpathy": karpathy,
+    "coco-captions": coco_captions,
+}
+"""Sources that swaps are made from: composed scenes, and captions in which attributes and relations are recognised."""
+
+_ATTEMPTS = 400
+
+
+class SwappedScenes(NamedTuple):
+    """Two captions, and the scene that each of them is true of."""
+
+    captions: tuple[str, str]
+    scenes: tuple[Scene, Scene]
+
+
+def _others(composer: Composer, rng: np.random.Generator, taken: int) -> int:
+    return int(rng.integers(0, max(0, composer.max_things - taken) + 1))
+
+
+def _either_kind(one: Traits, other: Traits) -> Callable[[Traits], bool]:
+    is_one, is_other = like(one, ("kind",)), like(other, ("kind",))
+    return lambda each: is_one(each) or is_other(each)
+
+
+def _related(composer: Composer, rng: np.random.Generator, exchange: bool) -> SwappedScenes:
+    one, its, other, others, forbid = two_things(composer, rng)
+    relation = pick(rng, tuple(RELATIONS))
+    first, second = noun(one, its), noun(other, others)
+    text = f"the {first} is {relation} the {second}"
+    swapped = (
+        f"the {second} is {relation} the {first}" if exchange else f"the {first} is {RELATIONS[relation]} the {second}"
+    )
+    number = _others(composer, rng, 2)
+    made = tuple(
+        composer.scene(rng, [one, other], number, places=related_places(rng, each), forbid=forbid)
+        for each in (relation, RELATIONS[relation])
+    )
+    return SwappedScenes((text, swapped), (made[0], made[1]))
+
+
+def _order(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
+    return _related(composer, rng, exchange=True)
+
+
+def _relation(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
+    return _related(composer, rng, exchange=False)
+
+
+def _attribute(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
+    """The colours of two things exchanged; cut-outs, which have none, exchange their sizes."""
+    key = "colour" if "colour" in composer.keys else "size"
+    for _ in range(_ATTEMPTS):
+        one, other = composer.traits(rng), composer.traits(rng)
+        if alike(one, other, ("kind",)) or alike(one, other, (key,)):
+            continue
+        try:
+            exchanged = [
+                composer.traits(rng, **{"kind": mine.kind, key: getattr(its, key)})
+                for mine, its in ((one, other), (other, one))
+            ]
+        except LookupError:
+            continue  # a combination that this split never shows
+        number = _others(composer, rng, 2)
+        texts, made = [], []
+        for things in ((one, other), exchanged):
+            texts.append(" and ".join(a(noun(each, (key, "kind"))) for each in things))
+            made.append(composer.scene(rng, things, number, forbid=_either_kind(one, other)))
+        return SwappedScenes((texts[0], texts[1]), (made[0], made[1]))
+    raise DataError("the things that may occur are too much alike to exchange their attributes; give more of them")
+
+
+def _count(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
+    for _ in range(_ATTEMPTS):
+        one, other = composer.traits(rng), composer.traits(rng)
+        if not alike(one, other, ("kind",)):
+            break
+    else:
+        raise DataError("the things that may occur are of one kind; give more kinds")
+    fewer = int(rng.integers(1, (composer.max_things - 1) // 2 + 1))
+    more = int(rng.integers(fewer + 1, composer.max_things - fewer + 1))
+    numbers = (fewer, more) if rng.random() < 0.5 else (more, fewer)
+    texts, made = [], []
+    for counts in (numbers, numbers[::-1]):
+        pairs = list(zip((one.kind, other.kind), counts))
+        texts.append(" and ".join(f"{NUMBERS[count]} {kind if count == 1 else plural(kind)}" for kind, count in pairs))
+        wanted = [composer.traits(rng, kind=kind) for kind, count in pairs for _ in range(count)]
+        others = _others(composer, rng, len(wanted))
+        made.append(composer.scene(rng, wanted, others, forbid=_either_kind(one, other)))
+    return SwappedScenes((texts[0], texts[1]), (made[0], made[1]))
+
+
+SWAPS: dict[str, Callable[[Composer, np.random.Generator], SwappedScenes]] = {
+    "order": _order,
+    "attribute": _attribute,
+    "relation": _relation,
+    "count": _count,
+}
+FEWEST_THINGS = 3
+"""Things in a scene that counts of two kinds need."""
+
+
+class SwapSamples(Sequence):
+    """Samples about composed scenes; two after another are one set. Created by `swaps`."""
+
+    def __init__(self, world: SceneSamples, split: str, count: int, seed: int, types: tuple[str, ...]):
+        self.world, self.split, self.seed, self.types = world, split, seed, types
+        self._count = count
+        facts = repr((world.fingerprint, split, count, seed, types))
+        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number, turn = divmod(int(index) % len(self), 2)
+        type_ = self.types[number % len(self.types)]
+        text = f"{self.world.name}\0swaps\0{self.split}\0{self.seed}\0{number}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        captions, made = SWAPS[type_](self.world.composer, np.random.Generator(np.random.PCG64(seed)))
+        images = [self.world.drawing(scene, self.world.size) for scene in made]
+        set_id = f"{self.world.name}-{self.split}-{self.seed}-swaps-{number}"
+        return CaptionSample(
+            key=f"{set_id}-{turn}",
+            image=images[turn],
+            captions=(captions[turn],),
+            swap=Swap(captions[1 - turn], type_, images[1 - turn], set_id),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        facts = {"source": f"swaps of {self.world.name}", "split": self.split, "samples": len(self)}
+        return {**facts, "types": ", ".join(self.types), "seed": self.seed}
+
+
+def swaps(
+    path: str | None = None,
+    task: str = "swaps",
+    split: str = "train",
+    *,
+    world: dict[str, Any] | None = None,
+    count: int = 1000,
+    seed: int = 0,
+    types: Sequence[str] | None = None,
+) -> Sequence[CaptionSample]:
+    """Images with a true caption and a swapped one, which differs from it in `types` alone: order, attribute, relation,
+    count (all of them for None).
+
+    `world` names the source and its options, {"source": "scenes"} for None. From "scenes" and "cutouts", `count`
+    samples are composed, two after another being a set: the swapped caption of one is true of the other's image. From
+    sources of captions ("folder", "karpathy", "coco-captions"), up to `count` captions are used in which an attribute,
+    relation or count can be swapped; they are balanced, so that no order of two words is right more often than the
+    other, and have no second image. `path` is the world's, if it needs one.
+
+    Raises ConfigError for options that cannot work, DataError for a world without enough to swap.
+    """
+    options = dict(world or {"source": "scenes"})
+    name = options.pop("source", "scenes")
+    if task not in ("swaps", "captions"):
+        raise ConfigError(f"source 'swaps' holds swaps and captions, not {task!r}; choose another source or task")
+    if name not in WORLDS:
+        raise ConfigError(f"world.source={name!r} of swaps does not exist; {nearest(str(name), WORLDS)}")
+    unknown = [each for each in types or () if each not in SWAPS]
+    if unknown:
+        raise ConfigError(f"types: no swap of the type {unknown[0]!r}; {nearest(unknown[0], SWAPS)}")
+    if count < 2:
+        raise ConfigError(f"count={count} must be at least 2, one set")
+    if path is not None and name != "scenes":
+        options.setdefault("path", path)
+    try:
+        samples = WORLDS[name](**{"task": "captions", "split": split, **options})
+    except TypeError as error:
+        raise ConfigError(f"world of swaps: {error}; give the options of the source {name!r}") from None
+    chosen = tuple(types or SWAPS)
+    if not isinstance(samples, SceneSamples):
+        return CaptionSwaps(samples, split, count, chosen)
+    if "count" in chosen and samples.composer.max_things < FEWEST_THINGS:
+        raise ConfigError(f"world.max_things must be at least {FEWEST_THINGS} for swaps of counts")
+    return SwapSamples(samples, split, count, seed, chosen)
+
+
+# --- captions that people wrote
+
+_ATTRIBUTES = {
+    *COLOURS,
+    "white",
+    "grey",
+    "gray",
+    "silver",
+    "golden",
+    "big",
+    "small",
+    "large",
+    "little",
+    "tall",
+    "short",
+}
+_ATTRIBUTES |= {"old", "young", "wooden", "plastic", "metal", "empty", "full", "open", "closed", "wet", "dry"}
+_OPPOSITES = {"left": "right", "above": "below", "over": "under", "inside": "outside", "behind": "before"}
+_OPPOSITES |= {other: one for one, other in _OPPOSITES.items()}
+_COUNTS = {*NUMBERS[2:], "ten"}
+_NOUN = r"((?:an?|the) [\w' -]+?)"
+_AROUND = re.compile(rf"{_NOUN}( (?:is |are )?(?:to the )?)(\w+)( of)? {_NOUN}(\.?)", re.IGNORECASE)
+
+
+def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | None:
+    """The caption with one swap of a type, and the two words that changed places, or None where nothing can be swapped.
+
+    Two different attributes or two different numbers are exchanged; a relation becomes its opposite. "order" exchanges
+    what stands on both sides of a relation.
+
+    >>> swapped_caption("A red car behind a blue bus.", "attribute")
+    ('A blue car behind a red bus.', ('red', 'blue'))
+    >>> swapped_caption("a cat above the table", "order")
+    ('the table above a cat', ('cat', 'table'))
+    """
+    words = re.findall(r"[\w'-]+|[^\w\s]+|\s+", caption)
+    lower = [word.lower() for word in words]
+    if type_ in ("attribute", "count"):
+        known = _ATTRIBUTES if type_ == "attribute" else _COUNTS
+        at = [index for index, word in enumerate(lower) if word in known]
+        if len(at) != 2 or lower[at[0]] == lower[at[1]]:
+            return None
+        words[at[0]], words[at[1]] = words[at[1]], words[at[0]]
+        return "".join(words), (lower[at[0]], lower[at[1]])
+    at = [index for index, word in enumerate(lower) if word in _OPPOSITES]
+    if len(at) != 1:
+        return None
+    word = lower[at[0]]
+    if type_ == "relation":
+        words[at[0]] = _OPPOSITES[word]
+        return "".join(words), (word, _OPPOSITES[word])
+    match = _AROUND.fullmatch(caption)
+    if match is None or match[3].lower() != word:
+        return None
+    first, second = match[5][:1].upper() + match[5][1:] if caption[:1].isupper() else match[5], match[1]
+    second = second[:1].lower() + second[1:]
+    swapped = f"{first}{match[2]}{match[3]}{match[4] or ''} {second}{match[6]}"
+    return swapped, (match[1].split()[-1].lower(), match[5].split()[-1].lower())
+
+
+class CaptionSwaps(Sequence):
+    """Captions of a source with a swapped form, balanced by the words that change. Created by `swaps`."""
+
+    def __init__(self, source: Sequence[CaptionSample], split: str, count: int, types: tuple[str, ...]):
+        self.source, self.split, self.types = source, split, types
+        chosen: list[tuple[int, int, str]] = []
+        waiting: dict[tuple[str, str, str], list[tuple[int, int, str]]] = defaultdict(list)
+        for index, number, type_, words in self._candidates():
+            opposite = waiting[type_, words[1], words[0]]
+            if opposite:  # a caption with the same two words in the other order: both are used
+                chosen += [opposite.pop(0), (index, number, type_)]
+            else:
+                waiting[type_, *words].append((index, number, type_))
+            if len(chosen) >= count:
+                break
+        if not chosen:
+            raise DataError(
+                "no two captions have swaps that balance each other (such as 'a red car and a blue bus' and 'a blue cup"
+                f" and a red plate') in split {split!r}; give more captions, or other types than {', '.join(types)}"
+            )
+        self._chosen = sorted(chosen[: count - count % 2])
+        facts = repr((getattr(source, "fingerprint", ""), count, types))
+        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+    def _candidates(self) -> Iterable[tuple[int, int, str, tuple[str, str]]]:
+        for index in range(len(self.source)):
+            for sample in readable(self.source, [index]):
+                for number, caption in enumerate(sample.captions):
+                    found = ((type_, swapped_caption(caption, type_)) for type_ in self.types)
+                    usable = next(((type_, swap) for type_, swap in found if swap is not None), None)
+                    if usable is not None:
+                        yield index, number, usable[0], usable[1][1]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place, number, type_ = self._chosen[int(index) % len(self)]
+        sample = self.source[place]
+        swap = swapped_caption(sample.captions[number], type_)
+        assert swap is not None, "chosen captions have a swap"
+        key = f"{sample.key}#{number}"
+        return CaptionSample(
+            key, sample.image, (sample.captions[number],), swap=Swap(swap[0], type_, None, key), match_id=sample.key
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report."""
+        return {
+            "source": "swaps of captions",
+            "split": self.split,
+            "samples": len(self),
+            "types": ", ".join(self.types),
+        }
