@@ -16,7 +16,7 @@ def negative_rows(
     images = fusion.add_images(model.vle.encode_image(inputs["pixel_values"]))
     mask = inputs["attention_mask"]
     texts = fusion.add_texts(model.vle.encode_text(inputs["input_ids"], mask), mask)
-    found = pair_negatives(fusion, *inputs.values(), images, texts, ids, None)
+    found = pair_negatives(fusion, **inputs, images=images, texts=texts, match_ids=ids, similarities=None)
     negative_images, negative_texts, _ = fusion.pairs["negatives"]
     all_images = [row for states in fusion.images for row in states]
     all_texts = [

@@ -71,12 +71,18 @@ def test_a_changed_copy_leaves_the_original_alone():
     assert answers.id2label == {0: "yes", 1: "no"}
 
 
-def test_a_whole_clip_gives_its_image_tower_and_other_families_are_refused():
+def test_a_whole_clip_gives_its_image_tower_and_what_is_no_encoder_is_refused():
     vision = tiny().vision_config.to_dict()
     config = VLEConfig(vision_config={"model_type": "clip", "projection_dim": 8, "vision_config": vision})
     assert config.vision_config.to_dict() == vision
-    for fields in ({"text_config": {"model_type": "bert"}}, {"vision_config": {"model_type": "vit"}}):
-        with pytest.raises(ConfigError, match=r"_config is of model_type '(bert|vit)'; VLE takes one of"):
+    for fields, message in (
+        ({"text_config": {"model_type": "gpt2"}}, "'gpt2', which is not a text encoder such as DeBERTa-v3, BERT"),
+        ({"text_config": {"model_type": "t5"}}, "'t5', which is not a text encoder"),
+        ({"text_config": {"model_type": "bert", "is_decoder": True}}, "'bert', which is not a text encoder"),
+        ({"vision_config": {"model_type": "bert"}}, "'bert', which is not an image encoder such as CLIP, SigLIP"),
+        ({"text_config": {"model_type": "brt"}}, "unknown model_type 'brt'; did you mean 'bert'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             VLEConfig(**fields)
 
 

@@ -242,7 +242,7 @@ def test_pairs_that_share_images_and_texts_are_matched_as_one_by_one(model_class
     together = model.itm_logits(**inputs, image_rows=images, text_rows=texts)
     assert encoded == [3, 3]
     for row, (image, text) in enumerate(zip(images, texts, strict=True)):
-        pair = (inputs["pixel_values"][image], inputs["input_ids"][text], inputs["attention_mask"][text])
+        pair = (inputs["input_ids"][text], inputs["pixel_values"][image], inputs["attention_mask"][text])
         alone = model.itm_score(model.vle(*(tensor[None] for tensor in pair)).pooler_output)
         assert relative_difference(together[row], alone) < 1e-4
     with pytest.raises(DataError, match="3 images and 2 texts do not make pairs"):
@@ -267,7 +267,7 @@ def test_a_negative_is_never_of_the_same_id_and_reuses_the_towers_states():
     images = fusion.add_images(model.vle.encode_image(inputs["pixel_values"]))
     texts = fusion.add_texts(model.vle.encode_text(*list(inputs.values())[1:]), inputs["attention_mask"])
     ids = torch.tensor([4, 4, 9])  # rows 0 and 1 belong together: their only negative is row 2
-    found = pair_negatives(fusion, *inputs.values(), images, texts, ids, None)
+    found = pair_negatives(fusion, **inputs, images=images, texts=texts, match_ids=ids, similarities=None)
     assert found.all()
     negative_images, negative_texts, _ = fusion.pairs["negatives"]
     assert negative_images[:5].tolist() == [0, 1, 2, 2, 2]
@@ -300,12 +300,12 @@ def test_nlvr2_classifies_two_fused_pairs_side_by_side():
     inputs = labelled(VLEForNLVR2)
     output = model(**inputs, output_hidden_states=True)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    pooled = [model.vle(inputs["pixel_values"][:, side], **text).pooler_output for side in range(2)]
+    pooled = [model.vle(pixel_values=inputs["pixel_values"][:, side], **text).pooler_output for side in range(2)]
     assert relative_difference(output.logits, model.nlvr2_classifier(torch.cat(pooled, dim=1))) < 1e-5
     assert output.image_hidden.shape == (3, 2, 17, 24)
     assert output.text_hidden.shape == (3, 2, 7, 24)
     assert output.losses["choice"] == F.cross_entropy(output.logits, inputs["labels"])
-    with pytest.raises(DataError, match="two images a statement"):
+    with pytest.raises(DataError, match="two images per statement"):
         model(**batch())
 
 

@@ -72,7 +72,7 @@ def test_a_fusion_layer_is_self_attention_cross_attention_and_feed_forward_each_
 def test_both_streams_of_a_block_read_the_previous_block():
     model = build(VLEModel, num_hidden_layers=1)
     inputs = batch(2, 5)
-    output = model(inputs["pixel_values"], inputs["input_ids"])
+    output = model(inputs["input_ids"], inputs["pixel_values"])
     types = model.token_type_embeddings.weight
     text = Stream(model.encode_text(inputs["input_ids"]) + types[0])
     image = Stream(model.encode_image(inputs["pixel_values"]) + types[1])
@@ -150,7 +150,7 @@ def test_neither_padding_nor_neighbours_change_a_state(length, extra, rows, seed
         whole = model(**padded)
         for row in range(rows):
             real = int(inputs["attention_mask"][row].sum())
-            alone = model(inputs["pixel_values"][row : row + 1], inputs["input_ids"][row : row + 1, :real])
+            alone = model(inputs["input_ids"][row : row + 1, :real], inputs["pixel_values"][row : row + 1])
             assert relative_difference(whole.pooler_output[row], alone.pooler_output[0]) < 1e-4
             assert relative_difference(whole.text_hidden[row, :real], alone.text_hidden[0]) < 1e-4
             assert relative_difference(whole.image_hidden[row], alone.image_hidden[0]) < 1e-4
@@ -165,7 +165,7 @@ def test_another_image_size_at_run_time_equals_the_model_resized_to_it(size):
     inputs = batch(2, 5, image_size=size)
     resized = copy.deepcopy(model)
     resized.resize_images(size)
-    table = model.vision_model.positions.weight
+    table = model.vision_model.position_table
     new = resized.vision_model.vision_model.embeddings.position_embedding.weight
     assert torch.equal(new, resize_positions(table, size // 4, size // 4))
     assert resized.config.image_size == size
@@ -295,7 +295,7 @@ def test_the_auto_classes_interpolate_and_extend_as_the_models_own(tmp_path):
     changes = {"image_size": 24, "num_token_types": 8}
     expected, found = (each.from_pretrained(tmp_path, **changes) for each in (VLEModel, AutoModel))
     assert found.config.image_size == found.vision_model.vision_model.config.image_size == 24
-    assert torch.equal(found.vision_model.positions.weight, expected.vision_model.positions.weight)
+    assert torch.equal(found.vision_model.position_table, expected.vision_model.position_table)
     assert found.token_type_embeddings.weight.shape == (8, 24)
     config = VLEConfig.from_pretrained(tmp_path, image_size=24)
     assert VLEModel.from_pretrained(tmp_path, config=config).config.image_size == config.image_size == 24
@@ -308,7 +308,7 @@ def test_weights_alone_load_with_the_configuration_that_is_given(tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     loaded = VLEModel.from_pretrained(tmp_path, config=model.config)
-    assert torch.equal(loaded.vision_model.positions.weight, model.vision_model.positions.weight)
+    assert torch.equal(loaded.vision_model.position_table, model.vision_model.position_table)
 
 
 def saved_towers(folder):
@@ -382,7 +382,7 @@ def test_fields_that_do_not_fit_the_trained_weights_are_refused_and_the_image_si
     model = VLEModel.from_vision_text_pretrained(*folders, **sizes, **fields)
     expected = VLEModel.from_vision_text_pretrained(*folders, **sizes, image_size=24)
     assert model.config.image_size == 24
-    assert torch.equal(model.vision_model.positions.weight, expected.vision_model.positions.weight)
+    assert torch.equal(model.vision_model.position_table, expected.vision_model.position_table)
     assert (model.config.vision_config.attention_dropout, model.config.text_config.hidden_dropout_prob) == (0.1, 0.3)
 
 
@@ -397,13 +397,15 @@ def test_a_damaged_tower_is_named(tmp_path, size):
 
 def test_folders_that_hold_no_tower_are_named(tmp_path):
     saved_towers(tmp_path)
-    with pytest.raises(CheckpointError, match=r"text: is of model_type 'deberta-v2'; give a CLIP"):
-        VLEModel.from_vision_text_pretrained(tmp_path / "text", tmp_path / "text")
-    with pytest.raises(CheckpointError, match=r"clip: is of model_type 'clip'; give a DeBERTa"):
-        VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "clip")
+    for vision, text, message in (
+        ("text", "text", "text: is of model_type 'deberta-v2', which is not an image encoder such as CLIP"),
+        ("clip", "vision", "vision: is of model_type 'clip_vision_model', which is not a text encoder such as DeBERTa"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            VLEModel.from_vision_text_pretrained(tmp_path / vision, tmp_path / text)
     with pytest.raises(CheckpointError, match="nowhere: holds no model"):
         VLEModel.from_vision_text_pretrained(tmp_path / "nowhere", tmp_path / "text")
-    with pytest.raises(ConfigError, match=r"vision_layers=4: the CLIP in .* has 3 layers"):
+    with pytest.raises(ConfigError, match=r"vision_layers=4: the tower in .* has 3 layers"):
         VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text", vision_layers=4)
     with pytest.raises(ConfigError, match=r"'hidden_sze' .did you mean 'hidden_size'"):
         VLEModel.from_vision_text_pretrained(tmp_path / "clip", tmp_path / "text", hidden_sze=4)
@@ -413,9 +415,9 @@ def test_places_of_the_image_tower_may_start_larger_and_a_checkpoints_stay(tmp_p
     torch.manual_seed(0)
     for wanted, found in ((0.5, 0.5), (None, 0.02)):
         model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, place_init_range=wanted))
-        assert model.vision_model.positions.weight.std().item() == pytest.approx(found, rel=0.05)
+        assert model.vision_model.position_table.std().item() == pytest.approx(found, rel=0.05)
     model.config.place_init_range = 0.5
     model.save_pretrained(tmp_path)
     loaded = VLEModel.from_pretrained(tmp_path)
     assert loaded.config.place_init_range == 0.5
-    assert torch.equal(loaded.vision_model.positions.weight, model.vision_model.positions.weight)
+    assert torch.equal(loaded.vision_model.position_table, model.vision_model.position_table)

@@ -87,7 +87,7 @@ def computed(inputs) -> dict[str, Tensor]:
             found[f"{name}.logits"], found[f"{name}.loss"] = output.logits, output.loss
         for name in ("vcr_q2a", "vcr_qa2r"):
             model = load(name)
-            output = model(inputs["pixel_values"], **vcr_inputs(model.config.num_patches))
+            output = model(pixel_values=inputs["pixel_values"], **vcr_inputs(model.config.num_patches))
             found[f"{name}.logits"], found[f"{name}.loss"] = output.logits, output.loss
     found["extend.position_embedding"] = resize_positions(inputs["extend.position_embedding_before"], 6, 6)
     return found
@@ -142,5 +142,5 @@ def test_a_pickled_directory_of_the_old_library_is_read_too(inputs, computed, tm
     model, report = VLEForMLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        logits = model(inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]).logits
+        logits = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]).logits
     assert relative_difference(logits, computed["mlm.logits"]) < 1e-6

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from evle.errors import DataError
 from evle.models.vle import VLEForPreTraining
-from evle.models.vle.pretraining import black_out, mean_state
+from evle.models.vle.fusion import Stream, key_mask
+from evle.models.vle.modeling import mean_states
+from evle.models.vle.pretraining import black_out
 from processes import run_on_two
 from vle_models import batch, build, pretraining_batch, relative_difference
 from vle_processes import check_a_process_with_nothing_to_do
@@ -37,13 +39,13 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
     output = model(**inputs)
     pixels, ids, mask = (inputs[name] for name in ("pixel_values", "input_ids", "attention_mask"))
 
-    masked = model.vle(pixels, inputs["masked_input_ids"], mask)
+    masked = model.vle(inputs["masked_input_ids"], pixels, mask)
     chosen = inputs["mlm_labels"] != -100
     logits = model.mlm_score(masked.text_hidden)[chosen]
     assert relative_difference(output.logits, logits) < 1e-4
     assert torch.allclose(output.losses["mlm"], F.cross_entropy(logits, inputs["mlm_labels"][chosen]), atol=1e-4)
 
-    whole = model.vle(pixels, ids, mask)
+    whole = model.vle(ids, pixels, mask)
     pbc = model.pbc_classifier(whole.image_hidden[:, 1:])
     assert relative_difference(output.pbc_logits, pbc) < 1e-4
     expected = F.cross_entropy(pbc.flatten(0, 1), inputs["pbc_labels"].flatten())
@@ -61,8 +63,17 @@ def test_each_objective_is_what_a_pass_of_its_own_gives():
         for patch in covered:
             top, left = 4 * (patch // 4), 4 * (patch % 4)
             image[0, :, top : top + 4, left : left + 4] = inputs["black"][:, None, None]
-        states = model.vle(image, ids[row : row + 1], mask[row : row + 1]).image_hidden[0]
-        logits = model.mpc_classifier(sum(states[1 + patch] for patch in covered) / len(covered))
+        states = model.vle.encode_image(image)
+        box = sum(states[:, 1 + patch] for patch in covered) / len(covered)
+        types = model.vle.token_type_embeddings.weight
+        fused = model.vle.fuse(
+            Stream(torch.cat([states, box[:, None]], dim=1) + types[1]),
+            Stream(
+                model.vle.encode_text(ids[row : row + 1], mask[row : row + 1]) + types[0],
+                key_mask(mask[row : row + 1], states.dtype),
+            ),
+        )
+        logits = model.mpc_classifier(fused.image_hidden[0, -1])
         assert relative_difference(output.mpc_logits[row], logits) < 1e-4
         losses.append(F.cross_entropy(logits, inputs["mpc_labels"][row]))
     assert output.mpc_logits[2].tolist() == [0.0, 0.0, 0.0]
@@ -113,9 +124,9 @@ def test_any_choice_of_objectives_trains_its_own_parameters(objectives):
         (("mlm",), [3], [3], [3], [], [3 * 7]),
         (("pbc",), [3], [3], [3], [3 * 17], []),
         (("itm",), [3], [3], [9], [3, 6], [3, 6]),
-        (("mpc",), [2], [3], [2], [2 * 17], []),
+        (("mpc",), [2], [3], [2], [2 * 18], []),
         (("itc",), [3], [3], [], [], []),
-        (("mlm", "itm", "mpc", "pbc"), [5], [6], [3 + 3 + 6 + 2], [3 * 17, 6, 2 * 17], [3 * 7, 3, 6]),
+        (("mlm", "itm", "mpc", "pbc"), [5], [6], [3 + 3 + 6, 2], [3 * 17, 6, 2 * 18], [3 * 7, 3, 6]),
     ],
 )
 def test_a_step_runs_each_part_once_on_the_rows_it_needs(
@@ -183,10 +194,10 @@ def test_black_out_paints_patches_of_any_image():
     assert pixels.min() == 1
 
 
-def test_mean_state_of_chosen_patches():
+def test_mean_states_of_chosen_patches():
     states = torch.tensor([[[1.0], [3.0], [8.0]], [[1.0], [3.0], [8.0]]])
     chosen = torch.tensor([[True, True, False], [False, False, False]])
-    assert mean_state(states, chosen).tolist() == [[2.0], [0.0]]
+    assert mean_states(states, chosen).tolist() == [[2.0], [0.0]]
 
 
 @pytest.mark.parametrize(

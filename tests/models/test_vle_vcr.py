@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from evle.errors import DataError
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.models.vle.fusion import Stream
-from evle.models.vle.vcr import box_tokens
+from evle.models.vle.modeling import mean_states
 from vle_models import build, relative_difference, vcr_batch
 
 BOTH = (VLEForVCRQ2A, VLEForVCRQA2R)
@@ -42,7 +42,7 @@ def logits_one_by_one(model: Any, inputs: dict[str, Tensor]) -> Tensor:
                 Stream(image + type_rows(torch.tensor([[1] * 17 + types]))),
                 Stream(text + type_rows(inputs["token_type_ids"][at][None, :real])),
             )
-            rows.append(model.score(output.pooler_output))
+            rows.append(model.candidate_logit(output.pooler_output))
     return torch.stack(rows).view(inputs["input_ids"].shape[:2])
 
 
@@ -61,7 +61,7 @@ def test_a_box_token_is_the_mean_of_its_patches():
     patches = torch.zeros(2, 1, 2, 5, dtype=torch.bool)
     patches[0, 0, 0, [1, 3]] = True
     patches[1, 0, 0, 4] = True
-    tokens = box_tokens(states, patches)
+    tokens = mean_states(states, patches)
     assert torch.allclose(tokens[0, 0, 0], (states[0, 1] + states[0, 3]) / 2)
     assert torch.allclose(tokens[1, 0, 0], states[1, 4])
     assert tokens[:, :, 1].abs().max() == 0
@@ -82,8 +82,8 @@ def test_questions_about_one_image_share_it():
     images = inputs.pop("pixel_values")[:2]
     labels = torch.tensor([2, 0, 3])
     losses = [
-        model(images, **inputs, labels=labels, image_rows=rows).loss,
-        model(images[rows], **inputs, labels=labels).loss,
+        model(pixel_values=images, **inputs, labels=labels, image_rows=rows).loss,
+        model(pixel_values=images[rows], **inputs, labels=labels).loss,
     ]
     assert torch.allclose(*losses, rtol=1e-5)
     for name, parameter in model.named_parameters():

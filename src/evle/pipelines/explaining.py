@@ -131,7 +131,7 @@ class ExplainPipeline(Pipeline):
         backbone = self.model.base_model
         if isinstance(backbone, VLEModel):
             with self.evaluating():
-                maps = backbone(pixel_values, input_ids, output_attentions=True).attentions
+                maps = backbone(input_ids, pixel_values, output_attentions=True).attentions
             layers = {name: [heads[0].float().mean(dim=0).cpu() for heads in each] for name, each in maps.items()}
             return layers["text_to_image"][-1] if method == "attention" else fusion_rollout(layers)
         # "eager" is the attention that keeps its maps. It is set on a copy that shares the weights, because another

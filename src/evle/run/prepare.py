@@ -104,7 +104,7 @@ def _task(
     config: RunConfig, task: type[Task], tokenizer: PreTrainedTokenizerBase, training: Samples, start: EncoderConfig
 ) -> Task:
     image_size = config.image.size or start.image_size
-    built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size))
+    built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size, config.model.vision))
     built.prepare(training, start)
     return built
 

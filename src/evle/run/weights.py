@@ -14,8 +14,6 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor
 from transformers import (
-    CLIPVisionConfig,
-    DebertaV2Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,16 +28,18 @@ from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.vision_init import init_from_vision
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import PROCESSORS
-from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
-from evle.models.vle import VLEConfig
+from evle.models.vle import VLEConfig, VLEProcessor
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
-from evle.models.vle.towers import read_clip, read_deberta
+from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
+from evle.models.vle.vision import fit_table
 
 EncoderConfig = EVEConfig | VLEConfig
 CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
-POSITIONS = {"eve": "image_embedding.position", "vle": "vision_model.embeddings.position_embedding.weight"}
-"""How the name of each family's table of image positions ends."""
+IMAGE_TABLES = {"eve": "image_embedding.position", "vle": "vision_model.vision_model."}
+"""What the names of each family's tables of image positions hold."""
+COUNTING = ("position_ids", "relative_position_index")
+"""Ends of the names of buffers that count positions and hold no weights."""
 TOKEN_TYPES = "vle.token_type_embeddings.weight"
 RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
 
@@ -55,10 +55,12 @@ class ModelConfig(Config):
     init: str | None = None
     """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
     vision: str | None = None
-    """A trained image model that a preset starts from: a vision Transformer's checkpoint for EVE (BEiT v2, BEiT, DeiT,
-    ViT), the folder of a CLIP for VLE, of which the preset's number of layers is kept."""
+    """A trained image model that a preset starts from. For EVE a vision Transformer's checkpoint (BEiT v2, BEiT, DeiT,
+    ViT); for VLE the folder of any image encoder (CLIP, SigLIP, DINOv2, ViT, Swin, timm, ...), with its own size and
+    colour statistics. Of a CLIP the preset's number of layers is kept."""
     text: str | None = None
-    """The folder of a trained DeBERTa-v2 or v3 that a VLE preset starts from, with its tokenizer."""
+    """The folder of a trained text encoder (DeBERTa, BERT, RoBERTa, ModernBERT, ...) that a VLE preset starts from,
+    with its tokenizer."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -142,8 +144,13 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
         ) from None
 
 
-def build_processor(family: str, tokenizer: PreTrainedTokenizerBase, image_size: int) -> ProcessorMixin:
-    """A processor of the family for images of `image_size` pixels a side."""
+def build_processor(
+    family: str, tokenizer: PreTrainedTokenizerBase, image_size: int, vision: str | None = None
+) -> ProcessorMixin:
+    """A processor of the family for images of `image_size` pixels a side, with the colour statistics of `vision`, the
+    folder of a VLE's image tower."""
+    if family == "vle":
+        return VLEProcessor.for_size(image_size, tokenizer, vision)
     return PROCESSORS[family].for_size(image_size, tokenizer)
 
 
@@ -214,9 +221,10 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
                 loaded.unused.append(name)
             else:
                 fitting[name] = tensor
-        elif name.endswith(POSITIONS[config.model_type]):
-            side = config.image_size // config.patch_size
-            fitting[name] = resize_positions(tensor, side, side)
+        elif name.endswith(COUNTING):
+            continue
+        elif IMAGE_TABLES[config.model_type] in name:
+            fitting[name] = fit_table(name, tensor, target)
             loaded.resized.append(f"{name} from {before.image_size} to {config.image_size} pixels")
         elif name == TOKEN_TYPES:
             # New types start beside the text's, each at a distance of its own, so that they part from the first step.
@@ -240,37 +248,30 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
 
 
 def _with_towers(config: VLEConfig, options: ModelConfig) -> VLEConfig:
-    """`config` with the towers that the options name in place of the preset's, but its image size and its number of
-    image layers."""
+    """`config` with the towers that the options name in place of the preset's; a CLIP keeps the preset's image size and
+    number of image layers."""
     fields = config.to_dict()
-    for name, path, kind in (
-        ("vision_config", options.vision, CLIPVisionConfig),
-        ("text_config", options.text, DebertaV2Config),
-    ):
+    paths: dict[Kind, str | None] = {"vision_config": options.vision, "text_config": options.text}
+    for name, path in paths.items():
         if path is not None:
-            try:
-                tower = from_folder(kind, path)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{path}: holds no model ({in_one_line(error)})") from None
-            kept = {key: fields[name][key] for key in ("num_hidden_layers", "image_size") if name == "vision_config"}
-            fields[name] = {**tower.to_dict(), **kept, **options.overrides.get(name, {})}
+            tower = read_tower_config(path, name).to_dict()
+            if tower["model_type"] == "clip_vision_model" and fields[name]["model_type"] == "clip_vision_model":
+                tower |= {key: fields[name][key] for key in ("num_hidden_layers", "image_size")}
+            fields[name] = {**tower, **options.overrides.get(name, {})}
     return VLEConfig.from_dict({**fields, "attn_implementation": config._attn_implementation})
 
 
 def _load_towers(loaded: Loaded, options: ModelConfig) -> None:
     """Give the loaded VLE the weights of the towers that the options name."""
-    model: Any = loaded.model.base_model  # a VLEModel
-    config = loaded.model.config
+    model: Any = loaded.model  # a VLEPreTrainedModel
+    vision_config = model.config.vision_config
     if options.vision is not None:
-        tower = read_clip(options.vision, config.vision_config.num_hidden_layers)
-        weights = tower.state_dict()
-        for name, table in weights.items():
-            if name.endswith("position_embedding.weight"):
-                weights[name] = resize_positions(table, config.patches_per_side, config.patches_per_side)
-        model.vision_model.vision_model.load_state_dict(weights)
+        is_clip = vision_config.model_type == "clip_vision_model"
+        layers = vision_config.num_hidden_layers if is_clip else None
+        model.load_towers({"vision_config": read_tower(options.vision, "vision_config", layers)})
         loaded.origin += f"; the image tower is {options.vision}"
     if options.text is not None:
-        model.text_model.load_state_dict(read_deberta(options.text).state_dict())
+        model.load_towers({"text_config": read_tower(options.text, "text_config")})
         loaded.origin += f"; the text tower is {options.text}"
 
 

@@ -9,12 +9,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPVisionConfig, DebertaV2Config, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evle.errors import ConfigError, nearest
 from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems
 from evle.models.presets import PRESETS
+from evle.models.vle.towers import (
+    longest_text,
+    read_image_size,
+    refuse_no_encoder,
+    refuse_unknown_family,
+    vision_shape,
+    write_image_size,
+    write_longest_text,
+)
 
 OBJECTIVES = ("mlm", "itm", "mpc", "pbc", "itc")
 
@@ -61,6 +71,9 @@ ROUTED = {
 }
 """Fields of a tower that may be read and set on the whole configuration."""
 
+FAMILIES = {"vision_config": "clip_vision_model", "text_config": "deberta-v2"}
+"""The towers of the published models, which fields without a `model_type` are of."""
+
 
 def _routed(name: str) -> property:
     sub = ROUTED[name]
@@ -83,10 +96,13 @@ class VLEConfig(PreTrainedConfig):
     96
 
     Towers:
-        text_config: fields of a `DebertaV2Config`; absent is DeBERTa-v3-base [R].
-        vision_config: fields of a `CLIPVisionConfig`; absent is CLIP ViT-B/16 with 11 layers [R].
+        text_config: fields of the configuration of any text encoder of transformers, with its `model_type`; without one
+            of a `DebertaV2Config`; absent is DeBERTa-v3-base [R].
+        vision_config: likewise of any image encoder; without `model_type` of a `CLIPVisionConfig`; absent is CLIP
+            ViT-B/16 with 11 layers [R].
         image_size, patch_size, num_channels, vocab_size, max_position_embeddings, pad_token_id: the towers' own, which
-            may be read and set here.
+            may be read and set here. `patch_size` is the pixels a side that one image state covers, and
+            `max_position_embeddings` the most tokens of a text.
     Fusion:
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, blocks, heads, feed-forward of
             both streams [R].
@@ -102,22 +118,38 @@ class VLEConfig(PreTrainedConfig):
         objectives: of "mlm", "itm", "mpc", "pbc" [R], and "itc" [D].
         objective_weights: weights by objective; 1 where absent [D: the release names none].
         object_classes: the classes of masked patch-box classification, in the order of its labels.
+        mpc_readout: what that classification reads: "box_token", a token made of the blacked-out patches' states that
+            goes through the fusion [R], or "patches", the mean of these patches' states after the fusion [D].
     Heads:
         projection_dim: width of retrieval embeddings; None is hidden_size [D].
         pooling: what ITC projects, "cls", the first token of each tower, or "mean", the mean of the patch states and
             of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [D: 0.07], kept within [0.001, 0.5].
         num_labels, id2label: the answers of VQA (transformers' fields).
+        vcr_token_types: give the objects that a VCR text names types of their own [R]; false leaves them out, as METER.
+        vcr_box_tokens: append a token for each named object to the image [R]; false leaves them out.
     """
 
     model_type = "vle"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
-        "text_config": SubConfigSpec(DebertaV2Config, init_kwargs=TEXT_BASE),
-        "vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=VISION_BASE),
+        "text_config": SubConfigSpec(AutoConfig, model_type=FAMILIES["text_config"], init_kwargs=TEXT_BASE),
+        "vision_config": SubConfigSpec(AutoConfig, model_type=FAMILIES["vision_config"], init_kwargs=VISION_BASE),
     }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "losses",
+        "image_hidden",
+        "text_hidden",
+        "pooler_output",
+        "hidden_states",
+        "itm_logits",
+        "itm_labels",
+        "pbc_logits",
+        "mpc_logits",
+        "attentions",
+    ]
 
-    text_config: Any = None  # given as fields, a configuration or None; then always a DebertaV2Config
-    vision_config: Any = None  # likewise a CLIPVisionConfig
+    text_config: Any = None  # given as fields, a configuration or None; then always a configuration
+    vision_config: Any = None  # likewise
     num_token_types: Count = 2
     hidden_size: Count = 768
     num_hidden_layers: Count = 6
@@ -135,30 +167,54 @@ class VLEConfig(PreTrainedConfig):
     objectives: tuple[str, ...] = ("mlm", "itm", "mpc", "pbc")
     objective_weights: dict[str, NotNegative] | None = None
     object_classes: tuple[str, ...] = ()
+    mpc_readout: str = "box_token"
+    vcr_token_types: bool = True
+    vcr_box_tokens: bool = True
 
     projection_dim: Count | None = None
     pooling: str = "cls"
     temperature_init: Positive = 0.07
 
-    image_size = _routed("image_size")
-    patch_size = _routed("patch_size")
     num_channels = _routed("num_channels")
     vocab_size = _routed("vocab_size")
-    max_position_embeddings = _routed("max_position_embeddings")
     pad_token_id = _routed("pad_token_id")
+
+    @property
+    def image_size(self) -> int:
+        """The pixels a side of the images that the image tower is configured for."""
+        return read_image_size(self.vision_config)
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        write_image_size(self.vision_config, value)
+
+    @property
+    def patch_size(self) -> int:
+        """The pixels a side that one image state covers."""
+        return vision_shape(self.vision_config).patch_size
+
+    @patch_size.setter
+    def patch_size(self, value: int) -> None:
+        self.vision_config.patch_size = value
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The most tokens of a text."""
+        return longest_text(self.text_config)
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        write_longest_text(self.text_config, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
         # What is set here on a tower must not reach the caller's own object.
         self.text_config, self.vision_config = copy.deepcopy(self.text_config), copy.deepcopy(self.vision_config)
-        if isinstance(self.vision_config, dict) and self.vision_config.get("model_type") == "clip":
-            self.vision_config = self.vision_config.get("vision_config")  # of a whole CLIP, as the release reads it
-        for name, spec in self.sub_configs_defaults.items():
-            given, wanted = getattr(self, name), spec.config_class.model_type
-            family = (
-                given.get("model_type", wanted) if isinstance(given, dict) else getattr(given, "model_type", wanted)
-            )
-            if family != wanted:
-                raise ConfigError(f"{name} is of model_type {family!r}; VLE takes one of {wanted!r}")
+        if isinstance(self.vision_config, dict) and "vision_config" in self.vision_config:
+            self.vision_config = _half(self.vision_config, "vision_config")  # of a whole CLIP, as the release reads it
+        elif not isinstance(self.vision_config, dict):
+            self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
+        for name in FAMILIES:
+            refuse_unknown_family(name, getattr(self, name))
         for name in ("object_classes", "objectives"):
             if isinstance(given := getattr(self, name), list):
                 setattr(self, name, tuple(given))  # JSON knows no tuples
@@ -166,14 +222,17 @@ class VLEConfig(PreTrainedConfig):
             super().__post_init__(**kwargs)
         except StrictDataclassError as error:  # of a tower's field
             raise ConfigError(f"this VLE model cannot be built: {_last_words(error)}") from None
-        towers = (
+        for name in FAMILIES:
+            refuse_no_encoder(name, getattr(self, name))
+        towers: tuple[tuple[str, Any, Any], ...] = (
             ("text_config.", self.text_config, TEXT_FIELDS),
             ("vision_config.", self.vision_config, VISION_FIELDS),
         )
-        problems = [line for where, tower, fields in towers for line in field_problems(tower, fields, where)]
+        problems: list[str] = [line for where, tower, fields in towers for line in field_problems(tower, fields, where)]
         problems = [*field_problems(self, FIELDS), *problems] or list(self._problems())
         if problems:
             raise ConfigError("this VLE model cannot be built: " + "; ".join(problems))
+        write_image_size(self.vision_config, self.image_size)  # also where the family's own fields do not hold it
         self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives)  # in whatever order given
 
     @property
@@ -194,15 +253,26 @@ class VLEConfig(PreTrainedConfig):
 
         `text_config` and `vision_config` may be partial: what they do not name stays.
         """
-        self.check_fields(changes)
+        self.check_fields({**changes, **self._with_families(changes)})
         fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
         for name in self.sub_configs_defaults:
-            if name in changes:
+            if (
+                name in changes
+                and changes[name].get("model_type", fields[name]["model_type"]) == fields[name]["model_type"]
+            ):
                 changes[name] = {**fields[name], **changes[name]}
         if "num_labels" in changes and "id2label" not in changes:
             changes |= {"id2label": None, "label2id": None}
         # No dictionary of a configuration has it.
         return type(self).from_dict({**fields, "attn_implementation": self._attn_implementation, **changes})
+
+    def _with_families(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The towers in `changes`, with their `model_type`, by which their fields are known."""
+        return {
+            name: {"model_type": getattr(self, name).model_type, **changes[name]}
+            for name in FAMILIES
+            if isinstance(changes.get(name), Mapping)
+        }
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -216,7 +286,10 @@ class VLEConfig(PreTrainedConfig):
         cls.check_fields(overrides)
         fields = {**PRESETS[name][1], **overrides}
         for sub, base in (("text_config", TEXT_BASE), ("vision_config", VISION_BASE)):
-            fields[sub] = {**base, **PRESETS[name][1].get(sub, {}), **overrides.get(sub, {})}
+            given = overrides.get(sub) or {}
+            if given.get("model_type", FAMILIES[sub]) == FAMILIES[sub]:
+                given = {**base, **PRESETS[name][1].get(sub, {}), **given}
+            fields[sub] = given
         return cls(**fields)
 
     @classmethod
@@ -225,12 +298,15 @@ class VLEConfig(PreTrainedConfig):
         known = {*cls.__dataclass_fields__, *ROUTED, "num_labels", "attn_implementation"}
         unknown = [f"{name!r} ({nearest(name, known, 'docs/vle.md')})" for name in fields if name not in known]
         for sub, spec in cls.sub_configs_defaults.items():
-            if not isinstance(fields.get(sub) or {}, Mapping):
-                raise ConfigError(f"{sub} {fields[sub]!r} must be fields of a {spec.config_class.__name__}")
-            allowed = {*spec.config_class.__dataclass_fields__, *spec.init_kwargs}
+            given = fields.get(sub) or {}
+            if not isinstance(given, Mapping):
+                raise ConfigError(f"{sub} {given!r} must be fields of a configuration, such as {{model_type: ...}}")
+            refuse_unknown_family(sub, given)
+            config_class = CONFIG_MAPPING[given.get("model_type", FAMILIES[sub])]
+            allowed = {*config_class.__dataclass_fields__, *spec.init_kwargs, "model_type", "image_size"}
             unknown += [
-                f"{sub}.{name!r} ({nearest(name, allowed, f'the {spec.config_class.__name__} of transformers')})"
-                for name in fields.get(sub) or {}
+                f"{sub}.{name!r} ({nearest(name, allowed, f'the {config_class.__name__} of transformers')})"
+                for name in given
                 if name not in allowed
             ]
         if unknown:
@@ -242,13 +318,13 @@ class VLEConfig(PreTrainedConfig):
 
     def _problems(self) -> Iterator[str]:
         for where, config in (("", self), ("text_config.", self.text_config), ("vision_config.", self.vision_config)):
-            if config.hidden_size % config.num_attention_heads:
-                yield (
-                    f"{where}hidden_size {config.hidden_size} is not a multiple of {where}num_attention_heads "
-                    f"{config.num_attention_heads}"
-                )
+            width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+            if isinstance(width, int) and isinstance(heads, int) and width % heads:
+                yield f"{where}hidden_size {width} is not a multiple of {where}num_attention_heads {heads}"
         if self.image_size % self.patch_size:
             yield f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+        if self.mpc_readout not in ("box_token", "patches"):
+            yield f"mpc_readout {self.mpc_readout!r} is not one of box_token, patches"
         if self.num_token_types < 2:
             yield f"num_token_types {self.num_token_types} must be at least 2, text and image"
         if self.pooling not in ("cls", "mean"):
@@ -258,6 +334,16 @@ class VLEConfig(PreTrainedConfig):
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
         if len(set(self.object_classes)) < len(self.object_classes):
             yield "object_classes names a class twice"
+
+
+def _half(fields: dict[str, Any], name: str) -> Any:
+    """One half of the fields of a model of both modalities, with its `model_type`."""
+    half = fields[name]
+    family = fields.get("model_type", "clip")
+    if isinstance(half, dict) and "model_type" not in half and family in CONFIG_MAPPING:
+        default = CONFIG_MAPPING[family].sub_configs.get(name)
+        half = {"model_type": getattr(default, "model_type", FAMILIES[name]), **half}
+    return half
 
 
 def _last_words(error: StrictDataclassError) -> str:

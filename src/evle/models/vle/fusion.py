@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evle.models.attention import attend
+from evle.models.plain import is_plain
 from evle.models.vle.configuration import VLEConfig
 
 
@@ -86,12 +87,22 @@ class Fused(NamedTuple):
     image_hidden: Tensor | None
     text_hidden: Tensor | None
     pooler_output: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None = None
     attentions: dict[str, tuple[Tensor, ...]] | None = None
 
     def grouped(self, size: int) -> dict[str, Any]:
         """The states by name, `size` rows as a dimension: (B / size, size, tokens, D)."""
-        named = {"image_hidden": self.image_hidden, "text_hidden": self.text_hidden}
-        return {name: None if each is None else each.unflatten(0, (-1, size)) for name, each in named.items()}
+        named = {
+            "image_hidden": self.image_hidden,
+            "text_hidden": self.text_hidden,
+            "pooler_output": self.pooler_output,
+        }
+        grouped: dict[str, Any] = {
+            name: None if each is None else each.unflatten(0, (-1, size)) for name, each in named.items()
+        }
+        if self.hidden_states is not None:
+            grouped["hidden_states"] = tuple(each.unflatten(0, (-1, size)) for each in self.hidden_states)
+        return grouped
 
 
 def key_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -117,7 +128,8 @@ class FusionSelfAttention(nn.Module):
 
     def forward(self, asking: Stream, source: Stream, keep_map: bool) -> tuple[Tensor, Tensor | None]:
         """`asking` of A tokens, answered by `source` of R -> (B, A, D) and, if asked for, the map (B, H, A, R)."""
-        if asking.states.shape[1] == 1 and asking.own is None and not keep_map and self.has_plain_weights():
+        one = asking.states.shape[1] == 1 and asking.own is None
+        if one and not keep_map and is_plain(self.key) and is_plain(self.value):
             return self.answer_one(asking, source), None
         query, key, value = (
             stream.through(projection).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -155,10 +167,6 @@ class FusionSelfAttention(nn.Module):
         weights = weights.to(query.dtype)
         context = torch.einsum("bhw,hdw->bhd", weights @ states, value) + weights.sum(dim=-1, keepdim=True) * value_bias
         return context.flatten(1).unsqueeze(1)
-
-    def has_plain_weights(self) -> bool:
-        """Whether keys and values are no more than their weights, as a layer put there by an adapter would be."""
-        return type(self.key) is nn.Linear and type(self.value) is nn.Linear
 
 
 class FusionResidual(nn.Module):

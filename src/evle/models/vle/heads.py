@@ -4,9 +4,10 @@ The first four have the released names and shapes. B batch, G batch gathered ove
 tokens with [CLS], D width, A answers, V vocabulary.
 """
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
-from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2OnlyMLMHead
 
 from evle import objectives
 from evle.errors import DataError
@@ -21,7 +22,16 @@ from evle.models.vle.matching import (
     pair_logits,
     pair_negatives,
 )
-from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEOutput, VLEPreTrainedModel
+from evle.models.vle.modeling import (
+    IMAGE_TYPE,
+    TEXT_TYPE,
+    VLEModel,
+    VLEOutput,
+    VLEPreTrainedModel,
+    check_text,
+    returns_tuple_if_asked,
+)
+from evle.models.vle.text import word_head, word_head_ties
 
 
 def two_layer_classifier(in_features: int, num_classes: int) -> nn.Sequential:
@@ -32,56 +42,115 @@ def two_layer_classifier(in_features: int, num_classes: int) -> nn.Sequential:
 
 
 def masked_word_head(config: VLEConfig) -> nn.Sequential:
-    """Text states (..., D) to logits (..., V): to DeBERTa's width, then its MLM head, under their released names."""
-    return nn.Sequential(
-        nn.Linear(config.hidden_size, config.text_config.hidden_size), LegacyDebertaV2OnlyMLMHead(config.text_config)
-    )
+    """Text states (..., D) to logits (..., V): to the text tower's width, then its MLM head, under released names."""
+    return nn.Sequential(nn.Linear(config.hidden_size, config.text_config.hidden_size), word_head(config.text_config))
 
 
-TIED_WORD_HEAD = {
-    "mlm_score.1.predictions.decoder.weight": "vle.text_model.embeddings.word_embeddings.weight",
-    "mlm_score.1.predictions.decoder.bias": "mlm_score.1.predictions.bias",
-}
-"""The decoder of `masked_word_head` is the word embedding; its bias has two names."""
+class VLEHead(VLEPreTrainedModel):
+    """A model with one head: encode, score, loss.
 
+    A subclass names what its score `reads` of the fusion and how its loss is called (`objective`), and defines `score`
+    and `loss`. The default `forward` encodes one image and one text per row.
+    """
 
-class VLEForVQA(VLEPreTrainedModel):
-    """Visual question answering: classification of the pooled states over `config.id2label`."""
+    reads: ClassVar[Reads] = Reads(pooled=True)
+    objective: ClassVar[str]
 
     def __init__(self, config: VLEConfig):
         super().__init__(config)
         self.vle = VLEModel(config)
-        assert config.num_labels is not None, "transformers gives every configuration id2label"
-        self.vqa_classifier = two_layer_classifier(2 * config.hidden_size, config.num_labels)
-        self.post_init()
 
+    def score(self, encoded: VLEOutput) -> Tensor:
+        """The logits, from what the head reads of the fusion."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The scalar loss of `logits`."""
+        raise NotImplementedError
+
+    def with_score(self, encoded: VLEOutput, labels: Tensor | None) -> VLEOutput:
+        """`encoded` with logits, and with labels also the loss.
+
+        Raises DataError for labels that do not fit the logits.
+        """
+        logits = self.score(encoded)
+        if labels is None:
+            return VLEOutput(logits=logits, **encoded)
+        losses = {self.objective: self.loss(logits, self.fitting_labels(labels, logits))}
+        return VLEOutput(loss=total_loss(losses), logits=logits, losses=losses, **encoded)
+
+    def fitting_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """`labels` as `loss` takes them: one class index for each row of `logits`."""
+        if labels.shape != logits.shape[:-1]:
+            raise DataError(
+                f"labels have shape {tuple(labels.shape)}, but this model needs {tuple(logits.shape[:-1])}: one class "
+                "index for each row of logits"
+            )
+        return labels.long()
+
+    @returns_tuple_if_asked
     def forward(
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> VLEOutput:
-        """Logits (B, A); with `labels` (B, A), soft scores in [0, 1], also the loss, named "answers"."""
-        reads = EVERYTHING if output_hidden_states else Reads(pooled=True)
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
-        output.logits = self.vqa_classifier(output.pooler_output)
-        if labels is not None:
-            if labels.shape != output.logits.shape:
+        """The logits of image-text pairs and, with `labels`, the loss; shapes are those of the class, the other
+        arguments those of `VLEModel`."""
+        encoded = self.vle(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            token_type_ids,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            reads=self.reads,
+        )
+        return self.with_score(encoded, labels)
+
+
+class VLEForVQA(VLEHead):
+    """Visual question answering: pooled states to logits (B, A) over the answers of `config.id2label`.
+
+    `labels` are soft scores in [0, 1], (B, A), or the index of each right answer, (B,) int64. The loss is "answers".
+    """
+
+    objective = "answers"
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        self.vqa_classifier = two_layer_classifier(2 * config.hidden_size, len(config.id2label or {}))
+        self.post_init()
+
+    def score(self, encoded: VLEOutput) -> Tensor:
+        return self.vqa_classifier(encoded.pooler_output)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.answers(logits, labels)
+
+    def fitting_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
+        num_rows, num_answers = logits.shape
+        if labels.shape == (num_rows,) and not labels.is_floating_point():
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_answers:
                 raise DataError(
-                    f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.logits.shape)}; "
-                    "labels are one soft score for each answer of config.id2label"
+                    f"labels go from {int(labels.min())} to {int(labels.max())}, but config.id2label has the answers "
+                    f"0 to {num_answers - 1}"
                 )
-            output.losses = {"answers": objectives.answers(output.logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output
+            return nn.functional.one_hot(labels.long(), num_answers).to(logits.dtype)
+        if labels.shape != logits.shape:
+            raise DataError(
+                f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; give one "
+                f"soft score for each answer of config.id2label, or ({num_rows},) answer indices"
+            )
+        return labels
 
 
 class ScoresPairs:
-    """What both models with a match score share: it of any pairs of some images and texts."""
+    """What both models with a match score share: the score of any pairs of some images and texts."""
 
     vle: VLEModel
     itm_score: VLEMatchScore
@@ -97,105 +166,132 @@ class ScoresPairs:
         """Image-text pairs -> logits (B, 2), column 1 = match.
 
         `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
-        one, which is then encoded once; by default images and texts pair row by row.
+        one, which is then encoded once. By default images and texts pair row by row.
         """
-        pairs = (pixel_values, input_ids, attention_mask, image_rows, text_rows)
-        return pair_logits(self.vle, self.itm_score, *pairs)
+        return pair_logits(
+            self.vle,
+            self.itm_score,
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_rows=image_rows,
+            text_rows=text_rows,
+        )
 
 
-class VLEForITM(ScoresPairs, VLEPreTrainedModel):
-    """Image-text matching: do image and text belong together?"""
+class VLEForITM(ScoresPairs, VLEHead):
+    """Image-text matching: logits (B, 2), column 1 = match. `labels` (B,) are 0 or 1; the loss is "itm"."""
+
+    objective = "itm"
 
     def __init__(self, config: VLEConfig):
         super().__init__(config)
-        self.vle = VLEModel(config)
         self.itm_score = VLEMatchScore(config)
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> VLEOutput:
-        """Logits (B, 2), column 1 = match; with `labels` (B,), 0 or 1, also the loss, named "itm"."""
-        reads = EVERYTHING if output_hidden_states else Reads(pooled=True)
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
-        output.logits = self.itm_score(output.pooler_output)
-        if labels is not None:
-            output.losses = {"itm": objectives.itm(output.logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output
+    def score(self, encoded: VLEOutput) -> Tensor:
+        return self.itm_score(encoded.pooler_output)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.itm(logits, labels)
 
 
-class VLEForMLM(VLEPreTrainedModel):
-    """Masked words, from the rest of the text and the image."""
+class VLEForMLM(VLEHead):
+    """Masked words, from the rest of the text and the image: logits (B, T, V).
 
-    _tied_weights_keys = TIED_WORD_HEAD
+    `labels` (B, T) hold the original token where one was masked and -100 elsewhere; the loss is "mlm".
+    """
+
+    reads = Reads(text=True)
+    objective = "mlm"
 
     def __init__(self, config: VLEConfig):
         super().__init__(config)
-        self.vle = VLEModel(config)
         self.mlm_score = masked_word_head(config)
+        self._tied_weights_keys = word_head_ties(self.vle.text_model)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_score.get_submodule("1.predictions.decoder")
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> VLEOutput:
-        """Logits (B, T, V); with `labels` (B, T), the token to find or -100, also the loss, named "mlm"."""
-        reads = EVERYTHING if output_hidden_states else Reads(text=True)
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
-        output.logits = self.mlm_score(output.text_hidden)
-        if labels is not None:
-            output.losses = {"mlm": objectives.mlm(output.logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output
+    def score(self, encoded: VLEOutput) -> Tensor:
+        return self.mlm_score(encoded.text_hidden)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.mlm(logits, labels)
 
 
-class VLEForPBC(VLEPreTrainedModel):
-    """Patch-box classification: which patches belong to the text?"""
+class VLEForPBC(VLEHead):
+    """Patch-box classification: logits (B, P - 1, 2) of the patches row by row, column 1 = belongs to the text.
+
+    `labels` (B, P - 1) are 1, 0 or -100 (not asked); the loss is "pbc".
+    """
+
+    reads = Reads(image=True)
+    objective = "pbc"
 
     def __init__(self, config: VLEConfig):
         super().__init__(config)
-        self.vle = VLEModel(config)
         self.pbc_classifier = two_layer_classifier(config.hidden_size, 2)
         self.post_init()
 
-    def forward(
+    def score(self, encoded: VLEOutput) -> Tensor:
+        states: Any = encoded.image_hidden
+        return self.pbc_classifier(states[:, 1:])
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.pbc(logits, labels)
+
+
+class VLEForNLVR2(VLEHead):
+    """NLVR2: is a statement true of a pair of images? Logits (B, 2), column 1 = true.
+
+    Each image is fused with the text, and the two pooled states, side by side, are classified (METER). The text is
+    read once. `labels` (B,) are 0 or 1; the loss is "choice".
+    """
+
+    objective = "choice"
+
+    def __init__(self, config: VLEConfig):
+        super().__init__(config)
+        width = 2 * config.hidden_size
+        self.nlvr2_classifier = nn.Sequential(
+            nn.Linear(2 * width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2)
+        )
+        self.post_init()
+
+    def score(self, encoded: VLEOutput) -> Tensor:
+        pooled: Any = encoded.pooler_output
+        return self.nlvr2_classifier(pooled.flatten(1))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.choices(logits, labels)
+
+    @returns_tuple_if_asked
+    def forward(  # type: ignore[override]
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> VLEOutput:
-        """Logits (B, P - 1, 2) of the patches row by row, column 1 = belongs to the text.
-
-        With `labels` (B, P - 1) of 1, 0 or -100 (not asked), also the loss, named "pbc".
-        """
-        reads = EVERYTHING if output_hidden_states else Reads(image=True)
-        output = self.vle(pixel_values, input_ids, attention_mask, token_type_ids, output_attentions, reads)
-        output.logits = self.pbc_classifier(output.image_hidden[:, 1:])
-        if labels is not None:
-            output.losses = {"pbc": objectives.pbc(output.logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output
+        """`pixel_values` (B, 2, C, H, W) and `input_ids` (B, T) to logits; the states of the output, if asked for,
+        have the two images as their second dimension: (B, 2, P, D) and (B, 2, T, D)."""
+        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
+            raise DataError(
+                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
+            )
+        image, text = self.vle.encode_image(pixel_values.flatten(0, 1)), self.vle.encode_text(input_ids, attention_mask)
+        statements = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(2)
+        mask = None if attention_mask is None else key_mask(attention_mask[statements], text.dtype)
+        fused = self.vle.fuse(
+            Stream(self.vle.typed(image, IMAGE_TYPE)),
+            Stream(self.vle.typed(text, TEXT_TYPE), mask, rows=statements),
+            EVERYTHING if output_hidden_states else self.reads,
+            output_hidden_states=output_hidden_states,
+        )
+        return self.with_score(VLEOutput(**fused.grouped(2)), labels)
 
 
 class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
@@ -219,85 +315,57 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         """Texts (B, T) -> unit vectors (B, projection)."""
         return self.contrast.embed_text(self.vle.encode_text(input_ids, attention_mask), attention_mask)
 
+    @returns_tuple_if_asked
     def forward(
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         match_ids: Tensor | None = None,
+        return_loss: bool = True,
     ) -> VLEOutput:
         """Losses of matching pairs.
 
         `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
         is its own. `config.objective_weights` weighs itc and itm; an ITM of weight 0 is not computed. `logits` of the
-        output are the scaled similarities image to text (B, G). The towers run once: negatives reuse their states.
+        output are the scaled similarities image to text (B, G); without `return_loss` they are all that is computed.
+        The towers run once: negatives reuse their states.
         """
+        check_text(input_ids, attention_mask)
+        if len(pixel_values) != len(input_ids):
+            raise DataError(
+                f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; pair each image "
+                "with one text"
+            )
         ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image, text = self.vle.encode_image(pixel_values), self.vle.encode_text(input_ids, mask)
         losses = {}
         losses["itc"], image_to_text, text_to_image = self.contrast(image, text, mask, ids)
-        output = VLEOutput(logits=image_to_text)
+        if not return_loss:
+            return VLEOutput(logits=image_to_text)
+        itm_logits = itm_labels = None
         if self.config.weight_of("itm") > 0:
             batch = FusionBatch(self.vle)
             images, texts = batch.add_images(image), batch.add_texts(text, mask)
             batch.pair("pairs", images, texts, Reads(pooled=True))
-            pair = (pixel_values, input_ids, mask, images, texts)
-            found = pair_negatives(batch, *pair, ids, (image_to_text, text_to_image))
-            fused = batch.run()
-            logits, labels = match_logits(self.itm_score, fused, found)
-            output.itm_logits, output.itm_labels = logits, labels
-            losses["itm"] = objectives.itm(logits, labels)
-        output.losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
-        output.loss = total_loss(output.losses)
-        return output
-
-
-class VLEForNLVR2(VLEPreTrainedModel):
-    """NLVR2: is a statement true of a pair of images?
-
-    Each image is fused with the text, and the two pooled states, side by side, are classified (METER). The text is read
-    once.
-    """
-
-    def __init__(self, config: VLEConfig):
-        super().__init__(config)
-        self.vle = VLEModel(config)
-        width = 2 * config.hidden_size
-        self.nlvr2_classifier = nn.Sequential(
-            nn.Linear(2 * width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2)
-        )
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> VLEOutput:
-        """`pixel_values` (B, 2, C, H, W) -> logits (B, 2), column 1 = true; with `labels` (B,), 0 or 1, also the loss,
-        named "choice".
-
-        The states of the output, if asked for, are (B, 2, P, D) and (B, 2, T, D).
-        """
-        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
-            raise DataError(
-                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images a statement; got {tuple(pixel_values.shape)}"
+            has_negative = pair_negatives(
+                batch,
+                pixel_values=pixel_values,
+                input_ids=input_ids,
+                attention_mask=mask,
+                images=images,
+                texts=texts,
+                match_ids=ids,
+                similarities=(image_to_text, text_to_image),
             )
-        image, text = self.vle.encode_image(pixel_values.flatten(0, 1)), self.vle.encode_text(input_ids, attention_mask)
-        statements = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(2)
-        mask = None if attention_mask is None else key_mask(attention_mask[statements], text.dtype)
-        fused = self.vle.fuse(
-            Stream(self.vle.typed(image, IMAGE_TYPE)),
-            Stream(self.vle.typed(text, TEXT_TYPE), mask, rows=statements),
-            EVERYTHING if output_hidden_states else Reads(pooled=True),
+            itm_logits, itm_labels = match_logits(self.itm_score, batch.run(), has_negative)
+            losses["itm"] = objectives.itm(itm_logits, itm_labels)
+        losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
+        return VLEOutput(
+            loss=total_loss(losses),
+            logits=image_to_text,
+            losses=losses,
+            itm_logits=itm_logits,
+            itm_labels=itm_labels,
         )
-        assert fused.pooler_output is not None
-        logits = self.nlvr2_classifier(fused.pooler_output.view(len(input_ids), -1))
-        output = VLEOutput(logits=logits, **fused.grouped(2))
-        if labels is not None:
-            output.losses = {"choice": objectives.choices(logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output

@@ -1,8 +1,10 @@
 """Pairs of images and texts and their negatives, as contrast and matching of VLE need them.
 
 VLE's towers read one modality each, so a pair's states serve every pairing they are drawn into: only the fusion runs
-once a pair. B pairs, N of them with a negative, P image tokens, T text tokens, D width.
+once per pair. B pairs, N of them with a negative, P image tokens, T text tokens, D width.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,7 @@ def _last_numbers(batches: list[Tensor]) -> Tensor:
 
 def pair_negatives(
     batch: FusionBatch,
+    *,
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -102,10 +105,10 @@ def pair_negatives(
     `images` and `texts` (B,) are the true pairs' numbers in `batch`; what is drawn of the own process is taken from
     there. What may come from other processes is encoded here, from their gathered inputs.
 
-    Returns which pairs have a negative at all, (B,); those are 2 N rows.
+    Returns which pairs have a negative at all, (B,); they add 2 N rows.
     """
-    drawn_texts, drawn_images, found = draw_negatives(match_ids, similarities)
-    drawn_texts, drawn_images = drawn_texts[found], drawn_images[found]
+    drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities)
+    drawn_texts, drawn_images = drawn_texts[has_negative], drawn_images[has_negative]
     if world_size() == 1:
         other_texts, other_images = texts[drawn_texts], images[drawn_images]
     else:
@@ -116,16 +119,17 @@ def pair_negatives(
         other_images = batch.add_images(batch.vle.encode_image(all_pixels[drawn_images]))
     batch.pair(
         "negatives",
-        torch.cat([images[found], other_images]),
-        torch.cat([other_texts, texts[found]]),
+        torch.cat([images[has_negative], other_images]),
+        torch.cat([other_texts, texts[has_negative]]),
         Reads(pooled=True),
     )
-    return found
+    return has_negative
 
 
 def pair_logits(
     vle: VLEModel,
     score: VLEMatchScore,
+    *,
     pixel_values: Tensor,
     input_ids: Tensor,
     attention_mask: Tensor | None,
@@ -133,9 +137,9 @@ def pair_logits(
     text_rows: Tensor | None,
 ) -> Tensor:
     """Match logits (B, 2) of the pairs that `image_rows` and `text_rows` (B,) make of images and texts; without them
-    the first belongs to the first, and so on. Each image and text is encoded once; the fusion runs once a pair.
+    images and texts pair row by row. Each image and text is encoded once; the fusion runs once per pair.
 
-    Raises DataError for rows of different number.
+    Raises DataError for unequal numbers.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     batch = FusionBatch(vle)
@@ -144,17 +148,17 @@ def pair_logits(
     images = images if image_rows is None else images[image_rows]
     texts = texts if text_rows is None else texts[text_rows]
     if len(images) != len(texts):
-        raise DataError(f"{len(images)} images and {len(texts)} texts do not make pairs; give as many of both")
+        raise DataError(f"{len(images)} images and {len(texts)} texts do not make pairs; give the same number of both")
     batch.pair("pairs", images, texts, Reads(pooled=True))
     return score(batch.run()["pairs"].pooler_output)
 
 
-def match_logits(score: VLEMatchScore, fused: dict[str, Fused], found: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, `found` (B,), and their negatives."""
-    positives, negatives = fused["pairs"].pooler_output, fused["negatives"].pooler_output
-    assert positives is not None
-    assert negatives is not None
-    logits = score(torch.cat([positives[found], negatives]))
+def match_logits(score: VLEMatchScore, fused: dict[str, Fused], has_negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, `has_negative` (B,), and of their
+    negatives."""
+    positives: Any = fused["pairs"].pooler_output
+    negatives: Any = fused["negatives"].pooler_output
+    logits = score(torch.cat([positives[has_negative], negatives]))
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) - len(negatives)] = 1
     return logits, labels

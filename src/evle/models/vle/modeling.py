@@ -1,34 +1,35 @@
 """VLE: a text tower, an image tower, and co-attention between them (iFLYTEK and HFL, 2023; in the line of METER).
 
-DeBERTa reads the text, CLIP's vision Transformer the image; both are projected to one width, get a type vector, and go
-through the blocks of `fusion.py`, in which each stream attends to itself and then to the other one's output of the
-previous block. Module names are those of the released checkpoints, so that a released directory is read and written
-without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
+DeBERTa, or another text encoder, reads the text; CLIP, or another image encoder, the image. Both are projected to one
+width, get a type vector, and go through the blocks of `fusion.py`, in which each stream attends to itself and then to
+the other one's output of the previous block. Module names are those of the released checkpoints, so that a released
+directory is read and written without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
 
 B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import CLIPVisionConfig, DebertaV2Config, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LMPredictionHead
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
-from evle.models.vle.text import VLETextTower
-from evle.models.vle.towers import read_clip, read_deberta, refuse_unfit
-from evle.models.vle.vision import VLEVisionTower
+from evle.models.vle.text import VLETextTower, WordPredictions, text_tower
+from evle.models.vle.tower_weights import Kind, read_tower, refuse_unfit
+from evle.models.vle.vision import VLEVisionTower, check_image_size, eager, fit_tables
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
@@ -41,26 +42,29 @@ class VLEOutput(ModelOutput):
 
     Attributes:
         loss: the sum of `losses`, scalar.
-        losses: named scalars, already weighted: "mlm", "itm", "mpc", "pbc", "itc", "answers", "choice".
         logits: the head's scores.
-        image_hidden: (B, P, D) image states after the fusion, [CLS] first. A head that does not read them has them
-            computed only with `output_hidden_states=True`.
+        losses: named scalars, already weighted: "mlm", "itm", "mpc", "pbc", "itc", "answers", "choice".
+        image_hidden: (B, P, D) image states after the fusion, [CLS] first. A head that does not read them computes them
+            only with `output_hidden_states=True`.
         text_hidden: (B, T, D) text states after the fusion; likewise.
         pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler; likewise.
+        hidden_states: with `output_hidden_states=True`, the states (B, T + P, D) of text and image tokens, one after
+            the other: what enters the fusion, then what each of its blocks gives.
         itm_logits, itm_labels: (pairs, 2) and (pairs,) of pre-training's matching.
         pbc_logits: (B, P - 1, 2) of pre-training's patch-box classification, column 1 = belongs to the text.
         mpc_logits: (B, classes) of pre-training's masked patch-box classification; rows without an object hold 0.
-        attentions: by name, one map a layer, when asked for: "text" (B, H, T, T) and "image" (B, H, P, P) of the
-            towers; "text_self", "image_self", "text_to_image" (B, H, T, P) and "image_to_text" (B, H, P, T) of the
-            fusion.
+        attentions: by name, one map per layer, when asked for: "text" and "image" are the towers' own, such as
+            (B, H, T, T) of DeBERTa and (B, H, P, P) of CLIP; "text_self", "image_self", "text_to_image" (B, H, T, P)
+            and "image_to_text" (B, H, P, T) are the fusion's.
     """
 
     loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
     image_hidden: Tensor | None = None
     text_hidden: Tensor | None = None
     pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     itm_logits: Tensor | None = None
     itm_labels: Tensor | None = None
     pbc_logits: Tensor | None = None
@@ -76,6 +80,44 @@ class VLEOutput(ModelOutput):
     def text_embeds(self) -> Tensor | None:
         """The released name of `text_hidden`."""
         return self.text_hidden
+
+
+Forward = TypeVar("Forward", bound=Callable[..., VLEOutput])
+
+
+def returns_tuple_if_asked(forward: Forward) -> Forward:
+    """A `forward` that also takes `return_dict`, as those of transformers: False gives a tuple without what is None."""
+    return cast(Forward, can_return_tuple(forward))
+
+
+def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise DataError for texts that no model can read right: no token ids, no tokens, a mask that does not fit them,
+    or padding on the left, before the token that stands for the whole text."""
+    if input_ids.is_floating_point():
+        raise DataError("input_ids hold floating-point numbers; the order is model(input_ids, pixel_values, ...)")
+    if input_ids.dim() < 2 or not input_ids.shape[-1]:
+        raise DataError(f"input_ids have shape {tuple(input_ids.shape)}; give (B, T) token ids, T at least 1")
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_ids.shape:
+        raise DataError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; give one "
+            "mask value per token"
+        )
+    if attention_mask.is_cpu and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+        real = attention_mask.bool()
+        if bool((~real[..., 0] & real.any(dim=-1)).any()):
+            raise DataError("a text is padded on the left; set padding_side='right' on the tokenizer")
+
+
+def mean_states(states: Tensor, chosen: Tensor) -> Tensor:
+    """The mean of the patch states (B, P, D) that are `chosen`, (B, ..., P) bool -> (B, ..., D); none gives 0.
+
+    This is the token that stands for a box.
+    """
+    weights = chosen.to(states.dtype)
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.einsum("b...p,bpd->b...d", weights, states)
 
 
 def extend_token_types(table: Tensor, num_types: int) -> Tensor:
@@ -100,7 +142,7 @@ class VLEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VLEFusionLayer", "DebertaV2Layer", "CLIPEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["VLEFusionLayer"]  # noqa: RUF012
     _supports_sdpa = True
     # Counting buffers: the release keeps them in its files, they hold no weights.
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]  # noqa: RUF012
@@ -108,7 +150,7 @@ class VLEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, LegacyDebertaV2LMPredictionHead):
+        if isinstance(module, LegacyDebertaV2LMPredictionHead | WordPredictions):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
@@ -127,8 +169,8 @@ class VLEPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         if self.config.place_init_range:
             for module in self.modules():
-                if isinstance(module, VLEVisionTower):
-                    init.normal_(module.positions.weight, std=self.config.place_init_range)
+                if isinstance(module, VLEVisionTower) and (table := module.position_table) is not None:
+                    init.normal_(table, std=self.config.place_init_range)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -186,22 +228,29 @@ class VLEPreTrainedModel(PreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision: str | Path, text: str | Path, *, vision_layers: int | None = None, **config_fields: Any
     ) -> Self:
-        """A new VLE whose towers are a trained CLIP and a trained DeBERTa; fusion and head start at random.
+        """A new VLE whose towers are trained encoders; fusion and head start at random.
 
         Args:
-            vision: a directory or hub repository of a CLIP, whole or its vision model alone.
-            text: one of a DeBERTa-v2 or v3, with or without a head.
-            vision_layers: how many of CLIP's layers to keep, from the first; all by default. The published VLE models
-                leave out the last one.
+            vision: a folder or hub repository of an image encoder: CLIP or SigLIP, whole or the vision model alone,
+                DINOv2, ViT, Swin, ConvNeXt, a timm model and the like.
+            text: one of a text encoder, with or without a head: DeBERTa-v2 or v3, BERT, RoBERTa, ModernBERT and the
+                like.
+            vision_layers: how many layers of the image encoder to keep, from the first; all by default. The published
+                VLE models leave out the last one of CLIP.
             config_fields: fields of `VLEConfig`, such as `image_size` (interpolates the positions) or `hidden_size`.
 
         Raises:
-            CheckpointError: a directory that holds no such model, or not all of its weights.
-            ConfigError: unknown fields, fields that the trained weights do not fit, or more layers than CLIP has.
+            CheckpointError: a folder that holds no such model, or not all of its weights.
+            ConfigError: unknown fields, fields that the trained weights do not fit, or more layers than there are.
         """
-        VLEConfig.check_fields(config_fields)
-        image_tower, text_tower = read_clip(vision, vision_layers), read_deberta(text)
-        towers = {"vision_config": image_tower, "text_config": text_tower}
+        towers: dict[Kind, PreTrainedModel] = {
+            "vision_config": read_tower(vision, "vision_config", vision_layers),
+            "text_config": read_tower(text, "text_config"),
+        }
+        families = {name: {"model_type": tower.config.model_type} for name, tower in towers.items()}
+        VLEConfig.check_fields(
+            {**config_fields, **{n: {**f, **(config_fields.get(n) or {})} for n, f in families.items()}}
+        )
         given = {name: dict(config_fields.pop(name, None) or {}) for name in towers}
         image_size = config_fields.pop("image_size", given["vision_config"].pop("image_size", None))
         for name, tower in towers.items():
@@ -211,19 +260,23 @@ class VLEPreTrainedModel(PreTrainedModel):
             name: {**tower.config.to_dict(), **given[name]} for name, tower in towers.items()
         }
         model = cls(cls.config_class(**sub_configs, **config_fields))
-        model.backbone.vision_model.vision_model.load_state_dict(image_tower.state_dict())
-        model.backbone.text_model.load_state_dict(text_tower.state_dict())
+        model.load_towers(towers)
         if image_size is not None:
             model.resize_images(image_size)
         return model.eval()
+
+    def load_towers(self, towers: Mapping[Kind, PreTrainedModel]) -> None:
+        """Copy the weights of trained encoders of the same configuration; only image sizes may differ."""
+        for name, tower in towers.items():
+            own = self.backbone.vision_model.vision_model if name == "vision_config" else self.backbone.text_model
+            own.load_state_dict(fit_tables(tower.state_dict(), own.state_dict()), strict=False)
 
     def resize_images(self, image_size: int) -> None:
         """Interpolate the image positions, bicubic, for images of `image_size` pixels a side, and configure that size.
 
         Raises ConfigError when it is no multiple of the patch.
         """
-        if image_size <= 0 or image_size % self.config.patch_size:
-            raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {self.config.patch_size}")
+        check_image_size(self.config.vision_config, image_size)
         self.backbone.vision_model.resize_images(image_size)
         self.config.image_size = image_size
 
@@ -281,12 +334,24 @@ class VLEPreTrainedModel(PreTrainedModel):
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         config = self.config
         counts = {
-            "vision_model.vision_model.embeddings": 1 + config.num_patches,
-            "text_model.embeddings": config.max_position_embeddings,
+            name: count
+            for name, (is_released, count) in {
+                "vision_model.vision_model.embeddings": (
+                    isinstance(config.vision_config, CLIPVisionConfig),
+                    1 + config.num_patches,
+                ),
+                "text_model.embeddings": (
+                    isinstance(config.text_config, DebertaV2Config),
+                    config.text_config.max_position_embeddings,
+                ),
+            }.items()
+            if is_released
         }
-        released = {key: tensor for key, tensor in state.items() if not key.endswith("predictions.decoder.bias")}
+        released = dict(state)
+        if config.tie_word_embeddings:
+            released = {key: tensor for key, tensor in state.items() if not key.endswith("predictions.decoder.bias")}
         for key, tensor in released.items():
-            if key.endswith("predictions.decoder.weight"):
+            if config.tie_word_embeddings and key.endswith("predictions.decoder.weight"):
                 released[key] = tensor.clone() if self.decoder_in_file is None else self.decoder_in_file
         return released | {f"{prefix}{name}.position_ids": torch.arange(count)[None] for name, count in counts.items()}
 
@@ -302,9 +367,9 @@ class VLEModel(VLEPreTrainedModel):
     def __init__(self, config: VLEConfig):
         super().__init__(config)
         self.vision_model = VLEVisionTower(config.vision_config)
-        self.text_model = VLETextTower(config.text_config)
+        self.text_model = text_tower(config.text_config)
         self.text_projection_layer = nn.Linear(config.text_config.hidden_size, config.hidden_size)
-        self.image_projection_layer = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
+        self.image_projection_layer = nn.Linear(self.vision_model.shape.width, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.num_token_types, config.hidden_size)
         self.cross_modal_image_layers = nn.ModuleList(VLEFusionLayer(config) for _ in range(config.num_hidden_layers))
         self.cross_modal_text_layers = nn.ModuleList(VLEFusionLayer(config) for _ in range(config.num_hidden_layers))
@@ -333,30 +398,42 @@ class VLEModel(VLEPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None, keep_maps: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Texts (B, T) -> the text tower's own states (B, T, text width) and, if asked for, the maps of its layers."""
-        config = self.config.text_config
-        if input_ids.shape[1] > config.max_position_embeddings:
+        check_text(input_ids, attention_mask)
+        longest = self.config.max_position_embeddings
+        if input_ids.shape[1] > longest:
             raise DataError(
-                f"a text of {input_ids.shape[1]} tokens is longer than this model's {config.max_position_embeddings} "
-                "positions; truncate it"
+                f"a text of {input_ids.shape[1]} tokens is longer than this model's {longest} positions; truncate it"
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        output = self.text_model(input_ids, attention_mask, output_attentions=keep_maps)
-        return output.last_hidden_state, tuple(output.attentions or ())
+        if not len(input_ids):
+            return self.text_projection_layer.weight.new_zeros(
+                0, input_ids.shape[1], self.config.text_config.hidden_size
+            ), ()
+        config = self.text_model.config
+        with eager(config) if keep_maps and not isinstance(self.text_model, VLETextTower) else nullcontext():
+            output = self.text_model(input_ids, attention_mask=attention_mask, output_attentions=keep_maps or None)
+        return output.last_hidden_state, tuple(output.attentions or ()) if keep_maps else ()
 
     def typed(self, states: Tensor, modality: int, type_ids: Tensor | None = None) -> Tensor:
         """States (B, S, D) of `encode_image` or `encode_text` with their types: `type_ids` (B, S), or `modality`,
         `TEXT_TYPE` or `IMAGE_TYPE`, for all."""
-        types = self.token_type_embeddings
-        return states + (types.weight[modality] if type_ids is None else types(type_ids))
+        if type_ids is None:
+            type_ids = torch.tensor(modality, device=states.device)
+        return states + self.token_type_embeddings(type_ids)
 
     def mix(
-        self, image: Stream, text: Stream, keep_maps: bool = False
+        self, image: Stream, text: Stream, keep_maps: bool = False, kept: list[Tensor] | None = None
     ) -> tuple[Stream, Stream, list[tuple[Tensor | None, ...]]]:
-        """Both streams through all blocks but the last, and the maps of each block in the order of `MAPS`."""
+        """Both streams through all blocks but the last, and the maps of each block in the order of `MAPS`.
+
+        What enters each block is appended to `kept`, text tokens first.
+        """
         maps = []
         *blocks, _ = zip(self.cross_modal_image_layers, self.cross_modal_text_layers, strict=True)
         for image_layer, text_layer in blocks:
+            if kept is not None:
+                kept.append(torch.cat([text.whole(), image.whole()], dim=1))
             # Both layers of a block read the previous block.
             image_states, *image_maps = image_layer(image, image, text, keep_maps)
             text_states, *text_maps = text_layer(text, text, image, keep_maps)
@@ -386,40 +463,61 @@ class VLEModel(VLEPreTrainedModel):
         fused = Fused(image_states if reads.image else None, text_states if reads.text else None, pooled)
         return fused, tuple(maps)
 
-    def fuse(self, image: Stream, text: Stream, reads: Reads = EVERYTHING, output_attentions: bool = False) -> Fused:
-        """Image and text, `typed`, through the whole fusion; with maps, everything is computed."""
-        image, text, maps = self.mix(image, text, output_attentions)
-        fused, last_maps = self.read(image, text, EVERYTHING if output_attentions else reads, output_attentions)
-        if not output_attentions:
-            return fused
-        return fused._replace(attentions=dict(zip(MAPS, zip(*maps, last_maps, strict=True), strict=True)))
+    def fuse(
+        self,
+        image: Stream,
+        text: Stream,
+        reads: Reads = EVERYTHING,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Fused:
+        """Image and text, `typed`, through the whole fusion; with maps or hidden states, everything is computed."""
+        kept: list[Tensor] | None = [] if output_hidden_states else None
+        image, text, maps = self.mix(image, text, output_attentions, kept)
+        if output_attentions or output_hidden_states:
+            reads = EVERYTHING
+        fused, last_maps = self.read(image, text, reads, output_attentions)
+        if kept is not None and fused.text_hidden is not None and fused.image_hidden is not None:
+            last = torch.cat([fused.text_hidden, fused.image_hidden], dim=1)
+            kept += [torch.cat([text.whole(), image.whole()], dim=1), last]
+            fused = fused._replace(hidden_states=tuple(kept))
+        if output_attentions:
+            fused = fused._replace(attentions=dict(zip(MAPS, zip(*maps, last_maps, strict=True), strict=True)))
+        return fused
 
+    @returns_tuple_if_asked
     def forward(
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
         reads: Reads = EVERYTHING,
     ) -> VLEOutput:
-        """Encode image-text pairs.
+        """Encode image-text pairs; the order of the arguments is the released one.
 
         Args:
+            input_ids: (B, T), T at most `config.max_position_embeddings`.
             pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the
                 positions.
-            input_ids: (B, T), T at most `max_position_embeddings`.
-            attention_mask: (B, T), 1 = real token, 0 = padding; all real when absent.
+            attention_mask: (B, T), 1 = real token, 0 = padding on the right; all real when absent.
             token_type_ids: (B, T) rows of the fusion's type table; all 0, text, when absent.
             output_attentions: also return the maps of every layer; this call then computes attention eagerly.
-            reads: what the caller reads of the output; the rest is not computed, and None. With maps, everything is.
+            output_hidden_states: also return the states before and after every block of the fusion.
+            reads: what the caller reads of the output; the rest is not computed, and None. With maps or hidden states,
+                everything is.
 
         Raises:
-            DataError: sizes this model cannot take, types that it does not have, or not as many images as texts.
+            DataError: sizes this model cannot take, types that it does not have, or unequal numbers of images and
+                texts.
         """
+        check_text(input_ids, attention_mask)
         if len(pixel_values) != len(input_ids):
             raise DataError(
-                f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give as many of both"
+                f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give the same number "
+                "of both"
             )
         if token_type_ids is not None and token_type_ids.numel():
             highest = int(token_type_ids.max())
@@ -428,16 +526,21 @@ class VLEModel(VLEPreTrainedModel):
                     f"token_type_ids go up to {highest}, the model has {self.config.num_token_types} types; load it "
                     f"with num_token_types={highest + 1} or more"
                 )
-        image, image_maps = self.vision_model(pixel_values, output_attentions)
+        if output_attentions and len(pixel_values):
+            image, image_maps = self.vision_model(pixel_values, True)
+            image = self.image_projection_layer(image)
+        else:
+            image, image_maps = self.encode_image(pixel_values), ()
         text, text_maps = self.read_text(input_ids, attention_mask, output_attentions)
         fused = self.fuse(
-            Stream(self.typed(self.image_projection_layer(image), IMAGE_TYPE)),
+            Stream(self.typed(image, IMAGE_TYPE)),
             Stream(
                 self.typed(self.text_projection_layer(text), TEXT_TYPE, token_type_ids),
                 key_mask(attention_mask, text.dtype),
             ),
             reads,
             output_attentions,
+            output_hidden_states,
         )
         output = VLEOutput(**fused._asdict())
         if fused.attentions is not None:

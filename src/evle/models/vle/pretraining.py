@@ -1,12 +1,14 @@
 """VLE's pre-training: masked words, matching, and two objectives on boxes (VLE's README); contrast as an option.
 
-MPC blacks out the patches of an object's box and asks for its class; PBC asks which patches belong to the text. Which
-words, boxes and labels arrives as arguments: this file draws nothing but hard negatives.
+MPC blacks out the patches of an object's box and asks for its class, at a token that stands for the box; PBC asks which
+patches belong to the text. Words, boxes and labels are arguments: this file draws nothing but hard negatives.
 
 B batch, T text tokens, M masked tokens, P patches without [CLS], D width, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,20 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.contrast import default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
-from evle.models.vle.fusion import Reads
-from evle.models.vle.heads import TIED_WORD_HEAD, masked_word_head, two_layer_classifier
+from evle.models.vle.fusion import Fused, Reads, Stream, key_mask
+from evle.models.vle.heads import masked_word_head, two_layer_classifier
 from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, pair_negatives
-from evle.models.vle.modeling import VLEModel, VLEOutput, VLEPreTrainedModel
+from evle.models.vle.modeling import (
+    IMAGE_TYPE,
+    TEXT_TYPE,
+    VLEModel,
+    VLEOutput,
+    VLEPreTrainedModel,
+    check_text,
+    mean_states,
+    returns_tuple_if_asked,
+)
+from evle.models.vle.text import word_head_ties
 
 
 def black_out(pixel_values: Tensor, patches: Tensor, black: Tensor) -> Tensor:
@@ -29,13 +41,6 @@ def black_out(pixel_values: Tensor, patches: Tensor, black: Tensor) -> Tensor:
     painted = patches.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
     painted = painted.reshape(batch, 1, height, width)
     return torch.where(painted, black.to(pixel_values)[:, None, None], pixel_values)
-
-
-def mean_state(patch_states: Tensor, patches: Tensor) -> Tensor:
-    """The mean of the patch states (B, P, D) at the chosen `patches` (B, P) -> (B, D); none gives 0."""
-    weights = patches.to(patch_states.dtype)
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.einsum("bp,bpd->bd", weights, patch_states)
 
 
 def _in_one_pass(encode: Callable[[Tensor], Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,14 +56,13 @@ class VLEForPreTraining(VLEPreTrainedModel):
 
     The heads bear the released names, so `VLEForMLM`, `VLEForITM` and `VLEForPBC` read what was trained here.
 
-    A step runs each part of the model once, on all the rows it is needed for. The image tower reads the images (for
-    all objectives but mpc) and their blacked-out copies (mpc, only of the rows that have an object); the text tower
-    reads the masked texts (mlm) and the complete ones (all others). The fusion then takes, as rows of one batch:
-    images with masked texts (mlm), images with texts (pbc and the true pairs of itm), the mismatched pairs (itm), and
-    blacked-out images with texts (mpc); of its last block each purpose gets what it reads. itc needs no fusion.
+    A step runs each tower once, on all the rows it is needed for. The image tower reads the images (for all objectives
+    but mpc) and their blacked-out copies (mpc, only of the rows that have an object); the text tower reads the masked
+    texts (mlm) and the complete ones (all others). The fusion then takes, as rows of one batch: images with masked
+    texts (mlm), images with texts (pbc and the true pairs of itm) and the mismatched pairs (itm). Blacked-out images
+    with their box tokens follow in a pass of their own, as they have one token more (mpc). Of its last block each
+    objective gets what it reads. itc needs no fusion.
     """
-
-    _tied_weights_keys = TIED_WORD_HEAD
 
     def __init__(self, config: VLEConfig):
         if not config.objectives:
@@ -73,8 +77,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         self.vle = VLEModel(config)
         if "mlm" in config.objectives:
             self.mlm_score = masked_word_head(config)
-        else:
-            self._tied_weights_keys = {}
+            self._tied_weights_keys = word_head_ties(self.vle.text_model)
         if "itm" in config.objectives:
             self.itm_score = VLEMatchScore(config)
         if "mpc" in config.objectives:
@@ -90,10 +93,11 @@ class VLEForPreTraining(VLEPreTrainedModel):
             return None
         return self.mlm_score.get_submodule("1.predictions.decoder")
 
+    @returns_tuple_if_asked
     def forward(
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         masked_input_ids: Tensor | None = None,
         mlm_labels: Tensor | None = None,
@@ -106,14 +110,14 @@ class VLEForPreTraining(VLEPreTrainedModel):
         """The losses of one step.
 
         Args:
-            pixel_values: (B, C, H, W).
             input_ids: (B, T) the complete text.
+            pixel_values: (B, C, H, W).
             attention_mask: (B, T), 1 = real token.
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; each its own by
-                default [itm, itc].
-            pbc_labels: (B, P) 1 where a patch belongs to the text, 0 where not, -100 where nobody knows [pbc].
+            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; by default each
+                pair is its own [itm, itc].
+            pbc_labels: (B, P) 1 where a patch belongs to the text, 0 where not, -100 where it is unknown [pbc].
             mpc_patches: (B, P) bool, the patches of one object of each image; none where it has no object [mpc].
             mpc_labels: (B,) that object's class, an index of `config.object_classes`, or -100 [mpc].
             black: (C,) the value of a black pixel after normalisation [mpc].
@@ -125,90 +129,151 @@ class VLEForPreTraining(VLEPreTrainedModel):
         Raises:
             DataError: an objective lacks its arguments.
         """
-        names = set(self.config.objectives)
+        check_text(input_ids, attention_mask)
+        step = _Step(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            match_ids=default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids,
+        )
         self._require(
             mlm={"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels},
             mpc={"mpc_patches": mpc_patches, "mpc_labels": mpc_labels, "black": black},
             pbc={"pbc_labels": pbc_labels},
         )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        shown = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        if "mpc" in names:
-            assert mpc_patches is not None
-            assert mpc_labels is not None
-            shown = mpc_patches.any(dim=1) & (mpc_labels != objectives.IGNORE)
-
-        pictures, texts = {}, {}
-        if names != {"mpc"}:
-            pictures["whole"] = pixel_values
-        if "mpc" in names:
-            assert mpc_patches is not None
-            assert black is not None
-            pictures["blacked"] = black_out(pixel_values[shown], mpc_patches[shown], black)
-        if "mlm" in names:
-            assert masked_input_ids is not None
-            texts["masked"] = masked_input_ids
-        if names != {"mlm"}:
-            texts["whole"] = input_ids
-        images = _in_one_pass(self.vle.encode_image, pictures)
-        words = _in_one_pass(lambda ids: self.vle.encode_text(ids, mask.repeat(len(texts), 1)), texts)
-
-        losses: dict[str, Tensor] = {}
+        names = set(self.config.objectives)
+        hidden = None
+        if mpc_patches is not None and mpc_labels is not None and "mpc" in names:
+            hidden = mpc_patches.any(dim=1) & (mpc_labels != objectives.IGNORE)
+        self._encode(step, masked_input_ids, mpc_patches, hidden, black)
         output = VLEOutput()
-        ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
-        similarities = None
-        if "itc" in names:
-            losses["itc"], *directions = self.contrast(images["whole"], words["whole"], mask, ids)
-            similarities = (directions[0], directions[1])
-        batch = FusionBatch(self.vle)
-        image_rows = {name: batch.add_images(states) for name, states in images.items()}
-        text_rows = {name: batch.add_texts(states, mask) for name, states in words.items()}
-        found = shown
-        if "mlm" in names:
-            batch.pair("masked", image_rows["whole"], text_rows["masked"], Reads(text=True))
-        if names & {"itm", "pbc"}:
-            reads = Reads(image="pbc" in names, pooled="itm" in names)
-            batch.pair("pairs", image_rows["whole"], text_rows["whole"], reads)
+        losses: dict[str, Tensor] = {}
+        if "itc" in names:  # first: its similarities choose the negatives of itm
+            losses["itc"] = self._itc(step)
+        self._fuse(step)
+        if mlm_labels is not None and "mlm" in names:
+            losses["mlm"], output.logits = self._mlm(step, mlm_labels)
         if "itm" in names:
-            pairs = (pixel_values, input_ids, mask, image_rows["whole"], text_rows["whole"])
-            found = pair_negatives(batch, *pairs, ids, similarities)
-        if "mpc" in names:
-            batch.pair("blacked", image_rows["blacked"], text_rows["whole"][shown], Reads(image=True))
-        fused = batch.run()
-
-        if "mlm" in names:
-            assert mlm_labels is not None
-            # Only masked positions meet the vocabulary: it is the largest matrix of the model.
-            chosen = mlm_labels != objectives.IGNORE
-            states = fused["masked"].text_hidden
-            assert states is not None
-            words_found = self.mlm_score(states[:, : chosen.shape[1]][chosen])
-            losses["mlm"] = objectives.mlm(words_found, mlm_labels[chosen])
-            output.logits = words_found
-        if "itm" in names:
-            matches, match_labels = match_logits(self.itm_score, fused, found)
-            losses["itm"] = objectives.itm(matches, match_labels)
-            output.itm_logits, output.itm_labels = matches, match_labels
-        if "pbc" in names:
-            assert pbc_labels is not None
-            states = fused["pairs"].image_hidden
-            assert states is not None
-            output.pbc_logits = self.pbc_classifier(states[:, 1:])
-            losses["pbc"] = objectives.pbc(output.pbc_logits, pbc_labels)
-        if "mpc" in names:
-            assert mpc_patches is not None
-            assert mpc_labels is not None
-            states = fused["blacked"].image_hidden
-            assert states is not None
-            logits = self.mpc_classifier(mean_state(states[:, 1:], mpc_patches[shown]))
-            losses["mpc"] = objectives.mpc(logits, mpc_labels[shown])
-            output.mpc_logits = logits.new_zeros(len(shown), logits.shape[1]).index_put((shown,), logits)
+            losses["itm"], output.itm_logits, output.itm_labels = self._itm(step)
+        if mpc_patches is not None and mpc_labels is not None and hidden is not None:
+            losses["mpc"], output.mpc_logits = self._mpc(step, mpc_patches, mpc_labels, hidden)
+        if pbc_labels is not None and "pbc" in names:
+            losses["pbc"], output.pbc_logits = self._pbc(step, pbc_labels)
         output.losses = {name: self.config.weight_of(name) * losses[name] for name in self.config.objectives}
         output.loss = total_loss(output.losses)
         return output
+
+    def _encode(
+        self,
+        step: "_Step",
+        masked_input_ids: Tensor | None,
+        mpc_patches: Tensor | None,
+        hidden: Tensor | None,
+        black: Tensor | None,
+    ) -> None:
+        """All images that the objectives need through the image tower, and all texts through the text tower."""
+        names = set(self.config.objectives)
+        images, texts = {}, {}
+        if names != {"mpc"}:
+            images["whole"] = step.pixel_values
+        if mpc_patches is not None and hidden is not None and black is not None:
+            images["blacked"] = black_out(step.pixel_values[hidden], mpc_patches[hidden], black)
+        if masked_input_ids is not None and "mlm" in names:
+            texts["masked"] = masked_input_ids
+        if names != {"mlm"}:
+            texts["whole"] = step.input_ids
+        step.images = _in_one_pass(self.vle.encode_image, images)
+        step.texts = _in_one_pass(lambda ids: self.vle.encode_text(ids, step.mask.repeat(len(texts), 1)), texts)
+
+    def _fuse(self, step: "_Step") -> None:
+        """Images and texts through the fusion, in one pass, as far as mlm, itm and pbc read them."""
+        names = set(self.config.objectives)
+        batch = FusionBatch(self.vle)
+        images = {name: batch.add_images(states) for name, states in step.images.items() if name != "blacked"}
+        texts = {name: batch.add_texts(states, step.mask) for name, states in step.texts.items()}
+        if "mlm" in names:
+            batch.pair("masked", images["whole"], texts["masked"], Reads(text=True))
+        if names & {"itm", "pbc"}:
+            reads = Reads(image="pbc" in names, pooled="itm" in names)
+            batch.pair("pairs", images["whole"], texts["whole"], reads)
+        if "itm" in names:
+            step.has_negative = pair_negatives(
+                batch,
+                pixel_values=step.pixel_values,
+                input_ids=step.input_ids,
+                attention_mask=step.mask,
+                images=images["whole"],
+                texts=texts["whole"],
+                match_ids=step.match_ids,
+                similarities=step.similarities,
+            )
+        step.fused = batch.run()
+
+    def _mlm(self, step: "_Step", labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked words, of which the logits are (M, V).
+
+        Only masked positions meet the vocabulary: it is the largest matrix of the model.
+        """
+        chosen = labels != objectives.IGNORE
+        states: Any = step.fused["masked"].text_hidden
+        logits = self.mlm_score(states[:, : chosen.shape[1]][chosen])
+        return objectives.mlm(logits, labels[chosen]), logits
+
+    def _itm(self, step: "_Step") -> tuple[Tensor, Tensor, Tensor]:
+        """Matching of the true pairs and their negatives: the loss, logits and labels."""
+        logits, labels = match_logits(self.itm_score, step.fused, step.has_negative)
+        return objectives.itm(logits, labels), logits, labels
+
+    def _mpc(self, step: "_Step", patches: Tensor, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked patch-box classification of the rows that are `hidden` (B,), with logits (B, classes).
+
+        The mean of the image tower's states of the blacked-out patches is a token of the fusion, as a box of VCR is,
+        and its fused state is classified (the figure in VLE's README). With `mpc_readout` "patches" no such token is
+        there, and the mean of the fused states of these patches is classified instead.
+        """
+        image, patches = step.images["blacked"], patches[hidden]
+        box = None
+        if self.config.mpc_readout == "box_token":
+            box = self.vle.typed(mean_states(image[:, 1:], patches)[:, None], IMAGE_TYPE)
+        rows = hidden.nonzero()[:, 0]
+        text = Stream(self.vle.typed(step.texts["whole"], TEXT_TYPE), key_mask(step.mask[rows], image.dtype), rows=rows)
+        fused = self.vle.fuse(Stream(self.vle.typed(image, IMAGE_TYPE), own=box), text, Reads(image=True))
+        states: Any = fused.image_hidden
+        logits = self.mpc_classifier(states[:, -1] if box is not None else mean_states(states[:, 1:], patches))
+        shown = logits.new_zeros(len(hidden), logits.shape[1]).index_put((hidden,), logits)
+        return objectives.mpc(logits, labels[hidden]), shown
+
+    def _pbc(self, step: "_Step", labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch-box classification of all patches, with logits (B, P, 2)."""
+        states: Any = step.fused["pairs"].image_hidden
+        logits = self.pbc_classifier(states[:, 1:])
+        return objectives.pbc(logits, labels), logits
+
+    def _itc(self, step: "_Step") -> Tensor:
+        """Contrast of the towers' states of whole images and texts."""
+        loss, *similarities = self.contrast(step.images["whole"], step.texts["whole"], step.mask, step.match_ids)
+        step.similarities = (similarities[0], similarities[1])
+        return loss
 
     def _require(self, **needed: dict[str, Tensor | None]) -> None:
         for objective, arguments in needed.items():
             missing = [name for name, value in arguments.items() if value is None]
             if objective in self.config.objectives and missing:
                 raise DataError(f"the objective {objective} needs {' and '.join(missing)}")
+
+
+@dataclass
+class _Step:
+    """The rows of one step: what is given, and what the parts of the model make of it."""
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    mask: Tensor
+    match_ids: Tensor
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Image states by name: "whole" and "blacked"."""
+    texts: dict[str, Tensor] = field(default_factory=dict)
+    """Text states by name: "whole" and "masked"."""
+    fused: dict[str, Fused] = field(default_factory=dict)
+    similarities: tuple[Tensor, Tensor] | None = None
+    has_negative: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))

@@ -1,15 +1,40 @@
 """VLE's processor: images and text in, the model's tensors out."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Self
 
-from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
 from evle.models.processing import PairProcessor
 from evle.models.vle.configuration import HUB_OPTIONS
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
+
+logger = logging.getLogger(__name__)
+
+
+def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | None:
+    """The mean and the deviation of colours, from 0 to 1, that the image encoder in a folder or on the hub was trained
+    with; None, with a warning, where its files do not name them."""
+    try:
+        fields, _ = ImageProcessingMixin.get_image_processor_dict(str(path))
+    except OSError:
+        fields = {}
+    fields = fields.get("image_processor", fields)  # of a whole processor
+    if "image_mean" not in fields:  # timm has them in its config.json
+        timm_fields = PreTrainedConfig.get_config_dict(path)[0].get("pretrained_cfg") or {}
+        fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
+    if "image_mean" not in fields or "image_std" not in fields:
+        logger.warning("%s: names no image_mean and image_std; images get CLIP's", path)
+        return None
+    if not fields.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    scale = 255.0 * fields.get("rescale_factor", 1 / 255)  # some encoders read values from 0 to 2
+    mean, std = ([value / scale for value in fields[name]] for name in ("image_mean", "image_std"))
+    return mean, std
 
 
 class VLEProcessor(PairProcessor):
@@ -24,14 +49,16 @@ class VLEProcessor(PairProcessor):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The processor of a model that takes square images of `image_size` pixels a side."""
-        return cls(
-            CLIPImageProcessor(
-                size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-            ),
-            tokenizer,
-        )
+    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None = None) -> Self:
+        """The processor of a model that takes square images of `image_size` pixels a side.
+
+        `vision` is the folder or hub name of its image tower, whose colour statistics are taken; CLIP's by default.
+        """
+        options: dict[str, Any] = {}
+        if vision is not None and (statistics := colour_statistics(vision)) is not None:
+            options = {"image_mean": statistics[0], "image_std": statistics[1]}
+        size = {"height": image_size, "width": image_size}
+        return cls(CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=size, **options), tokenizer)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -1,21 +1,28 @@
-"""The text tower: transformers' DeBERTa-v2 with its attention computed by SDPA (arXiv 2006.03654, 2111.09543).
+"""The text tower: any text encoder of transformers, and its head for masked words.
 
-DeBERTa adds to the score of query i and key j what each thinks of their distance: `q_i . K_r(i - j)` and
-`k_j . Q_r(i - j)`. Both are terms of the score, so they can be given to SDPA as an additive mask.
+DeBERTa-v2 and v3 (arXiv 2006.03654, 2111.09543), which VLE was published with, have no fused attention in
+transformers; here they have. DeBERTa adds to the score of query i and key j what each thinks of their distance:
+`q_i . K_r(i - j)` and `k_j . Q_r(i - j)`. Both are terms of the score, so SDPA takes them as an additive mask.
 
 B batch, T tokens, H heads, d width of a head, D width, R rows of the table of relative positions.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
-from transformers import DebertaV2Config, DebertaV2Model
+from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2Model, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    DebertaV2Encoder,
     DebertaV2Layer,
     DisentangledSelfAttention,
+    LegacyDebertaV2OnlyMLMHead,
     make_log_bucket_position,
 )
 
 from evle.models.attention import attend
+from evle.models.vle.vision import build_tower
 
 
 def shift(scores: Tensor, length: int) -> Tensor:
@@ -104,6 +111,17 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
         return bias
 
 
+class OffloadableEncoder(DebertaV2Encoder):
+    """The stock encoder, which reads its table of relative positions by calling it, so that offloading can fetch it."""
+
+    def get_rel_embedding(self) -> Tensor | None:
+        if not self.relative_attention:
+            return None
+        table = self.rel_embeddings
+        rows = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        return self.LayerNorm(rows) if "layer_norm" in self.norm_rel_ebd else rows
+
+
 class VLETextTower(DebertaV2Model):
     """transformers' DeBERTa-v2 with `FusedDisentangledSelfAttention` in every layer; the same parameters by name."""
 
@@ -111,7 +129,57 @@ class VLETextTower(DebertaV2Model):
 
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
+        self.encoder.__class__ = OffloadableEncoder
         for layer in self.encoder.layer:
             assert isinstance(layer, DebertaV2Layer)
             layer.attention.self = FusedDisentangledSelfAttention(config)
         self.post_init()
+
+
+def text_tower(config: Any) -> PreTrainedModel:
+    """The encoder that a configuration describes, with random weights."""
+    return VLETextTower(config) if isinstance(config, DebertaV2Config) else build_tower(config)
+
+
+class WordPredictions(nn.Module):
+    """States (..., D) to logits (..., V), as BERT does it: dense, activation, LayerNorm, and the word embeddings."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        width = getattr(config, "embedding_size", config.hidden_size)
+        activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", "gelu")
+        eps: float = config.norm_eps if hasattr(config, "norm_eps") else config.layer_norm_eps
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACT2FN[activation]
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.decoder = nn.Linear(width, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.decoder(self.LayerNorm(self.activation(self.dense(states))))
+
+
+class WordHead(nn.Module):
+    """`WordPredictions` under the name that DeBERTa's head gives them."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.predictions = WordPredictions(config)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.predictions(states)
+
+
+def word_head(config: Any) -> nn.Module:
+    """The head for masked words on states of a text tower's width."""
+    return LegacyDebertaV2OnlyMLMHead(config) if isinstance(config, DebertaV2Config) else WordHead(config)
+
+
+def word_head_ties(tower: PreTrainedModel) -> dict[str, str]:
+    """What a `word_head` shares: its decoder is the tower's word embedding, and its bias has two names."""
+    words = tower.get_input_embeddings()
+    name = next(name for name, module in tower.named_modules() if module is words)
+    return {
+        "mlm_score.1.predictions.decoder.weight": f"vle.text_model.{name}.weight",
+        "mlm_score.1.predictions.decoder.bias": "mlm_score.1.predictions.bias",
+    }

@@ -1,76 +1,161 @@
-"""The trained models that a new VLE starts from: any CLIP, any DeBERTa-v2 or v3, as transformers saves them."""
+"""What VLE needs to know of a tower's configuration: whether it is an encoder, its width and its grid.
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+VLE reads images and texts by any encoder of transformers. Families differ in how their configurations name sizes; those
+differences are here, so that the models see one width, one image size and one number of pixels per patch.
+"""
+
+import json
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPVisionModel, DebertaV2Model, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
-from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.errors import ConfigError, nearest
+
+DEFAULT_IMAGE_SIZE = 224
+POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet"}
+"""Text encoders that count positions from `pad_token_id + 1`, so that their table has rows that no token uses."""
 
 
-def read_clip(path: str | Path, num_layers: int | None = None) -> CLIPVisionModel:
-    """CLIP's vision Transformer with its first `num_layers` layers (all by default), from a CLIP or its vision model.
+class VisionShape(NamedTuple):
+    """The image states of a tower: their width, and how many pixels a side each of them covers."""
 
-    Raises:
-        CheckpointError: the directory holds no such model, or not all of its weights.
-        ConfigError: it has fewer layers.
+    width: int
+    patch_size: int
+
+
+def refuse_no_encoder(name: str, config: PreTrainedConfig) -> None:
+    """Raise ConfigError unless `config`, the field `name` of a VLE, is one of an encoder of the right modality."""
+    family = config.model_type
+    if name == "vision_config":
+        is_encoder = family in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or family.endswith("_vision_model")
+        is_encoder = (is_encoder or family.startswith("dinov3")) and family in MODEL_MAPPING_NAMES
+        is_encoder = is_encoder and not hasattr(config, "text_config")
+        wanted = "an image encoder such as CLIP, SigLIP, DINOv2, ViT, Swin or a timm model"
+    else:
+        is_encoder = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+        is_encoder = is_encoder and not getattr(config, "is_decoder", False)
+        wanted = "a text encoder such as DeBERTa-v3, BERT, RoBERTa, MPNet, ELECTRA or ModernBERT"
+    if not is_encoder:
+        raise ConfigError(f"{name} is of model_type {family!r}, which is not {wanted}; name one of these")
+
+
+def refuse_unknown_family(name: str, fields: Any) -> None:
+    """Raise ConfigError for a tower whose `model_type` transformers does not know."""
+    family = fields.get("model_type") if isinstance(fields, dict) else None
+    if family is not None and family not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(f"{name} has the unknown model_type {family!r}; {nearest(family, CONFIG_MAPPING_NAMES)}")
+
+
+def vision_shape(config: Any) -> VisionShape:
+    """The shape of an image tower's states.
+
+    Towers of several stages (Swin, ConvNeXt, ResNet) start with patches and halve the grid between stages.
     """
-    model: CLIPVisionModel = _read(path, CLIPVisionModel, ("clip", "clip_vision_model"), "a CLIP")
-    layers = model.encoder.layers
-    if num_layers is not None:
-        if not 1 <= num_layers <= len(layers):
-            raise ConfigError(f"vision_layers={num_layers}: the CLIP in {path} has {len(layers)} layers")
-        del layers[num_layers:]
-        model.config.num_hidden_layers = num_layers
-    return model
-
-
-def read_deberta(path: str | Path) -> DebertaV2Model:
-    """DeBERTa-v2 or v3 without its head. Raises `CheckpointError` as `read_clip`."""
-    return _read(path, DebertaV2Model, ("deberta-v2",), "a DeBERTa-v2 or v3")
-
-
-def refuse_unfit(tower: PreTrainedModel, fields: Mapping[str, Any], where: str = "") -> None:
-    """Raise ConfigError for `fields` of a configuration with which the trained `tower` would have other weights.
-
-    `where` is put before their names.
-    """
-    has = {name: tensor.shape for name, tensor in tower.state_dict().items()}
-    unfit = []
-    for name, value in fields.items():
-        try:
-            with torch.device("meta"):
-                changed = type(tower)(type(tower.config)(**{**tower.config.to_dict(), name: value}))
-            fits = {name: tensor.shape for name, tensor in changed.state_dict().items()} == has
-        except (ValueError, StrictDataclassError):  # it does not even go with the tower's other fields
-            fits = False
-        if not fits:
-            unfit.append(f"{where}{name}={value!r} (they have {getattr(tower.config, name)!r})")
-    if unfit:
+    if config.model_type == "timm_wrapper":
+        return _timm_facts(config.architecture, json.dumps(config.model_args or {}, sort_keys=True)).shape
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    patch_size = getattr(config, "patch_size", None) or (4 if hasattr(config, "depths") else None)
+    if width is None or patch_size is None:
         raise ConfigError(
-            f"the trained weights of {type(tower).__name__} do not fit {', '.join(unfit)}; leave that out, or build a "
-            "model with random weights from a VLEConfig"
+            f"vision_config: a configuration of model_type {config.model_type!r} does not name the width of its states "
+            "or its patch size; take the model through timm (model_type timm_wrapper)"
         )
+    if isinstance(patch_size, list | tuple):
+        patch_size = patch_size[-1]
+    if hasattr(config, "depths"):
+        patch_size *= 2 ** (len(config.depths) - 1)
+    return VisionShape(int(width), int(patch_size))
 
 
-def _read(path: str | Path, model_class: type[PreTrainedModel], families: tuple[str, ...], wanted: str) -> Any:
+def read_image_size(config: Any) -> int:
+    """The pixels a side of the images that a tower is configured for."""
+    size = getattr(config, "image_size", None)
+    if size is None and config.model_type == "timm_wrapper":
+        size = (config.model_args or {}).get("img_size") or (getattr(config, "pretrained_cfg", None) or {}).get(
+            "input_size"
+        )
+    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 names patches alone
+        size = math.isqrt(config.num_patches) * config.patch_size
+    if isinstance(size, list | tuple):
+        size = size[-1]
+    return DEFAULT_IMAGE_SIZE if size is None else size
+
+
+def write_image_size(config: Any, image_size: int) -> None:
+    """Configure a tower for images of `image_size` pixels a side."""
+    config.image_size = image_size
+    if hasattr(config, "num_patches") and isinstance(image_size, int):
+        config.num_patches = (image_size // config.patch_size) ** 2
+    if config.model_type == "timm_wrapper" and takes_one_size(config):
+        config.model_args = {**(config.model_args or {}), "img_size": image_size}
+
+
+def takes_one_size(config: Any) -> bool:
+    """Whether a tower computes images of its configured size alone: the Transformers of timm, unless they are told
+    otherwise."""
+    if config.model_type != "timm_wrapper":
+        return False
+    arguments = {name: value for name, value in (config.model_args or {}).items() if name != "img_size"}
+    facts = _timm_facts(config.architecture, json.dumps(arguments, sort_keys=True))
+    return facts.is_sized and not arguments.get("dynamic_img_size", False)
+
+
+def longest_text(config: Any) -> int:
+    """The most tokens that a text tower has positions for."""
+    return int(config.max_position_embeddings - _unused_positions(config))
+
+
+def write_longest_text(config: Any, length: int) -> None:
+    """Configure a text tower for `length` tokens."""
+    config.max_position_embeddings = length + _unused_positions(config)
+
+
+def _unused_positions(config: Any) -> int:
+    if config.model_type == "mpnet":
+        return 2  # its embeddings have the padding index 1, whatever the configuration names
+    return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
+class _TimmFacts(NamedTuple):
+    shape: VisionShape
+    is_sized: bool
+    """Whether the model is built for one image size."""
+
+
+@lru_cache(maxsize=64)
+def _timm_facts(architecture: str, model_args: str) -> _TimmFacts:
+    """What only a timm model itself knows; it is built without memory. Raises ConfigError when it cannot be."""
     try:
-        family = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-        if family not in families:
-            raise CheckpointError(f"{path}: is of model_type {family!r}; give {wanted} as transformers saves it")
-        loaded: Any = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: holds no model ({in_one_line(error)}); give {wanted}") from None
-    except Exception as error:  # from_pretrained raises a dozen kinds on damaged files
-        raise CheckpointError(f"{path}: cannot be read ({in_one_line(error)}); fetch it again") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{path}: lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}; give {wanted} whole"
-        )
-    return model
+        import timm
+    except ImportError:
+        raise ConfigError("a tower of timm needs timm; install it with: pip install 'evle[timm]'") from None
+    arguments = json.loads(model_args)
+    if arguments.get("features_only"):
+        raise ConfigError("vision_config.model_args: features_only=true gives no last states; leave it out")
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(architecture, num_classes=0, **arguments)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        known = timm.list_models()
+        raise ConfigError(
+            f"timm cannot build {architecture!r} with {arguments or 'no arguments'} ({str(error).splitlines()[0]}); "
+            f"{nearest(architecture, known, 'timm.list_models()')}"
+        ) from None
+    patches = getattr(model, "patch_embed", None)
+    reductions = [each["reduction"] for each in getattr(model, "feature_info", ()) if "reduction" in each]
+    if reductions:
+        patch_size = reductions[-1]
+    elif patches is not None:
+        patch_size = patches.patch_size[-1]
+    else:
+        raise ConfigError(f"timm's {architecture!r} does not say how many pixels its states cover; choose another")
+    return _TimmFacts(VisionShape(int(model.num_features), patch_size), getattr(patches, "img_size", None) is not None)

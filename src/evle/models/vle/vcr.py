@@ -1,6 +1,6 @@
 """VCR's heads: which of the candidate answers, or rationales, is right?
 
-The release encodes the image anew for every candidate; here it is encoded once, for all candidates of all questions
+The release encodes the image again for every candidate; here it is encoded once, for all candidates of all questions
 about it, and text and fusion run over all candidates of a batch at once. Nothing is kept between calls, and labels are
 only needed for the loss.
 
@@ -8,43 +8,44 @@ B questions, N images, K candidates (4 in VCR), T text tokens, P patches without
 D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from evle import objectives
 from evle.errors import DataError
-from evle.models.contrast import total_loss
 from evle.models.vle.configuration import VLEConfig
-from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
-from evle.models.vle.heads import two_layer_classifier
-from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEOutput, VLEPreTrainedModel
+from evle.models.vle.fusion import EVERYTHING, Stream, key_mask
+from evle.models.vle.heads import VLEHead, two_layer_classifier
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEOutput, mean_states, returns_tuple_if_asked
 
 
-def box_tokens(patch_states: Tensor, box_patches: Tensor) -> Tensor:
-    """The mean of the patch states (B, P, D) that each object covers, `box_patches` (B, K, O, P) -> (B, K, O, D).
+class VLEForVCR(VLEHead):
+    """What both VCR models share; each has its own classifier, `candidate_logit`.
 
-    An object that covers no patch has the token 0.
+    Logits are (B, K); `labels` (B,) name the right candidate, and the loss is "choice". `config.vcr_token_types` and
+    `config.vcr_box_tokens` switch off the two ways in which a text points at objects.
     """
-    weights = box_patches.to(patch_states.dtype)
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.einsum("bkop,bpd->bkod", weights, patch_states)
 
+    objective = "choice"
 
-class VLEForVCR(VLEPreTrainedModel):
-    """What both VCR models do; the head is theirs."""
-
-    def __init__(self, config: VLEConfig):
-        super().__init__(config)
-        self.vle = VLEModel(config)
-
-    def score(self, pooled: Tensor) -> Tensor:
-        """Pooled states (B K, 2 D) -> one logit a candidate (B K, 1)."""
+    def candidate_logit(self, pooled: Tensor) -> Tensor:
+        """Pooled states (B, K, 2 D) -> one logit per candidate (B, K, 1)."""
         raise NotImplementedError
 
-    def forward(
+    def score(self, encoded: VLEOutput) -> Tensor:
+        pooled: Any = encoded.pooler_output
+        return self.candidate_logit(pooled).squeeze(-1)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return objectives.choices(logits, labels)
+
+    @returns_tuple_if_asked
+    def forward(  # type: ignore[override]
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
+        pixel_values: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor,
         box_patches: Tensor,
@@ -57,9 +58,9 @@ class VLEForVCR(VLEPreTrainedModel):
         """Score the candidates of each question.
 
         Args:
-            pixel_values: (N, C, H, W), by default one image a question, N = B.
             input_ids, attention_mask, token_type_ids: (B, K, T) the candidates' texts; type 0, on the tokens of a named
                 object that object's type, from 2 upwards.
+            pixel_values: (N, C, H, W), by default one image per question, N = B.
             box_patches: (B, K, O, P) bool, the patches that each named object's box covers.
             box_token_types: (B, K, O) the type of each object, the same as on its text tokens; 0 is a padding slot. An
                 object whose box covers no patch (it was cropped away) has nothing to show and gets no box token; the
@@ -70,8 +71,8 @@ class VLEForVCR(VLEPreTrainedModel):
             image_rows: (B,) int64, the image that each question is about, where several are about one.
 
         Returns:
-            `logits` (B, K), with `labels` the loss, named "choice"; the states, if asked for, are (B, K, 1 + P + O, D)
-            and (B, K, T, D).
+            `logits` (B, K), with `labels` the loss; the states, if asked for, are (B, K, 1 + P + O, D) and
+            (B, K, T, D).
 
         Raises:
             DataError: shapes that do not fit each other, or more types than `config.num_token_types`.
@@ -82,30 +83,34 @@ class VLEForVCR(VLEPreTrainedModel):
         num_candidates = input_ids.shape[1]
         image = self.vle.encode_image(pixel_values)  # (N, 1 + P, D)
         text = self.vle.encode_text(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
-        boxes = box_tokens(image[image_rows, 1:], box_patches).flatten(0, 1)  # (B K, O, D)
-        shown = ((box_token_types > 0) & box_patches.any(dim=-1)).flatten(0, 1)  # (B K, O)
-        image_mask = torch.cat([shown.new_ones(len(shown), image.shape[1]), shown], dim=1)
+        text_types = token_type_ids.flatten(0, 1) if self.config.vcr_token_types else None
         fused = self.vle.fuse(
+            self._image_stream(image, image_rows, box_patches, box_token_types),
             Stream(
-                self.vle.typed(image, IMAGE_TYPE),
-                key_mask(image_mask, image.dtype),
-                rows=image_rows.repeat_interleave(num_candidates),
-                own=self.vle.typed(boxes, IMAGE_TYPE, box_token_types.flatten(0, 1)),
-            ),
-            Stream(
-                self.vle.typed(text, TEXT_TYPE, token_type_ids.flatten(0, 1)),
+                self.vle.typed(text, TEXT_TYPE, text_types),
                 key_mask(attention_mask.flatten(0, 1), text.dtype),
             ),
-            EVERYTHING if output_hidden_states else Reads(pooled=True),
+            EVERYTHING if output_hidden_states else self.reads,
             output_attentions,
+            output_hidden_states,
         )
-        assert fused.pooler_output is not None
-        logits = self.score(fused.pooler_output).view(-1, num_candidates)
-        output = VLEOutput(logits=logits, attentions=fused.attentions, **fused.grouped(num_candidates))
-        if labels is not None:
-            output.losses = {"choice": objectives.choices(logits, labels)}
-            output.loss = total_loss(output.losses)
-        return output
+        return self.with_score(VLEOutput(attentions=fused.attentions, **fused.grouped(num_candidates)), labels)
+
+    def _image_stream(self, image: Tensor, image_rows: Tensor, box_patches: Tensor, box_token_types: Tensor) -> Stream:
+        """Image states (N, 1 + P, D) for each of B K candidates, followed by the box tokens of its objects."""
+        rows = image_rows.repeat_interleave(box_patches.shape[1])
+        if not self.config.vcr_box_tokens:
+            return Stream(self.vle.typed(image, IMAGE_TYPE), rows=rows)
+        boxes = mean_states(image[image_rows, 1:], box_patches).flatten(0, 1)  # (B K, O, D)
+        shown = ((box_token_types > 0) & box_patches.any(dim=-1)).flatten(0, 1)  # (B K, O)
+        mask = torch.cat([shown.new_ones(len(shown), image.shape[1]), shown], dim=1)
+        box_types = box_token_types.flatten(0, 1) if self.config.vcr_token_types else None
+        return Stream(
+            self.vle.typed(image, IMAGE_TYPE),
+            key_mask(mask, image.dtype),
+            rows=rows,
+            own=self.vle.typed(boxes, IMAGE_TYPE, box_types),
+        )
 
     def _check(
         self,
@@ -127,7 +132,7 @@ class VLEForVCR(VLEPreTrainedModel):
                 + ", ".join(str(tuple(tensor.shape)) for tensor in given)
             )
         highest = max((int(types.max()) for types in (box_token_types, token_type_ids) if types.numel()), default=0)
-        if highest >= self.config.num_token_types:
+        if self.config.vcr_token_types and highest >= self.config.num_token_types:
             raise DataError(
                 f"a text names objects up to token type {highest}, the model has {self.config.num_token_types} types; "
                 f"load it with num_token_types={highest + 1} or more"
@@ -142,7 +147,7 @@ class VLEForVCRQ2A(VLEForVCR):
         self.vcr_q2a_logit = two_layer_classifier(2 * config.hidden_size, 1)
         self.post_init()
 
-    def score(self, pooled: Tensor) -> Tensor:
+    def candidate_logit(self, pooled: Tensor) -> Tensor:
         return self.vcr_q2a_logit(pooled)
 
 
@@ -154,5 +159,5 @@ class VLEForVCRQA2R(VLEForVCR):
         self.vcr_qa2r_logit = two_layer_classifier(2 * config.hidden_size, 1)
         self.post_init()
 
-    def score(self, pooled: Tensor) -> Tensor:
+    def candidate_logit(self, pooled: Tensor) -> Tensor:
         return self.vcr_qa2r_logit(pooled)
