@@ -228,7 +228,13 @@ class VLEConfig(PreTrainedConfig):
             ("text_config.", self.text_config, TEXT_FIELDS),
             ("vision_config.", self.vision_config, VISION_FIELDS),
         )
-        problems: list[str] = [line for where, tower, fields in towers for line in field_problems(tower, fields, where)]
+        # Other families check their own fields, which may be lists (one number per stage).
+        problems: list[str] = [
+            line
+            for where, tower, fields in towers
+            if tower.model_type in FAMILIES.values()
+            for line in field_problems(tower, fields, where)
+        ]
         problems = [*field_problems(self, FIELDS), *problems] or list(self._problems())
         if problems:
             raise ConfigError("this VLE model cannot be built: " + "; ".join(problems))
