@@ -51,7 +51,7 @@ def caption_samples() -> list[CaptionSample]:
             colour,
             plain_image(colour),
             (f"{colour} {thing}",),
-            boxes=(Box(10 * (place % 2), 10 * (place // 2 % 2), 10, 10, label=thing, phrase=f"{colour} {thing}"),),
+            boxes=(Box(10 * (place % 2), 10 * (place // 2 % 2), 10, 10, label=thing, phrase=thing),),
             tags=(thing, "plain"),
             match_id=thing,
         )

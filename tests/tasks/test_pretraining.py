@@ -1,6 +1,7 @@
 """What pre-training makes of a sample: only what the objectives need, and boxes that stay on their things."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,6 +88,34 @@ def test_a_phrase_takes_no_part_in_matching_as_other_images_may_show_the_same(tm
         assert ((ids != IGNORED) == matched).all()
 
 
+@pytest.mark.parametrize("objectives", [("itm",), ("itc",)])
+def test_a_caption_that_is_a_boxs_phrase_takes_no_part_in_matching_and_contrast(objectives, tmp_path):
+    """As Visual Genome's regions are read in pairs, also without PBC and the option phrases."""
+    family = "vle" if objectives == ("itm",) else "eve"
+    region = replace(scene(), captions=("The red ball.",), boxes=(replace(scene().boxes[0], phrase="the red ball"),))
+    task = task_of(tmp_path, [region, scene()], family, objectives=objectives)
+    assert features(task, region, train=True)["match"] is None
+    assert features(task, region)["match"] is None
+    assert features(task, scene(), train=True)["match"] == "scene"
+
+
+@pytest.mark.parametrize(("family", "objective"), [("vle", "itm"), ("vle", "itc"), ("eve", "itm"), ("eve", "itc")])
+def test_a_batch_of_phrases_alone_has_finite_losses(family, objective, tmp_path):
+    region = replace(scene(), captions=("red ball",))
+    changes = {"model": {"overrides": {"objectives": ["mlm", objective]}}}
+    ready = prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": [region] * 8})
+    batch = ready.task.collate([features(ready.task, region, train=True, seed=seed) for seed in range(3)])
+    loss = ready.loaded.model(**batch).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_all_boxes_of_the_phrase_are_related(tmp_path):
+    boxes = (Box(8, 0, 8, 8, phrase="a wall"), Box(16, 8, 8, 8, phrase="A wall"), Box(8, 8, 8, 8, phrase="a dog"))
+    sample = replace(scene(), captions=("a wall",), boxes=boxes)
+    assert features(task_of(tmp_path, [sample], objectives=("pbc",)), sample)["pbc_labels"].tolist() == [1, 0, 0, 1]
+
+
 def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_path):
     """It names the ball by its phrase; the cube it may mean too, in other words."""
     task = task_of(tmp_path, [scene()])
@@ -94,7 +123,7 @@ def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_
 
 
 def test_boxes_are_mirrored_with_their_image(tmp_path):
-    changes = {"image": {"flip": 1.0, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]}}
+    changes = {"image": {"flip": 1.0, "scale": [1.0, 1.0], "framing": "centre"}}
     task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": [scene()]}).task
     found = features(task, scene(), train=True)
     assert found["pbc_labels"].tolist() == [0, 1, IGNORED, 0]

@@ -1,4 +1,4 @@
-"""What pre-training and retrieval share: which words of a caption sample are shown, and which samples say the same."""
+"""What pre-training and retrieval share: the text that a caption sample is shown with, and which samples match."""
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 from evle.data.samples import CaptionSample
 from evle.errors import SampleError
 from evle.tasks.task import TaskConfig
+from evle.transforms.text import clean_caption
 
 
 class CaptionConfig(TaskConfig):
@@ -14,33 +15,35 @@ class CaptionConfig(TaskConfig):
     tags: float = Field(default=0.0, ge=0, le=1)
     """Share of training texts to which some of the sample's tags are added, in random order."""
     tags_only: float = Field(default=0.0, ge=0, le=1)
-    """Share of training texts that are made of tags alone."""
+    """Share of training texts that consist of tags alone."""
     max_tags: int = Field(default=5, ge=1)
-    """Tags in one text at most."""
+    """Most tags in one text."""
     templates: tuple[str, ...] = ()
-    """Phrases around a caption or a single tag, `{}` in its place, such as "an image of {}": names alone teach no
-    phrase that a user would search for."""
+    """Phrases around a caption or a single tag, which replaces `{}`, such as "an image of {}": names alone do not teach
+    the phrases that users search for."""
     templated: float = Field(default=0.0, ge=0, le=1)
-    """Share of training texts that are put into one of the templates, if they are a caption or a single tag."""
+    """Share of the texts of one caption or one tag that are put into a template."""
 
     @field_validator("templates")
     @classmethod
-    def _have_one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _have_one_gap(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             if template.count("{}") != 1:
-                raise ValueError(f'"{template}" must hold {{}} once, where the text goes')
+                raise ValueError(f'"{template}" must contain {{}} once, where the text goes')
         return templates
 
     @model_validator(mode="after")
-    def _templates_are_there(self) -> "CaptionConfig":
+    def _has_templates(self) -> "CaptionConfig":
         if self.templated and not self.templates:
             raise ValueError(f'templated={self.templated} needs templates, such as ["an image of {{}}"]')
         return self
 
 
 def training_text(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generator) -> str:
-    """One text for one view of `sample`: a caption at random, perhaps with tags, or tags alone, perhaps in a template.
-    Raises SampleError without any."""
+    """One text for one view of `sample`: a random caption, perhaps with tags, or tags alone, perhaps in a template.
+
+    Raises SampleError if there is neither a caption nor a tag.
+    """
     words = _words(sample, options, rng)
     if len(words) == 1 and options.templated and rng.random() < options.templated:
         return options.templates[rng.integers(len(options.templates))].replace("{}", words[0])
@@ -48,7 +51,7 @@ def training_text(sample: CaptionSample, options: CaptionConfig, rng: np.random.
 
 
 def _words(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generator) -> list[str]:
-    """The caption and the tags that one text is made of."""
+    """The caption and the tags of one text."""
     draw = rng.random()
     with_tags = bool(sample.tags) and draw < options.tags + options.tags_only
     if not sample.captions and not sample.tags:
@@ -61,7 +64,7 @@ def _words(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generat
 
 
 def first_text(sample: CaptionSample) -> str:
-    """The text that stands for `sample` where nothing is random: its best caption. Raises SampleError without any."""
+    """The text of `sample` where nothing is random: its first caption. Raises SampleError if there is none."""
     if not sample.captions:
         raise SampleError(f"{sample.key}: no caption; give it one or remove its row")
     return sample.captions[0]
@@ -70,3 +73,12 @@ def first_text(sample: CaptionSample) -> str:
 def match_name(sample: CaptionSample) -> str:
     """The name that samples of the same thing share."""
     return sample.match_id or sample.key
+
+
+def match_of(sample: CaptionSample, text: str) -> str | None:
+    """The name that pairs of an image and a text of the same thing share; None if `text` is the phrase of one of the
+    image's boxes. A phrase describes a part, which other images may show as well: contrast and matching must not take
+    it for a caption of this image alone.
+    """
+    phrases = {clean_caption(box.phrase, None) for box in sample.boxes if box.phrase}
+    return None if phrases and clean_caption(text, None) in phrases else match_name(sample)

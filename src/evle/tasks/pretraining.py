@@ -23,7 +23,7 @@ from evle.metrics import average_precision
 from evle.models.eve import EVEConfig, EVEForPreTraining
 from evle.models.eve.targets import ImageTeacher
 from evle.models.vle import VLEForPreTraining
-from evle.tasks.captions import CaptionConfig, first_text, match_name, training_text
+from evle.tasks.captions import CaptionConfig, first_text, match_of, training_text
 from evle.tasks.predict import predict_all
 from evle.tasks.pretraining_images import pretraining_galleries
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
@@ -127,11 +127,11 @@ class PreTrainingTask(Task):
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
         wanted = self.objectives
-        text, is_phrase = self._text(sample, rng, train)
+        text = self._text(sample, rng, train)
         tokens, word_starts = self.tokens(self.clean(text)), None
         if "mlm" in wanted and self.options.whole_words:
             tokens, word_starts = encode_words(self.processor.tokenizer, self.clean(text), self.options.text.max_length)
-        found: Features = {"tokens": tokens, "match": None if is_phrase else match_name(sample)}
+        found: Features = {"tokens": tokens, "match": match_of(sample, text)}
         if "mlm" in wanted:
             found["masked_tokens"], found["labels"] = self._masked(tokens, word_starts, rng)
         boxes = sample.boxes if wanted & {"mpc", "pbc"} else ()
@@ -184,13 +184,13 @@ class PreTrainingTask(Task):
             skipped=predicted.skipped,
         )
 
-    def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> tuple[str, bool]:
-        """A caption, or the phrase of a box at random, and whether it is a phrase."""
+    def _text(self, sample: CaptionSample, rng: np.random.Generator, train: bool) -> str:
+        """A caption, or at random the phrase of a box."""
         if "pbc" in self.objectives and self.options.phrases:
             phrases = [box.phrase for box in sample.boxes if box.phrase]
             if phrases and rng.random() < self.options.phrases:
-                return phrases[int(rng.integers(len(phrases)))], True
-        return training_text(sample, self.options, rng) if train else first_text(sample), False
+                return phrases[int(rng.integers(len(phrases)))]
+        return training_text(sample, self.options, rng) if train else first_text(sample)
 
     def _masked(
         self, tokens: list[int], word_starts: list[bool] | None, rng: np.random.Generator

@@ -22,7 +22,7 @@ from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_sco
 from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
-from evle.tasks.captions import CaptionConfig, match_name, training_text
+from evle.tasks.captions import CaptionConfig, match_name, match_of, training_text
 from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids
@@ -95,7 +95,7 @@ class RetrievalTask(Task):
         return {
             "image": self.read_image(sample.image, rng, train, text),
             "tokens": self.tokens(self.clean(text)),
-            "match": match_name(sample),
+            "match": match_of(sample, text),
         }
 
     def collate(self, features: list[Features]) -> Batch:
