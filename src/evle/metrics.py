@@ -51,11 +51,11 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOC
         indices = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
         for columns in _blocks(len(gallery), num_columns):
             block = query @ gallery[columns].float().T
-            block_scores, block_indices = _stable_top_k(block, k)
+            block_scores, block_indices = stable_top_k(block, k)
             # Earlier indices are lower than this block's, so a stable selection keeps ties in the order of the gallery.
             scores = torch.cat([scores, block_scores], dim=1)
             indices = torch.cat([indices, block_indices + columns.start], dim=1)
-            scores, chosen = _stable_top_k(scores, k)
+            scores, chosen = stable_top_k(scores, k)
             indices = indices.gather(1, chosen)
         all_scores.append(scores)
         all_indices.append(indices)
@@ -64,7 +64,7 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, *, block_entries: int = BLOC
     return torch.cat(all_scores), torch.cat(all_indices)
 
 
-def _stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk with ties broken by index; torch.topk does not define the order of ties."""
     k = min(k, scores.shape[1])
     values, indices = scores.topk(k, dim=1)

@@ -1,10 +1,14 @@
 """The image index: exact, resumable, growing, and clear about what it cannot do."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -12,8 +16,18 @@ from PIL import Image
 from pyarrow import parquet
 
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
+from evle.metrics import top_k
 from evle.pipelines import EmbedPipeline
-from evle.search import Change, ImageIndex, build_index, store, write_contact_sheet
+from evle.search import (
+    Change,
+    Filter,
+    ImageIndex,
+    build_index,
+    find_duplicates,
+    nearest,
+    store,
+    write_contact_sheet,
+)
 from evle.search import index as indexing
 from retrieval_models import save_retrieval_model
 
@@ -31,7 +45,7 @@ def embed(model):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(store, "SHARD_ROWS", 4)
-    monkeypatch.setattr(indexing, "SHARD_ROWS", 4)
+    monkeypatch.setattr(indexing, "FLUSH_ROWS", 4)
 
 
 def draw(path, number: int) -> None:
@@ -67,7 +81,7 @@ def test_search_is_exact_over_shards(index, embed, photos):
     assert keys(found[0]) == keys(index.query("a red ball", k=3))
 
 
-def test_a_image_finds_itself_first(index, photos):
+def test_an_image_finds_itself_first(index, photos):
     for key in index.keys:
         hit = index.query(image=photos / key, k=1)[0]
         assert (hit.key, hit.path) == (key, photos / key)
@@ -103,7 +117,7 @@ def test_reranking_orders_the_first_by_match_and_leaves_the_rest(index):
     assert len(index.query("a red ball", k=2, rerank=4)) == 2
 
 
-def test_a_image_that_went_away_ranks_behind_those_that_could_be_judged(index):
+def test_an_image_that_went_away_ranks_behind_those_that_could_be_judged(index):
     first = index.query("a red ball", k=4)
     first[0].path.unlink()
     hits = index.query("a red ball", k=4, rerank=4)
@@ -183,19 +197,25 @@ def test_a_full_disk_is_one_line_and_the_index_stays_whole(index, photos, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store, "write_whole", full)
-    with pytest.raises(DataError, match=r"\(No space left on device\); what was saved before is whole"):
+    with pytest.raises(DataError, match=r"\(No space left on device\); what was saved before is intact"):
         index.add(photos, progress=False)
     monkeypatch.undo()
     assert len(ImageIndex.load(index.path)) == 10
     assert index.add(photos, progress=False).num_added == 1
 
 
-def test_no_file_of_an_earlier_state_is_left_over(index, photos):
+def committed(index):
+    return {shard["name"] for shard in json.loads((index.path / "index.json").read_text())["shards"]}
+
+
+def test_only_the_files_of_the_state_before_are_left_for_its_readers(index, photos):
+    before = committed(index)
     (photos / "0.png").unlink()
     index.add(photos, progress=False)
-    names = {shard["name"] for shard in json.loads((index.path / "index.json").read_text())["shards"]}
-    assert {file.stem for file in (index.path / "shards").iterdir()} == names
-    assert len(list((index.path / "shards").iterdir())) == 2 * len(names)
+    now = committed(index)
+    assert {file.stem for file in (index.path / "shards").iterdir()} == before | now
+    index.remove("2.png")
+    assert {file.stem for file in (index.path / "shards").iterdir()} == now | committed(index)
 
 
 def test_an_index_moves_with_its_images(index, photos, model, tmp_path):
@@ -290,7 +310,7 @@ def test_what_is_no_index_or_has_no_images_is_refused(index, photos, embed, tmp_
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="no such folder"):
         ImageIndex.build(embed, tmp_path / "nowhere", tmp_path / "new", progress=False)
-    with pytest.raises(DataError, match="is no index"):
+    with pytest.raises(DataError, match="is not an index"):
         ImageIndex.load(tmp_path)
     with pytest.raises(DataError, match="exists and is no index"):
         ImageIndex.build(embed, photos, photos, progress=False)
@@ -302,7 +322,7 @@ def test_what_is_no_index_or_has_no_images_is_refused(index, photos, embed, tmp_
 
 
 def test_a_folder_inside_of_the_indexed_one_is_added_to_the_rest(index, photos, embed):
-    draw(photos / "sub" / "new.png", 3)
+    draw(photos / "sub" / "new.png", 33)
     draw(photos / "left.png", 4)
     again = ImageIndex.build(embed, photos / "sub", index.path, progress=False)
     assert (again.change.num_added, again.change.num_kept, again.change.vanished) == (1, 10, [])
@@ -317,29 +337,284 @@ def test_only_unreadable_images_is_an_error_and_an_empty_index_says_so(embed, tm
         ImageIndex.load(tmp_path / "index", model=embed).query("red")
 
 
-@pytest.mark.parametrize("damage", ["{", '{"format": 1}', "[]"])
+@pytest.mark.parametrize("damage", ["{", '{"format": 1}', "[]", "[" * 100_000, '{"format": 2, "shards": 7}'])
 def test_a_damaged_index_is_one_line(index, damage):
     (index.path / "index.json").write_text(damage)
-    with pytest.raises(DataError, match=r"index\.json|damaged index"):
+    with pytest.raises(DataError, match=r"index\.json"):
         ImageIndex.load(index.path)
 
 
-def test_a_damaged_or_missing_shard_is_one_line(index):
-    shard = min((index.path / "shards").glob("*.safetensors"))
-    shard.write_bytes(b"torn")
-    with pytest.raises(DataError, match="damaged shard"):
-        index.query("red")
-    shard.with_suffix(".jsonl").write_text("")
-    with pytest.raises(DataError, match=r"0 images, but index\.json says 4"):
-        ImageIndex.load(index.path)
+def shard_files(index, ending):
+    names = [shard["name"] for shard in json.loads((index.path / "index.json").read_text())["shards"]]
+    return [index.path / "shards" / f"{name}.{ending}" for name in names]
 
 
-def test_the_contact_sheet_shows_hits_and_names_lost_images(index, photos, tmp_path):
-    hits = index.query("<red>", k=3, rerank=2)
+@pytest.mark.parametrize("ending", ["npy", "arrow"])
+@pytest.mark.parametrize("where", [0.3, 0.99])
+def test_a_flipped_bit_in_a_shard_is_found_and_named(index, ending, where):
+    file = shard_files(index, ending)[1]
+    data = bytearray(file.read_bytes())
+    data[int(where * len(data))] ^= 0x20
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=f"{file.name}: damaged shard .*checksum"):
+        ImageIndex.load(index.path, model=index.embed).query("red")
+
+
+def rewrite(index, number, array=None, table=None):
+    """Files of a shard replaced with their checksums, as a program with a fault would."""
+    header = json.loads((index.path / "index.json").read_text())
+    shard = header["shards"][number]
+    for ending, name in (("npy", "vectors"), ("arrow", "entries")):
+        file = index.path / "shards" / f"{shard['name']}.{ending}"
+        if ending == "npy" and array is not None:
+            np.save(file, array)
+        if ending == "arrow" and table is not None:
+            with pa.ipc.new_file(str(file), table.schema) as writer:
+                writer.write_table(table)
+        shard[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (index.path / "index.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda array: array[:2], r"\(2, 32\), not float32 \(4, 32\)"),
+        (lambda array: array[:, :8], r"\(4, 8\), not float32 \(4, 32\)"),
+        (lambda array: array.astype(np.float64), "float64"),
+        (lambda array: array * np.nan, "not finite"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_named(index, change, message):
+    rewrite(index, 0, array=change(np.load(shard_files(index, "npy")[0])))
+    with pytest.raises(DataError, match=message):
+        ImageIndex.load(index.path, model=index.embed).query("red")
+
+
+def test_a_list_of_fewer_images_than_vectors_is_named(index):
+    with pa.ipc.open_file(str(shard_files(index, "arrow")[0])) as file:
+        table = file.read_all()
+    rewrite(index, 0, table=table.slice(0, 3))
+    with pytest.raises(DataError, match="lists 3 images, but there are 4 vectors"):
+        ImageIndex.load(index.path, model=index.embed).query("red")
+
+
+def test_a_missing_shard_is_named(index):
+    shard_files(index, "npy")[0].unlink()
+    with pytest.raises(DataError, match=r"damaged shard .it is missing"):
+        ImageIndex.load(index.path, model=index.embed).query("red")
+
+
+def test_a_model_that_gives_nan_is_refused(embed, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(EmbedPipeline, "_embed", lambda self, pixels: torch.full((len(pixels), 32), torch.nan))
+    with pytest.raises(DataError, match=r"0\.png: the model gives it a vector that is not finite"):
+        ImageIndex.build(embed, photos, tmp_path / "new", progress=False)
+
+
+# --- equal scores, and exactness
+
+
+def store_of(folder, vectors, dtype) -> store.Store:
+    facts = store.Facts(store.Place.of(folder, folder), None, "", vectors.shape[1], dtype)
+    return store.Store(folder, facts).append(vectors, [store.Entry(str(n), 1, 1) for n in range(len(vectors))])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_equal_scores_stand_in_the_order_of_the_index_for_every_k(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(0)
+    two = torch.nn.functional.normalize(torch.randn(2, 37, generator=generator), dim=1)
+    kinds = torch.randint(2, (41,), generator=generator)
+    held = store_of(tmp_path, two[kinds], dtype)
+    for query in torch.randn(5, 1, 37, generator=generator):
+        first = int((two @ query[0]).argmax())
+        expected = [*(kinds == first).nonzero().flatten().tolist(), *(kinds != first).nonzero().flatten().tolist()]
+        for k in range(1, 42):
+            assert nearest.nearest_rows(held, query, k)[1][0].tolist() == expected[:k]
+
+
+def test_half_precision_is_searched_exactly(tmp_path):
+    vectors = torch.nn.functional.normalize(torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    held = store_of(tmp_path, vectors[:500], "float16")
+    queries = torch.nn.functional.normalize(torch.randn(5, 64, generator=torch.Generator().manual_seed(1)), dim=1)
+    scores, rows = nearest.nearest_rows(held, queries, 20)
+    expected = top_k(queries, vectors[:500].half().float(), 20)
+    assert torch.equal(rows, expected[1])
+    torch.testing.assert_close(scores, expected[0])
+
+
+def test_the_approximate_index_is_built_for_many_images_and_reports_its_recall(index, embed, photos, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(nearest, "APPROXIMATE_FROM", 11)
+    expected = keys(index.query("a red ball", k=3))
+    for number in range(20, 60):
+        draw(photos / f"{number}.png", number)
+    change = index.add(photos, progress=False)
+    assert change.recall == 1.0  # every row is a candidate here
+    assert "approximate search finds 100.0%" in str(change)
+    loaded = ImageIndex.load(index.path, model=embed)
+    assert keys(loaded.query("a red ball", k=9)) == keys(loaded.query("a red ball", k=9, exact=True))
+    monkeypatch.setattr(nearest, "APPROXIMATE_FROM", 10_000)
+    index.remove("[2-5]?.png")
+    assert keys(index.query("a red ball", k=3)) == expected  # that of the state before is not used
+
+
+# --- several processes
+
+
+CODE = """
+import sys
+from evle.search import build_index, index, store
+store.SHARD_ROWS = index.FLUSH_ROWS = 2
+print(build_index(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, batch_size=2, num_workers=0).change)
+"""
+
+
+def test_two_processes_that_add_to_one_index_lose_nothing_and_readers_read_on(photos, model, embed, tmp_path):
+    for number in range(100, 124):
+        draw(photos / ("a" if number % 2 else "b") / f"{number}.png", number)
+    index = ImageIndex.build(embed, photos / "sub" / "..", tmp_path / "index", dtype="float32", progress=False)
+    index.remove("a", "b")
+    command = [sys.executable, "-c", CODE, str(model)]
+    processes = [
+        subprocess.Popen([*command, str(photos / part), str(index.path)], stdout=subprocess.PIPE, text=True)
+        for part in ("a", "b")
+    ]
+    while any(process.poll() is None for process in processes):
+        hits = index.query(image=photos / "0.png", k=2)
+        assert hits[0].key == "0.png"
+    assert [process.returncode for process in processes] == [0, 0]
+    loaded = ImageIndex.load(index.path, model=embed)
+    assert len(loaded) == len(set(loaded.keys)) == 34
+    for key in loaded.keys:
+        assert loaded.query(image=photos / key, k=1)[0].key == key
+
+
+# --- contents, filters, removal, duplicates
+
+
+def test_a_file_that_is_touched_or_renamed_is_not_embedded_again(index, photos, monkeypatch):
+    os.utime(photos / "0.png", ns=(1, 1))
+    (photos / "2.png").rename(photos / "moved.png")
+    read = []
+    monkeypatch.setattr(
+        type(index.embed), "read", lambda self, s, old=EmbedPipeline.read: read.append(s) or old(self, s)
+    )
+    change = index.add(photos, progress=False)
+    assert read == []
+    assert (change.num_reused, change.num_added, change.vanished, change.changed) == (2, 0, ["2.png"], [])
+    monkeypatch.undo()
+    assert len(index) == 10
+    for key in index.keys:
+        assert index.query(image=photos / key, k=1)[0].key == key
+
+
+def test_images_are_removed_by_path_folder_or_pattern(index):
+    assert index.remove("0.png").vanished == ["0.png"]
+    assert len(index.remove("sub").vanished) == 5
+    assert sorted(index.remove("[46].png").vanished) == ["4.png", "6.png"]
+    assert sorted(ImageIndex.load(index.path).keys) == ["2.png", "8.png"]
+    with pytest.raises(DataError, match=r"no image fits 'nowhere/\*'"):
+        index.remove("nowhere/*")
+
+
+def test_equal_and_similar_images_are_reported(photos, embed, tmp_path):
+    shutil.copy(photos / "4.png", photos / "sub" / "copy.png")
+    with Image.open(photos / "6.png") as image:
+        image.save(photos / "6.bmp")
+    index = ImageIndex.build(embed, photos, tmp_path / "index", progress=False)
+    assert find_duplicates(index) == [["4.png", "sub/copy.png"]]
+    assert find_duplicates(index, similarity=0.99999) == [["4.png", "sub/copy.png"], ["6.bmp", "6.png"]]
+    assert len(find_duplicates(index, similarity=1e-6)[0]) > 2
+    with pytest.raises(ConfigError, match="similarity=2"):
+        find_duplicates(index, similarity=2)
+
+
+@pytest.fixture
+def described(photos, embed, tmp_path):
+    rows = [
+        {"image": f"{n}.png" if n % 2 == 0 else f"sub/{n}.png", "caption": f"number {n}", "year": 2010 + n, "by": "Ann"}
+        for n in range(10)
+    ]
+    (photos / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_index(embed, photos / "list.jsonl", tmp_path / "described", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (Filter(folder="sub"), {1, 3, 5, 7, 9}),
+        (Filter(folder="sub/"), {1, 3, 5, 7, 9}),
+        (Filter(folder="su"), set()),
+        (Filter(where=["year>=2017"]), {7, 8, 9}),
+        (Filter(where=["year > 2017", "caption ~ ER 9"]), {9}),
+        (Filter(where=["by=Ann", "year!=2010"], folder="sub"), {1, 3, 5, 7, 9}),
+        (Filter(where=["by=Bob"]), set()),
+        (Filter(where=["lens=50"]), set()),
+        (Filter(since="2001-01-01"), {0}),
+        (Filter(until="2000-06-01"), set(range(1, 10))),
+    ],
+)
+def test_a_filter_leaves_images_out(described, photos, where, expected):
+    for number in range(1, 10):
+        file = next(photos.rglob(f"{number}.png"))
+        os.utime(file, (959_817_600, 959_817_600))  # 2000-06-01
+    described.add(photos / "list.jsonl", progress=False)
+    hits = described.query("a red ball", k=20, where=where)
+    assert {int(hit.path.stem) for hit in hits} == expected
+    assert [hit for hit in described.query("a red ball", k=20) if hit in hits] == hits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"since": "May"}, "since='May' is not a date"), ({"where": ["year"]}, "not a condition")]
+)
+def test_a_filter_that_cannot_be_read_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Filter(**options)
+
+
+def test_the_tables_columns_come_with_a_hit_and_follow_the_table(described, photos):
+    hit = described.query(image=photos / "4.png", k=1)[0]
+    assert hit.caption == "number 4"
+    assert hit.fields == {"caption": "number 4", "year": 2014, "by": "Ann"}
+    (photos / "list.jsonl").write_text(json.dumps({"image": "4.png", "captions": ["new", "old"]}) + "\n")
+    assert described.add(photos / "list.jsonl", progress=False).num_reused == 1
+    assert described.query(image=photos / "4.png", k=1)[0].caption == "new"
+
+
+def test_stats_count(index, photos):
+    facts = index.stats()
+    assert (facts["images"], facts["dimension"], facts["dtype"]) == (10, 32, "float32")
+    assert facts["bytes"] == sum(file.stat().st_size for file in index.path.rglob("*") if file.is_file())
+    assert facts["root"] == str(photos)
+
+
+# --- the sheet
+
+
+def test_the_contact_sheet_shows_hits_and_names_lost_images(described, photos, tmp_path):
+    hits = described.query("<red>", k=3, rerank=2)
     hits[2].path.unlink()
-    page = write_contact_sheet(hits, "<red>", tmp_path / "out" / "sheet.html").read_text(encoding="utf-8")
+    page = write_contact_sheet(hits, "<red>", tmp_path / "out" / "sheet.html", index=described).read_text("utf-8")
     assert page.count("<img") == 2
     assert "Search: &lt;red&gt;" in page
     assert "cannot be shown" in page
-    page = write_contact_sheet([], "q.png", tmp_path / "s.html", query_image=photos / "9.png").read_text("utf-8")
+    for hit in hits:
+        assert f'href="../photos/{hit.key}"' in page
+        assert hit.caption in page
+        assert f"{hit.score:.3f}" in page
+    assert f"match {hits[0].match:.1%}" in page
+    assert "(10 images)" in page
+    page = write_contact_sheet([], "q.png", tmp_path / "s.html", query_image=photos / "8.png").read_text("utf-8")
     assert "No image was found." in page
+    assert page.count("<img") == 1
+
+
+def test_nothing_in_a_name_or_caption_becomes_part_of_the_page(photos, embed, tmp_path):
+    name = 'a"><img src=x onerror=alert(1)>\x1b[31m.png'
+    draw(photos / name, 3)
+    rows = [{"image": name, "caption": "<script>alert(1)</script>", "<b>": "</dd><script>"}]
+    (photos / "evil.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    index = build_index(embed, photos / "evil.jsonl", tmp_path / "index", progress=False)
+    page = write_contact_sheet(index.query("red"), "<script>", tmp_path / "s.html", index=index).read_text("utf-8")
+    assert "<script" not in page
+    assert "onerror=alert(1)>" not in page
+    assert "\x1b" not in page

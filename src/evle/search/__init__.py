@@ -1,5 +1,17 @@
 """Search images by words or by another image."""
 
-from evle.search.index import Change, Hit, ImageIndex, build_index, fingerprint, write_contact_sheet
+from evle.search.duplicates import find_duplicates
+from evle.search.filters import Filter
+from evle.search.index import Change, Hit, ImageIndex, build_index, fingerprint
+from evle.search.sheet import write_contact_sheet
 
-__all__ = ["Change", "Hit", "ImageIndex", "build_index", "fingerprint", "write_contact_sheet"]
+__all__ = [
+    "Change",
+    "Filter",
+    "Hit",
+    "ImageIndex",
+    "build_index",
+    "find_duplicates",
+    "fingerprint",
+    "write_contact_sheet",
+]

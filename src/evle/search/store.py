@@ -1,40 +1,74 @@
 """The files of an image index: vectors and the images they belong to, in shards that are added and replaced whole.
 
-    INDEX/index.json              which model, which root, which shards count (the one file that commits a change)
-    INDEX/shards/N.safetensors    "features": up to SHARD_ROWS unit vectors (rows, D), float16 or float32
-    INDEX/shards/N.jsonl          their images: path relative to the root, size in bytes, time of change in ns
+    INDEX/index.json           which model, which root, which shards count and their checksums (it commits a change)
+    INDEX/shards/NAME.npy      up to SHARD_ROWS unit vectors (rows, D), float16 or float32, memory-mapped when read
+    INDEX/shards/NAME.arrow    their images: path relative to the root, size, time of change, hash, the table's columns
+    INDEX/.lock                held by the one process that changes the index
 
-A change writes new shards, then index.json, then deletes what no longer counts: whatever stops it, the index is whole.
+A change writes new shards, then index.json. The shards of the state before it are kept until the next change, so that
+a reader who has just opened index.json finds them.
 """
 
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+import secrets
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
+import filelock
+import numpy as np
+import pyarrow as pa
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from evle.errors import DataError
-from evle.report import write_whole
+from evle.files import read_json, write_whole
 
-FORMAT = 1
-SHARD_ROWS = 1024
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+SHARD_ROWS = 16384
+DTYPES = {"float16": np.float16, "float32": np.float32}
+COLUMNS = pa.schema(
+    [
+        ("path", pa.binary()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("digest", pa.string()),
+        ("fields", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One indexed image; two entries are the same image when path, size and time of change are."""
+    """One indexed image: path relative to the root, size in bytes, time of change in ns, and hash of the file.
+
+    `fields` holds the columns of the user's table as JSON, "" without a table.
+    """
 
     path: str
     size: int
     mtime: int
+    digest: str = ""
+    fields: str = ""
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Self:
+        """An entry from its row in a shard, whose path is in bytes, as file names need not be UTF-8."""
+        return cls(**{**row, "path": os.fsdecode(row["path"])})
+
+    def row(self) -> dict[str, Any]:
+        """The entry as a row of a shard."""
+        return {**asdict(self), "path": os.fsencode(self.path)}
 
 
 @dataclass(frozen=True)
@@ -49,7 +83,7 @@ class Place:
         return cls(str(target.resolve()), os.path.relpath(target.resolve(), index.resolve()))
 
     def seen_from(self, index: Path) -> Path:
-        """Where it is now: beside the index as it was, else where it used to be."""
+        """The path relative to where the index is now, or the remembered path where nothing is there."""
         beside = Path(os.path.normpath(index.resolve() / self.from_index))
         return beside if beside.exists() else Path(self.path)
 
@@ -63,102 +97,245 @@ class Facts:
     fingerprint: str
     dimension: int
     dtype: str
+    model_name: str = ""
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One shard as index.json lists it, with the SHA-256 of both of its files."""
+
+    name: str
+    rows: int
+    vectors: str
+    entries: str
+
+
+class StaleError(Exception):
+    """A shard is gone because another process has changed the index: read index.json again."""
+
+
+@dataclass(frozen=True)
 class Store:
-    """The shards of one index. `entries` holds the images of each shard; vectors stay on the disk until asked for."""
+    """One state of an index. A change returns the next state; vectors stay on the disk until they are read."""
 
-    def __init__(self, path: Path, facts: Facts):
-        self.path = path
-        self.facts = facts
-        self.entries: list[list[Entry]] = []
-        self._names: list[str] = []
+    path: Path
+    facts: Facts
+    shards: tuple[Shard, ...] = ()
+    stamp: tuple[int, ...] = ()
+    """What the file system reports of index.json, to notice a change by another process."""
+    opened: dict[str, tuple[Tensor, pa.Table]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read index.json and the lists of images. Raises DataError where it is not an index, or a damaged one."""
+        """Read index.json. Raises DataError where `path` is not an index, or a damaged one."""
         file = path / "index.json"
         if not file.is_file():
-            cure = f"make one with `evle index FOLDER -o {path} --model RUN`"
-            raise DataError(f"{path} is no index (no index.json); {cure}")
+            raise DataError(
+                f"{path} is not an index (no index.json); make one with `evle index FOLDER -o {path} --model RUN`"
+            )
+        stamp = stamp_of(path)
+        header = read_json(file, kind=dict)
         try:
-            header = json.loads(file.read_text(encoding="utf-8"))
             number = header.pop("format")
             if number != FORMAT:
-                raise DataError(f"{file}: format {number}, but this version reads {FORMAT}; build the index again")
-            shards, root, model = header.pop("shards"), header.pop("root"), header.pop("model")
-            store = cls(path, Facts(root=Place(**root), model=model and Place(**model), **header))
+                raise DataError(
+                    f"{file}: format {str(number)[:20]}, but this version reads {FORMAT}; delete {path} and build the "
+                    "index again"
+                )
+            shards = tuple(Shard(**shard) for shard in header.pop("shards"))
+            root, model = header.pop("root"), header.pop("model")
+            facts = Facts(root=Place(**root), model=model and Place(**model), **header)
             for shard in shards:
-                store._names.append(shard["name"])
-                store.entries.append(_read_entries(path / "shards" / f"{shard['name']}.jsonl", shard["rows"]))
-        except DataError:
-            raise
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(f"{path}: damaged index ({error}); delete it and build it again") from error
-        return store
+                if not (isinstance(shard.rows, int) and shard.rows > 0 and Path(shard.name).name == shard.name):
+                    raise ValueError(f"shard {str(shard.name)[:40]!r} of {str(shard.rows)[:20]} rows")
+            if facts.dtype not in DTYPES or not isinstance(facts.dimension, int) or facts.dimension < 1:
+                raise ValueError(f"dtype {str(facts.dtype)[:20]!r}, dimension {str(facts.dimension)[:20]}")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{file}: damaged ({error}); delete {path} and build the index again") from error
+        return cls(path, facts, shards, stamp)
 
-    def features(self) -> Iterator[Tensor]:
-        """The vectors (rows, D) of one shard after the other."""
-        return map(self._features, self._names)
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.shards)
 
-    def append(self, features: Tensor, entries: list[Entry]) -> None:
-        """Add rows; a last shard that is not full is written anew with them. Raises DataError on a full disk."""
-        names, listed = list(self._names), list(self.entries)
-        features = features.to(DTYPES[self.facts.dtype])
-        if listed and len(listed[-1]) < SHARD_ROWS:
-            features = torch.cat([self._features(names.pop()), features])
-            entries = listed.pop() + entries
-        with writing(self.path):
-            for start in range(0, len(entries), SHARD_ROWS):
-                stop = start + SHARD_ROWS
-                names.append(self._write_shard(features[start:stop], entries[start:stop], len(names)))
-                listed.append(entries[start:stop])
-            self._commit(names, listed)
+    @property
+    def starts(self) -> list[int]:
+        """The row at which each shard begins, and the number of rows in all."""
+        return [0, *accumulate(shard.rows for shard in self.shards)]
 
-    def drop(self, paths: set[str]) -> None:
-        """Write the shards that hold any of `paths` anew without them; the first call makes the index's folder."""
-        names, listed = [], []
-        with writing(self.path):
-            (self.path / "shards").mkdir(parents=True, exist_ok=True)
-            for place, (name, entries) in enumerate(zip(self._names, self.entries, strict=True)):
-                keep = [row for row, entry in enumerate(entries) if entry.path not in paths]
-                if len(keep) < len(entries):
-                    entries = [entries[row] for row in keep]
-                    if not entries:
-                        continue
-                    name = self._write_shard(self._features(name)[keep], entries, place)
-                names.append(name)
-                listed.append(entries)
-            self._commit(names, listed)
+    def is_current(self) -> bool:
+        """Whether no other process has changed the index since this state was read."""
+        return self.stamp == stamp_of(self.path)
 
-    def _features(self, name: str) -> Tensor:
-        file = self.path / "shards" / f"{name}.safetensors"
+    def read(self, number: int) -> tuple[Tensor, pa.Table]:
+        """Vectors (rows, D) and images of one shard, memory-mapped; checked when they are first read.
+
+        Raises DataError naming a damaged file, StaleError for one that a change by another process has deleted.
+        """
+        shard = self.shards[number]
+        if shard.name not in self.opened:
+            try:
+                self.opened[shard.name] = self._checked(shard)
+            except FileNotFoundError as error:
+                if not self.is_current():
+                    raise StaleError from error
+                raise self._damage(Path(error.filename), "it is missing") from error
+        return self.opened[shard.name]
+
+    def _checked(self, shard: Shard) -> tuple[Tensor, pa.Table]:
+        vectors, entries = self._files(shard.name)
+        for file, expected in ((vectors, shard.vectors), (entries, shard.entries)):
+            if _sha256(file) != expected:
+                raise self._damage(file, "its contents do not have the checksum in index.json")
         try:
-            return safetensors.torch.load_file(file)["features"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise DataError(f"{file}: damaged shard ({error}); delete the index and build it again") from error
+            array = np.load(vectors, mmap_mode="c", allow_pickle=False)
+            table = pa.ipc.open_file(pa.memory_map(str(entries))).read_all()
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise self._damage(vectors if isinstance(error, ValueError) else entries, str(error)) from error
+        shape, dtype = (shard.rows, self.facts.dimension), DTYPES[self.facts.dtype]
+        if array.shape != shape or array.dtype != dtype:
+            raise self._damage(vectors, f"it holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+        if table.num_rows != shard.rows or table.schema != COLUMNS:
+            raise self._damage(entries, f"it lists {table.num_rows} images, but there are {shard.rows} vectors")
+        features = torch.from_numpy(array)
+        if not bool(torch.isfinite(features).all()):
+            raise self._damage(vectors, "it holds vectors that are not finite (NaN)")
+        return features, table
 
-    def _write_shard(self, features: Tensor, entries: list[Entry], place: int) -> str:
-        """Write one shard under a name that no committed shard has, and return that name."""
+    def _damage(self, file: Path, reason: str) -> DataError:
+        return DataError(f"{file}: damaged shard ({reason}); delete {self.path} and build the index again")
+
+    def _files(self, name: str) -> tuple[Path, Path]:
         folder = self.path / "shards"
-        version = 0
-        while (name := f"{place:06d}-{version}") in self._names:
-            version += 1
-        # Not save_file: its error on a full disk is no OSError.
-        (folder / f"{name}.safetensors").write_bytes(safetensors.torch.save({"features": features.contiguous()}))
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(e)) + "\n" for e in entries), encoding="utf-8")
-        return name
+        return folder / f"{name}.npy", folder / f"{name}.arrow"
 
-    def _commit(self, names: list[str], entries: list[list[Entry]]) -> None:
-        """Make these shards the index by replacing index.json, then delete the files that no longer count."""
-        shards = [{"name": name, "rows": len(rows)} for name, rows in zip(names, entries, strict=True)]
-        header: dict[str, Any] = {"format": FORMAT, **asdict(self.facts), "shards": shards}
+    def locate(self, row: int) -> tuple[int, int]:
+        """The shard of a row of the index, and the row in it."""
+        starts = self.starts
+        number = bisect_right(starts, row) - 1
+        return number, row - starts[number]
+
+    def entry(self, row: int) -> Entry:
+        """The image of one row."""
+        number, local = self.locate(row)
+        return Entry.of(self.read(number)[1].slice(local, 1).to_pylist()[0])
+
+    def entries(self) -> Iterator[Entry]:
+        """The images in the order of the rows."""
+        for number in range(len(self.shards)):
+            for row in self.read(number)[1].to_pylist():
+                yield Entry.of(row)
+
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """The vectors of some rows (N, D), in the index's own precision."""
+        if not len(rows):
+            return torch.from_numpy(np.empty((0, self.facts.dimension), DTYPES[self.facts.dtype]))
+        wanted = np.asarray(rows)
+        starts = np.asarray(self.starts)
+        numbers = np.searchsorted(starts, wanted, side="right") - 1
+        vectors = np.empty((len(wanted), self.facts.dimension), DTYPES[self.facts.dtype])
+        for number in np.unique(numbers):
+            inside = numbers == number
+            vectors[inside] = self.read(int(number))[0].numpy()[wanted[inside] - starts[number]]
+        return torch.from_numpy(vectors)
+
+    # ------------------------------------------------------------------------------------------------------- changes
+
+    def append(self, features: Tensor, entries: Sequence[Entry]) -> "Store":
+        """The state with more rows; a last shard that is not full is written again with them.
+
+        Raises DataError on a full disk and for vectors that are not finite.
+        """
+        finite = torch.isfinite(features).all(dim=1)
+        if not bool(finite.all()):
+            bad = entries[int((~finite).nonzero()[0])].path
+            raise DataError(f"{bad}: the model gives it a vector that is not finite (NaN); check the model's weights")
+        array = features.numpy().astype(DTYPES[self.facts.dtype])
+        shards, listed = list(self.shards), list(entries)
+        if shards and shards[-1].rows < SHARD_ROWS:
+            last, table = self.read(len(shards) - 1)
+            array = np.concatenate([last.numpy(), array])
+            listed = [Entry.of(row) for row in table.to_pylist()] + listed
+            shards.pop()
+        with writing(self.path):
+            for start in range(0, len(listed), SHARD_ROWS):
+                part = slice(start, start + SHARD_ROWS)
+                shards.append(self._write(array[part], listed[part]))
+            return self._commit(shards)
+
+    def drop(self, paths: set[str]) -> "Store":
+        """The state without some images: the shards that hold any of them are written again."""
+        shards = []
+        with writing(self.path):
+            for number, shard in enumerate(self.shards):
+                features, table = self.read(number)
+                kept = [row for row, path in enumerate(table["path"].to_pylist()) if os.fsdecode(path) not in paths]
+                if len(kept) < shard.rows:
+                    if not kept:
+                        continue
+                    rows = table.take(kept).to_pylist()
+                    shard = self._write(features.numpy()[kept], [Entry.of(row) for row in rows])
+                shards.append(shard)
+            return self._commit(shards) if shards != list(self.shards) else self
+
+    def create(self) -> "Store":
+        """Write the index.json of an index without rows."""
+        with writing(self.path):
+            return self._commit(list(self.shards))
+
+    def _write(self, array: np.ndarray, entries: Sequence[Entry]) -> Shard:
+        name = secrets.token_hex(8)
+        vectors, images = self._files(name)
+        vectors.parent.mkdir(parents=True, exist_ok=True)
+        with open(vectors, "wb") as file:
+            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            _sync(file)
+        table = pa.Table.from_pylist([entry.row() for entry in entries], schema=COLUMNS)
+        with open(images, "wb") as file:
+            with pa.ipc.new_file(file, COLUMNS) as writer:
+                writer.write_table(table)
+            _sync(file)
+        return Shard(name, len(entries), _sha256(vectors), _sha256(images))
+
+    def _commit(self, shards: Sequence[Shard]) -> "Store":
+        """Make these shards the index by replacing index.json; delete files that neither state needs."""
+        header: dict[str, Any] = {"format": FORMAT, **asdict(self.facts), "shards": [asdict(shard) for shard in shards]}
         write_whole(self.path / "index.json", json.dumps(header, indent=1) + "\n")
-        self._names, self.entries = names, entries
-        committed = set(names)
-        for file in (self.path / "shards").iterdir():
-            if file.name.split(".")[0] not in committed:
-                file.unlink(missing_ok=True)
+        needed = {shard.name for shard in (*shards, *self.shards)}
+        for file_path in (self.path / "shards").glob("*"):
+            if file_path.stem not in needed:
+                file_path.unlink(missing_ok=True)
+        opened = {name: maps for name, maps in self.opened.items() if name in needed}
+        return Store(self.path, self.facts, tuple(shards), stamp_of(self.path), opened)
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes with every change of an index, or () without one."""
+    try:
+        facts = os.stat(path / "index.json")
+    except OSError:
+        return ()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process changes the index; waits for one that does. The lock ends with its process."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            logger.warning("%s: another process is changing this index; waiting for it to end", path)
+            started = time.monotonic()
+            lock.acquire()
+            logger.info("%s: waited %.0f s", path, time.monotonic() - started)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -166,16 +343,20 @@ def writing(path: Path) -> Iterator[None]:
     """A full or read-only disk as one clear line."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is whole; "
-            "make room and give the same command again"
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact; "
+            "free space or change permissions, then repeat the command"
         ) from error
 
 
-def _read_entries(file: Path, num_rows: int) -> list[Entry]:
-    with open(file, encoding="utf-8") as lines:
-        entries = [Entry(**json.loads(line)) for line in lines]
-    if len(entries) != num_rows:
-        raise DataError(f"{file}: {len(entries)} images, but index.json says {num_rows}; build the index again")
-    return entries
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

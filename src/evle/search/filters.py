@@ -1,0 +1,103 @@
+"""Which images of an index a search may return: those of a folder, of a time, or with a value in a column."""
+
+import json
+import operator
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from evle.errors import ConfigError
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+    "~": lambda value, part: str(part).lower() in str(value).lower(),
+}
+CONDITION = re.compile(r"\s*([^!<>=~]+?)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Conditions that all must hold.
+
+    `folder` is a path relative to the index's root. `since` and `until` (both included, local time) apply to the time
+    at which a file was last changed. `where` are conditions on columns of the table that the index was built from, such
+    as "year>=2019", "author=Ann" or "caption~dog" (contains). Values that are numbers on both sides are compared as
+    numbers, others as text. A row without the column fails its condition.
+
+    >>> Filter(where=("year>=2019",)).mask(pa.table({"fields": ['{"year": 2020}', '{"year": 3}', ""]})).tolist()
+    [True, False, False]
+    """
+
+    folder: str = ""
+    since: str = ""
+    until: str = ""
+    where: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            _day(name, getattr(self, name))
+        for condition in self.where:
+            _parse(condition)
+
+    def __bool__(self) -> bool:
+        return bool(self.folder or self.since or self.until or self.where)
+
+    def mask(self, table: pa.Table) -> np.ndarray:
+        """Which rows of a shard's images pass, booleans (rows,)."""
+        mask = np.ones(table.num_rows, dtype=bool)
+        if folder := self.folder.strip("/").removeprefix("./"):
+            mask &= np.array([path.startswith(os.fsencode(folder + "/")) for path in table["path"].to_pylist()], bool)
+        if self.since:
+            mask &= table["mtime"].to_numpy() >= _day("since", self.since).timestamp() * 1e9
+        if self.until:
+            end = _day("until", self.until)
+            mask &= table["mtime"].to_numpy() < (end.timestamp() + 86400) * 1e9
+        if self.where:
+            conditions = [_parse(condition) for condition in self.where]
+            for row in np.flatnonzero(mask):
+                fields = json.loads(table["fields"][int(row)].as_py() or "{}")
+                mask[row] = all(_holds(fields, *condition) for condition in conditions)
+        return mask
+
+
+def _day(name: str, text: str) -> datetime:
+    if not text:
+        return datetime.min
+    try:
+        return datetime.combine(date.fromisoformat(text), datetime.min.time())
+    except ValueError:
+        raise ConfigError(f"{name}={text!r} is not a date; write it as 2024-12-31") from None
+
+
+def _parse(condition: str) -> tuple[str, str, str]:
+    match = CONDITION.fullmatch(condition)
+    if match is None:
+        raise ConfigError(f"where={condition!r} is not a condition; write COLUMN=VALUE, with {' '.join(OPERATORS)}")
+    return match.group(1), match.group(2), match.group(3)
+
+
+def _holds(fields: dict[str, Any], column: str, symbol: str, wanted: str) -> bool:
+    if column not in fields:
+        return False
+    values = fields[column] if isinstance(fields[column], list) else [fields[column]]
+    return any(_compare(value, symbol, wanted) for value in values)
+
+
+def _compare(value: Any, symbol: str, wanted: str) -> bool:
+    if symbol != "~":
+        try:
+            return OPERATORS[symbol](float(value), float(wanted))
+        except (TypeError, ValueError):
+            pass
+    return OPERATORS[symbol](str(value), wanted)

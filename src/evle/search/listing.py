@@ -1,0 +1,106 @@
+"""Which images are there now: those of a folder, or those that a table names, with the table's columns."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from evle.data.custom.folder import EMBEDDED_COLUMNS, IMAGE_COLUMNS, image_of
+from evle.data.formats.embedded import embedded_column
+from evle.data.formats.table_files import TABLE_SUFFIXES, list_images, read_rows
+from evle.errors import DataError
+from evle.search.store import Entry
+
+LONGEST_FIELD = 1000
+"""Characters of a column that are kept for each image."""
+
+
+def list_entries(images: Path, root: Path) -> tuple[dict[str, Entry], list[str]]:
+    """The images of a folder or a table by path relative to `root`, and a line for each that is not there.
+
+    Their hashes are empty. Raises DataError where there is no image at all.
+    """
+    inside = path_inside(folder_of(images), root)
+    names = _named(images) if images.is_file() else dict.fromkeys(list_images(images), "")
+    if not names:
+        raise DataError(f"{images}: no images there")
+    entries, missing = {}, []
+    for name, fields in names.items():
+        path = os.path.join(inside, name)
+        try:
+            facts = os.stat(root / path)
+        except OSError as error:
+            missing.append(f"{path}: {error.strerror}")
+            continue
+        path = PurePosixPath(path).as_posix()
+        entries[path] = Entry(path, facts.st_size, facts.st_mtime_ns, fields=fields)
+    return entries, missing
+
+
+def hashed(entry: Entry, root: Path) -> Entry:
+    """The entry with the hash of its file's contents, "" for a file that cannot be read."""
+    try:
+        with open(root / entry.path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        digest = ""
+    return replace(entry, digest=digest)
+
+
+def folder_of(images: Path) -> Path:
+    """The folder itself, or the folder of a table. Raises DataError for anything else."""
+    if images.is_file():
+        if images.suffix.lower() not in TABLE_SUFFIXES:
+            raise DataError(f"{images}: give a folder of images, or a table ({', '.join(TABLE_SUFFIXES)})")
+        return images.parent
+    if not images.is_dir():
+        raise DataError(f"{images}: no such folder")
+    return images
+
+
+def _named(table: Path) -> dict[str, str]:
+    """The images of a table, relative to its folder, and each one's columns as JSON.
+
+    Raises DataError for a broken row, an image outside of the folder, and a table that holds its images inside.
+    """
+    if table.suffix.lower() == ".parquet" and (column := embedded_column(table, None, EMBEDDED_COLUMNS)) is not None:
+        raise DataError(
+            f"{table}: holds the images themselves (column {column!r}), but an index names files, "
+            "to show them again; write them into a folder and index that"
+        )
+    names: dict[str, str] = {}
+    base = os.path.abspath(table.parent)
+    for line, row in read_rows(table):
+        if isinstance(row, DataError):
+            raise row
+        name = image_of(row, None, f"{table}:{line}", table.parent)
+        names.setdefault(os.path.relpath(os.path.join(base, name), base), _fields(row))
+    return names
+
+
+def _fields(row: dict[str, Any]) -> str:
+    """The columns of a row that are texts, numbers or lists of them, as JSON."""
+    kept = {}
+    for name, value in row.items():
+        if name in IMAGE_COLUMNS:
+            continue
+        if isinstance(value, list) and all(isinstance(part, str | int | float) for part in value):
+            kept[name] = [part[:LONGEST_FIELD] if isinstance(part, str) else part for part in value]
+        elif isinstance(value, str):
+            kept[name] = value[:LONGEST_FIELD]  # type: ignore[assignment]
+        elif isinstance(value, bool | int | float):
+            kept[name] = value  # type: ignore[assignment]
+    return json.dumps(kept, sort_keys=True) if kept else "{}"
+
+
+def path_inside(images: Path, root: Path) -> str:
+    """The path from `root` to a folder at or below it, "" for `root` itself."""
+    try:
+        relative = images.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        raise DataError(
+            f"{images} is outside of the index's root {root}; make another index, or one of a folder above both"
+        ) from None
+    return "" if relative == "." else relative
