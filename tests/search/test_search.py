@@ -312,7 +312,7 @@ def test_what_is_no_index_or_has_no_images_is_refused(index, photos, embed, tmp_
         ImageIndex.build(embed, tmp_path / "nowhere", tmp_path / "new", progress=False)
     with pytest.raises(DataError, match="is not an index"):
         ImageIndex.load(tmp_path)
-    with pytest.raises(DataError, match="exists and is no index"):
+    with pytest.raises(DataError, match="exists and is not an index"):
         ImageIndex.build(embed, photos, photos, progress=False)
     draw(tmp_path / "elsewhere" / "1.png", 1)
     with pytest.raises(DataError, match="is an index of"):

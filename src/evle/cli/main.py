@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from evle import __version__
-from evle.cli import ask, data, train
+from evle.cli import ask, data, search, train
 from evle.errors import EvleError
 from evle.terminal import PrintableStream, log_to_terminal, printable
 
@@ -157,55 +157,9 @@ def options(
         os.environ[DEBUG] = "1"
 
 
-@app.command(rich_help_panel=USE)
-def index(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a table that names them.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The index's folder.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", "-m", help="A retrieval run or model folder.", show_default=False)],
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 32,
-    num_workers: Annotated[int, typer.Option(help="Threads that read images.")] = 2,
-) -> None:
-    """Index a folder of images, or update its index.
-
-    \b
-      evle index photos -o photos.index --model runs/pictures/retrieval
-    """
-    from evle.search import build_index
-
-    built = build_index(model, images, output, batch_size=batch_size, num_workers=num_workers)
-    print(f"{output}: {len(built)} images; {built.change}")
-
-
-@app.command(rich_help_panel=USE)
-def search(
-    index: Annotated[Path, typer.Argument(help="An index's folder.", show_default=False)],
-    text: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
-    image: Annotated[
-        Path | None, typer.Option("--image", "-i", help="Look for images like this one.", show_default=False)
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
-    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best by the match score.")] = 0,
-    html: Annotated[Path | None, typer.Option(help="Also write a page of the results.", show_default=False)] = None,
-) -> None:
-    """Find images by words or by another image.
-
-    \b
-      evle search photos.index "a dog on a beach" --rerank 50 --html found.html
-      evle search photos.index --image dog.jpg -k 20
-    """
-    from evle.search import ImageIndex, write_contact_sheet
-
-    hits = ImageIndex.load(index).query(text, image=image, k=k, rerank=rerank)
-    for hit in hits:
-        match = "" if hit.match is None else f"  match {hit.match:6.1%}"
-        print(f"{hit.score:7.3f}{match}  {hit.path}")
-    if html is not None:
-        print(f"page: {write_contact_sheet(hits, text or str(image), html, query_image=image)}")
-
-
 for training_verb in train.VERBS:
     app.command(rich_help_panel=TRAIN)(training_verb)
-for asking_verb in ask.VERBS:
+for asking_verb in (*search.VERBS, *ask.VERBS):
     app.command(rich_help_panel=USE)(asking_verb)
 for data_verb in data.VERBS:
     data_app.command()(data_verb)

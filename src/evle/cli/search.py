@@ -1,0 +1,189 @@
+"""The verbs that make an image index and search it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evle.cli.shared import AsJson, image_source, print_json, print_next, text_list
+from evle.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evle.search import Hit
+
+Root = Annotated[
+    Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
+]
+
+
+def index(
+    images: Annotated[
+        Path | None, typer.Argument(help="A folder of images, or a table that names them.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The index's folder.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A retrieval run, a model folder or a hub name; also CLIP and SigLIP. Default: the index's own.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 32,
+    num_workers: Annotated[int, typer.Option(help="Threads that read images.")] = 2,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="Take a path, folder or pattern out of the index; may be repeated.", show_default=False),
+    ] = None,
+    list_images: Annotated[bool, typer.Option("--list", help="List the images of the index.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print facts about the index.")] = False,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="List images with equal files.")] = False,
+    similar: Annotated[
+        float | None, typer.Option(help="List images of at least this cosine similarity.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Index a folder of images, or update its index.
+
+    \b
+      evle index photos -o photos.index --model runs/pictures/retrieval
+      evle index photos -o photos.index
+      evle index -o photos.index --stats
+      evle index -o photos.index --similar 0.98
+      evle index -o photos.index --remove 2019 --remove "*.gif"
+    """
+    from evle.search import ImageIndex, build_index, find_duplicates
+
+    if output is None:
+        raise ConfigError("no index is named; give its folder with -o")
+    if images is not None:
+        if model is None:
+            change = _opened(output).add(images)
+            count = len(ImageIndex.load(output))
+        else:
+            built = build_index(model, images, output, batch_size=batch_size, num_workers=num_workers)
+            change, count = built.change, len(built)
+        if as_json:
+            print_json({"index": output, "images": count, **vars(change)})
+        else:
+            print(f"{output}: {count} images; {change}")
+            print_next("evle", "search", output, "a dog on a beach")
+    elif not (remove or list_images or stats or duplicates or similar is not None):
+        raise ConfigError("nothing to do; name images, or one of --list, --stats, --remove, --duplicates, --similar")
+    opened = _opened(output)
+    if remove:
+        change = opened.remove(*remove)
+        print(f"{output}: {len(change.vanished)} removed, {change.num_kept} kept")
+    if list_images:
+        for key in opened.keys:
+            print_json({"image": key}) if as_json else print(key)
+    if stats:
+        facts = opened.stats()
+        if as_json:
+            print_json(facts)
+        else:
+            for name, value in facts.items():
+                print(f"{name:>10}  {value:,}" if isinstance(value, int) else f"{name:>10}  {value}")
+    for wanted, similarity in ((duplicates, None), (similar is not None, similar)):
+        if wanted:
+            _print_groups(find_duplicates(opened, similarity=similarity), as_json)
+
+
+def _opened(output: Path) -> Any:
+    from evle.search import ImageIndex
+
+    return ImageIndex.load(output)
+
+
+def _print_groups(groups: list[list[str]], as_json: bool) -> None:
+    for group in groups:
+        print_json({"images": group}) if as_json else print("  ".join(group))
+    if not as_json:
+        print(f"{len(groups)} groups, {sum(map(len, groups)) - len(groups)} images more than needed")
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="An index's folder.", show_default=False)],
+    text: Annotated[
+        str | None, typer.Argument(help="What to look for; - reads one text per line.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", "-i", help="Look for images like this one; - reads stdin.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best by the match score.")] = 0,
+    rerank_model: Annotated[
+        str | None,
+        typer.Option(help="An EVE or VLE that re-ranks, if the index's model does not match.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model that made the index, if it moved.", show_default=False),
+    ] = None,
+    root: Root = None,
+    folder: Annotated[str, typer.Option(help="Only images below this folder of the root.", show_default=False)] = "",
+    since: Annotated[str, typer.Option(help="Only files changed on this day or later.", show_default=False)] = "",
+    until: Annotated[str, typer.Option(help="Only files changed on this day or earlier.", show_default=False)] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='A condition on a column of the table, such as "year>=2019".', show_default=False),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Ignore the approximate index of a large index.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page of the results.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", "--jsonl", help="Print JSON lines instead of a list.")] = False,
+) -> None:
+    """Find images by words or by another image.
+
+    \b
+      evle search photos.index "a dog on a beach" --rerank 50 --html found.html
+      evle search photos.index --image dog.jpg -k 20
+      evle search photos.index "a dog" --folder 2019 --where "author=Ann" --json
+      cat queries.txt | evle search photos.index - --json
+    """
+    from evle.search import Filter, ImageIndex, write_contact_sheet
+
+    opened = ImageIndex.load(index, model=model, root=root, match_model=rerank_model)
+    options: dict[str, Any] = {
+        "k": k,
+        "rerank": rerank or (k if rerank_model else 0),
+        "where": Filter(folder, since, until, where or ()),
+        "exact": exact,
+    }
+    texts = None if text is None else text_list([text], image)
+    source = None if image is None else image_source(image)
+    if texts is not None and source is None:
+        results = opened.query_many(texts=texts, **options)
+        names = texts
+    else:
+        results = [opened.query(None if texts is None else texts[0], image=source, **options)]
+        names = [str(image)]
+    for name, hits in zip(names, results, strict=True):
+        if len(names) > 1 and not as_json:
+            print(f"{name}:")
+        for rank, hit in enumerate(hits, 1):
+            print_json(_row(name, rank, hit)) if as_json else print(_line(hit))
+    if any(not hit.path.exists() for hits in results for hit in hits):
+        typer.echo(f"evle: some images are not below {opened.root} any more; name their folder with --root", err=True)
+    if html is not None:
+        if len(names) > 1:
+            raise ConfigError("--html shows the results of one query; give one text")
+        page = write_contact_sheet(results[0], names[0], html, query_image=source, index=opened)
+        if not as_json:
+            print(f"page: {page}")
+
+
+def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:
+    match = {} if hit.match is None else {"match": hit.match}
+    return {"query": query, "rank": rank, "score": hit.score, **match, "image": hit.key, "path": hit.path, **hit.fields}
+
+
+def _line(hit: "Hit") -> str:
+    match = "" if hit.match is None else f"  match {hit.match:6.1%}"
+    return f"{hit.score:7.3f}{match}  {hit.path}"
+
+
+VERBS = (index, search)
