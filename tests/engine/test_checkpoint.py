@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from evle.engine import checkpoint
 from evle.engine.checkpoint import SUMS, Position
+from evle.engine.run_folder import Run
 from evle.errors import CheckpointError
 from toy_training import make_model, train
 
@@ -21,6 +22,7 @@ def last(tmp_path):
 
 
 def resume(last, **options):
+    Run(last.parents[1]).set_status("interrupted", 4)
     return train(
         make_model(seed=9),
         last.parents[1],
@@ -28,7 +30,6 @@ def resume(last, **options):
         ema=0.9,
         eval_every=2,
         evaluate=lambda model: {"score": 1.0},
-        resume=True,
         **options,
     )
 

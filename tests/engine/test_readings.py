@@ -190,5 +190,5 @@ def test_a_spike_is_reported_and_logged_also_after_resuming(tmp_path, caplog):
     loader._maker.collate = cut
     with pytest.raises(Cut):
         train(make_model(), tmp_path / "cut", steps=35, save_every=25, loader=loader)
-    train(make_model(), tmp_path / "cut", steps=35, save_every=25, loader=spiking(iter(range(25, 100))), resume=True)
+    train(make_model(), tmp_path / "cut", steps=35, save_every=25, loader=spiking(iter(range(25, 100))))
     assert [event for event in read_events(tmp_path / "cut") if event["event"] == "spike"] == spikes

@@ -156,9 +156,8 @@ def test_a_lost_status_does_not_lose_the_run(tmp_path, caplog, damage):
     status.unlink() if damage is None else status.write_text(damage)
     assert (run.status()["state"], run.status()["step"]) == ("interrupted", 6)
     assert "status.json" in caplog.text
-    with pytest.raises(ConfigError, match="already holds a run"):
-        Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="abc")
-    again = Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="abc", resume=True)
+    again = Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="abc")
+    assert again.resumes
     assert again.status()["state"] == "running"
     assert standing(again.checkpoints / "last") is not None
 
@@ -167,7 +166,7 @@ def test_a_lost_status_does_not_lose_the_run(tmp_path, caplog, damage):
 def test_a_damaged_environment_does_not_lose_the_run(tmp_path, caplog, damage):
     run = Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="abc")
     (run.folder / "environment.json").write_text(damage)
-    again = Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="other", resume=True)
+    again = Run.start(tmp_path / "run", CONFIG, seed=0, data_hash="other")
     assert "environment.json" in caplog.text
     assert len(again.environment()["resumed"]) == 1
 
