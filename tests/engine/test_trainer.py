@@ -363,7 +363,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
 
     straight, resumed = make_model(dropout=0.3), make_model(dropout=0.3, seed=9)
     train(straight, tmp_path / "straight", steps=9, save_every=4, ema=0.9)
-    train(resumed, tmp_path / "killed", steps=9, save_every=4, ema=0.9, resume=True)
+    train(resumed, tmp_path / "killed", steps=9, save_every=4, ema=0.9)
     assert_same(weights(straight), weights(resumed))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evle.errors import DataError
 from evle.report import (
     Cell,
     Curve,
@@ -50,11 +51,13 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.images: list[dict[str, str | None]] = []
+        self.attributes: set[str] = set()
         self.open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self.attributes |= {name for name, _ in attributes}
         self.ids += [value for name, value in attributes if name == "id"]
         if tag == "img":
             self.images.append(dict(attributes))
@@ -117,7 +120,7 @@ def test_every_image_has_an_alt_text_a_bounded_size_and_marks_have_words():
     images = Page(text).images
     assert len(images) == 2
     assert all(image["alt"] for image in images)
-    assert {(image["width"], image["height"]) for image in images} == {("224", "112")}
+    assert {(image["width"], image["height"]) for image in images} == {("384", "192")}
     assert "✓" in text
     assert "right: " in text
     assert "wrong: " in text
@@ -125,16 +128,16 @@ def test_every_image_has_an_alt_text_a_bounded_size_and_marks_have_words():
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
 def test_images_of_every_mode_are_embedded_and_left_alone(mode):
-    image = Image.new(mode, (300, 2))
+    image = Image.new(mode, (768, 6))
     uri, width, height = image_uri(image)
     stored = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-    assert stored.size == (width, height) == (224, 1)
-    assert (image.mode, image.size) == (mode, (300, 2))
+    assert stored.size == (width, height) == (384, 3)
+    assert (image.mode, image.size) == (mode, (768, 6))
 
 
 def test_a_cell_holds_its_image_as_small_as_the_page_shows_it():
     picture = Image.new("RGB", (3000, 2000), "red")
-    assert Cell(picture).image.size == (224, 149)
+    assert Cell(picture).image.size == (384, 256)
     assert picture.size == (3000, 2000)
 
 
@@ -155,8 +158,8 @@ def test_markdown_tables_hold_their_shape_whatever_the_text():
 def test_scores_of_several_runs_are_one_table():
     report = Report("x", scores={"scratch": {"vqa": 41.0}, "pre-trained": {"vqa": 55.0, "r@1": 30.5}})
     table = report.all_tables()[0]
-    assert table.columns == ["", "vqa", "r@1"]
-    assert table.rows == [["scratch", 41.0, None], ["pre-trained", 55.0, 30.5]]
+    assert table.columns == ["score", "scratch", "pre-trained"]
+    assert table.rows == [["vqa", 41.0, 55.0], ["r@1", None, 30.5]]
 
 
 def test_a_row_of_the_wrong_length_is_refused():
@@ -216,3 +219,68 @@ def test_steps_are_whole_numbers_on_the_axis():
     page = Report("x", curves=[Curve("Loss", "step", "loss", {"train": [(1, 8.0), (2, 4.0)]})]).html()
     assert ">1</text>" in page
     assert ">1.2</text>" not in page
+
+
+LIVE = [
+    "![t](http://evil.example/track.png)",
+    "[a](javascript:x)",
+    "<img src=x>",
+    "http://evil.example",
+    "www.evil.example",
+]
+
+
+@pytest.mark.parametrize("text", LIVE)
+def test_no_text_from_data_is_a_link_or_an_image_in_markdown(text):
+    report = Report(text, [text], {text: text}, [Table(text, [text], [[text]], text)], scores={text: 1.0})
+    written = report.markdown()
+    unescaped = re.sub(r"\\.", "", written)  # what a backslash precedes is plain text
+    assert not re.search(r"[\[\]<>!]|://|www\.", unescaped)
+    assert "\x1b" not in Report("a\x1b[31m").markdown()
+
+
+def test_text_tries_everything_to_leave_its_place_on_the_page():
+    attack = """"><script>alert(1)</script>{{ 7*7 }}{% raw %}' onload='x' </style></title>"""
+    picture = Image.new("RGB", (4, 4))
+    text = Report(
+        attack,
+        [attack],
+        {attack: attack},
+        [Table(attack, [attack], [[attack]], attack), Table("log", [attack], [[attack]], folded=True)],
+        [Curve(attack, attack, attack, {attack: [(0, 1.0)]}, attack)],
+        [Gallery(attack, [GalleryRow(attack, [Cell(picture, attack, "bad")], attack)], attack)],
+        {attack: 1.0},
+        [(attack, attack)],
+    ).html()
+    parsed = Page(text)
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert "49" not in re.sub(r"<svg.*?</svg>|<style.*?</style>|data:[^\"]*", "", text, flags=re.DOTALL)
+    assert "onload" not in parsed.attributes
+
+
+def test_images_open_by_a_click_and_close_again():
+    text = a_report().html()
+    parsed = Page(text)
+    for image in re.findall(r'<a class="open" href="#([^"]+)"', text):
+        assert image in parsed.ids
+    for row in re.findall(r'<a class="close" href="#([^"]+)"', text):
+        assert row in parsed.ids
+
+
+def test_a_folded_table_is_at_the_end_and_closed():
+    text = Report("x", tables=[Table("Log", ["step"], [[1]], folded=True), Table("Open", ["a"], [[2]])]).html()
+    assert text.index(">Open</h2>") < text.index(">Log</h2>")
+    assert "<details><summary>1 lines</summary>" in text
+
+
+def test_pages_are_linked_by_relative_paths():
+    text = Report("x", links=[("stage <1>", "a b/report.html")]).html()
+    assert '<a href="a%20b/report.html">stage &lt;1&gt;</a>' in text
+
+
+@pytest.mark.parametrize("damage", ["{}", "[" * 5000, "[5]", '[{"rows": [{"cells": [{}]}]}]'])
+def test_damaged_galleries_are_one_line(tmp_path, damage):
+    (tmp_path / "galleries.json").write_text(damage)
+    with pytest.raises(DataError, match=r"galleries.json: "):
+        read_galleries(tmp_path)

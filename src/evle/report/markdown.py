@@ -4,6 +4,7 @@ import re
 
 from evle.report.parts import Table
 from evle.report.values import text_columns
+from evle.terminal import printable
 
 
 def text_table(table: Table) -> str:
@@ -27,8 +28,13 @@ def text_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text on one line, with what Markdown would take for its own made plain."""
-    return re.sub(r"([\\|<*`])", r"\\\1", " ".join(str(text).split()))
+    """A text on one line in which nothing acts as Markdown: no markup, no image, no link, not even a bare address.
+
+    >>> print(escaped("![x](http://a.b) *c*"))
+    \\!\\[x\\](http\\://a.b) \\*c\\*
+    """
+    text = re.sub(r"([\\|<>*`\[\]!_~])", r"\\\1", " ".join(printable(str(text)).split()))
+    return re.sub(r"(?i)\bwww\.", r"www\\.", text.replace("://", r"\://"))
 
 
 def markdown_table(table: Table) -> str:

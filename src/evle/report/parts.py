@@ -7,7 +7,7 @@ from PIL import Image
 
 Mark = Literal["", "good", "bad"]
 
-IMAGE_SIDE = 224  # longest side of a report's image, in pixels
+IMAGE_SIDE = 384  # longest side of a report's image, in pixels
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
@@ -57,12 +57,16 @@ class Gallery:
 
 @dataclass
 class Table:
-    """Rows of cells: text, numbers, or None where there is nothing to say. Every row is as long as `columns`."""
+    """Rows of cells: text, numbers, or None for an empty cell. Every row is as long as `columns`.
+
+    A `folded` table (a log) is at the end of the page, and opens by a click.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[Any]]
     note: str = ""
+    folded: bool = False
 
 
 @dataclass

@@ -19,7 +19,8 @@ from typing import Any
 
 from PIL import Image
 
-from evle.files import write_whole
+from evle.errors import DataError
+from evle.files import read_json, write_whole
 from evle.report.markdown import escaped, markdown_table
 from evle.report.page import image_uri, page
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Table
@@ -30,11 +31,11 @@ GALLERIES = "galleries.json"
 
 @dataclass
 class Report:
-    """What a run or an evaluation found.
+    """The results of a run or an evaluation.
 
-    `scores` is {name: number}, or {row name: {name: number}} to compare several runs. `provenance` says how the numbers
-    came about (versions, seed, data hash, command); it may be nested. Numbers that are not finite are shown as such on
-    the page and are null in the JSON, which has no other word for them.
+    `scores` is {name: number}, or {column: {name: number}} for several columns: data sets, chance, runs. `provenance`
+    documents how the numbers came about (versions, seed, data hash, command); it may be nested. `links` are names and
+    relative paths of other pages. Numbers that are not finite are shown as such on the page and are null in the JSON.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Report:
     curves: list[Curve] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
+    links: list[tuple[str, str]] = field(default_factory=list)
 
     def all_tables(self) -> list[Table]:
         """The scores as the first table, then the tables."""
@@ -109,7 +111,9 @@ class Report:
 
     def html(self) -> str:
         """The whole page as one string."""
-        return page(self.title, self.summary, self.all_tables(), self.curves, self.galleries, self.provenance)
+        return page(
+            self.title, self.summary, self.all_tables(), self.curves, self.galleries, self.provenance, self.links
+        )
 
 
 def read_galleries(folder: str | Path) -> list[Gallery]:
@@ -118,12 +122,15 @@ def read_galleries(folder: str | Path) -> list[Gallery]:
     if not path.is_file():
         return []
     galleries = []
-    for gallery in json.loads(path.read_text(encoding="utf-8")):
-        rows = []
-        for row in gallery["rows"]:
-            cells = [Cell(_image(cell["image"]), cell["text"], cell["mark"]) for cell in row["cells"]]
-            rows.append(GalleryRow(row["heading"], cells, row["note"]))
-        galleries.append(Gallery(gallery["title"], rows, gallery["note"]))
+    for gallery in read_json(path, kind=list):
+        try:
+            rows = []
+            for row in gallery["rows"]:
+                cells = [Cell(_image(cell["image"]), cell["text"], cell["mark"]) for cell in row["cells"]]
+                rows.append(GalleryRow(row["heading"], cells, row["note"]))
+            galleries.append(Gallery(gallery["title"], rows, gallery["note"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise DataError(f"{path}: no galleries of a report ({error!r:.100}); write the report again") from None
     return galleries
 
 
@@ -143,15 +150,16 @@ def _image(uri: str | None) -> Image.Image | None:
 
 
 def _score_table(scores: dict[str, Any]) -> Table:
-    """Scores as a table: one line a score, or one line a run when the values are dicts themselves."""
+    """Scores as a table with one row per score; a column for each name whose value is a dict itself."""
     if not all(isinstance(value, dict) for value in scores.values()):
         return Table(
             "Scores",
             ["score", "value"],
             [[name, in_words(v) if isinstance(v, dict) else v] for name, v in scores.items()],
         )
-    names = list(dict.fromkeys(name for row in scores.values() for name in row))
-    return Table("Scores", ["", *names], [[run, *(row.get(name) for name in names)] for run, row in scores.items()])
+    names = list(dict.fromkeys(name for column in scores.values() for name in column))
+    rows = [[name, *(column.get(name) for column in scores.values())] for name in names]
+    return Table("Scores", ["score", *scores], rows)
 
 
 def _curve_table(curves: Iterable[Curve]) -> Table:
