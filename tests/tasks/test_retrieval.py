@@ -97,7 +97,7 @@ def test_the_report_holds_small_images_whatever_the_size_of_the_files(task):
     found = evaluate(task, oracle(task, samples), samples)
     shown = [cell.image for gallery in found.galleries for row in gallery.rows for cell in row.cells if cell.image]
     assert len(shown) == 2 * 5 + 2  # of two texts the images found, and two images
-    assert {picture.size for picture in shown} == {(224, 149)}
+    assert {picture.size for picture in shown} == {(384, 256)}
 
 
 def test_samples_of_one_thing_are_right_answers_for_each_other(task):
