@@ -3,7 +3,7 @@
 import pytest
 from pydantic import Field
 
-from evle.config import Config, apply_overrides, dump_yaml, load_yaml, merge
+from evle.config import Config, apply_overrides, dump_yaml, load_yaml, merge, parse_yaml
 from evle.errors import ConfigError
 
 
@@ -98,13 +98,44 @@ def test_a_missing_file_is_named(tmp_path):
         load_yaml(tmp_path / "nothing.yaml")
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
+def test_a_duplicated_key_is_refused_with_its_line(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("seed: 1\noptim: {lr: 1}\nseed: 2\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml line 3: not valid YAML \('seed' stands twice\)"):
+    with pytest.raises(ConfigError, match=r"a\.yaml line 3: not valid YAML \('seed' is duplicated\)"):
         load_yaml(path)
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
     assert load_yaml(path)["b"] == {"x": 3, "y": 2}
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("!!int abc", "!!float abc", "!!timestamp foo", "!!bool maybe", "!!int ''", "!!float ''", "!!binary x==="),
+        *("1" * 5000, "[" * 5000, "{a: " * 3000, "- " * 2000 + "1", "&a [*a]", "&a {b: *a}", BOMB),
+        *("!!set {a}", "!!omap [a: 1]", "!!timestamp 2024-01-01", "!!binary aGk=", "!!python/object:os.system x"),
+        *("!foo 1", "\x00", "? [1]\n: 2", "*a", "a: b: c", "!!timestamp 9999-99-99", "!!timestamp 0000-01-01"),
+    ],
+)
+def test_yaml_that_cannot_be_a_configuration_is_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"^c\.yaml( line \d+)?: not valid YAML") as caught:
+        parse_yaml(text, "c.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_bytes_that_are_no_text_are_one_line(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_yaml(tmp_path / "c.yaml")
+
+
+def test_dates_and_underscores_stay_words():
+    assert apply_overrides({}, ["a=2024-01-01", "b=2024_01"]) == {"a": "2024-01-01", "b": "2024_01"}
 
 
 def test_infinite_numbers_are_refused():

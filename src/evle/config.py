@@ -1,6 +1,8 @@
 """Configuration: typed, immutable, read from YAML and `key=value` overrides, refused whole if any of it is wrong.
 
 The YAML read here is the 1.2 core: `1e-3` is a number, `no` and `off` are words, only `true` and `false` are booleans.
+PyYAML follows 1.1, so its patterns are replaced. ruamel.yaml follows 1.2, but would need patterns of its own too: it
+reads the folder 2024_01 as the number 202401, and 2024-01-01 as a date.
 """
 
 import difflib
@@ -74,14 +76,40 @@ def load_yaml(path: str | os.PathLike[str]) -> Tree:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text. Raises ConfigError naming `where` and the line."""
+    """The value of a YAML text. Raises ConfigError naming `where`, and the line where it is known."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        _refuse_odd(value)
+        return value
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML (nested too deeply, or in itself)") from None
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError):  # `!!int abc`, 5,000 digits, ...
+        raise ConfigError(f"{where}: not valid YAML (a value does not fit its tag, or is too long)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
         raise ConfigError(f"{where}{line}: not valid YAML ({reason})") from None
+
+
+def _refuse_odd(value: Any) -> None:
+    """Raise a YAMLError for values that no configuration holds: dates, sets, bytes, and what aliases make huge."""
+    left, depth = 1_000_000, 0
+    level = [value]
+    while level:
+        left, depth = left - len(level), depth + 1
+        if left < 0 or depth > 200:
+            raise yaml.constructor.ConstructorError(None, None, "it is too large, or an alias repeats it without end")
+        for each in level:
+            if not isinstance(each, dict | list | str | int | float | None):
+                kind = type(each).__name__
+                raise yaml.constructor.ConstructorError(None, None, f"a {kind} is no value of a configuration")
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
@@ -197,13 +225,13 @@ def _section_in(annotation: Any) -> type[Config] | None:
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the words of YAML 1.2 (PyYAML follows 1.1, where `1e-3` is a string and `no` is false), in which
-    no key may stand twice: the first of them would be lost without a word."""
+    a duplicated key is an error: the first value would be lost silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is duplicated", key.start_mark)
             seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
         return super().construct_mapping(node, deep)
 

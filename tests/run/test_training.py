@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evle.config import dump_yaml, load_yaml
+from evle.config import dump_yaml, load_yaml, merge
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.recipes import find_recipe, listing, recipes
 from evle.run import stages
@@ -144,13 +144,13 @@ def test_a_checkpoint_of_another_task_is_taken_as_far_as_it_goes(tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_an_epoch_has_as_many_steps_however_a_step_is_cut(tmp_path, accumulation):
-    # 11 samples, 4 a step: two steps; the three left over would make micro-batches, but no whole step.
-    samples = [*SAMPLES["retrieval"](), *SAMPLES["retrieval"]()[:3]]
-    changes = {"train": {"steps": None, "epochs": 3, "batch_size": 4, "accumulation": accumulation}}
+    # 22 samples, 8 per step: two steps; the six left over would make micro-batches, but no whole step.
+    samples = [*SAMPLES["retrieval"](), *SAMPLES["retrieval"](), *SAMPLES["retrieval"]()[:6]]
+    changes = {"train": {"steps": None, "epochs": 3, "batch_size": 8, "accumulation": accumulation}}
     ready = prepare(micro_run(tmp_path, "retrieval", changes), samples={"train": samples})
     assert ready.train.num_steps(ready.loader.num_batches) == 6
     seen = [key for batch in ready.loader.batches(0) for key in batch["match_ids"].tolist()]
-    assert len(seen) == 8
+    assert len(seen) == 16
 
 
 def test_other_answers_make_a_new_last_layer(tmp_path):
@@ -204,11 +204,50 @@ def test_choosing_on_test_data_is_refused(tmp_path):
         micro_run(tmp_path, "vqa", {"data": {"val": source, "test": source}})
 
 
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("retrieval", {"train": {"batch_size": 1}}),
+        ("retrieval", {"train": {"batch_size": 4, "accumulation": 4}}),
+        ("pretraining", {"train": {"batch_size": 1}, "model": {"overrides": {"objectives": ["mlm", "itc"]}}}),
+    ],
+)
+def test_contrast_over_single_pairs_is_refused(tmp_path, task, changes):
+    with pytest.raises(ConfigError, match=r"compare the pairs of one micro-batch, which holds a single pair"):
+        prepare(micro_run(tmp_path, task, changes), samples={"train": SAMPLES[task]()})
+
+
+def test_a_single_pair_is_enough_for_masked_signals_and_questions(tmp_path):
+    for task, objectives in (("pretraining", {"objectives": ["mim", "mlm"]}), ("vqa", {})):
+        changes = {"train": {"batch_size": 1}, "model": {"overrides": objectives}}
+        prepare(micro_run(tmp_path, task, changes), samples={"train": SAMPLES[task]()})
+    with pytest.raises(ConfigError, match="1 training samples"):
+        prepare(micro_run(tmp_path, "retrieval"), samples={"train": SAMPLES["retrieval"]()[:1]})
+
+
+def test_a_split_without_samples_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="the split val holds no samples"):
+        prepare(micro_run(tmp_path, "vqa"), samples={"train": SAMPLES["vqa"](), "val": []})
+
+
+def test_another_tokenizer_than_that_of_the_weights_is_refused(tmp_path):
+    train(micro_run(tmp_path / "run", "vqa", {"train": {"steps": 1}}))
+    words = ["the very red apple", "a green frog", "snow and coal", "sky"] * 3
+    train_tokenizer(words, 400).save_pretrained(tmp_path / "other")
+    init = {"init": str(tmp_path / "run"), "preset": None, "overrides": {}}
+    changes = {"model": {**init}, "tokenizer": {"path": str(tmp_path / "other"), "vocab_size": None}}
+    tree = merge(micro_run(tmp_path / "next", "vqa").plain(), changes) | {"model": init}
+    with pytest.raises(ConfigError, match=r"not the tokenizer that .*run was trained with \(\d+ of \d+ tokens differ"):
+        prepare(RunConfig.build(tree, "test"), samples={"train": SAMPLES["vqa"]()})
+    tree["tokenizer"]["path"] = str(tmp_path / "run" / "model")
+    prepare(RunConfig.build(tree, "test"), samples={"train": SAMPLES["vqa"]()})
+
+
 def test_a_tokenizer_larger_than_the_weights_know_is_refused(tmp_path):
     train(micro_run(tmp_path / "small", "vqa", {"train": {"steps": 1}, "tokenizer": {"vocab_size": 270}}))
     train(micro_run(tmp_path / "large", "retrieval", {"train": {"steps": 1}}))
     changes = {"model": {"init": str(tmp_path / "small")}, "tokenizer": {"path": str(tmp_path / "large" / "model")}}
-    with pytest.raises(CheckpointError, match="use the tokenizer that the model was trained with"):
+    with pytest.raises(ConfigError, match=r"not the tokenizer that .*small was trained with"):
         prepare(micro_run(tmp_path / "run", "vqa", changes), samples={"train": SAMPLES["vqa"]()})
 
 

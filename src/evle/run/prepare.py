@@ -18,6 +18,8 @@ from evle.run.config import RunConfig, task_class
 from evle.run.splits import read_split, read_splits
 from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
 from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
+from evle.tasks.pretraining import PreTrainingTask
+from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
 from evle.tasks.vqa import has_slot
 from evle.transforms.text import clean_caption
@@ -51,7 +53,9 @@ def prepare(
     tokenizer = _tokenizer(config, task_type, splits["train"], start)
     built = _task(config, task_type, tokenizer, splits["train"], start)
     loaded = _model(config, built, tokenizer, start)
-    loader = _loader(config, built, built.training_samples(splits["train"]))
+    training = built.training_samples(splits["train"])
+    _refuse_lonely_rows(config, built, loaded, training)
+    loader = _loader(config, built, training)
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
     return Prepared(built, loaded, splits, loader, config.train, hash_samples(splits), notes)
 
@@ -64,6 +68,9 @@ def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -
 
 def _samples(config: RunConfig, task: type[Task], samples: Mapping[Split, Samples] | None) -> dict[Split, Samples]:
     splits = dict(samples) if samples is not None else read_splits(config.data, task.reads)
+    for split, own in splits.items():
+        if own is not None and not len(own):
+            raise ConfigError(f"the split {split} holds no samples; give it some, or leave it out")
     if "train" not in splits:
         raise ConfigError("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
     return splits
@@ -123,6 +130,23 @@ def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, st
     loaded = build_model(task.model_class(start.model_type), config.model, start, changes)
     task.bind(loaded.model.config)
     return loaded
+
+
+def _refuse_lonely_rows(config: RunConfig, task: Task, loaded: Loaded, training: Samples) -> None:
+    """Raise ConfigError where contrast or matching would compare one pair with none other: their losses would be 0."""
+    objectives = {"itc", "itm"}
+    if isinstance(task, PreTrainingTask):
+        objectives &= set(loaded.model.config.objectives)
+    elif not isinstance(task, RetrievalTask):
+        return
+    rows = min(config.train.micro_batch_size(world_size()) * world_size(), len(training))
+    if objectives and rows < 2:
+        raise ConfigError(
+            f"{' and '.join(sorted(objectives))} compare the pairs of one micro-batch, which holds a single pair "
+            f"(train.batch_size={config.train.batch_size}, train.accumulation={config.train.accumulation}, "
+            f"{len(training)} training samples): nothing would be learned; raise train.batch_size or lower "
+            "train.accumulation"
+        )
 
 
 def _loader(config: RunConfig, task: Task, training: Samples) -> Loader:

@@ -7,11 +7,14 @@ from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evle.config import Config
-from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line
 from evle.models.folders import from_folder
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.run.weights import EncoderConfig, ModelConfig, read_processor
 from evle.transforms.text import train_tokenizer
+
+PROBES = ("A man rides two brown horses", "it's the bird's nest: 12.5 m high", "caf\u00e9 na\u00efve \u00dcber")
+"""Texts that two equal tokenizers split equally."""
 
 
 class TokenizerConfig(Config):
@@ -40,12 +43,43 @@ def make_tokenizer(
             raise ConfigError(
                 f"tokenizer.path={options.path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
             )
-        return read_tokenizer(options.path)
+        tokenizer = read_tokenizer(options.path)
+        _refuse_other_words(tokenizer, options.path, model, start)
+        return tokenizer
     if model.init is not None:
         return read_processor(model.init, start.model_type).tokenizer
     if model.text is not None:
         return read_tokenizer(model.text)
     return train_tokenizer(texts(), options.vocab_size or start.vocab_size)
+
+
+def _refuse_other_words(
+    tokenizer: PreTrainedTokenizerBase, path: str, model: ModelConfig, start: EncoderConfig
+) -> None:
+    """Raise ConfigError where the weights were trained with a tokenizer that gives other ids to the same words: their
+    word embeddings would mean something else. A model without a tokenizer of its own cannot be compared."""
+    weights = model.init or model.text
+    if weights is None:
+        return
+    try:
+        own = read_processor(weights, start.model_type).tokenizer if model.init else read_tokenizer(weights)
+    except EvleError:
+        return
+    known, given = own.get_vocab(), tokenizer.get_vocab()
+    differing = sorted((index, token) for token, index in known.items() if given.get(token) != index)
+    if differing:
+        index, token = differing[0]
+        other = tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None
+        raise ConfigError(
+            f"tokenizer.path={path}: not the tokenizer that {weights} was trained with ({len(differing)} of "
+            f"{len(known)} tokens differ; number {index} is {other!r} instead of {token!r}); leave tokenizer.path out"
+        )
+    others = [text for text in PROBES if own(text)["input_ids"] != tokenizer(text)["input_ids"]]
+    if others:
+        raise ConfigError(
+            f"tokenizer.path={path}: has the tokens of {weights}, but splits texts otherwise ({others[0]!r} for one); "
+            "leave tokenizer.path out"
+        )
 
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
