@@ -11,6 +11,7 @@ from typing import Any
 
 from evle.data.corpora.captions import coco_captions, karpathy
 from evle.data.corpora.easy_vqa import easy_vqa
+from evle.data.corpora.nlvr import nlvr
 from evle.data.corpora.nlvr2 import nlvr2
 from evle.data.corpora.vcr import vcr
 from evle.data.corpora.visual_genome import visual_genome
@@ -22,6 +23,7 @@ from evle.data.custom.saved_datasets import is_saved_dataset, saved_dataset
 from evle.data.custom.shards import shards
 from evle.data.formats.table_files import TABLE_STEMS, TABLE_SUFFIXES
 from evle.data.samples import CaptionSample, Sample, num_left_out
+from evle.data.synthetic.boxes import boxes
 from evle.data.synthetic.cutouts import cutouts
 from evle.data.synthetic.scenes import scenes
 from evle.data.synthetic.swaps import swaps
@@ -31,6 +33,7 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
     "cutouts": cutouts,
     "swaps": swaps,
+    "boxes": boxes,
     "folder": folder,
     "shards": shards,
     "saved-dataset": saved_dataset,
@@ -42,6 +45,7 @@ SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "cc": conceptual_captions,
     "easy-vqa": easy_vqa,
     "vqav2": vqav2,
+    "nlvr": nlvr,
     "nlvr2": nlvr2,
     "vcr": vcr,
 }

@@ -1,0 +1,79 @@
+"""NLVR version 1 is read from its official layout, one sample per image; what is wrong is one line."""
+
+import json
+
+import pytest
+
+import corpora
+from evle.data.corpora.nlvr import nlvr
+from evle.errors import ConfigError, DataError
+
+
+def line(identifier, **fields):
+    return {
+        "identifier": identifier,
+        "sentence": f"There is {identifier}.",
+        "label": "true",
+        "directory": "5",
+        **fields,
+    }
+
+
+def write(folder, *records, split="train"):
+    file = folder / split / f"{split}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for record in records:
+        for order in range(6):
+            corpora.save(folder / split / f"images/5/{split}-{record['identifier']}-{order}.png", "red")
+    return folder
+
+
+@pytest.mark.parametrize("at", ["", "train", "train/train.json"])
+def test_each_order_of_the_boxes_is_a_sample(tmp_path, at):
+    write(tmp_path, line("72-0"), line("72-1", label="false"))
+    samples = nlvr(tmp_path / at)
+    assert len(samples) == 12
+    assert samples[7].key == "train-72-1-1"
+    assert samples[7].image == str(tmp_path / "train/images/5/train-72-1-1.png")
+    assert (samples[7].question, samples[7].answers) == ("There is 72-1.", ("false",))
+    assert samples[0].answers == ("true",)
+    assert [sample.key for sample in nlvr(tmp_path / at, orders=1)] == ["train-72-0-0", "train-72-1-0"]
+
+
+def test_the_folder_nlvr_of_the_repository_is_found(tmp_path):
+    write(tmp_path / "nlvr", line("1-0"), split="dev")
+    assert len(nlvr(tmp_path, split="dev")) == 6
+
+
+def test_labels_may_be_absent_and_sentences_not(tmp_path):
+    hidden = line("2-0")
+    del hidden["label"]
+    write(tmp_path, hidden, line("3-0", sentence=None), split="test")
+    samples = nlvr(tmp_path, split="test")
+    assert {sample.answers for sample in samples} == {()}
+    assert samples.skipped == [f"{tmp_path / 'test/test.json'}:2 (3-0): no sentence"]
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        ([line("1-0")], {"split": "dve"}, "nlvr has no split 'dve'; did you mean 'dev'"),
+        ([line("1-0")], {"orders": 7}, "orders=7 must be from 1 to 6"),
+        ([line("1-0")], {"task": "nlvr2"}, "source 'nlvr' holds vqa, not 'nlvr2'"),
+        ([line("1-0")], {"images": "gone"}, "gone: no such folder"),
+        ([line("1-0")], {"split": "dev"}, "no dev.json there, nor in dev, nlvr/dev"),
+        ([line("1-0"), line("1-0")], {}, "identifier '1-0' appears 2 times"),
+        ([line("1-0", label="perhaps")], {}, "train.json:1: label 'perhaps' is neither True nor False"),
+        ([line("train-1-0-0")], {}, "'train-1-0-0' is not of the form SET-EXAMPLE; is it NLVR version 1?"),
+        ([{**line("1-0"), "directory": None}], {}, "train.json:1: directory is empty"),
+        ([], {}, "no sentence; download the file again"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, records, options, message):
+    (tmp_path / "train/images").mkdir(parents=True)
+    write(tmp_path, *records)
+    with pytest.raises((ConfigError, DataError)) as refused:
+        nlvr(tmp_path, **options)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
