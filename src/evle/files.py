@@ -17,8 +17,17 @@ def read_json(path: str | os.PathLike[str], *, kind: type = object, error: type[
     return parse_json(data, os.fspath(path), kind=kind, error=error)
 
 
-def parse_json(data: bytes | str, where: str, *, kind: type = object, error: type[EvleError] = DataError) -> Any:
+def parse_json(
+    data: bytes | str,
+    where: str,
+    *,
+    kind: type = object,
+    error: type[EvleError] = DataError,
+    unique_keys: bool = False,
+) -> Any:
     """The JSON value in `data`, which must be a `kind`. Raises `error` for whatever is wrong with it: `where` names it.
+
+    With `unique_keys`, an object with a duplicate key is an error too; otherwise its last value counts.
 
     >>> parse_json("[" * 100_000, "a.json")
     Traceback (most recent call last):
@@ -26,7 +35,10 @@ def parse_json(data: bytes | str, where: str, *, kind: type = object, error: typ
     evle.errors.DataError: a.json: not usable JSON (nested too deeply)
     """
     try:
-        value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        hook = _unique if unique_keys else None
+        value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, object_pairs_hook=hook)
+    except _DuplicateKey as problem:
+        raise error(f"{where}: not usable JSON (the key {problem} is duplicated)") from None
     except RecursionError:
         raise error(f"{where}: not usable JSON (nested too deeply)") from None
     except UnicodeDecodeError as problem:
@@ -38,6 +50,18 @@ def parse_json(data: bytes | str, where: str, *, kind: type = object, error: typ
     if not isinstance(value, kind):
         raise error(f"{where}: holds {_kind(type(value))}, where {_kind(kind)} is needed")
     return value
+
+
+class _DuplicateKey(ValueError):
+    """A key that appears twice in an object."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
+    return members
 
 
 def _kind(kind: type) -> str:

@@ -35,13 +35,13 @@ def test_everything_is_counted_and_named(messy):
     assert check.splits == {"train": 2, "test": 3}
     assert check.texts_per_image == {2: 1, 0: 1, 1: 3}
     assert check.sizes == {(8, 8): 3}
-    assert [line.split(":")[1] for line in check.empty] == ["3"]
-    assert [line.split(" (")[0] for line in check.broken_rows] == [f"{messy / 'captions.jsonl'}:7: not JSON"]
-    assert [line.split(": ")[0] for line in check.unreadable] == [str(messy / "cut.png"), str(messy / "gone.png")]
-    assert "no such file" in check.unreadable[1]
-    assert check.long[0].startswith(f"{messy / 'captions.jsonl'}:4: 31 words")
-    assert check.duplicates == ["same.png = a.png"]
-    assert check.leaks == ["same.png = a.png: in test and train"]
+    assert [line.split(":")[1] for line in check.empty.lines] == ["3"]
+    assert [line.split(" (")[0] for line in check.broken_rows.lines] == [f"{messy / 'captions.jsonl'}:7: not usable JSON"]
+    assert [line.split(": ")[0] for line in check.unreadable.lines] == [str(messy / "cut.png"), str(messy / "gone.png")]
+    assert "no such file" in check.unreadable.lines[1]
+    assert check.long.lines[0].startswith(f"{messy / 'captions.jsonl'}:4: 31 words")
+    assert check.duplicates.lines == ["same.png = a.png"]
+    assert check.leaks.lines == ["same.png = a.png: in test and train"]
     assert check.not_latin == pytest.approx(1 / 5)
     assert not check.ok
     assert seen[-1] == (5, 5)
@@ -53,7 +53,7 @@ def test_everything_is_counted_and_named(messy):
 def test_a_image_named_in_two_splits_leaks(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.png,x,train\na.png,y,test\n")
-    assert check_folder(tmp_path).leaks == ["a.png: in test and train"]
+    assert check_folder(tmp_path).leaks.lines == ["a.png: in test and train"]
 
 
 def test_a_good_folder_is_said_to_be_good(tmp_path):
@@ -61,7 +61,7 @@ def test_a_good_folder_is_said_to_be_good(tmp_path):
     (tmp_path / "captions.csv").write_text("image,caption\na.png,x\n")
     check = check_folder(tmp_path)
     assert check.ok
-    assert check.lines()[-1] == "every row can be used"
+    assert check.lines()[-1] == "every row can be used, but not every split"
     assert "by a hash of the name" in check.lines()[1]
 
 
@@ -69,7 +69,7 @@ def test_questions_are_checked_too(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "questions.csv").write_text("image,question,answer\na.png,what?,dog\na.png,,cat\n")
     check = check_folder(tmp_path, "vqa")
-    assert (check.texts, len(check.empty)) == (1, 1)
+    assert (check.texts, check.empty.count) == (1, 1)
     assert "1 questions" in check.lines()[0]
 
 
@@ -77,7 +77,7 @@ def test_a_folder_without_a_table_has_its_images_checked(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     check = check_folder(tmp_path)
-    assert (check.rows, check.images, len(check.unreadable)) == (0, 2, 1)
+    assert (check.rows, check.images, check.unreadable.count) == (0, 2, 1)
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
@@ -95,7 +95,7 @@ def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
     (tmp_path / "captions.json").write_text("[]")
     text = "\n".join(check_folder(tmp_path).lines())
     assert "only the images were looked at: " in text
-    assert "(captions.json: of no kind that is read); write one, or set captions_from=filename" in text
+    assert "(captions.json: of no kind that is read; save it as CSV or JSON lines); write one, or set captions_from=filename" in text
     assert text.endswith("every image can be read")
 
 
@@ -104,12 +104,12 @@ def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
     row = '{"image": "a.png", "caption": "x"}\n'
     (tmp_path / "captions.jsonl").write_text(row + row)
     check = check_folder(tmp_path)
-    assert check.repeated == [f"{tmp_path / 'captions.jsonl'}:2: as line 1"]
+    assert check.repeated.lines == [f"{tmp_path / 'captions.jsonl'}:2: as line 1"]
     assert check.ok  # they become one
     rows = [{"image": "a.png", "question": "who?", "id": 1}, {"image": "a.png", "question": "where?", "id": 1}]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     check = check_folder(tmp_path, "vqa")
     assert check.unanswered == 2
-    assert "questions.jsonl:2: the id '1' stands in line 1, too" in check.broken_rows[0]
+    assert "questions.jsonl:2: the id '1' is that of line 1, too" in check.broken_rows.lines[0]
     (tmp_path / "questions.jsonl").write_text("")
     assert check_folder(tmp_path, "vqa").lines()[-1] == "the table holds no row"

@@ -94,7 +94,7 @@ def test_an_empty_source_is_not_in_order():
 
 
 def test_only_the_first_findings_of_a_kind_are_kept(monkeypatch):
-    monkeypatch.setattr("evle.inspection.sample_check.NAMED", 3)
+    monkeypatch.setattr("evle.inspection.findings.NAMED", 3)
     check = check_samples([CaptionSample(str(i), b"no image", ("x",)) for i in range(5)])
     assert (check.unreadable.count, len(check.unreadable.lines)) == (5, 3)
     assert "  ... and 3 more" in check.lines(most=2)

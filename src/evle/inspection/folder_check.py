@@ -1,33 +1,51 @@
-"""Check the user's own folder before long work, naming every image that cannot be read and every empty text."""
+"""Check the user's own folder before long work, naming every row and image that a run would refuse or leave out.
+
+The table is read by the code that a run reads it with. Memory holds the rows as Arrow arrays and some fifty bytes an
+image.
+"""
 
 import hashlib
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from evle.data.custom.folder import answers_of, captions_of, image_of, key_of, question_of
-from evle.data.formats.table_files import find_table, list_images, read_rows
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evle.data.custom.choices import choice_sample
+from evle.data.custom.columns import Columns
+from evle.data.custom.folder import read_folder
+from evle.data.custom.image_folder import ImageFolder
+from evle.data.custom.table import IMAGE_FIELDS, TableRows, unusual_splits
+from evle.data.formats.delimited import delimited_form
+from evle.data.formats.listing import list_folder
+from evle.data.formats.table_files import find_table
 from evle.data.images import open_image
-from evle.data.samples import hashed_split
+from evle.data.samples import SPLITS
 from evle.errors import DataError, SampleError
+from evle.inspection.findings import LONG, Findings, is_latin
 
-LONG = 30
-"""Words above which a text counts as over-long: X-VLM's limit for captions."""
+NOUNS = {"captions": "captions", "vqa": "questions", "nlvr2": "sentences", "vcr": "questions"}
+SHARES = (0.8, 0.1, 0.1)
+
+_BLOCK = 256  # images decoded together
+_Size = tuple[int, int]
 
 
 @dataclass
 class FolderCheck:
-    """What a check found. Lists hold one line a finding, naming file and line or the image.
+    """What a check found.
 
-    `images` counts different images by name, `texts` captions or questions; `sizes` are (width, height) with how
-    many images have them; `duplicates` are images with the same bytes, `leaks` those of them that stand in more
-    than one split, `repeated` rows that say what an earlier one says. `no_table` says why the images alone were
-    looked at.
+    `images` counts different images by name, `texts` captions, questions or sentences; `sizes` are (width, height) with
+    how many images have them; `splits` how many images are in each split. `duplicates` are images with the same bytes,
+    `leaks` images in more than one split, `repeated` rows that repeat an earlier one, `unread` what the folder holds
+    and no run reads. `no_table` is why only the images were looked at.
     """
 
     path: str
@@ -36,72 +54,79 @@ class FolderCheck:
     rows: int = 0
     images: int = 0
     texts: int = 0
-    splits: dict[str, int] = field(default_factory=dict)
-    split_column: bool = False
-    texts_per_image: dict[int, int] = field(default_factory=dict)
-    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
-    broken_rows: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    long: list[str] = field(default_factory=list)
-    duplicates: list[str] = field(default_factory=list)
-    leaks: list[str] = field(default_factory=list)
-    not_latin: float = 0.0
-    repeated: list[str] = field(default_factory=list)
     unanswered: int = 0
+    read_as: str = ""
+    split_column: bool = False
+    not_latin: float = 0.0
     no_table: str = ""
+    splits: dict[str, int] = field(default_factory=dict)
+    texts_per_image: dict[int, int] = field(default_factory=dict)
+    sizes: Counter[_Size] = field(default_factory=Counter)
+    broken_rows: Findings = field(default_factory=lambda: Findings("broken rows", fatal=True))
+    unreadable: Findings = field(default_factory=lambda: Findings("unreadable images", fatal=True))
+    empty: Findings = field(default_factory=lambda: Findings("rows without text", fatal=True))
+    unusual: Findings = field(default_factory=lambda: Findings("unusual names of splits"))
+    empty_splits: Findings = field(
+        default_factory=lambda: Findings("empty splits, which a run that reads them refuses")
+    )
+    long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
+    repeated: Findings = field(default_factory=lambda: Findings("rows that repeat another"))
+    other_form: Findings = field(
+        default_factory=lambda: Findings("image names that are not written as their files are; they are read")
+    )
+    duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
+    leaks: Findings = field(default_factory=lambda: Findings("images in more than one split"))
+    without_row: Findings = field(default_factory=lambda: Findings("images that no row names"))
+    unread: Findings = field(default_factory=lambda: Findings("not read"))
+
+    @property
+    def findings(self) -> list[Findings]:
+        return [each for each in vars(self).values() if isinstance(each, Findings)]
 
     @property
     def ok(self) -> bool:
         """Whether every row can be used: nothing broken, unreadable or empty."""
-        return bool(self.images) and not (self.broken_rows or self.unreadable or self.empty)
+        return bool(self.images) and not any(each.count for each in self.findings if each.fatal)
 
     def lines(self, most: int = 20) -> list[str]:
         """The findings as plain lines, at most `most` of each kind."""
-        noun = "questions" if self.task == "vqa" else "captions"
+        noun = NOUNS[self.task]
         lines = [f"{self.table or self.path}: {self.rows:,} rows, {self.images:,} images, {self.texts:,} {noun}"]
         if self.no_table:
             lines.append(f"only the images were looked at: {self.no_table}")
+        if self.read_as:
+            lines.append(f"read as: {self.read_as}")
         if self.unanswered:
-            lines.append(f"questions without an answer: {self.unanswered:,}; they can be asked, and not learned from")
-        if self.splits:
+            what = "sentences without a label" if self.task == "nlvr2" else "questions without an answer"
+            lines.append(f"{what}: {self.unanswered:,}; they can be asked, and not learned from")
+        if any(self.splits.values()) and self.table:
             how = "by the table" if self.split_column else "by a hash of the name, as the table has no split column"
             shares = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
             lines.append(f"splits ({how}): {shares} images")
         if self.texts_per_image:
             numbers = sorted(self.texts_per_image)
             mean = sum(number * count for number, count in self.texts_per_image.items()) / max(1, self.images)
-            lines.append(f"{noun} an image: {numbers[0]} to {numbers[-1]}, {mean:.1f} on average")
+            lines.append(f"{noun} per image: {numbers[0]} to {numbers[-1]}, {mean:.1f} on average")
         if self.sizes:
-            (width, height), count = max(self.sizes.items(), key=lambda item: item[1])
+            (width, height), count = self.sizes.most_common(1)[0]
             areas = sorted(self.sizes, key=lambda size: size[0] * size[1])
-            small, large = areas[0], areas[-1]
-            lines.append(
-                f"pixels: {small[0]} x {small[1]} to {large[0]} x {large[1]}, most often {width} x {height} ({count:,})"
-            )
+            (small, low), (large, high) = areas[0], areas[-1]
+            lines.append(f"pixels: {small} x {low} to {large} x {high}, most often {width} x {height} ({count:,})")
         if self.texts:
             lines.append(f"not in Latin script: {100 * self.not_latin:.1f} % of the {noun}")
-        kinds = (
-            ("broken rows", self.broken_rows),
-            ("unreadable images", self.unreadable),
-            (f"empty {noun}", self.empty),
-            (f"{noun} of more than {LONG} words", self.long),
-            ("rows that repeat another", self.repeated),
-            ("images with the same bytes", self.duplicates),
-            ("images in more than one split", self.leaks),
-        )
-        for name, found in kinds:
-            if found:
-                lines.append(f"{name}: {len(found):,}")
-                lines += [f"  {line}" for line in found[:most]]
-                if len(found) > most:
-                    lines.append(f"  ... and {len(found) - most:,} more")
-        good = "every row can be used" if self.table else "every image can be read"
-        if not self.rows and self.table:
-            lines.append("the table holds no row")
-        else:
-            lines.append(good if self.ok else f"the {'rows' if self.table else 'images'} named above cannot be used")
-        return lines
+        for each in self.findings:
+            lines += each.shown(most)
+        return [*lines, self._verdict()]
+
+    def _verdict(self) -> str:
+        if self.table and not self.rows:
+            return "the table holds no row"
+        if not self.ok:
+            return f"the {'rows' if self.table else 'images'} named above cannot be used"
+        if not self.table:
+            return f"every {'other ' if self.unread.count else ''}image can be read"
+        empty = ", but not every split" if self.empty_splits.count else ""
+        return f"every row can be used{empty}"
 
 
 def check_folder(
@@ -111,7 +136,8 @@ def check_folder(
     image_column: str | None = None,
     caption_column: str | Sequence[str] | None = None,
     question_column: str | None = None,
-    split_column: str = "split",
+    answer_column: str | None = None,
+    split_column: str | None = "split",
     allow_outside: bool = False,
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -121,140 +147,237 @@ def check_folder(
     `progress(done, total)` is called as images are decoded. Raises DataError only where there is nothing to check.
     """
     base = Path(path)
+    listing = list_folder(base) if base.is_dir() else None
     try:
         table = find_table(base, task)
     except DataError as error:
-        if not base.is_dir() or not (names := list_images(base)):
+        if listing is None or not (listing.images or listing.unread):
             raise
         check = FolderCheck(str(base), "", task, no_table=str(error))
-        split_of: dict[str, set[str]] = {name: set() for name in names}
-        root = base
+        names = pa.array(listing.images, pa.large_string())
+        images, splits = ImageFolder(base, allow_outside=True), None
     else:
         check = FolderCheck(str(base), str(table), task)
-        root = table.parent
-        split_of = _read_table(
-            check, table, image_column, caption_column, question_column, split_column, None if allow_outside else root
+        if table.suffix.lower() in (".csv", ".tsv"):
+            check.read_as = delimited_form(table).description
+        columns = Columns(
+            image=image_column,
+            caption=caption_column,
+            question=question_column,
+            answer=answer_column,
+            split=split_column,
         )
-    check.images = len(split_of)
-    check.splits = dict(Counter(split for splits in split_of.values() for split in sorted(splits)))
-    _decode(check, root, split_of, num_threads, progress)
+        rows = read_folder(
+            table,
+            task,
+            columns,
+            allow_outside=allow_outside,
+            report=lambda line, error: check.broken_rows.add(str(error)),
+        )
+        assert isinstance(rows.images, ImageFolder), "a table with images inside is checked as any other source"
+        images = rows.images
+        names, splits = _look_at_rows(check, rows)
+        if listing is not None:
+            _name_images_without_row(check, images, listing.images, names)
+    for line in listing.unread if listing is not None else ():
+        check.unread.add(line)
+    check.images = len(names)
+    _decode(check, images, names, splits, num_threads, progress)
     return check
 
 
-def _read_table(
-    check: FolderCheck,
-    table: Path,
-    image_column: str | None,
-    caption_column: str | Sequence[str] | None,
-    question_column: str | None,
-    split_column: str,
-    root: Path | None,
-) -> dict[str, set[str]]:
-    """Fills in what the rows say; returns the splits of each image."""
-    split_of: dict[str, set[str]] = {}
-    texts_of: Counter[str] = Counter()
-    not_latin = 0
-    seen: dict[bytes, int] = {}
-    for line, row in read_rows(table):
-        where = f"{table}:{line}"
-        check.rows += 1
-        try:
-            if isinstance(row, DataError):
-                raise row
-            image = image_of(row, image_column, where, root)
-            texts = (
-                captions_of(row, caption_column, where)
-                if check.task == "captions"
-                else question_of(row, question_column, where)
+def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[tuple[str, ...]]]:
+    """Fill in what the rows say; returns the different images, and the splits of each."""
+    usable = rows.usable()
+    check.rows, check.split_column = rows.table.num_rows + rows.num_broken, rows.by_column
+    missing = rows.without_split()
+    for line in missing:
+        check.broken_rows.add(
+            f"{rows.origin}:{line}: no split, while other rows name one; fill in {rows.columns.split!r}"
+        )
+    for row in rows.table.filter(pa.array(~usable)).select(["line", "image"]).to_pylist():
+        check.empty.add(f"{rows.origin}:{row['line']}: {row['image']}")
+    counts = _read_texts(check, rows)
+    _name_repeated(check, rows)
+    _look_at_answers(check, rows)
+
+    splits = rows.splits(SHARES)
+    per_row = Counter(
+        {each["values"]: each["counts"] for each in pc.value_counts(splits).to_pylist() if each["values"]}
+    )
+    for line in unusual_splits(per_row) if rows.by_column else ():
+        check.unusual.add(line)
+    fields = [name for name in IMAGE_FIELDS if name in rows.table.column_names]
+    encoded = pa.chunked_array(
+        [chunk for name in fields for chunk in rows.table.column(name).chunks], pa.large_string()
+    )
+    images = encoded.combine_chunks().dictionary_encode()
+    codes = images.indices.to_numpy(zero_copy_only=False)
+    check.texts_per_image = dict(Counter(np.bincount(codes, np.tile(counts, len(fields))).astype(int).tolist()))
+
+    split_names = list(per_row)
+    numbers = pc.index_in(splits, pa.array(split_names, pa.large_string())).to_numpy()
+    pairs = np.unique(np.stack([codes, np.tile(np.nan_to_num(numbers, nan=-1).astype(int), len(fields))]), axis=1)
+    of_image: list[list[str]] = [[] for _ in range(len(images.dictionary))]
+    for code, number in pairs.T.tolist():
+        if number >= 0:
+            of_image[code].append(split_names[number])
+    per_image = Counter(name for each in of_image for name in each)
+    expected = split_names if rows.by_column else SPLITS
+    check.splits = {name: per_image[name] for name in expected}
+    for name in expected:
+        if not per_image[name] and rows.table.num_rows:
+            check.empty_splits.add(
+                f"{name}: a hash of the names puts no image into it; add a column split or set shares"
             )
-        except DataError as error:
-            check.broken_rows.append(str(error))
-            continue
-        named = split_column in row
-        check.split_column |= named
-        split_of.setdefault(image, set()).add(str(row[split_column]).strip() if named else hashed_split(image))
-        if not texts:
-            check.empty.append(f"{where}: {image}")
+    return images.dictionary, [tuple(sorted(each)) for each in of_image]
+
+
+def _read_texts(check: FolderCheck, rows: TableRows) -> np.ndarray:
+    """Fill in what the texts say; returns the number of texts in each row."""
+    counts, not_latin = [], 0
+    for line, texts in _texts_of_rows(rows):
+        counts.append(len(texts))
         for text in texts:
             if len(text.split()) > LONG:
-                check.long.append(f"{where}: {len(text.split())} words: {text[:60]}...")
+                check.long.add(f"{rows.origin}:{line}: {len(text.split())} words: {text[:60]}...")
             not_latin += not is_latin(text)
-        texts_of[image] += len(texts)
-        check.texts += len(texts)
-        key, answers = "", []
-        if check.task == "vqa":
-            key, answers = key_of(row, where), answers_of(row, None, where)
-            check.unanswered += not answers
-        identity = (key or repr((image, texts, answers))).encode("utf-8", "surrogatepass")
-        first = seen.setdefault(hashlib.blake2b(identity, digest_size=8).digest(), line)
-        if first != line and key:
-            check.broken_rows.append(
-                f"{where}: the id {key!r} stands in line {first}, too; every question needs its own"
-            )
-        elif first != line:
-            check.repeated.append(f"{where}: as line {first}")
-    check.texts_per_image = dict(Counter(texts_of.values()))
+    check.texts = sum(counts)
     check.not_latin = not_latin / max(1, check.texts)
-    return split_of
+    return np.array(counts, np.int64)
+
+
+def _texts_of_rows(rows: TableRows) -> Iterator[tuple[int, list[str]]]:
+    name = {"captions": "captions", "vqa": "question", "nlvr2": "sentence", "vcr": "content"}[rows.task]
+    for batch in rows.table.select(["line", name]).to_batches(max_chunksize=10_000):
+        for line, value in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist()):
+            if rows.task == "vcr":
+                yield line, [_question_of(value)] if value else []
+            else:
+                yield line, value if isinstance(value, list) else [value] if value else []
+
+
+def _question_of(content: str) -> str:
+    return " ".join(str(part) for part in choice_sample("", "", content).question)
+
+
+def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
+    """Name rows that say what an earlier row says, and rows with the key of an earlier one."""
+    if not rows.table.num_rows:
+        return
+    lines = rows.table.column("line").to_numpy()
+    if rows.task != "captions":
+        keys = np.fromiter((hash(key) for key in _pieces(rows.table.column("key"))), np.int64, len(lines))
+        for row, first in _repeats(keys):
+            key = rows.table.column("key")[row].as_py()
+            check.broken_rows.add(
+                f"{rows.origin}:{lines[row]}: the id {key!r} is that of line {lines[first]}, too; give each its own"
+            )
+    content = rows.table.drop_columns([name for name in ("line", "split", "key") if name in rows.table.column_names])
+    hashes = (hash(repr(row)) for batch in content.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+    for row, first in _repeats(np.fromiter(hashes, np.int64, len(lines))):
+        check.repeated.add(f"{rows.origin}:{lines[row]}: as line {lines[first]}")
+
+
+def _pieces(column: pa.ChunkedArray) -> Iterator[Any]:
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), 10_000):
+            yield from chunk.slice(start, 10_000).to_pylist()
+
+
+def _repeats(hashes: np.ndarray) -> list[tuple[int, int]]:
+    """(index, index of its first equal) of each value that an earlier one equals, in order."""
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    origin = first[inverse]
+    return [(int(index), int(origin[index])) for index in np.flatnonzero(origin != np.arange(len(hashes)))]
+
+
+def _look_at_answers(check: FolderCheck, rows: TableRows) -> None:
+    if rows.task == "vqa":
+        answers = pc.list_value_length(rows.table.column("answers")).to_numpy()
+        check.unanswered = int((answers[rows.usable()] == 0).sum())
+    elif rows.task == "nlvr2":
+        check.unanswered = rows.table.column("label").null_count
+    others = [name for name in rows.names if not rows.columns.wanted(name)]
+    if rows.answers_note and (others or rows.columns.answer):
+        check.broken_rows.add(f"{rows.origin}: {rows.answers_note}")
+
+
+def _name_images_without_row(check: FolderCheck, folder: ImageFolder, listed: list[str], named: pa.Array) -> None:
+    inside = os.path.relpath(folder.root, check.path) if os.path.isdir(check.path) else "."
+    if inside != ".":
+        return
+    known = {
+        hash(name.casefold())
+        for start in range(0, len(named), 10_000)
+        for name in named[start : start + 10_000].to_pylist()
+    }
+    for name in listed:
+        if hash(folder.name_of(name, "").casefold()) not in known:
+            check.without_row.add(name)
 
 
 def _decode(
     check: FolderCheck,
-    root: Path,
-    split_of: dict[str, set[str]],
+    folder: ImageFolder,
+    names: pa.Array,
+    splits: list[tuple[str, ...]] | None,
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fills in what the images say."""
-    seen: dict[bytes, str] = {}
-    sizes: Counter[tuple[int, int]] = Counter()
-    for done, (name, found) in enumerate(_looked_at(root, list(split_of), num_threads), 1):
-        if isinstance(found, str):
-            check.unreadable.append(found)
+    """Fill in what the images say."""
+    contents = np.zeros(len(names), np.int64)
+    every = (name for start in range(0, len(names), _BLOCK) for name in names[start : start + _BLOCK].to_pylist())
+    for index, look in enumerate(_looks(folder, every, num_threads)):
+        if look.error:
+            check.unreadable.add(look.error)
+            contents[index] = -index - 1
         else:
-            size, digest = found
-            sizes[size] += 1
-            first = seen.setdefault(digest, name)
-            if first != name:
-                check.duplicates.append(f"{name} = {first}")
-                if split_of[first] != split_of[name]:
-                    both = " and ".join(sorted(split_of[first] | split_of[name]))
-                    check.leaks.append(f"{name} = {first}: in {both}")
-        if len(split_of[name]) > 1:
-            check.leaks.append(f"{name}: in {' and '.join(sorted(split_of[name]))}")
+            check.sizes[look.size] += 1
+            contents[index] = look.content
+        if look.other_form:
+            check.other_form.add(look.other_form)
+        if splits is not None and len(splits[index]) > 1:
+            check.leaks.add(f"{look.name}: in {' and '.join(splits[index])}")
         if progress is not None:
-            progress(done, len(split_of))
-    check.sizes = dict(sizes)
+            progress(index + 1, len(names))
+    for index, first in _repeats(contents):
+        name, other = names[index].as_py(), names[first].as_py()
+        check.duplicates.add(f"{name} = {other}")
+        if splits is not None and splits[index] != splits[first]:
+            check.leaks.add(f"{name} = {other}: in {' and '.join(sorted({*splits[index], *splits[first]}))}")
 
 
-def _looked_at(
-    root: Path, names: list[str], num_threads: int
-) -> Iterator[tuple[str, str | tuple[tuple[int, int], bytes]]]:
-    """(name, its size and digest, or why it cannot be read), in order.
+@dataclass(frozen=True)
+class _Look:
+    """What decoding one image showed: its size and a hash of its bytes, or an error."""
 
-    A few hundred images are looked at together, so that memory stays small.
-    """
+    name: str
+    size: _Size = (0, 0)
+    content: int = 0
+    error: str = ""
+    other_form: str = ""
 
-    def look(name: str) -> tuple[str, str | tuple[tuple[int, int], bytes]]:
+
+def _looks(folder: ImageFolder, names: Iterable[str], num_threads: int) -> Iterator[_Look]:
+    """A look at each image, in order; some hundred are decoded together, so that memory stays small."""
+
+    def look(name: str) -> _Look:
+        other_form = ""
         try:
-            size = open_image(root / name).size
-            return name, (size, hashlib.blake2b((root / name).read_bytes(), digest_size=16).digest())
+            path = folder.path_of(name)
+            if path != os.path.join(folder.root, name):
+                other_form = f"{name} is {os.path.relpath(path, folder.root)}"
+            if not os.path.lexists(path):
+                raise SampleError(f"{path}: no such file; correct the row or add the image{folder.hint_for(name)}")
+            size = open_image(path).size
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+            return _Look(name, size, int.from_bytes(digest, "big") >> 1, other_form=other_form)
         except SampleError as error:
-            return name, str(error)
+            return _Look(name, error=str(error), other_form=other_form)
 
     rest = iter(names)
     with ThreadPoolExecutor(num_threads) as pool:
-        while block := list(islice(rest, 256)):
+        while block := list(islice(rest, _BLOCK)):
             yield from pool.map(look, block)
-
-
-def is_latin(text: str) -> bool:
-    """Whether at least half of a text's letters are Latin ones; a text without letters counts as Latin.
-
-    >>> is_latin("ein Hund"), is_latin("собака"), is_latin("42")
-    (True, False, True)
-    """
-    if text.isascii():
-        return True
-    letters = [letter for letter in text if letter.isalpha()]
-    return 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) >= len(letters)

@@ -29,28 +29,10 @@ from evle.data.samples import (
     num_left_out,
 )
 from evle.errors import SampleError
-from evle.inspection.folder_check import LONG, is_latin
-
-NAMED = 1000
-"""So many findings of a kind are kept as lines; the rest are counted."""
+from evle.inspection.findings import LONG, Findings, is_latin
 
 _BLOCK = 256  # images looked at together
 _Look = str | tuple[tuple[int, int], int, list[str]]  # why an image cannot be read, or size, hash, and boxes outside
-
-
-@dataclass
-class Findings:
-    """Findings of one kind: how many, and the first ones as lines. Of a `fatal` kind the samples cannot be used."""
-
-    name: str
-    fatal: bool = False
-    count: int = 0
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, line: str) -> None:
-        self.count += 1
-        if len(self.lines) < NAMED:
-            self.lines.append(line)
 
 
 @dataclass
@@ -104,11 +86,7 @@ class SampleCheck:
             (small, low), (large, high) = areas[0], areas[-1]
             lines.append(f"pixels: {small} x {low} to {large} x {high}, most often {width} x {height} ({count:,})")
         for each in (*self.findings, Findings("left out by the source", False, self.num_left_out, self.left_out)):
-            if each.count:
-                shown = each.lines[:most]
-                lines += [f"{each.name}: {each.count:,}", *(f"  {line}" for line in shown)]
-                if each.count > len(shown):
-                    lines.append(f"  ... and {each.count - len(shown):,} more")
+            lines += each.shown(most)
         lines.append("every sample can be used" if self.ok else "what is named above cannot be used as it is")
         return lines
 

@@ -120,7 +120,7 @@ def test_a_data_set_with_parts_missing_says_which(saved, tmp_path):
     with pytest.raises(DataError, match=r"data-00001-of-00002.arrow: no such data file; copy the whole folder again"):
         saved_dataset(saved)
     (saved / "train" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"state.json: cannot be read"):
+    with pytest.raises(DataError, match=r"state.json: not usable JSON"):
         saved_dataset(saved)
     (saved / "validation" / "data-00000-of-00001.arrow").write_bytes(b"12345678" * 10)
     (saved / "dataset_dict.json").write_text('{"splits": ["validation"]}')
@@ -139,7 +139,9 @@ def test_columns_that_are_not_there_are_named(saved):
         saved_dataset(saved, image_column="bild")
     with pytest.raises(DataError, match=r"saved:1: no column 'titel'"):
         saved_dataset(saved, caption_column="titel")
-    with pytest.raises(ConfigError, match="task='vcr'"):
+    with pytest.raises(ConfigError, match="task='nlvr2'"):
+        saved_dataset(saved, "nlvr2")
+    with pytest.raises(DataError, match=r"saved:1: no column 'question'"):
         saved_dataset(saved, "vcr")
 
 

@@ -1,77 +1,55 @@
-"""The user's own folder: images and one table of captions, or of questions and answers.
+"""The user's own folder: images and one table of captions, questions, pairs, or choices.
 
-    folder/captions.jsonl     {"image": "images/1.jpg", "captions": ["a dog", "a brown dog"], "keywords": ["dog"],
-    "split": "train"} folder/questions.csv      image,question,answer
+    folder/captions.jsonl    {"image": "images/1.jpg", "captions": ["a dog", "a brown dog"], "split": "train"}
+    folder/questions.csv     image,question,answer
+    folder/pairs.jsonl       {"left": "1.jpg", "right": "2.jpg", "sentence": "both show a dog", "label": true}
+    folder/choices.jsonl     {"image": "1.jpg", "objects": [...], "question": "Why is [0] smiling?", ...}
 
-Rows are kept as Arrow arrays, so a million of them take some hundred megabytes; images stay undecoded until asked
-for. A Parquet table may hold the images themselves.
+Rows are kept as Arrow arrays, so that a million of them take some hundred megabytes; images stay undecoded until they
+are asked for. A Parquet table may hold the images themselves.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from evle.data.custom.choices import choice_sample
+from evle.data.custom.columns import EMBEDDED_COLUMNS, TEXT_FIELD, Columns
+from evle.data.custom.image_folder import ImageFolder
+from evle.data.custom.table import SCHEMAS, TableRows, as_list, checked_shares, first_repeated, read_table
+from evle.data.formats.delimited import delimited_form
 from evle.data.formats.embedded import EmbeddedImages, embedded_column
-from evle.data.formats.table_files import Row, find_table, list_images, read_rows
-from evle.data.samples import SPLITS, CaptionSample, ImageSource, VQASample, hashed_split
+from evle.data.formats.listing import list_images
+from evle.data.formats.table_files import Row, find_table, read_rows
+from evle.data.samples import CaptionSample, ImageSource, NLVR2Sample, Sample, VCRSample, VQASample
 from evle.errors import ConfigError, DataError, nearest
 
-IMAGE_COLUMNS = ("image", "file_name", "filepath", "path")
-EMBEDDED_COLUMNS = ("image", "jpg", "img", "picture")
-CAPTION_COLUMNS = ("captions", "caption", "text", "title")
-TAG_COLUMNS = ("keywords", "tags")
-QUESTION_COLUMNS = ("question",)
-ANSWER_COLUMNS = ("answers", "answer")
-ID_COLUMNS = ("question_id", "id")
-
-_CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
-
-_strings = pa.large_list(pa.large_string())
-_SCHEMAS = {
-    "captions": pa.schema(
-        [("image", pa.large_string()), ("captions", _strings), ("tags", _strings), ("match", pa.large_string())]
-    ),
-    "vqa": pa.schema(
-        [
-            ("image", pa.large_string()),
-            ("key", pa.large_string()),
-            ("question", pa.large_string()),
-            ("answers", _strings),
-            ("answer_type", pa.large_string()),
-            ("question_type", pa.large_string()),
-        ]
-    ),
-}
+NAMED = 1000
+"""Rows without text that are named; the others are counted."""
 
 
 class Folder(Sequence):
-    """The samples of one table, read lazily. Made by `folder`.
+    """The samples of one table, read lazily. Returned by `folder`.
 
-    `fingerprint` changes with the table's bytes and the options; `skipped` names each row left out for an empty text.
+    `fingerprint` changes with the table's bytes and the options; `skipped` names the first rows that were left out for
+    an empty text, `num_skipped` counts all of them.
     """
 
-    def __init__(
-        self,
-        task: str,
-        table: pa.Table,
-        pictures: Path | EmbeddedImages,
-        fingerprint: str,
-        skipped: list[str],
-        origin: str,
-    ):
-        self.fingerprint = fingerprint
-        self.skipped = skipped
-        self._task, self._images, self._origin = task, pictures, origin
+    def __init__(self, rows: TableRows, table: pa.Table, fingerprint: str, facts: dict[str, Any]):
+        self.fingerprint, self._facts, self._task, self._images = fingerprint, facts, rows.task, rows.images
+        chosen = TableRows(rows.task, rows.origin, table, rows.images, rows.columns, rows.names)
+        usable = chosen.usable()
+        self.num_skipped = int((~usable).sum())
+        self.skipped = [_skipped_line(rows, row) for row in table.filter(pa.array(~usable)).slice(0, NAMED).to_pylist()]
+        table = table.filter(pa.array(usable)).drop_columns(["line", "split"])
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        if task == "captions":  # rows of one image become one sample
-            codes = table.column("image").combine_chunks().dictionary_encode().indices.to_numpy()
+        if self._task == "captions":  # rows of one image become one sample
+            codes = self._columns["image"].dictionary_encode().indices.to_numpy(zero_copy_only=False)
             self._rows = np.argsort(codes, kind="stable").astype(np.int32)
             self._starts = np.concatenate([[0], np.cumsum(np.bincount(codes))]) if len(codes) else np.zeros(1, np.int64)
 
@@ -84,20 +62,31 @@ class Folder(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
-        return self._caption_sample(index) if self._task == "captions" else self._vqa_sample(index)
+        return _SAMPLES[self._task](self, index)
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
-        facts: dict[str, Any] = {"table": self._origin, "samples": len(self)}
+        facts: dict[str, Any] = {**self._facts, "samples": len(self)}
         if self._task == "captions":
             facts["captions"] = len(self._columns["captions"].values)
-        if self.skipped:
-            facts["rows without text"] = len(self.skipped)
+        if self.num_skipped:
+            facts["rows without text"] = self.num_skipped
         return facts
 
+    def texts(self, index: int) -> list[str]:
+        """The captions and tags, the question, or the sentence of a sample; its image is not looked at."""
+        if self._task == "captions":
+            rows = self._rows[self._starts[index] : self._starts[index + 1]].tolist()
+            return [
+                text
+                for column in ("captions", "tags")
+                for text in dict.fromkeys(each for row in rows for each in self._value(column, row))
+            ]
+        return [self._value(TEXT_FIELD[self._task], index)]
+
     def _image(self, name: str) -> ImageSource:
-        if isinstance(self._images, Path):
-            return str(self._images / name)
+        if isinstance(self._images, ImageFolder):
+            return self._images.path_of(name)
         return self._images[int(name.rpartition("#")[2])]
 
     def _value(self, column: str, row: int) -> Any:
@@ -121,6 +110,34 @@ class Folder(Sequence):
             question_type=self._value("question_type", row),
         )
 
+    def _pair_sample(self, row: int) -> NLVR2Sample:
+        left, right = (self._image(self._value(name, row)) for name in ("image", "second_image"))
+        return NLVR2Sample(
+            key=self._value("key", row),
+            images=(left, right),
+            sentence=self._value("sentence", row),
+            label=self._value("label", row),
+            set_id=self._value("set_id", row),
+        )
+
+    def _choice_sample(self, row: int) -> VCRSample:
+        return choice_sample(
+            self._value("key", row), self._image(self._value("image", row)), self._value("content", row)
+        )
+
+
+_SAMPLES: dict[str, Callable[[Folder, int], Sample]] = {
+    "captions": Folder._caption_sample,
+    "vqa": Folder._vqa_sample,
+    "nlvr2": Folder._pair_sample,
+    "vcr": Folder._choice_sample,
+}
+
+
+def _skipped_line(rows: TableRows, row: Row) -> str:
+    noun = {"captions": "caption", "vqa": "question", "nlvr2": "sentence", "vcr": "question"}[rows.task]
+    return f"{rows.origin}:{row['line']}: no {noun} for {row['image']}"
+
 
 def folder(
     path: str | os.PathLike,
@@ -139,25 +156,27 @@ def folder(
     captions_from: str | None = None,
     allow_outside: bool = False,
 ) -> Folder:
-    """The samples of a folder (or of a table file named directly): "captions" yields CaptionSample, "vqa" VQASample.
+    """The samples of a folder, or of a table file: "captions" yields CaptionSample, "vqa" VQASample, "nlvr2"
+    NLVR2Sample, "vcr" VCRSample.
 
-    Columns are found by their usual names (the `*_COLUMNS` above) unless named. `caption_column` may name several:
-    their captions follow one another. Rows of one image become one CaptionSample. `match_id` is the first caption,
-    or the `match_column`, in folded case. Images lie relative to the table's folder, or to `images`.
+    Columns are found by their usual names (`evle.data.custom.columns`), in any case, unless they are named here; of
+    nlvr2, `caption_column` names the sentence and `answer_column` the label. `caption_column` may name several: their
+    captions follow one another. Rows of one image become one CaptionSample, however its name is spelled. `match_id` is
+    the first caption, or the `match_column`, in folded case. Image names are relative to the table's folder, or to
+    `images`.
 
-    `split`: one split, several, or None for all rows. A table without the column `split_column` (or
-    `split_column=None`) is divided by a hash of the image's name into train, val, test of `shares`: every row of a
-    image falls into the same split, on every machine. `captions_from="filename"` or `"folder"` makes captions of
-    the images' names, or of their subfolders', without a table.
+    `split`: one split, several, or None for all rows. A table without the column `split_column` (or with
+    `split_column=None`) is divided by a hash of the image's name into train, val, test of `shares`: all rows of an
+    image fall into the same split, on every machine; so do all pairs that share images. `captions_from="filename"` or
+    `"folder"` makes captions of the names of the images, or of their subfolders, without a table.
 
-    Rows without any caption (or question) are left out and named in `.skipped`. Raises DataError, with file and line,
-    for a broken row, a missing column, an image outside of the folder (unless `allow_outside`); ConfigError for
-    options that cannot work.
+    Rows without any caption (question, sentence) are left out and named in `.skipped`. Raises DataError, with file and
+    line, for a broken row, a missing column, rows without a split where others name one, an empty split, an image
+    outside of the folder (unless `allow_outside`); ConfigError for options that cannot work.
 
     A Parquet table may hold the images themselves, as bytes or as Hugging Face's structs of bytes and path, in the
     `image_column` or the first of `EMBEDDED_COLUMNS`: they are read when asked for, and each row is an image.
     """
-    base = Path(path)
     columns = Columns(
         image=image_column,
         caption=caption_column,
@@ -167,123 +186,102 @@ def folder(
         answer=answer_column,
         split=split_column,
     )
-    rows: Iterable[tuple[int, Row | DataError]]
-    pictures: Path | EmbeddedImages = base
+    checked_shares(shares)
+    rows = read_folder(path, task, columns, images, captions_from, allow_outside)
+    return samples_of(rows, split, shares, (captions_from,))
+
+
+def read_folder(
+    path: str | os.PathLike,
+    task: str,
+    columns: Columns,
+    images: str | None = None,
+    captions_from: str | None = None,
+    allow_outside: bool = False,
+    report: Callable[[int, DataError], None] | None = None,
+) -> TableRows:
+    """All rows of a folder's table. `report` gets broken rows; without it, the first one is raised."""
+    base = Path(path)
     digest = hashlib.blake2b(digest_size=8)
+    rows: Iterable[tuple[int, Row | DataError]]
+    pictures: ImageFolder | EmbeddedImages = ImageFolder(base, allow_outside)
     if captions_from is not None:
         if task != "captions":
             raise ConfigError("captions_from makes captions, not questions; give a table with a question column")
-        rows, origin = _rows_from_names(base, captions_from), base
-        digest.update(repr(rows).encode())
+        names, origin = _rows_from_names(base, captions_from), base
+        rows = names
+        digest.update(repr(names).encode("utf-8", "surrogatepass"))
     else:
-        origin = find_table(base, _known_task(task))
-        held = embedded_column(origin, image_column, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
-        if held is not None:
+        origin = find_table(base, known_task(task))
+        held = embedded_column(origin, columns.image, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
+        if held is not None and task in ("captions", "vqa", "vcr"):
             pictures, columns = EmbeddedImages([origin], held), columns._replace(image=held)
-            rows = pictures.rows()
+            rows = pictures.rows(columns.wanted)
         else:
-            pictures = Path(images) if images is not None else origin.parent
-            rows = read_rows(origin)
+            pictures = ImageFolder(images if images is not None else origin.parent, allow_outside)
+            rows = read_rows(origin, columns.wanted)
             with open(origin, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    named = {name: value for name, value in columns._asdict().items() if name != "split"}
-    digest.update(repr((task, _as_list(split), named, split_column, tuple(shares), captions_from)).encode())
-    inside = pictures if isinstance(pictures, Path) and not allow_outside else None
-    return collect(rows, task, split, columns, shares, pictures, inside, str(origin), digest)
+    result = read_table(rows, task, columns, pictures, str(origin), report=report or _raise)
+    result.digest = digest
+    return result
 
 
-class Columns(NamedTuple):
-    """The columns of a table by what they hold; None: found by their usual names."""
-
-    image: str | None = None
-    caption: str | Sequence[str] | None = None
-    tags: str | None = None
-    match: str | None = None
-    question: str | None = None
-    answer: str | None = None
-    split: str | None = "split"
+def _raise(line: int, error: DataError) -> None:
+    raise error
 
 
-def _known_task(task: str) -> str:
-    if task not in _SCHEMAS:
-        raise ConfigError(f"task={task!r} cannot be read from a folder's table; {nearest(task, _SCHEMAS)}")
-    return task
-
-
-def _as_list(split: str | Sequence[str] | None) -> list[str] | None:
-    return [split] if isinstance(split, str) else list(split) if split is not None else None
-
-
-def collect(
-    rows: Iterable[tuple[int, Row | DataError]],
-    task: str,
-    split: str | Sequence[str] | None,
-    columns: Columns,
-    shares: Sequence[float],
-    pictures: Path | EmbeddedImages,
-    inside: Path | None,
-    origin: str,
-    digest: "hashlib.blake2b",
+def samples_of(
+    rows: TableRows, split: str | Sequence[str] | None, shares: Sequence[float], options: tuple[Any, ...] = ()
 ) -> Folder:
-    """The samples that rows make; their images lie in a folder, or inside the table.
+    """The samples of the rows of one or several splits (all of them for None). Raises DataError where there are none.
 
-    With `inside`, an image outside of that folder is refused. `digest` has taken in what the rows come from and the
-    options.
+    `options` are what the fingerprint depends on beside the columns.
     """
-    _known_task(task)
-    wanted = _as_list(split)
-    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ConfigError(f"shares={list(shares)} must be three shares (train, val, test) that sum to 1")
-    embedded = isinstance(pictures, EmbeddedImages)
-
-    parse = _caption_row if task == "captions" else _question_row
-    splits = _SplitFilter(wanted, columns.split, shares)
-    skipped: list[str] = []
-    batches: list[pa.RecordBatch] = []
-    kept: list[Row] = []
-    for line, row in rows:
-        where = f"{origin}:{line}"
-        if isinstance(row, DataError):
-            raise row
-        image = image_of(row, columns.image, where, inside)
-        if not splits.keeps(row, (image.rpartition("#")[0] or image) if embedded else image, where):
-            continue
-        parsed = parse(row, image, columns, where)
-        if parsed is None:
-            skipped.append(f"{where}: no {'caption' if task == 'captions' else 'question'} for {image}")
-            continue
-        if embedded:  # the files themselves are not hashed: gigabytes of images would take minutes
-            digest.update(repr(parsed).encode("utf-8", "surrogatepass"))
-        kept.append(parsed)
-        if len(kept) == _CHUNK:
-            batches.append(pa.RecordBatch.from_pylist(kept, schema=_SCHEMAS[task]))
-            kept = []
-    batches.append(pa.RecordBatch.from_pylist(kept, schema=_SCHEMAS[task]))
-    splits.refuse_unknown(origin)
-    table = pa.Table.from_batches(batches, schema=_SCHEMAS[task])
-    if table.num_rows == 0:
+    digest, wanted = rows.digest.copy(), as_list(split)
+    table = rows.rows_of(split, shares)
+    named = {name: value for name, value in rows.columns._asdict().items() if name != "split"}
+    digest.update(repr((rows.task, wanted, named, rows.columns.split, tuple(shares), *options)).encode())
+    if isinstance(rows.images, EmbeddedImages):  # hashing gigabytes of images would take minutes
+        _hash_rows(digest, table)
+    samples = Folder(rows, table, digest.hexdigest(), _facts(rows))
+    if not len(samples):
+        about = f"; the first: {samples.skipped[0]}" if samples.skipped else ""
+        raise DataError(f"{rows.origin}: no usable rows{f' in split {split!r}' if wanted else ''}{about}")
+    if rows.task != "captions" and (twice := first_repeated(table.column("key"))) is not None:
         raise DataError(
-            f"{origin}: no usable rows{f' in split {split!r}' if wanted else ''}; `evle data check` says why"
+            f"{rows.origin}: the id {twice!r} is duplicated; give each row its own, or leave the column of ids out"
         )
-    if task == "vqa" and (twice := first_repeated(table.column("key"))) is not None:
-        raise DataError(
-            f"{origin}: the id {twice!r} stands twice; every question needs its own, or none: mend the column "
-            f"{' or '.join(ID_COLUMNS)}, or leave it out"
-        )
-    return Folder(task, table, pictures, digest.hexdigest(), skipped, origin)
+    return samples
 
 
-def first_repeated(column: pa.ChunkedArray) -> str | None:
-    """The first value that stands more than once in a column; None where all are different."""
-    counts = pc.value_counts(column)
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    return repeated[0]["values"].as_py() if len(repeated) else None
+def _hash_rows(digest: "hashlib.blake2b", table: pa.Table) -> None:
+    for batch in table.drop_columns(["line", "split"]).to_batches():
+        for row in batch.to_pylist():
+            digest.update(repr(row).encode("utf-8", "surrogatepass"))
+
+
+def _facts(rows: TableRows) -> dict[str, Any]:
+    facts = {"table": rows.origin}
+    path = Path(rows.origin)
+    if path.suffix.lower() in (".csv", ".tsv") and (form := delimited_form(path).description):
+        facts["read as"] = form
+    if note := rows.answers_note:
+        facts["answers"] = note
+    return facts
+
+
+def known_task(task: str) -> str:
+    """`task`, if a folder's table can be read for it. Raises ConfigError."""
+    if task not in SCHEMAS:
+        raise ConfigError(f"task={task!r} cannot be read from a folder's table; {nearest(task, SCHEMAS)}")
+    return task
 
 
 def holds_images(path: str | os.PathLike, task: str = "captions") -> bool:
     """Whether the table of a folder is Parquet with the images inside. Raises DataError where there is no table."""
-    table = find_table(Path(path), _known_task(task))
+    table = find_table(Path(path), known_task(task))
     return table.suffix.lower() == ".parquet" and embedded_column(table, None, EMBEDDED_COLUMNS) is not None
 
 
@@ -298,141 +296,3 @@ def _rows_from_names(root: Path, captions_from: str) -> list[tuple[int, Row | Da
     if not rows:
         raise DataError(f"{root}: no images there")
     return rows
-
-
-def _column(row: Row, named: str | None, usual: Sequence[str], where: str, what: str = "") -> Any:
-    """A row's value in the column `named`, else in the first of the `usual` ones that it has.
-
-    None where there is none; where it is needed, `what` names the option in the error.
-    """
-    for name in (named,) if named is not None else usual:
-        if name in row:
-            return row[name]
-    if what:
-        sought = repr(named) if named is not None else " or ".join(map(repr, usual))
-        known = nearest(named or usual[0], map(str, row)) if row else "the row is empty"
-        raise DataError(f"{where}: no column {sought}; {known}, and set {what}_column if it has another name")
-    return None
-
-
-def texts_of(value: Any, separators: str = "") -> list[str]:
-    """The texts of a cell, empty ones left out.
-
-    A list, a JSON list written as text, one text, or (with `separators`) several in one.
-
-    >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None)
-    (['a dog', 'a brown dog'], ['dog', 'animal'], [])
-    """
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return ["yes" if value else "no"]
-    if isinstance(value, int | float):
-        if value != value:  # NaN, which pandas writes for nothing
-            return []
-        return [f"{value:g}" if isinstance(value, float) else str(value)]
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                return texts_of(json.loads(value), separators)
-            except json.JSONDecodeError:
-                pass  # a text that only begins with a bracket
-        used = next((mark for mark in separators if mark in value), None)
-        return [text.strip() for text in (value.split(used) if used else [value]) if text.strip()]
-    if isinstance(value, list | tuple):
-        return [text for each in value for text in texts_of(each)]
-    raise TypeError(f"{type(value).__name__} is not text")
-
-
-def _texts(value: Any, where: str, what: str, separators: str = "") -> list[str]:
-    try:
-        return texts_of(value, separators)
-    except TypeError as error:
-        raise DataError(f"{where}: {what}: {error}; write a text or a list of texts") from None
-
-
-def image_of(row: Row, image_column: str | None, where: str, root: Path | None) -> str:
-    """The image a row names, relative to the table's folder; with `root`, refused when it lies outside of it."""
-    image = _column(row, image_column, IMAGE_COLUMNS, where, "image")
-    if not isinstance(image, str) or not image.strip():
-        raise DataError(f"{where}: the image must be a file name, not {str(image)[:40]!r}")
-    if root is not None and (".." in image or os.path.isabs(image)):
-        inside = os.path.normpath(os.path.join(os.path.abspath(root), image))
-        if os.path.commonpath([inside, os.path.abspath(root)]) != os.path.abspath(root):
-            raise DataError(f"{where}: {image} lies outside of {root}; move it there or set allow_outside=true")
-    return image
-
-
-def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
-    """A row's captions, empty ones left out."""
-    names = [caption_column] if caption_column is None or isinstance(caption_column, str) else caption_column
-    found = [_texts(_column(row, name, CAPTION_COLUMNS, where, "caption"), where, "caption") for name in names]
-    return list(dict.fromkeys(text for texts in found for text in texts))
-
-
-def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
-    """A row's question, or nothing where it is empty."""
-    return _texts(_column(row, question_column, QUESTION_COLUMNS, where, "question"), where, "question")
-
-
-def answers_of(row: Row, answer_column: str | None, where: str) -> list[str]:
-    """A row's answers, none where nobody has answered."""
-    return _texts(_column(row, answer_column, ANSWER_COLUMNS, where), where, "answer")
-
-
-def key_of(row: Row, where: str) -> str:
-    """What a row calls its question, "" where it has no name for it."""
-    key = _column(row, None, ID_COLUMNS, where)
-    return "" if key is None else str(key)
-
-
-def _caption_row(row: Row, image: str, columns: Columns, where: str) -> Row | None:
-    captions = captions_of(row, columns.caption, where)
-    if not captions:
-        return None
-    tags = _texts(_column(row, columns.tags, TAG_COLUMNS, where), where, "tags", ";,")
-    match = _column(row, columns.match, (), where, "match" if columns.match else "")
-    return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else str(match)}
-
-
-def _question_row(row: Row, image: str, columns: Columns, where: str) -> Row | None:
-    question = question_of(row, columns.question, where)
-    if not question:
-        return None
-    return {
-        "image": image,
-        "key": key_of(row, where) or f"{image}#{where.rpartition(':')[2]}",
-        "question": question[0],
-        "answers": answers_of(row, columns.answer, where),
-        "answer_type": str(row.get("answer_type") or ""),
-        "question_type": str(row.get("question_type") or ""),
-    }
-
-
-class _SplitFilter:
-    """Which rows belong to the wanted splits; remembers the splits seen, for the error when one does not exist."""
-
-    def __init__(self, wanted: list[str] | None, column: str | None, shares: Sequence[float]):
-        self.wanted, self.column, self.shares = wanted, column, shares
-        self.seen: set[str] = set()
-        self.named: bool | None = None
-
-    def keeps(self, row: Row, image: str, where: str) -> bool:
-        if self.wanted is None:
-            return True
-        if self.named is None:
-            self.named = self.column is not None and self.column in row
-        if self.named:
-            if self.column not in row:
-                raise DataError(f"{where}: no column {self.column!r}, which the rows above have")
-            split = str(row[self.column]).strip()
-        else:
-            split = hashed_split(image, self.shares)
-        self.seen.add(split)
-        return split in self.wanted
-
-    def refuse_unknown(self, origin: str) -> None:
-        known = self.seen if self.named else set(SPLITS)
-        for split in self.wanted or ():
-            if split not in known:
-                raise DataError(f"{origin}: no split {split!r}; {nearest(split, known)}")

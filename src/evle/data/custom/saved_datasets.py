@@ -5,20 +5,25 @@ saved/train/state.json    {"_data_files": [{"filename": ...}]}   hub/data/test-0
 saved/train/data-00000-of-00001.arrow
 """
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evle.data.custom.folder import EMBEDDED_COLUMNS, IMAGE_COLUMNS, Columns, Folder, collect
-from evle.data.formats.embedded import EmbeddedImages, embedded_column
-from evle.errors import DataError, nearest
-
-SPLIT_NAMES = {"val": ("val", "validation", "valid", "dev"), "validation": ("validation", "val")}
-"""What a split may be called in the files, by what a recipe calls it."""
+from evle.data.custom.columns import EMBEDDED_COLUMNS, IMAGE_COLUMNS, Columns
+from evle.data.custom.folder import Folder, samples_of
+from evle.data.custom.table import (
+    SPLIT_NAMES,
+    as_list,
+    checked_shares,
+    has_split_column,
+    read_table,
+    split_named,
+)
+from evle.data.formats.embedded import EmbeddedImages, embedded_column, table_columns
+from evle.errors import ConfigError, DataError
+from evle.files import read_json
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
 
@@ -46,14 +51,12 @@ def saved_dataset(
     Raises DataError for what is no such data set, damaged files, unknown splits and missing columns.
     """
     base = Path(path)
+    checked_shares(shares)
+    if task not in ("captions", "vqa", "vcr"):
+        raise ConfigError(f"task={task!r} is not read from tables with images inside; choose captions, vqa or vcr")
     by_split = _files_by_split(base)
-    wanted = [split] if isinstance(split, str) else list(split) if split is not None else None
-    if "" in by_split:
-        files = by_split[""]
-    else:
-        names = list(by_split) if wanted is None else [_split_named(base, each, list(by_split)) for each in wanted]
-        files = [file for name in names for file in by_split[name]]
-        split, split_column = None, None
+    names = list(by_split)
+    files = [file for name in names for file in by_split[name]]
     held = {embedded_column(file, image_column, EMBEDDED_COLUMNS) for file in files}
     column = next(iter(held))
     if len(held) != 1 or column is None:
@@ -62,10 +65,38 @@ def saved_dataset(
             f"{base}: no column {sought} with images inside; set image_column, or save the data set with its images"
         )
     columns = Columns(column, caption_column, tags_column, match_column, question_column, answer_column, split_column)
+    wanted = as_list(split)
+    # One file may hold the rows of all splits, as Karpathy's do on the hub: then their column is right, not its name.
+    by_column = len(by_split) == 1 and has_split_column(table_columns(files[0]), columns)
+    if names != [""] and not by_column:
+        if wanted is not None:
+            chosen = [split_named(each, names, str(base)) for each in wanted]
+            files = [file for name in chosen for file in by_split[name]]
+            _refuse_contradiction(base, {name: by_split[name] for name in chosen}, column, columns)
+        split, columns = None, columns._replace(split=None)
     images = EmbeddedImages(files, column)
-    identity = [(file.name, file.stat().st_size) for file in files]
-    digest = hashlib.blake2b(repr((identity, task, wanted, columns, tuple(shares))).encode(), digest_size=8)
-    return collect(images.rows(), task, split, columns, shares, images, None, str(base), digest)
+    rows = read_table(images.rows(columns.wanted), task, columns, images, str(base), report=_raise)
+    rows.digest.update(repr([(file.name, file.stat().st_size) for file in files]).encode())
+    return samples_of(rows, split, shares)
+
+
+def _raise(line: int, error: DataError) -> None:
+    raise error
+
+
+def _refuse_contradiction(base: Path, files: dict[str, list[Path]], image: str, columns: Columns) -> None:
+    """Raises DataError where rows name another split than the file that they are in."""
+    for name, each in files.items():
+        if not has_split_column(table_columns(each[0]), columns):
+            continue
+        usual = {same.casefold() for same in SPLIT_NAMES.get(name, (name,))} | {name.casefold()}
+        for number, row in EmbeddedImages(each, image).rows(lambda column: column == columns.split):
+            said = "" if isinstance(row, DataError) else str(row.get(str(columns.split)) or "").strip()
+            if said and said.casefold() not in usual:
+                raise DataError(
+                    f"{base}: row {number} of the split {name!r} says split {said!r} in its column {columns.split!r}; "
+                    "set split_column=null to follow the names of the files, or correct the column"
+                )
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -107,16 +138,6 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); copy the whole folder again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: not an object; copy the whole folder again")
-    return found
-
-
-def _split_named(base: Path, wanted: str, names: list[str]) -> str:
-    for name in SPLIT_NAMES.get(wanted, (wanted,)):
-        if name in names:
-            return name
-    raise DataError(f"{base}: no split {wanted!r}; {nearest(wanted, names)}")
+        return read_json(file, kind=dict)
+    except DataError as error:
+        raise DataError(f"{error}; copy the whole folder again") from None

@@ -23,8 +23,8 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from evle.data.custom.folder import texts_of
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
+from evle.data.formats.cells import texts_of
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
 from evle.data.samples import (
     SPLITS,

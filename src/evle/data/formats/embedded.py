@@ -1,4 +1,4 @@
-"""Images that lie inside Arrow and Parquet tables, read one at a time (Apache Arrow IPC stream and Parquet formats).
+"""Images inside Arrow and Parquet tables, read one at a time (Apache Arrow IPC stream and Parquet formats).
 
 A column of them holds bytes, or, as the Hugging Face `datasets` library writes it, structs of `bytes` and `path`. An
 Arrow file is memory-mapped: an image costs what it weighs. Of a Parquet file a whole row group is decoded for each
@@ -7,7 +7,7 @@ image, and the last few groups are kept.
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -16,7 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evle.errors import DataError, SampleError
+from evle.data.formats.parquet_rows import (
+    bounded_rows,
+    parquet_batches,
+    refuse_large_groups,
+    refuse_repeated_columns,
+)
+from evle.errors import DataError, SampleError, in_one_line
 
 MAX_GROUP_BYTES = 1 << 30
 """A Parquet file with a larger row group of images is refused: each data worker would hold several in memory."""
@@ -74,17 +80,26 @@ class EmbeddedImages(Sequence):
         first = self._ends[number - 1] if number else 0
         return Cell(self.files[number], self.column, row - first, self._stamps[number])
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number from 1, row) of every row, a text "PATH#NUMBER" in the place of its image; other bytes are left
-        out, and no image is read."""
+    def rows(
+        self, wanted: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+        """(number from 1, row) of every row, with a text "PATH#NUMBER" instead of its image.
+
+        No image is read; other columns of bytes are left out, and those that are not `wanted` are None.
+        """
         number = 0
         for file in self.files:
-            for batch in _light_batches(file, self.column):
-                for row in batch.to_pylist():
+            blank: dict[str, Any] = dict.fromkeys(each.name for each in _schema(file) if not _holds_bytes(each.type))
+            first = number
+            for batch in _light_batches(file, self.column, wanted):
+                for row in bounded_rows(batch, file, number - first):
+                    number += 1
+                    if isinstance(row, DataError):
+                        yield number, row
+                        continue
                     held = row.get(self.column)
                     path = (held.get("path") if isinstance(held, dict) else None) or ""
-                    number += 1
-                    yield number, {**row, self.column: f"{path}#{number - 1}"}
+                    yield number, {**blank, **row, self.column: f"{path}#{number - 1}"}
 
 
 def embedded_column(file: str | os.PathLike, named: str | None, usual: Sequence[str]) -> str | None:
@@ -97,15 +112,20 @@ def embedded_column(file: str | os.PathLike, named: str | None, usual: Sequence[
     return next((name for name in names if name in schema.names and _holds_bytes(schema.field(name).type)), None)
 
 
+def table_columns(file: str | os.PathLike) -> list[str]:
+    """The names of the columns of an Arrow or Parquet file."""
+    return list(_schema(os.fspath(file)).names)
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
+        return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _stamp(file: str) -> str:
-    found = os.stat(file)
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    state = os.stat(file)
+    return f"{state.st_size}-{state.st_mtime_ns}"
 
 
 def _is_parquet(file: str) -> bool:
@@ -117,7 +137,7 @@ def _schema(file: str) -> pa.Schema:
         return pq.read_schema(file) if _is_parquet(file) else _arrow_table(file, _stamp(file)).schema
     except (pa.ArrowException, OSError) as error:
         form = "Parquet" if _is_parquet(file) else "Arrow"
-        raise DataError(f"{file}: not a readable {form} file ({str(error).splitlines()[0]}); write it again") from None
+        raise DataError(f"{file}: not a readable {form} file ({in_one_line(error)}); write it again") from None
 
 
 def _num_rows(file: str) -> int:
@@ -138,17 +158,18 @@ def _refuse_large_groups(file: str, column: str) -> None:
             )
 
 
-def _light_batches(file: str, column: str) -> Iterator[pa.RecordBatch]:
-    """The file's rows without bytes; of `column` the path alone."""
+def _light_batches(file: str, column: str, wanted: Callable[[str], bool]) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of the file's rows without bytes; of `column` the path alone."""
     schema = _schema(file)
-    names = [each.name for each in schema if not _holds_bytes(each.type)]
+    refuse_repeated_columns(file, schema.names)
+    names = [each.name for each in schema if not _holds_bytes(each.type) and wanted(each.name)]
     inside = schema.field(column).type
     has_path = pa.types.is_struct(inside) and any(
-        inside.field(place).name == "path" for place in range(inside.num_fields)
+        inside.field(index).name == "path" for index in range(inside.num_fields)
     )
     if _is_parquet(file):
-        wanted = [*names, *([f"{column}.path"] if has_path else [])]
-        yield from pq.ParquetFile(file).iter_batches(_CHUNK, columns=wanted)
+        refuse_large_groups(file, names)
+        yield from parquet_batches(file, [*names, *([f"{column}.path"] if has_path else [])])
         return
     for batch in _arrow_table(file, _stamp(file)).to_batches(max_chunksize=_CHUNK):
         light = batch.select(names)
@@ -160,7 +181,7 @@ def _light_batches(file: str, column: str) -> Iterator[pa.RecordBatch]:
 
 
 def _column_with(file: str, stamp: str, column: str, row: int) -> tuple[pa.ChunkedArray, int]:
-    """An array that holds the cell, and the cell's place in it."""
+    """An array that holds the cell, and the cell's index in it."""
     if not _is_parquet(file):
         return _arrow_table(file, stamp).column(column), row
     ends = _group_ends(file, stamp)

@@ -1,27 +1,27 @@
-"""What lies in a user's folder: its table, found and read row by row, and its image files."""
+"""The table of a user's folder, found and read row by row."""
 
-import csv
+import codecs
 import json
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from evle.data.formats.delimited import read_delimited
+from evle.data.formats.listing import other_tables
+from evle.data.formats.parquet_rows import read_parquet
+from evle.data.formats.text_files import MAX_LINE, compression_of, encoding_of, open_plain_file
 from evle.errors import DataError
+from evle.files import parse_json
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-TABLE_STEMS = {"captions": ("captions", "metadata"), "vqa": ("questions", "vqa", "captions", "metadata")}
-OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
-"""Named where no table is found: their owner takes them for one."""
-IMAGE_SUFFIXES = (
-    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
-)  # fmt: skip
-
-_CHUNK = 20_000  # rows of Parquet read at once
+TABLE_STEMS = {
+    "captions": ("captions", "metadata"),
+    "vqa": ("questions", "vqa", "captions", "metadata"),
+    "nlvr2": ("pairs", "nlvr2", "metadata"),
+    "vcr": ("choices", "vcr", "metadata"),
+}
 
 Row = dict[str, Any]
 
@@ -29,7 +29,8 @@ Row = dict[str, Any]
 def find_table(path: Path, task: str = "captions") -> Path:
     """The table of a folder, or `path` itself when it is a file.
 
-    It is captions.* (questions.* for VQA) or metadata.*, else the only table there.
+    It is captions.* (questions.* for VQA, pairs.* for NLVR2, choices.* for VCR) or metadata.*, else the only table
+    there. Raises DataError where there is none, or several.
     """
     if path.is_file():
         if path.suffix.lower() not in TABLE_SUFFIXES:
@@ -37,17 +38,19 @@ def find_table(path: Path, task: str = "captions") -> Path:
         return path
     if not path.exists():
         raise DataError(f"{path}: no such folder; check data.path")
+    if not path.is_dir():
+        raise DataError(f"{path}: is neither a folder nor an ordinary file; give a folder with a table and images")
     for stem in TABLE_STEMS[task]:
         for suffix in TABLE_SUFFIXES:
             if (path / (stem + suffix)).is_file():
                 return path / (stem + suffix)
-    tables = sorted(file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
+    tables = sorted(file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES and file.is_file())
     if len(tables) == 1:
         return tables[0]
     if tables:
         raise DataError(f"{path}: several tables ({', '.join(file.name for file in tables)}); name one as path")
-    others = sorted(file.name for file in path.iterdir() if file.suffix.lower() in OTHER_TABLES)
-    unread = f" ({', '.join(others[:3])}: of no kind that is read)" if others else ""
+    others = other_tables(path)
+    unread = f" ({'; '.join(others[:3])})" if others else ""
     raise DataError(
         f"{path}: no {TABLE_STEMS[task][0]}.jsonl, .csv, .tsv or .parquet there{unread}; write one, or set "
         "captions_from=filename or =folder"
@@ -55,105 +58,85 @@ def find_table(path: Path, task: str = "captions") -> Path:
 
 
 def kind_of_table(path: Path) -> str:
-    """What a folder's table is for, by its name: "vqa" where there are questions and no captions, else "captions"."""
+    """What a folder's table is for: by its name, else by its columns; "captions" where neither tells."""
+    for task, stems in TABLE_STEMS.items():
+        named = (path / f"{stem}{suffix}" for stem in stems if stem != "metadata" for suffix in TABLE_SUFFIXES)
+        if path.is_dir() and any(file.is_file() for file in named):
+            return task
     try:
-        return "vqa" if find_table(path).stem in TABLE_STEMS["vqa"][:2] else "captions"
+        table = find_table(path)
+        names = {str(name).strip().casefold() for name in first_row(table)}
     except DataError:
         return "captions"
+    named_for = [task for task, stems in TABLE_STEMS.items() if table.stem in stems and table.stem != "metadata"]
+    if "answer_choices" in names:
+        return "vcr"
+    if "sentence" in names and ("images" in names or {"left", "right"} <= names):
+        return "nlvr2"
+    has_captions = names & {"caption", "captions"}
+    return next(iter(named_for), "vqa" if "question" in names and not has_captions else "captions")
 
 
-def list_images(path: str | os.PathLike) -> list[str]:
-    """Every image file below a folder, by its suffix, as sorted paths relative to it; hidden files are left out."""
-    if not Path(path).is_dir():
-        raise DataError(f"{path}: no such folder")
-    found = []
-    for here, folders, files in os.walk(os.fspath(path)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = PurePosixPath(Path(here).relative_to(path))
-        found += [
-            str(inside / name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+def first_row(file: Path) -> Row:
+    """The first row of a table that is not broken, {} where there is none; of Parquet, its columns without values."""
+    if file.suffix.lower() == ".parquet":
+        return next((row for _, row in read_rows(file, lambda name: False) if isinstance(row, dict)), {})
+    return next((row for _, row in islice(read_rows(file), 100) if isinstance(row, dict)), {})
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, Row | DataError]]:
-    """(line number, row) of a table; a broken row comes as a DataError.
+def read_rows(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[int, Row | DataError]]:
+    """(line number, row) of a table; a broken row is a DataError.
 
-    Lines count from 1 as in an editor; in a Parquet table they are rows.
+    Lines count from 1 as in an editor; in a Parquet table they are rows, and columns that are not `wanted` are None.
+    Raises DataError for a file that cannot be read as a table at all.
     """
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | DataError]]]] = {
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    return readers[file.suffix.lower()](file)
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(file, wanted)
+    return _read_jsonl(file) if suffix == ".jsonl" else read_delimited(file)
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, Row | DataError]]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
+    for number, line in _json_lines(file):
+        where = f"{file}:{number}"
+        try:
+            row = parse_json(line, where, unique_keys=True)
+            if isinstance(row, dict):
+                yield number, _whole(row) if b"\\ud" in line.lower() else row
                 continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield number, DataError(f"{file}:{number}: not UTF-8 text; save the file as UTF-8")
-            except json.JSONDecodeError as error:
-                is_list = number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"[")
-                cure = "write an object a line, not one list of them" if is_list else "mend the line"
-                yield number, DataError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno}); {cure}")
-            except RecursionError:
-                yield number, DataError(f"{file}:{number}: brackets within brackets without end; mend the line")
-            else:
-                if isinstance(row, dict):
-                    yield number, _whole(row) if b"\\ud" in line.lower() else row
-                else:
-                    start = line[:20].decode("utf-8", "replace")
-                    yield number, DataError(f"{file}:{number}: each line must be an object {{...}}, not {start!r}")
+            is_list = number == 1 and isinstance(row, list)
+            cure = "write one object per line, not one list of them" if is_list else "write one object {...} per line"
+            yield number, DataError(f"{where}: not an object but {line[:20].decode('utf-8', 'replace')!r}; {cure}")
+        except DataError as error:
+            is_list = number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"[")
+            cure = "write one object per line, not one list of them" if is_list else "correct the line"
+            yield number, DataError(f"{error}; {cure}")
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, UTF-8 bytes) of each line that is not blank."""
+    with ExitStack() as stack:
+        lines = stack.enter_context(open_plain_file(file))
+        start = lines.read(8)
+        if kind := compression_of(start):
+            raise DataError(f"{file}: is compressed ({kind}); unpack it first")
+        lines.seek(0)
+        text = None
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+            text = stack.enter_context(open(file, encoding=encoding_of(file)))
+        number = 0
+        try:
+            while line := lines.readline(MAX_LINE) if text is None else text.readline(MAX_LINE).encode():
+                number += 1
+                if len(line) >= MAX_LINE:
+                    raise DataError(f"{file}:{number}: a line of more than {MAX_LINE >> 20} MB; split it")
+                if line.strip():
+                    yield number, line
+        except UnicodeError as error:
+            raise DataError(f"{file}:{number + 1}: cannot be decoded ({error}); save the file as UTF-8") from None
 
 
 def _whole(row: Row) -> Row:
     """Half a character, as a cut emoji leaves it in JSON, becomes a replacement sign: no tokenizer takes it."""
     text = json.dumps(row, ensure_ascii=False)
     return json.loads(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
-
-
-def _read_csv(file: Path) -> Iterator[tuple[int, Row | DataError]]:
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-        reader = csv.DictReader(lines, delimiter=delimiter, restkey="")
-        while True:
-            try:
-                row = next(reader)
-                header = reader.fieldnames or ()
-                if len(header) == 1 and (other := next((sign for sign in ";\t,|" if sign in header[0]), None)):
-                    raise DataError(f"{file}: {other!r} stands between the columns; save it with {delimiter!r}")
-            except StopIteration:
-                return
-            except UnicodeDecodeError:
-                raise DataError(f"{file}: not UTF-8 text near line {reader.line_num + 1}; save it as UTF-8") from None
-            except csv.Error as error:
-                yield reader.line_num, DataError(f"{file}:{reader.line_num}: not CSV ({error}); mend the line")
-                continue
-            if "" in row and isinstance(row[""], list):
-                many = f"{len(row) - 1 + len(row[''])} fields where the header has {len(row) - 1}"
-                yield reader.line_num, DataError(f"{file}:{reader.line_num}: {many}; put quotes around commas")
-            else:
-                yield reader.line_num, {name: value for name, value in row.items() if value is not None}
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, Row | DataError]]:
-    try:
-        parquet = pq.ParquetFile(file)
-        number = 0
-        for batch in parquet.iter_batches(_CHUNK):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
-        ) from error

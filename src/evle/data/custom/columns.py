@@ -1,0 +1,246 @@
+"""What the columns of a user's table hold: one row becomes the fields of one caption, question, pair or choice.
+
+Columns are known by their usual names, in any case, or by the names that the user gives. Reading a table and
+checking it use these functions, so that neither accepts what the other refuses.
+"""
+
+import os
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
+from evle.data.custom.image_folder import ImageFolder
+from evle.data.formats.cells import is_null, number_text, texts_of
+from evle.data.formats.table_files import Row
+from evle.errors import DataError, nearest
+
+IMAGE_COLUMNS = ("image", "file_name", "filepath", "path", "filename", "image_path", "img_path")
+EMBEDDED_COLUMNS = ("image", "jpg", "img", "picture")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "title")
+TAG_COLUMNS = ("keywords", "tags")
+QUESTION_COLUMNS = ("question",)
+ANSWER_COLUMNS = ("answers", "answer")
+TYPE_COLUMNS = ("answer_type", "question_type")
+ID_COLUMNS = ("question_id", "id")
+PAIR_COLUMNS = ("images",)
+LEFT_COLUMNS = ("left", "image_left", "left_image", "image1", "image_1")
+RIGHT_COLUMNS = ("right", "image_right", "right_image", "image2", "image_2")
+SENTENCE_COLUMNS = ("sentence", "statement", "text")
+LABEL_COLUMNS = ("label",)
+PAIR_ID_COLUMNS = ("identifier", "id")
+SET_COLUMNS = ("set_id",)
+
+TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+"""How a label of a pair may be written, in any case."""
+
+
+class Columns(NamedTuple):
+    """The columns of a table by what they hold; None: the usual names."""
+
+    image: str | None = None
+    caption: str | Sequence[str] | None = None
+    tags: str | None = None
+    match: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    split: str | None = "split"
+
+    def wanted(self, name: str) -> bool:
+        """Whether a column is read at all."""
+        given = [each for each in self if isinstance(each, str)]
+        given += [] if self.caption is None or isinstance(self.caption, str) else list(self.caption)
+        return name in given or name.strip().casefold() in _USUAL
+
+
+_USUAL = frozenset(
+    (
+        *IMAGE_COLUMNS, *EMBEDDED_COLUMNS, *CAPTION_COLUMNS, *TAG_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS,
+        *TYPE_COLUMNS, *ID_COLUMNS, *PAIR_COLUMNS, *LEFT_COLUMNS, *RIGHT_COLUMNS, *SENTENCE_COLUMNS, *LABEL_COLUMNS,
+        *PAIR_ID_COLUMNS, *SET_COLUMNS, *CHOICE_COLUMNS, "split",
+    )
+)  # fmt: skip
+
+
+TEXT_FIELD = {"captions": "captions", "vqa": "question", "nlvr2": "sentence", "vcr": "content"}
+"""The field that a row of each task cannot do without."""
+
+
+def fields_of(task: str, row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
+    """The fields of one row for a task: its image, key and texts; where it has no text, `TEXT_FIELD[task]` is empty.
+
+    With `images` None, the image is inside of the table, and its column a text that stands for it. Raises DataError,
+    at `where`, for a row that cannot be used.
+    """
+    return _FIELDS[task](row, columns, images, where)
+
+
+def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "", what: str = "") -> Any:
+    """The value in the column `named`, or the first of the `usual` columns that holds one; None where none does.
+
+    Where no such column exists and `what` names the option for it, raises DataError.
+    """
+    names = _present(tuple(row), named, tuple(usual))
+    for name in names:
+        if not is_null(row[name]):
+            return row[name]
+    if names or not what:
+        return None
+    sought = repr(named) if named is not None else " or ".join(map(repr, usual[:4]))
+    known = nearest(named or usual[0], map(str, row)) if row else "the row is empty"
+    raise DataError(f"{where}: no column {sought}; {known}, and set {what}_column if it has another name")
+
+
+@lru_cache(4096)
+def _present(names: tuple[str, ...], named: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that may hold a value: the one `named`, or the usual ones in their order, whatever their case."""
+    if named is not None:
+        return (named,) if named in names else ()
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        if isinstance(name, str):
+            by_form.setdefault(name.strip().casefold(), []).append(name)
+    return tuple(each for name in usual for each in sorted(by_form.get(name, []), key=lambda each: each != name))
+
+
+def has_column(names: Sequence[str], named: str | None, usual: Sequence[str]) -> bool:
+    """Whether a table has the column `named`, or one of the `usual` ones."""
+    return bool(_present(tuple(names), named, tuple(usual)))
+
+
+def image_of(row: Row, image_column: str | None, where: str, images: ImageFolder | None) -> str:
+    """The name of a row's image (see `ImageFolder.name_of`). Raises DataError where it names none."""
+    return _image_name(value_of(row, image_column, IMAGE_COLUMNS, where, "image"), where, images)
+
+
+def _image_name(value: Any, where: str, images: ImageFolder | None) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: the image must be a file name, not {str(value)[:40]!r}")
+    return value if images is None else images.name_of(value, where)
+
+
+def cell_texts(value: Any, where: str, what: str, separators: str = "") -> list[str]:
+    """The texts of a cell. Raises DataError, at `where`, for a value that holds no text."""
+    try:
+        return texts_of(value, separators)
+    except TypeError as error:
+        raise DataError(f"{where}: {what}: {error}; write a text or a list of texts") from None
+
+
+def says_something(text: str) -> bool:
+    """Whether a caption or question holds more than punctuation, of which a clean-up leaves nothing.
+
+    >>> says_something("..."), says_something("a dog"), says_something("犬")
+    (False, True, True)
+    """
+    if any(map(str.isalnum, text)):
+        return True
+    return any(unicodedata.category(sign)[0] not in "PZC" for sign in text if sign not in "`~^|<>+=$")
+
+
+def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
+    """A row's captions, without those of punctuation alone; of the usual columns, those of the first that has any."""
+    if caption_column is not None:
+        names = [caption_column] if isinstance(caption_column, str) else caption_column
+        values = [value_of(row, name, (), where, "caption") for name in names]
+        texts = [text for value in values for text in cell_texts(value, where, "caption")]
+        return list(dict.fromkeys(filter(says_something, texts)))
+    value_of(row, None, CAPTION_COLUMNS, where, "caption")
+    for name in _present(tuple(row), None, CAPTION_COLUMNS):
+        if texts := list(filter(says_something, cell_texts(row[name], where, "caption"))):
+            return list(dict.fromkeys(texts))
+    return []
+
+
+def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
+    """A row's question, or nothing where it is empty."""
+    value = value_of(row, question_column, QUESTION_COLUMNS, where, "question")
+    return list(filter(says_something, cell_texts(value, where, "question")))
+
+
+def answers_of(row: Row, answer_column: str | None, where: str) -> list[str]:
+    """A row's answers, none where nobody has answered."""
+    value = value_of(row, answer_column, ANSWER_COLUMNS, where, "answer" if answer_column is not None else "")
+    return cell_texts(value, where, "answer")
+
+
+def _key(row: Row, usual: Sequence[str]) -> str:
+    key = value_of(row, None, usual)
+    return "" if key is None else number_text(key).strip()
+
+
+def _caption_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
+    image = image_of(row, columns.image, where, images)
+    captions = captions_of(row, columns.caption, where)
+    tags = cell_texts(value_of(row, columns.tags, TAG_COLUMNS, where), where, "tags", ";,")
+    match = value_of(row, columns.match, (), where, "match" if columns.match else "")
+    return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else number_text(match)}
+
+
+def _question_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
+    image = image_of(row, columns.image, where, images)
+    question = question_of(row, columns.question, where)
+    if len(question) > 1:
+        raise DataError(f"{where}: the question holds {len(question)} texts; write one row for each question")
+    return {
+        "image": image,
+        "key": _key(row, ID_COLUMNS) or f"{image}#{where.rpartition(':')[2]}",
+        "question": question[0] if question else "",
+        "answers": answers_of(row, columns.answer, where),
+        "answer_type": number_text(value_of(row, None, ("answer_type",)) or ""),
+        "question_type": number_text(value_of(row, None, ("question_type",)) or ""),
+    }
+
+
+def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
+    pair = value_of(row, columns.image, PAIR_COLUMNS)
+    if pair is None:
+        sides = (LEFT_COLUMNS, RIGHT_COLUMNS)
+        names = [value_of(row, None, usual, where, "image") for usual in sides]
+    else:
+        names = cell_texts(pair, where, "images") if isinstance(pair, str) else list(pair)
+    if len(names) != 2:
+        raise DataError(f"{where}: {len(names)} images instead of two; name them in `images`, or `left` and `right`")
+    left, right = (_image_name(name, where, images) for name in names)
+    named = columns.caption if isinstance(columns.caption, str) else None
+    sentences = cell_texts(value_of(row, named, SENTENCE_COLUMNS, where, "caption"), where, "sentence")
+    sentences = list(filter(says_something, sentences))
+    if len(sentences) > 1:
+        raise DataError(f"{where}: the sentence holds {len(sentences)} texts; write one row for each sentence")
+    sentence = sentences[0] if sentences else ""
+    return {
+        "image": left,
+        "second_image": right,
+        "key": _key(row, PAIR_ID_COLUMNS) or f"{left}#{where.rpartition(':')[2]}",
+        "sentence": sentence,
+        "label": _pair_label(value_of(row, columns.answer, LABEL_COLUMNS), where),
+        "set_id": _key(row, SET_COLUMNS) or sentence.casefold(),
+    }
+
+
+def _pair_label(value: Any, where: str) -> bool | None:
+    if value is None:
+        return None
+    word = number_text(value).strip().casefold()
+    if word not in TRUE_WORDS:
+        raise DataError(f"{where}: the label {str(value)[:40]!r} is neither true nor false; write one of them")
+    return TRUE_WORDS[word]
+
+
+def _choice_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
+    image = image_of(row, columns.image, where, images)
+    needed = ("question", "answer_choices")
+    values = {name: value_of(row, None, (name,), where, name if name in needed else "") for name in CHOICE_COLUMNS}
+    key = _key(row, ("annot_id", *ID_COLUMNS)) or f"{image}#{where.rpartition(':')[2]}"
+    return {"image": image, "key": key, "content": choice_content(values, where)}
+
+
+_FIELDS: dict[str, Callable[[Row, Columns, ImageFolder | None, str], Row]] = {
+    "captions": _caption_fields,
+    "vqa": _question_fields,
+    "nlvr2": _pair_fields,
+    "vcr": _choice_fields,
+}

@@ -1,0 +1,174 @@
+"""Images by the names that a table gives them: one name per image, however it is spelled, and one file per name."""
+
+import os
+import posixpath
+import re
+import stat
+import unicodedata
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from evle.data.formats.listing import IMAGE_SUFFIXES
+from evle.errors import DataError, SampleError
+
+URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://?[^/\\]|^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class ImageFolder:
+    """The folder in which a table's images are. Picklable, and keeps no list of its files.
+
+    With `allow_outside`, names and links may lead out of the folder.
+    """
+
+    def __init__(self, root: str | os.PathLike, allow_outside: bool = False):
+        self.root, self.allow_outside = os.fspath(root), allow_outside
+
+    def name_of(self, written: str, where: str) -> str:
+        """The one name of an image: relative to the folder, in Unicode NFC, without `.`, `..` and backslashes.
+
+        Raises DataError, at the row `where`, for a name outside of the folder.
+        """
+        text = unicodedata.normalize("NFC", written.strip())
+        if is_url(text):
+            return text
+        text = text.replace("\\", "/")
+        name = posixpath.normpath(text)
+        if posixpath.isabs(name):
+            root = unicodedata.normalize("NFC", os.path.abspath(self.root))
+            inside = posixpath.relpath(name.replace("//", "/", 1), root)
+            name = name if inside.startswith("../") else inside
+        if not self.allow_outside and (name == ".." or name.startswith("../") or posixpath.isabs(name)):
+            raise DataError(f"{where}: {written} is outside of {self.root}; move it there or set allow_outside=true")
+        return name
+
+    def path_of(self, name: str) -> str:
+        """The file of an image, found also where it is written in another form (see `file_of`).
+
+        Raises SampleError for a URL, for a link that leads out of the folder, and for a name that two files could mean.
+        A name without a file is returned as a path that does not exist.
+        """
+        if is_url(name):
+            raise SampleError(f"{name}: is a URL; download the image and write its file name")
+        path = os.path.join(self.root, name)
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except (OSError, ValueError):
+            found = self.file_of(name)
+            if found is None:
+                return path
+            path, is_link = os.path.join(self.root, found), True
+        if not self.allow_outside and (is_link or not _is_inside(os.path.dirname(path), self.root)):
+            self._refuse_outside(path)
+        return path
+
+    def file_of(self, name: str) -> str | None:
+        """The file that differs from `name` in form only, relative to the folder; None where there is none.
+
+        It may differ in case, in the Unicode form of its letters, in blanks around it, or have the ending of an image
+        that the name lacks. Raises SampleError where several files do.
+        """
+        if is_url(name) or "\0" in name:
+            return None
+        if os.path.lexists(os.path.join(self.root, name)):
+            return name
+        here = "/" if posixpath.isabs(name) else ""
+        parts = PurePosixPath(name).parts
+        parts = parts[1:] if here else parts
+        for index, part in enumerate(parts):
+            folder = os.path.join(self.root, here)
+            is_last = index == len(parts) - 1
+            if os.path.lexists(os.path.join(folder, part)):
+                found = [part]
+            elif part == "..":
+                return None
+            else:
+                files = _files_by_form(folder, _modified(folder))
+                found = files.get(_form("/".join(parts[index:])), []) or files.get(_form(part), [])
+                if not found and is_last:
+                    found = _files_by_form(folder, _modified(folder), True).get(_form(part), [])
+            if len(found) > 1:
+                raise SampleError(
+                    f"{os.path.join(self.root, name)}: no such file, and {' and '.join(sorted(found)[:4])} differ from "
+                    "it in form only; write the name of one of them"
+                )
+            if not found:
+                return None
+            here = posixpath.join(here, found[0])
+            if "\\" in found[0] and "\\" not in part:  # one file, called sub\b.jpg
+                return here
+        return here
+
+    def hint_for(self, name: str) -> str:
+        """Where an image that is missing may be: the same name in a folder one level below, or "" for nowhere."""
+        base = posixpath.basename(name)
+        folders = _folders(self.root, _modified(self.root)) if base and not is_url(name) else ()
+        for folder in folders:
+            if os.path.isfile(os.path.join(self.root, folder, base)):
+                there = os.path.join(self.root, folder)
+                return f"; {folder}/{base} exists: write that name, or set images={there}"
+        return ""
+
+    def _refuse_outside(self, path: str) -> None:
+        real, root = os.path.realpath(path), os.path.realpath(self.root)
+        if os.path.commonpath([real, root]) != root:
+            raise SampleError(
+                f"{path}: is a link to a file outside of {self.root}; copy the file there or set allow_outside=true"
+            )
+
+
+def loose_form(name: str) -> str:
+    """What names have in common that may be the same file: case and the ending are left out.
+
+    >>> loose_form("Sub/A.JPG") == loose_form("sub/a")
+    True
+    """
+    stem, suffix = posixpath.splitext(name.casefold())
+    return stem if suffix in IMAGE_SUFFIXES else stem + suffix
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL, such as https://host/a.jpg.
+
+    >>> is_url("https://a.b/c.jpg"), is_url("C:/a.jpg"), is_url("a.jpg")
+    (True, False, False)
+    """
+    return "://" in name[:40] and URL.match(name) is not None
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).casefold()
+
+
+def _modified(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+@lru_cache(8)
+def _files_by_form(folder: str, modified: int, without_ending: bool = False) -> dict[str, list[str]]:
+    files: dict[str, list[str]] = {}
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):
+        return files
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if not without_ending:
+            files.setdefault(_form(name), []).append(name)
+        elif suffix.lower() in IMAGE_SUFFIXES:
+            files.setdefault(_form(stem), []).append(name)
+    return files
+
+
+@lru_cache(8)
+def _folders(folder: str, modified: int) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+
+
+@lru_cache(4096)
+def _is_inside(folder: str, root: str) -> bool:
+    real, top = os.path.realpath(folder), os.path.realpath(root)
+    return os.path.commonpath([real, top]) == top

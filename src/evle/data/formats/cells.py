@@ -1,0 +1,164 @@
+"""The texts in one cell of a table, however the program that wrote the table stored them.
+
+A cell holds a text, a number, a list, a record (`{"raw": "a dog", "tokens": [...]}`), or a list written as text by
+JSON, Python, pandas or numpy (`["a", "b"]`, `['a', 'b']`, `['a' 'b']`).
+"""
+
+import ast
+import datetime
+import decimal
+import io
+import math
+import re
+import tokenize
+from typing import Any
+
+from evle.errors import DataError
+from evle.files import parse_json
+
+MAX_CHARACTERS = 100_000
+"""A longer text is refused: it is no caption or question, and a tokenizer would need gigabytes for it."""
+
+NULL_WORDS = frozenset({"nan", "NaN", "NAN", "null", "NULL", "<NA>", "NaT"})
+"""What programs write into a text column where there is no value."""
+
+TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
+"""The members of a record that can hold its text."""
+
+_WRITTEN_LIST = re.compile(r"""^\s*(\[\s*['"\[{\]]|\(\s*['"]|\[?\{\s*['"])""")
+_NUMBERS = re.compile(r"^\s*\[[\s\d.,eE+-]*\]\s*$")
+
+
+def texts_of(value: Any, separators: str = "") -> list[str]:
+    """The texts of a cell without the empty ones; with `separators`, one text may hold several.
+
+    A number is written without the ".0" that pandas adds to a column with a gap. The words that programs write for no
+    value ("nan", "NULL"; "None" alone in its cell) are no texts. Raises TypeError, with the reason, for a value that
+    holds no text.
+
+    >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None), texts_of(2.0)
+    (['a dog', 'a brown dog'], ['dog', 'animal'], [], ['2'])
+    >>> texts_of("['a dog' 'a cat']"), texts_of([{"answer": "yes", "answer_id": 1}])
+    (['a dog', 'a cat'], ['yes'])
+    """
+    try:
+        return _cell_texts(value, separators)
+    except RecursionError:
+        raise TypeError("lists within lists, too deep to read") from None
+
+
+def _cell_texts(value: Any, separators: str) -> list[str]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text == "None":
+            return []
+        if (texts := _written(text, separators)) is not None:
+            return texts
+        mark = next((each for each in separators if each in text), None)
+        return [part for each in (text.split(mark) if mark else [text]) for part in _plain(each)]
+    return _texts(value)
+
+
+def number_text(value: Any) -> str:
+    """A number, date or text as the text that a person would write: 7.0 is "7".
+
+    >>> number_text(7024521.0), number_text(0.5), number_text("a")
+    ('7024521', '0.5', 'a')
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+        return str(int(value))
+    return str(value)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a cell says that it holds nothing.
+
+    >>> is_null(None), is_null(float("nan")), is_null(" NULL "), is_null("none"), is_null(0)
+    (True, True, True, False, False)
+    """
+    if isinstance(value, str):
+        return value.strip() in NULL_WORDS or value.strip() in ("", "None")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _texts(value: Any) -> list[str]:
+    if is_null(value) and not isinstance(value, str):
+        return []
+    match value:
+        case str():
+            return _plain(value)
+        case bool():
+            return ["yes" if value else "no"]
+        case float() if math.isinf(value):
+            raise TypeError("an infinite number is not text")
+        case int() | float() | decimal.Decimal() | datetime.date() | datetime.time():
+            return [number_text(value)]
+        case bytes():
+            return _plain(_decoded(value))
+        case list() | tuple():
+            return [text for each in value for text in _texts(each)]
+        case dict():
+            return _texts(_member(value))
+    raise TypeError(f"{type(value).__name__} is not text")
+
+
+def _plain(text: str) -> list[str]:
+    if len(text) > MAX_CHARACTERS:
+        raise TypeError(f"{len(text):,} characters are more than the limit of {MAX_CHARACTERS:,}")
+    text = text.strip()
+    return [text] if text and text not in NULL_WORDS else []
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise TypeError("these bytes are not UTF-8 text") from None
+
+
+def _member(record: dict[Any, Any]) -> Any:
+    """The member of a record that is its text."""
+    names = [name for name in TEXT_MEMBERS if name in record]
+    values = [record[name] for name in names]
+    if not names:
+        raise TypeError(f"a record of {', '.join(map(str, list(record)[:8]))} has none of {', '.join(TEXT_MEMBERS)}")
+    if any(value != values[0] for value in values[1:]):
+        raise TypeError(f"a record has the texts {' and '.join(names)}; keep one of them")
+    return values[0]
+
+
+def _written(text: str, separators: str) -> list[str] | None:
+    """The texts of a list or record that is written as one text; None for an ordinary text."""
+    if not _WRITTEN_LIST.match(text) and not _NUMBERS.match(text):
+        return None
+    if len(text) > MAX_CHARACTERS:
+        raise TypeError(f"{len(text):,} characters are more than the limit of {MAX_CHARACTERS:,}")
+    try:
+        return _texts(parse_json(text, "the list"))
+    except DataError as error:
+        reason = str(error)
+    if (value := _python_value(text)) is not None:
+        return _texts(value)
+    closed = {"[": "]", "(": ")", "{": "}"}[text[0]]
+    if not text.endswith(closed) and text[0] != "[":  # ("quoted" words) at the beginning of a sentence
+        return None
+    if text[:1] == "[" and not text.endswith("]") and "]" in text:  # ["Rex"] on the beach
+        return None
+    raise TypeError(f"{text[:40]!r} looks like a list and cannot be read as one ({reason})")
+
+
+def _python_value(text: str) -> Any:
+    """The list or record that Python, pandas or numpy wrote as text; None where it is none."""
+    try:
+        tokens = [each for each in tokenize.generate_tokens(io.StringIO(text).readline) if each.string.strip()]
+        kinds = [each.type for each in tokens]
+        side_by_side = any(kinds[n] == kinds[n + 1] == tokenize.STRING for n in range(len(kinds) - 1))
+        if not side_by_side:
+            value = ast.literal_eval(text)
+            return value if isinstance(value, list | tuple | dict) else None
+        # numpy writes no commas, and Python would join the texts into one
+        if any(each.type != tokenize.STRING and each.string not in "[,]" for each in tokens):
+            return None
+        return [ast.literal_eval(each.string) for each in tokens if each.type == tokenize.STRING]
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
+        return None

@@ -1,0 +1,128 @@
+"""The files of a user's folder: the images that are read, and, by name, what looks like data and is not read."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from evle.data.formats.text_files import open_plain_file
+from evle.errors import DataError
+
+IMAGE_SUFFIXES = (
+    ".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""The image files that are read, in folders and in shards."""
+UNREAD_SUFFIXES = {
+    "images of a kind that is not read; convert them to JPEG or PNG": (
+        ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".ico", ".xcf", ".ai",
+        ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef", ".raw",
+        ".srw", ".3fr", ".iiq", ".x3f", ".dcm", ".fits", ".djvu", ".npy", ".mp4", ".mov",
+    ),
+    "archives, which are not opened; unpack them": (
+        ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".tbz2", ".txz",
+    ),
+}  # fmt: skip
+OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
+"""Tables of kinds that are not read; they are named where no table is found."""
+
+_TEXT_TABLES = (".txt", ".token", ".lst", ".list", ".dat", ".tab")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_SNIFFED = 1000  # files without an ending that are opened to see whether they are images
+
+
+@dataclass
+class Listing:
+    """The images below a folder, as sorted paths relative to it, and what is not read: one line per kind."""
+
+    images: list[str]
+    unread: list[str] = field(default_factory=list)
+
+
+def list_folder(path: str | os.PathLike) -> Listing:
+    """The images below a folder, by their endings, and what is not read there. Hidden files do not count.
+
+    Linked folders are not followed: a link may lead anywhere, also back. Raises DataError where there is no folder.
+    """
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder")
+    images: list[str] = []
+    unread: dict[str, list[str]] = defaultdict(list)
+    failures: list[str] = []
+    sniffed = 0
+    for here, folders, files in os.walk(os.fspath(path), onerror=lambda error: failures.append(str(error.filename))):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = PurePosixPath(Path(here).relative_to(path))
+        links = [str(inside / name) for name in folders if os.path.islink(os.path.join(here, name))]
+        unread["links to other folders, which are not followed; name those folders themselves"] += links
+        for name in files:
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if not os.path.exists(os.path.join(here, name)):
+                unread["links that lead nowhere; correct or remove them"].append(str(inside / name))
+            elif suffix in IMAGE_SUFFIXES:
+                images.append(str(inside / name))
+            elif not suffix and sniffed < _SNIFFED:
+                sniffed += 1
+                if _starts_like_an_image(os.path.join(here, name)):
+                    unread["images without an ending such as .jpg; rename them"].append(str(inside / name))
+            else:
+                kind = next((words for words, endings in UNREAD_SUFFIXES.items() if suffix in endings), None)
+                if kind is not None:
+                    unread[kind].append(str(inside / name))
+    unread["folders that cannot be opened; change their permissions"] += failures
+    lines = [f"{len(names):,} {_noun(kind, len(names))}: {_named(names)}" for kind, names in unread.items() if names]
+    return Listing(sorted(images), lines + other_tables(Path(path)))
+
+
+def list_images(path: str | os.PathLike) -> list[str]:
+    """Every image file below a folder (see `list_folder`)."""
+    return list_folder(path).images
+
+
+def other_tables(path: Path) -> list[str]:
+    """One line for each file of a folder that holds rows for a person, and that is not read as a table."""
+    lines = []
+    for file in sorted(path.iterdir()):
+        suffix = file.suffix.lower()
+        if suffix in OTHER_TABLES and not file.name.startswith("."):
+            lines.append(f"{file.name}: of no kind that is read; save it as CSV or JSON lines")
+        elif suffix in _TEXT_TABLES and file.is_file() and (sign := _sign_of_table(file)):
+            ending = ".tsv" if sign == "\t" else ".csv"
+            lines.append(f"{file.name}: looks like a table; rename it to {file.stem}{ending}")
+    return lines
+
+
+def _noun(kind: str, count: int) -> str:
+    return kind if count > 1 else kind.replace("images", "image", 1).replace("archives", "archive", 1)
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
+
+
+def _starts_like_an_image(path: str) -> bool:
+    try:
+        with open_plain_file(path) as file:
+            start = file.read(16)
+    except DataError:
+        return False
+    return start.startswith(_MAGIC) or start[8:12] == b"WEBP"
+
+
+def _sign_of_table(file: Path) -> str:
+    """The sign between the columns where a text file names an image and says something of it; "" for another text."""
+    try:
+        with open_plain_file(file) as opened:
+            lines = opened.read(4096).decode("utf-8", "replace").splitlines()[:3]
+    except DataError:
+        return ""
+    for line in lines:
+        for sign in "\t,;|":
+            first = line.split(sign)[0].split("#")[0].strip().strip('"')
+            if sign in line and os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES:
+                return sign
+    return ""
