@@ -1,13 +1,18 @@
 """Images of every form come out as plain RGB, or as one clear line that names the file and the cure."""
 
 import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evle.data.images import open_image
+from evle.data.images import MAX_PIXELS, open_image
 from evle.errors import SampleError
 
 
@@ -16,8 +21,8 @@ def saved(path, image, **options):
     return path
 
 
-def pixel(image, place=(0, 0)):
-    return image.convert("RGBA").getpixel(place)
+def pixel(image, position=(0, 0)):
+    return image.convert("RGBA").getpixel(position)
 
 
 @pytest.mark.parametrize("form", [str, lambda path: path, lambda path: path.read_bytes(), Image.open])
@@ -146,7 +151,7 @@ def test_what_is_no_image_is_said_in_one_line_with_the_cure(tmp_path):
         "page.jpg": "is a web page",
         "text.jpg": "is no image that Pillow can read .*hello",
         "folder.jpg": "is a folder",
-        "missing.jpg": "no such file; put the image there or remove its row",
+        "missing.jpg": "no such file; check its name and folder",
     }.items():
         with pytest.raises(SampleError, match=words) as caught:
             open_image(tmp_path / name)
@@ -174,6 +179,68 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
         SampleError, match=r"wide\.png: 100 x 100 pixels are more than the limit of 5,000; .*max_pixels"
     ):
         open_image(path, max_pixels=5000)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(SampleError, match="more pixels than Pillow agrees to decode"):
-        open_image(path)
+
+
+def test_max_pixels_is_the_only_limit(tmp_path, monkeypatch):
+    path = saved(tmp_path / "wide.png", Image.new("L", (100, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses what is above twice this number
+    assert open_image(path, max_pixels=10_000).size == (100, 100)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(SampleError, match=r"100 x 100 pixels are more than the limit of 9,999"):
+        open_image(path, max_pixels=9_999)
+
+
+def test_a_pipe_or_device_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(SampleError, match=r"pipe\.jpg: is not an ordinary file but a named pipe"):
+        open_image(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    with pytest.raises(SampleError, match=r"zero\.jpg: is not an ordinary file but a device"):
+        open_image(tmp_path / "zero.jpg")
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("evle.data.images.MAX_FILE_BYTES", 50)
+    with pytest.raises(SampleError, match=r"a\.png: 0 MB are more than the limit of 0 MB for an image file"):
+        open_image(saved(tmp_path / "a.png", Image.new("L", (100, 100))))
+
+
+def test_a_transparent_grey_of_16_bits_is_laid_on_white(tmp_path):
+    values = np.array([[1000, 60000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
+    assert [open_image(tmp_path / "a.png").getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (233,) * 3]
+
+
+def test_a_transparent_colour_of_16_bits_is_laid_on_white():
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = b"\0" + struct.pack(">6H", 1000, 2000, 3000, 60000, 1, 2)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    png += chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000)) + chunk(b"IDAT", zlib.compress(pixels))
+    png += chunk(b"IEND", b"")
+    image = open_image(png)
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (234, 0, 0)]
+
+
+def test_damaged_exif_prints_no_warning(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\x06\0"  # a tag of 65,535 values, cut off
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=exif)
+    command = f"from evle.data.images import open_image; open_image({str(tmp_path / 'a.jpg')!r})"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["RGBA", "F", "I;16"])
+def test_decoding_the_largest_image_stays_in_its_memory(tmp_path, kind):
+    side = int(MAX_PIXELS**0.5)
+    image = Image.fromarray(np.zeros((side, side), np.uint16)) if kind == "I;16" else Image.new(kind, (side, side))
+    image.save(tmp_path / "a.tif", compression="tiff_deflate")
+    code = (
+        "import resource; from evle.data.images import open_image\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"before = peak(); open_image({str(tmp_path / 'a.tif')!r}); print((peak() - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 14 * MAX_PIXELS

@@ -2,23 +2,32 @@
 
 import io
 import os
-import re
+import stat
+import threading
 import warnings
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evle.data.formats.text_files import compression_of, open_plain_file
 from evle.data.samples import Drawing, ImageSource, Stored
-from evle.errors import SampleError
+from evle.errors import DataError, SampleError
 
-MAX_PIXELS = 180_000_000
-"""The largest image decoded by default: more would need over half a gigabyte as RGB."""
+MAX_PIXELS = 120_000_000
+"""The largest image decoded by default. Decoding needs at most 14 bytes per pixel, 1.7 GB for such an image."""
+MAX_FILE_BYTES = 512 << 20
+"""A larger image file is not read."""
 
 # Pillow warns at half of its own limit; open_image has one limit, and an error that says what to do.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Damaged EXIF and odd palettes say nothing about the pixels. Pillow would print a warning in each process.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-URL = re.compile(r"(https?|ftp|s3|gs)://?")
 _ORIENTATION = 0x0112  # the EXIF tag
+_STRIP = 1 << 22  # pixels that are converted from 16 or 32 bits at once
+_opening = threading.Lock()
 
 
 def open_image(
@@ -32,15 +41,15 @@ def open_image(
     both sides still at least `size_hint` pixels: it is decoded several times faster (boxes in pixels of the file then
     no longer fit). The source is not changed.
 
-    Raises SampleError, naming the source and the cure, for what is missing, empty, truncated, not an image, or above
-    `max_pixels`.
+    Raises SampleError, naming the source and the cure, for what is missing, empty, truncated, not an image, not an
+    ordinary file, or above `max_pixels`.
 
     >>> open_image(Image.new("CMYK", (4, 2))).mode
     'RGB'
     """
     name = describe_source(source)
     try:
-        opened = _open(source)
+        opened = _open(source, max_pixels)
         if opened.format == "EPS":  # Pillow would run Ghostscript, a whole interpreter, on a file of unknown origin
             raise SampleError(f"{name}: PostScript is not read; convert it to PNG")
         if size_hint is not None and not isinstance(source, Image.Image):
@@ -54,21 +63,23 @@ def open_image(
         return _uniform(opened, keep_alpha)
     except SampleError:
         raise
+    except DataError as error:  # a pipe, a device, or what cannot be opened
+        raise SampleError(str(error)) from None
     except FileNotFoundError:
-        if URL.match(name):
+        if "://" in name or ":/" in name[:7]:
             raise SampleError(f"{name}: is a URL; download the image first and give its path") from None
-        raise SampleError(f"{name}: no such file; put the image there or remove its row") from None
+        raise SampleError(f"{name}: no such file; check its name and folder") from None
     except IsADirectoryError:
         raise SampleError(f"{name}: is a folder, not an image") from None
     except PermissionError:
         raise SampleError(f"{name}: may not be read; change its permissions") from None
     except UnidentifiedImageError:
         raise SampleError(f"{name}: {_what_instead(source)}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise SampleError(f"{name}: more pixels than Pillow agrees to decode; make the image smaller") from None
-    except (
-        Exception
-    ) as error:  # a decoder can raise anything on damaged bytes: struct.error, zlib.error, IndexError ...
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SampleError(f"{name}: more pixels than the limit ({error}); make the image smaller") from None
+    except MemoryError:
+        raise SampleError(f"{name}: there is not enough memory to decode it; make the image smaller") from None
+    except Exception as error:  # a decoder can raise anything on damaged bytes: struct.error, zlib.error, IndexError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"{name}: damaged image ({reason}); replace the file or remove its row") from error
 
@@ -86,29 +97,62 @@ def describe_source(source: ImageSource) -> str:
     return type(source).__name__
 
 
-def _open(source: ImageSource) -> Image.Image:
+def _open(source: ImageSource, max_pixels: int) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
-    if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:  # read at once: no file stays open when the image is kept undecoded
-            return Image.open(io.BytesIO(file.read()))
-    if isinstance(source, Stored):
-        return Image.open(io.BytesIO(source.read()))
     if isinstance(source, Drawing):
         return source.draw()
-    raise SampleError(f"{type(source).__name__} is no image; give a path, bytes, a PIL image or an object with draw()")
+    content = io.BytesIO(_content(source))
+    try:
+        return Image.open(content)
+    except Image.DecompressionBombError:  # above Pillow's own limit, and perhaps below ours
+        content.seek(0)
+        with _without_pillows_limit():
+            return Image.open(content)
+
+
+@contextmanager
+def _without_pillows_limit():
+    """Pillow's limit is one variable for the whole process: it is off only while a header is being read."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _content(source: Any) -> bytes:
+    """The encoded image. A path must be of an ordinary file: a pipe would be waited for, a device read for ever."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Stored):
+        return source.read()
+    if not isinstance(source, str | os.PathLike):
+        raise SampleError(
+            f"{type(source).__name__} is no image; give a path, bytes, a PIL image or an object with draw()"
+        )
+    if stat.S_ISDIR(os.stat(source).st_mode):
+        raise IsADirectoryError
+    with open_plain_file(source) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise SampleError(
+                f"{os.fspath(source)}: {size >> 20:,} MB are more than the limit of {MAX_FILE_BYTES >> 20} MB for an "
+                "image file; make the image smaller"
+            )
+        return file.read()
 
 
 def _uniform(image: Image.Image, keep_alpha: bool) -> Image.Image:
     """RGB, or RGBA where transparency is there and kept."""
+    image = _with_scaled_transparency(image)
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema() != (255, 255):
             if keep_alpha:
@@ -119,6 +163,16 @@ def _uniform(image: Image.Image, keep_alpha: bool) -> Image.Image:
     return image.convert("RGB")
 
 
+def _with_scaled_transparency(image: Image.Image) -> Image.Image:
+    """Of a colour PNG of 16 bits per channel Pillow keeps the upper 8, but leaves the transparent colour as it is."""
+    colour = image.info.get("transparency")
+    tile = getattr(image, "tile", None)  # gone once the image is loaded
+    if image.mode == "RGB" and isinstance(colour, tuple) and (max(colour) > 255 or (tile and ";16" in str(tile[0][3]))):
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    return image
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
@@ -127,32 +181,44 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit, 32-bit or float greyscale image as mode L, scaled where Pillow's own conversion would clip.
+    """A 16-bit, 32-bit or float greyscale image as mode L (LA with a transparent value), scaled and not clipped.
 
     Integers count as 8 bits when none is above 255, as 16 bits up to 65535; floats as shares when none is above 1.
-    Beyond these the largest value is white.
+    Beyond these the largest value is white. A few million pixels are converted at once, to spare memory.
     """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
-    top = float(values.max(initial=0.0))
+    values = np.asarray(image)
+    rows = max(1, _STRIP // max(1, image.width))
+    strips = [slice(first, first + rows) for first in range(0, image.height, rows)]
+    top = max((float(_finite(values[strip]).max(initial=0.0)) for strip in strips), default=0.0)
     if image.mode.startswith("I;16"):
         white = 65535.0
     else:
         steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((step for step in steps if top <= step), top)
-    return Image.fromarray((values.clip(0, white) * (255.0 / white) + 0.5).astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for strip in strips:
+        grey[strip] = _finite(values[strip]).clip(0, white) * (255.0 / white) + 0.5
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    result = Image.fromarray(grey)
+    result.putalpha(Image.fromarray((values != transparent) * np.uint8(255)))
+    return result
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
 
 
 def _what_instead(source: ImageSource) -> str:
     """What a file that is no image is, from its first bytes."""
-    if isinstance(source, bytes):
-        start = source[:64]
-    elif isinstance(source, Stored):
-        start = source.read()[:64]
-    else:
-        with open(os.fspath(source), "rb") as file:  # type: ignore[arg-type]
-            start = file.read(64)
+    start = _content(source)[:64]
     if not start:
         return "is empty (0 bytes); fetch it again or remove its row"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "is a web page or SVG text, not an image; fetch it again or remove its row"
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim"):
+        return "is a HEIC image, which is not read; convert it to JPEG"
+    if kind := compression_of(start):
+        return f"is a compressed file ({kind}), not an image; unpack it"
     return f"is no image that Pillow can read (it starts with {start[:8]!r}); convert it to PNG or remove its row"
