@@ -36,7 +36,9 @@ def test_everything_is_counted_and_named(messy):
     assert check.texts_per_image == {2: 1, 0: 1, 1: 3}
     assert check.sizes == {(8, 8): 3}
     assert [line.split(":")[1] for line in check.empty.lines] == ["3"]
-    assert [line.split(" (")[0] for line in check.broken_rows.lines] == [f"{messy / 'captions.jsonl'}:7: not usable JSON"]
+    assert [line.split(" (")[0] for line in check.broken_rows.lines] == [
+        f"{messy / 'captions.jsonl'}:7: not usable JSON"
+    ]
     assert [line.split(": ")[0] for line in check.unreadable.lines] == [str(messy / "cut.png"), str(messy / "gone.png")]
     assert "no such file" in check.unreadable.lines[1]
     assert check.long.lines[0].startswith(f"{messy / 'captions.jsonl'}:4: 31 words")
@@ -95,7 +97,10 @@ def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
     (tmp_path / "captions.json").write_text("[]")
     text = "\n".join(check_folder(tmp_path).lines())
     assert "only the images were looked at: " in text
-    assert "(captions.json: of no kind that is read; save it as CSV or JSON lines); write one, or set captions_from=filename" in text
+    assert (
+        "(captions.json: of no kind that is read; save it as CSV or JSON lines); write one, or set captions_from=filename"
+        in text
+    )
     assert text.endswith("every image can be read")
 
 

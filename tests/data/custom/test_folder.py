@@ -161,7 +161,9 @@ def test_images_outside_may_be_allowed_and_inside_need_no_permission(tmp_path):
 
 
 def test_broken_csv_and_parquet_files_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"captions\.csv:2: 3 fields where the header has 2; put quotes around texts with commas"):
+    with pytest.raises(
+        DataError, match=r"captions\.csv:2: 3 fields where the header has 2; put quotes around texts with commas"
+    ):
         folder(write(tmp_path / "captions.csv", "image,caption\n1.png,a dog, brown\n"))
     (tmp_path / "t.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match=r"t\.parquet: not a readable Parquet file"):
@@ -217,7 +219,9 @@ def test_half_a_character_in_a_text_becomes_a_replacement_sign(tmp_path):
 
 
 def test_what_a_table_is_not_is_said_with_the_cure(tmp_path):
-    with pytest.raises(DataError, match=r"captions\.jsonl:1: not usable JSON .*; write one object per line, not one list"):
+    with pytest.raises(
+        DataError, match=r"captions\.jsonl:1: not usable JSON .*; write one object per line, not one list"
+    ):
         folder(write(tmp_path / "captions.jsonl", '[\n {"image": "a.png", "caption": "x"}\n]\n'))
     (tmp_path / "captions.jsonl").unlink()
     with pytest.raises(DataError, match=r"no captions\.jsonl, .* there \(captions\.json: of no kind that is read; "):

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
-from evle.data.formats.table_files import IMAGE_SUFFIXES
+from evle.data.formats.listing import IMAGE_SUFFIXES
 from evle.errors import ConfigError, DataError, nearest
 
 LAYOUTS = ("number", "number-from-1", "folders-of-N", "url")
