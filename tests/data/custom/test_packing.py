@@ -91,8 +91,8 @@ def test_skipped_samples_are_counted_and_named(tmp_path):
     assert (done.num_samples, done.num_skipped) == (3, 2)
     assert done.lines()[1:] == [
         "skipped: 2",
-        "  missing/1.jpg: no such file; put the image there or remove its row",
-        "  missing/3.jpg: no such file; put the image there or remove its row",
+        "  missing/1.jpg: no such file; check its name and folder",
+        "  missing/3.jpg: no such file; check its name and folder",
     ]
     assert [sample.key for sample in shards(tmp_path)] == ["k0", "k2", "k4"]
     stats = json.loads((tmp_path / "00000_stats.json").read_text())

@@ -33,7 +33,6 @@ from evle.data.corpora.downloads import (
 from evle.data.corpora.official import combined, find_file, held_out_split, in_split, require_folder, require_task
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.formats.json_arrays import JsonArrays, read_element
-from evle.data.formats.listing import IMAGE_SUFFIXES
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import CaptionSample
 from evle.errors import ConfigError, DataError
