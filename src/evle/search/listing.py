@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from evle.data.custom.folder import EMBEDDED_COLUMNS, IMAGE_COLUMNS, image_of
+from evle.data.custom.columns import EMBEDDED_COLUMNS, IMAGE_COLUMNS, image_of
+from evle.data.custom.image_folder import ImageFolder
 from evle.data.formats.embedded import embedded_column
-from evle.data.formats.table_files import TABLE_SUFFIXES, list_images, read_rows
+from evle.data.formats.listing import list_folder
+from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
+from evle.data.formats.text_files import open_plain_file
 from evle.errors import DataError
 from evle.search.store import Entry
+
+logger = logging.getLogger(__name__)
 
 LONGEST_FIELD = 1000
 """Characters of a column that are kept for each image."""
@@ -23,7 +29,7 @@ def list_entries(images: Path, root: Path) -> tuple[dict[str, Entry], list[str]]
     Their hashes are empty. Raises DataError where there is no image at all.
     """
     inside = path_inside(folder_of(images), root)
-    names = _named(images) if images.is_file() else dict.fromkeys(list_images(images), "")
+    names = _named(images) if images.is_file() else _listed(images)
     if not names:
         raise DataError(f"{images}: no images there")
     entries, missing = {}, []
@@ -39,12 +45,19 @@ def list_entries(images: Path, root: Path) -> tuple[dict[str, Entry], list[str]]
     return entries, missing
 
 
+def _listed(images: Path) -> dict[str, str]:
+    listing = list_folder(images)
+    for line in listing.unread:
+        logger.warning("%s: not read: %s", images, line)
+    return dict.fromkeys(listing.images, "")
+
+
 def hashed(entry: Entry, root: Path) -> Entry:
     """The entry with the hash of its file's contents, "" for a file that cannot be read."""
     try:
-        with open(root / entry.path, "rb") as file:
+        with open_plain_file(root / entry.path) as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
+    except (OSError, DataError):
         digest = ""
     return replace(entry, digest=digest)
 
@@ -71,12 +84,12 @@ def _named(table: Path) -> dict[str, str]:
             "to show them again; write them into a folder and index that"
         )
     names: dict[str, str] = {}
-    base = os.path.abspath(table.parent)
+    folder = ImageFolder(table.parent)
     for line, row in read_rows(table):
         if isinstance(row, DataError):
             raise row
-        name = image_of(row, None, f"{table}:{line}", table.parent)
-        names.setdefault(os.path.relpath(os.path.join(base, name), base), _fields(row))
+        name = image_of(row, None, f"{table}:{line}", folder)
+        names.setdefault(folder.file_of(name) or name, _fields(row))
     return names
 
 

@@ -4,7 +4,7 @@ import codecs
 import os
 import re
 import stat
-from typing import BinaryIO
+from io import BufferedReader
 
 from evle.errors import DataError
 
@@ -41,7 +41,7 @@ _SIGN_IN_WORD = re.compile(
 )
 
 
-def open_plain_file(path: str | os.PathLike) -> BinaryIO:
+def open_plain_file(path: str | os.PathLike) -> BufferedReader:
     """Open an ordinary file for reading. Raises DataError for a pipe, device or folder, without waiting for one."""
     name = os.fspath(path)
     try:
