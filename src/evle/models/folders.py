@@ -8,10 +8,20 @@ import json
 import logging
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -29,17 +39,25 @@ HARMLESS = (argparse.Namespace,)
 """Classes besides tensors and containers that training scripts store; building one runs no code of the file."""
 
 
-def model_folder(path: str | Path) -> Path:
-    """The folder with the weights: `path` itself, or `path`/model when `path` is a run's folder.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+"""Files beside the weights that configuration, tokenizer and processor are read from."""
 
-    Raises CheckpointError that names what is there instead.
+
+def model_folder(path: str | Path) -> Path:
+    """The folder with the weights: `path` itself, `path`/model when `path` is a run's folder, or a download.
+
+    A name such as "owner/name" or "owner/name@revision" is looked up on the Hugging Face hub where there is no such
+    path (see `hub_folder`). Raises CheckpointError that names what is there instead.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder
+    if not path.exists() and HUB_NAME.fullmatch(name) and not Path(path.parts[0]).exists():
+        return hub_folder(name)
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder; give a model folder or a run's folder")
+        raise CheckpointError(f"{path}: no such folder; give a model folder, a run's folder or a hub name")
     inside = sorted(child.parent.parent.name for child in path.glob("*/model/config.json")) if path.is_dir() else []
     if inside:
         raise CheckpointError(f"{path} holds several runs; give one of them: {', '.join(inside)}")
@@ -48,6 +66,38 @@ def model_folder(path: str | Path) -> Path:
     raise CheckpointError(
         f"{path} is neither a model folder (no config.json) nor a run's folder (no model/config.json)"
     )
+
+
+@cache
+def hub_folder(name: str) -> Path:
+    """The folder of a model of the Hugging Face hub, "owner/name" or "owner/name@revision", in the local cache.
+
+    What the cache lacks is downloaded unless HF_HUB_OFFLINE is set. Of the weights, safetensors are preferred; no code
+    is fetched. Raises CheckpointError for a name that does not exist, is gated, or cannot be reached.
+    """
+    repository, _, revision = name.partition("@")
+    try:
+        folder = _snapshot(repository, revision, [*TEXT_FILES, "*.safetensors"])
+        if not any(folder.glob("*.safetensors")):
+            folder = _snapshot(repository, revision, [*TEXT_FILES, "pytorch_model*.bin"])
+    except GatedRepoError:
+        raise CheckpointError(f"{name}: a gated model; accept its terms on the hub, then run `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{name}: the hub has {repository}, but no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{name}: no such folder, and no such model on the hub (or it is private)") from None
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, not in the hub's local cache, and the hub cannot be reached "
+            f"({in_one_line(error)}); check the name and the connection"
+        ) from None
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name}: on the hub, but not a model of transformers (no config.json)")
+    return folder
+
+
+def _snapshot(repository: str, revision: str, patterns: list[str]) -> Path:
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
 
 
 def weights_folder(path: Any) -> Any:

@@ -9,11 +9,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from evle.errors import CheckpointError, in_one_line
+from evle.models.dual import DUAL_PROCESSORS
 from evle.models.eve import EVEProcessor
 from evle.models.folders import from_folder, model_folder, read_fields
 from evle.models.vle import VLEProcessor
 
-PROCESSORS: dict[str, type[EVEProcessor] | type[VLEProcessor]] = {"eve": EVEProcessor, "vle": VLEProcessor}
+PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
+ALL_PROCESSORS: dict[str, Any] = {**PROCESSORS, **DUAL_PROCESSORS}
 
 
 def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -33,7 +35,7 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
     try:
         with without_bars():
             loaded: Any = from_folder(wanted, folder, output_loading_info=True)
-        processor = from_folder(PROCESSORS[family], folder)
+        processor = from_folder(ALL_PROCESSORS[family], folder)
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged files, none of them ours
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:

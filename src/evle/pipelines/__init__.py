@@ -1,11 +1,12 @@
-"""Inference for people: embed, match, compare, answer, localise and reason about images and texts.
+"""Inference pipelines: embed, classify, match, compare, answer, localise and reason about images and texts.
 
-Each pipeline takes a model folder, a run's folder, or objects; then images as paths, bytes, PIL images or drawings,
-one or many. Texts and images are prepared as the tasks prepare them for evaluation. Names that begin with VLEFor are
-those of VLE's release, with its arguments and results.
+Each pipeline takes a run folder, a model folder, a hub name, or objects; then images as paths, bytes, PIL images or
+drawings, one or many. A task prepares texts and images as it does for evaluation. The classes whose names begin with
+VLEFor are those of VLE's release, with its arguments and results.
 """
 
 from evle.pipelines.answering import VQAPipeline
+from evle.pipelines.classifying import ClassifyPipeline
 from evle.pipelines.embedding import EmbeddedImages, EmbedPipeline
 from evle.pipelines.explaining import ExplainPipeline
 from evle.pipelines.language import ChatEndpoint, LanguageModel, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel
@@ -25,6 +26,7 @@ __all__ = [
     "AnswerChoicePipeline",
     "ChatEndpoint",
     "Choice",
+    "ClassifyPipeline",
     "ComparePipeline",
     "EmbedPipeline",
     "EmbeddedImages",

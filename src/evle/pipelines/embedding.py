@@ -1,16 +1,21 @@
 """Images and texts as vectors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
+from evle.models.dual import DUAL_ENCODERS
 from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, batches_by_length
+from evle.tasks.dual import DualEncoderTask
 from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.task import Task
 
 
 @dataclass
@@ -28,13 +33,26 @@ class EmbeddedImages:
 class EmbedPipeline(Pipeline):
     """Images and texts as unit vectors; the dot product of two is their similarity.
 
+    Takes a retrieval run or model of EVE or VLE, and the CLIP and SigLIP models of transformers.
+
     >>> embed = EmbedPipeline("runs/retrieval")  # doctest: +SKIP
     >>> embed.texts(["a red circle"]) @ embed.images(["a.jpg", "b.jpg"]).T  # doctest: +SKIP
     tensor([[0.61, 0.08]])
     """
 
-    models = RetrievalTask.models
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {**RetrievalTask.models, **DUAL_ENCODERS}
     task_type = RetrievalTask
+
+    def make_task(self, **options: Any) -> Task:
+        """Retrieval as evaluation reads it; for CLIP and SigLIP, by their own processor."""
+        family = self.model.config.model_type
+        if family not in DUAL_ENCODERS:
+            return super().make_task(k_test=0, **options)
+        longest = min(self.text.max_length, int(self.model.config.text_config.max_position_embeddings))
+        text = self.text.model_copy(update={"max_length": longest})
+        task = DualEncoderTask(DualEncoderTask.config_type(text=text, k_test=0), self.processor)
+        task.family = family
+        return task
 
     def texts(self, texts: Texts) -> Tensor:
         """Embeddings (N, D) float32 on the CPU."""

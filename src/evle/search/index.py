@@ -499,7 +499,7 @@ def fingerprint(pipeline: EmbedPipeline) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     images = pipeline.processor.image_processor
-    facts = [dict(images.size), list(images.image_mean), list(images.image_std)]
+    facts = [dict(images.size), list(images.image_mean), list(images.image_std), pipeline.task.framing]
     digest.update(json.dumps([*facts, sorted(pipeline.processor.tokenizer.get_vocab().items())]).encode())
     return digest.hexdigest()
 

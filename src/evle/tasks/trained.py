@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from evle.config import load_yaml
+from evle.models.dual import DUAL_ENCODERS
 from evle.models.folders import model_folder, read_fields
-from evle.models.loading import PROCESSORS
+from evle.models.loading import ALL_PROCESSORS
 from evle.tasks.task import TextConfig
 
-TEXTS = {"eve": TextConfig(), "vle": TextConfig(clean=False, max_length=512)}
+AS_IT_IS = TextConfig(clean=False, max_length=512)
+TEXTS = {"eve": TextConfig(), "vle": AS_IT_IS, **dict.fromkeys(DUAL_ENCODERS, AS_IT_IS)}
 """How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
 
 
@@ -30,5 +32,5 @@ def text_options(path: str | Path) -> TextConfig:
     """How the run that made the model in `path` read its texts, by its config.yaml; the family's way without one."""
     settings, folder = run_settings(path), model_folder(path)
     if not settings:
-        return family_text_options(read_fields(folder, PROCESSORS)["model_type"])
+        return family_text_options(read_fields(folder, ALL_PROCESSORS)["model_type"])
     return TextConfig.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))

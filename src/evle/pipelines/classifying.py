@@ -1,0 +1,40 @@
+"""Zero-shot classification: which of some labels fits an image best?"""
+
+from typing import Any
+
+from evle.errors import ConfigError
+from evle.pipelines.embedding import EmbedPipeline
+from evle.pipelines.pipeline import Images, Texts, as_texts
+
+TEMPLATE = "a photo of a {}."
+
+
+class ClassifyPipeline(EmbedPipeline):
+    """The probability of each of some labels, by the similarity of image and label; takes what `EmbedPipeline` takes.
+
+    >>> ClassifyPipeline("models/clip")("a.jpg", ["dog", "cat"])[0][0]  # doctest: +SKIP
+    {'label': 'dog', 'score': 0.98}
+    """
+
+    def __call__(self, images: Images, labels: Texts, *, template: str = TEMPLATE) -> list[list[dict[str, Any]]]:
+        """For each image the labels as {"label", "score"}, best first; the scores of an image sum to 1.
+
+        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}.
+        """
+        names = as_texts(labels)
+        if not names:
+            raise ConfigError("there is no label; give at least one")
+        if "{}" not in template:
+            raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
+        texts = self.texts([template.replace("{}", name) for name in names])
+        logits = self.images(images) @ texts.T * float(self._scale().detach())
+        results = []
+        for row in logits.softmax(dim=1).tolist():
+            order = sorted(range(len(names)), key=lambda index: -row[index])
+            results.append([{"label": names[index], "score": row[index]} for index in order])
+        return results
+
+    def _scale(self) -> Any:
+        if hasattr(self.model, "similarity_scale"):
+            return self.model.similarity_scale()
+        return 1 / self.model.contrast.clamped_temperature()

@@ -1,0 +1,167 @@
+"""CLIP and SigLIP of transformers in our pipelines, and models by their hub names."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
+
+from commands import call
+from evle.data.samples import CaptionSample
+from evle.errors import CheckpointError, ConfigError
+from evle.models.folders import hub_folder, model_folder
+from evle.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline
+from evle.search import ImageIndex
+from evle.tasks.task import EvaluationSettings
+from evle.transforms.text import train_tokenizer
+from retrieval_models import COLOURS, save_retrieval_model
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+TEXTS = ["a red ball", "What colour? " * 9, "x"]
+
+
+def save_dual(folder: Path, family: str) -> Path:
+    tokenizer = train_tokenizer([f"a {colour} ball what colour how many" for colour in COLOURS], 300)
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2, "eos_token_id": 3}
+    text = {**TOWER, **ids, "max_position_embeddings": 16}
+    torch.manual_seed(0)
+    if family == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=24))
+        images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        processor = CLIPProcessor(images, tokenizer)
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+        images = SiglipImageProcessor(size={"height": 32, "width": 32})
+        processor = SiglipProcessor(images, tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("dual")
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (40 + number, 30), colour).save(base / f"{colour}.png")
+    save_retrieval_model(base / "eve")
+    return {"images": base, "eve": base / "eve"} | {name: save_dual(base / name, name) for name in ("clip", "siglip")}
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_embeddings_are_those_of_transformers(folders, family):
+    embed = EmbedPipeline(folders[family], batch_size=2)
+    classes = {"clip": (CLIPModel, CLIPProcessor), "siglip": (SiglipModel, SiglipProcessor)}[family]
+    model, processor = (kind.from_pretrained(folders[family]) for kind in classes)
+    images = [Image.open(folders["images"] / f"{colour}.png") for colour in COLOURS]
+    padding = "max_length" if family == "siglip" else True
+    tokens = processor.tokenizer(TEXTS, padding=padding, truncation=True, max_length=16, return_tensors="pt")
+    tokens = {"input_ids": tokens["input_ids"]} if family == "siglip" else dict(tokens)
+    with torch.no_grad():
+        text = model.eval().get_text_features(**{k: v for k, v in tokens.items() if k != "token_type_ids"})
+        image = model.get_image_features(processor.image_processor(images=images, return_tensors="pt")["pixel_values"])
+    for ours, theirs in ((embed.texts(TEXTS), text), (embed.images(images), image)):
+        expected = torch.nn.functional.normalize(theirs.pooler_output, dim=-1)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_images_are_indexed_found_and_ranked_again_by_another_model(folders, family, tmp_path):
+    index, images = tmp_path / "index", folders["images"]
+    call("index", images, "-o", index, "--model", folders[family])
+    assert "red.png" in call("search", index, "--image", images / "red.png", "-k", 1)
+    said = call("search", index, "a red ball", "-k", 3, "--rerank", 3, "--rerank-model", folders["eve"])
+    assert said.count("match") == 3
+    with pytest.raises(ConfigError, match="cannot match them; name an EVE or VLE"):
+        ImageIndex.load(index).query("a red ball", rerank=3)
+    assert "cannot match" in call("search", index, "a red ball", "--rerank", 3, code=2)
+    expected = MatchPipeline(folders["eve"])(images / "red.png", "a red ball")[0]["score"]
+    hits = ImageIndex.load(index, match_model=folders["eve"]).query("a red ball", k=5, rerank=5)
+    assert next(hit.match for hit in hits if hit.key == "red.png") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "eve"])
+def test_labels_are_scored_by_similarity(folders, family):
+    classify = ClassifyPipeline(folders[family])
+    rows = classify([folders["images"] / "red.png"] * 2, COLOURS, template="a {} ball")
+    for row in rows:
+        assert {each["label"] for each in row} == set(COLOURS)
+        assert sum(each["score"] for each in row) == pytest.approx(1, abs=1e-5)
+    cosines = classify.images(folders["images"] / "red.png") @ classify.texts([f"a {c} ball" for c in COLOURS]).T
+    assert rows[0][0]["label"] == COLOURS[int(cosines.argmax())]
+    with pytest.raises(ConfigError, match=r"has no \{\}"):
+        classify(folders["images"] / "red.png", COLOURS, template="a ball")
+
+
+def test_retrieval_is_evaluated_by_our_protocol(folders):
+    embed = EmbedPipeline(folders["clip"])
+    samples = [CaptionSample(c, folders["images"] / f"{c}.png", (f"a {c} ball",)) for c in COLOURS]
+    scores = embed.task.evaluate(embed.model, samples, EvaluationSettings(batch_size=2)).scores
+    best = (embed.texts([s.captions[0] for s in samples]) @ embed.images([s.image for s in samples]).T).argmax(dim=1)
+    assert scores["IR@1"] == pytest.approx(100 * float((best == torch.arange(5)).float().mean()))
+
+
+def test_a_dual_encoder_is_no_matcher(folders):
+    with pytest.raises(CheckpointError, match="model_type 'clip'"):
+        MatchPipeline(folders["clip"])
+
+
+# --- hub names
+
+
+@pytest.fixture
+def cache(folders, tmp_path, monkeypatch):
+    """A local cache as the hub's client leaves it, with one model and the branches main and small."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    for revision in ("main", "small"):
+        commit = {"main": "a", "small": "b"}[revision] * 40
+        shutil.copytree(folders["eve"] if revision == "main" else folders["clip"], repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    hub_folder.cache_clear()
+    yield repository
+    hub_folder.cache_clear()
+
+
+def test_a_hub_name_serves_where_a_folder_does(cache, folders):
+    assert model_folder("someone/tiny") == cache / "snapshots" / ("a" * 40)
+    assert torch.equal(EmbedPipeline("someone/tiny").texts("red"), EmbedPipeline(folders["eve"]).texts("red"))
+    assert torch.equal(EmbedPipeline("someone/tiny@small").texts("red"), EmbedPipeline(folders["clip"]).texts("red"))
+    assert len(MatchPipeline("someone/tiny")(folders["images"] / "red.png", ["a", "b"])) == 2
+
+
+def test_an_index_remembers_a_hub_name(cache, folders, tmp_path):
+    ImageIndex.build("someone/tiny", folders["images"], tmp_path / "index", progress=False)
+    assert ImageIndex.load(tmp_path / "index").query("red", k=1)
+
+
+@pytest.mark.parametrize("name", ["someone/other", "someone/tiny@v9"])
+def test_a_name_that_is_nowhere_is_one_line(cache, name):
+    with pytest.raises(CheckpointError, match=f"{name}: no such folder, not in the hub's local cache"):
+        EmbedPipeline(name)
+
+
+def test_a_path_below_a_folder_that_exists_is_never_a_hub_name(cache, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError, match="runs/vqa: no such folder; give"):
+        model_folder("runs/vqa")
