@@ -1,5 +1,6 @@
 """The loop: exact resumption, accumulation, what is refused, what is kept."""
 
+import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -186,6 +187,19 @@ def test_the_average_follows_its_formula():
     assert model.weight.item() == pytest.approx(12.0)
     average.swap()
     assert model.weight.item() == 10.0
+
+
+def test_a_budget_of_minutes_ends_training_with_a_validation_and_a_whole_run(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: 10.0 * next(clock))  # 10 s per call
+    model = make_model()
+    result = train(model, tmp_path / "run", steps=100, minutes=0.5, evaluate=lambda _: {"score": 1.0})
+    assert 1 <= result.steps < 10
+    assert result.seconds >= 30
+    assert [record["step"] for record in result.history] == [result.steps]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", result.steps)
+    assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
 
 
 def test_a_finished_run_resumed_does_nothing_more(tmp_path):

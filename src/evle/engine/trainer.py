@@ -54,6 +54,9 @@ class TrainConfig(Config):
     """Optimizer steps. Give either steps or epochs."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the data. Give either steps or epochs."""
+    minutes: float | None = Field(None, gt=0)
+    """Stop after this many minutes of training, evaluations not counted, if steps or epochs take longer. The learning
+    rate follows steps or epochs: for comparisons at equal time, use optim.schedule=constant."""
     batch_size: int = Field(32, ge=1)
     """Samples per optimizer step, over all processes and micro-batches."""
     accumulation: int = Field(1, ge=1)
@@ -181,7 +184,8 @@ def fit(
             while at.step < num_steps and is_patient():
                 started = time.perf_counter()
                 group, after = next(groups)
-                num_samples, stopping = training.agree(group, stop.came)
+                is_late = train.minutes is not None and at.seconds >= 60 * train.minutes
+                num_samples, stopping, is_over = training.agree(group, stop.came, is_late)
                 if stopping:
                     training.save()
                     saved = training.saved()
@@ -189,6 +193,8 @@ def fit(
                         f"stopped after step {at.step} of {num_steps}, {saved}; repeat the command to resume"
                     )
 
+                if is_over:
+                    break
                 training.step(group, num_samples)
 
                 at.step += 1
@@ -202,6 +208,12 @@ def fit(
                     progress.say(training.validate(evaluate, metric, task.higher_is_better))
                 if is_due(train.save_every) or not is_patient():
                     training.save()
+            if at.step < num_steps and is_patient():  # the time is over
+                if at.step % log_every:
+                    training.log()
+                if evaluate is not None and at.step not in [record["step"] for record in at.history]:
+                    progress.say(training.validate(evaluate, metric, task.higher_is_better))
+                training.save()
             training.keep(task)
 
     run.set_status("finished", at.step)
@@ -290,10 +302,10 @@ class _Training:
         if self.accelerator.scaler is not None and self.at.scaler:
             self.accelerator.scaler.load_state_dict(self.at.scaler)
 
-    def agree(self, group: list[Batch], stop: bool) -> tuple[int, bool]:
-        """The samples of this step over all processes, and whether any process was asked to stop."""
-        num_samples, stops = host_sum([sum(map(_num_rows, group)), int(stop)])
-        return num_samples, bool(stops)
+    def agree(self, group: list[Batch], stop: bool, late: bool) -> tuple[int, bool, bool]:
+        """The samples of this step over all processes, whether any process was asked to stop, or has no time left."""
+        num_samples, stops, lates = host_sum([sum(map(_num_rows, group)), int(stop), int(late)])
+        return num_samples, bool(stops), bool(lates)
 
     def step(self, group: list[Batch], num_samples: int) -> None:
         """One optimizer step on the micro-batches of `group`; its mean losses and gradient's norm become `readings`."""

@@ -108,7 +108,7 @@ def evaluate(
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*score_lines(task, found, split), *file_lines(found), *skipped_lines(len(found.skipped))],
+        summary=[*score_lines(task, found, split), *file_lines(found), *skipped_lines(found.skipped)],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},

@@ -1,6 +1,7 @@
 """What a run or an evaluation found, as the lines, tables, curves and files of its report."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from evle.distributed import is_main
@@ -31,8 +32,16 @@ def file_lines(found: Evaluation) -> list[str]:
     return [f"to submit: {name}{lacks}" for name in found.files]
 
 
-def skipped_lines(number: int) -> list[str]:
-    return [f"left out, as they could not be used: {number:,} rows or samples, named below"] if number else []
+def skipped_lines(skipped: Sequence[str], number: int | None = None) -> list[str]:
+    """How many samples were left out, `number` in all, and why the first three were."""
+    lines = list(dict.fromkeys(skipped))
+    number = len(lines) if number is None else number
+    if not number:
+        return []
+    return [
+        f"left out, as they could not be used: {number:,} rows or samples: {'; '.join(lines[:3])}"
+        + ("; ..." if number > 3 else "")
+    ]
 
 
 def skipped_table(skipped: list[str], number: int | None = None) -> list[Table]:

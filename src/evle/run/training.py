@@ -97,7 +97,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     ]
     unreadable = list(dict.fromkeys([*result.skipped, *found.skipped]))
     skipped, num_skipped = [*left_out, *unreadable], num_left + len(unreadable)
-    summary += skipped_lines(num_skipped)
+    summary += skipped_lines(skipped, num_skipped)
     if result.best_step is not None:
         summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
     report = Report(
