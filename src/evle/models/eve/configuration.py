@@ -97,7 +97,7 @@ class EVEConfig(PreTrainedConfig):
 
     model_type = "eve"
     # What `transformers.Trainer` does not gather in evaluation, so that predictions are the logits alone.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012
         "losses",
         "itm_logits",
         "itm_labels",
@@ -106,7 +106,7 @@ class EVEConfig(PreTrainedConfig):
         "router",
         "hidden_states",
         "attentions",
-    )
+    ]
 
     vocab_size: Count = 64000
     hidden_size: Count = 768

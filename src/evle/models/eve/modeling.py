@@ -207,7 +207,7 @@ class EVEAttention(nn.Module):
         query, key, value = qkv.view(batch, length, 3, -1, self.head_dim).permute(
             2, 0, 3, 1, 4
         )  # each (B, H, S, head_dim)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_dropout if self.training else 0.0

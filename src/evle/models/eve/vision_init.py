@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from evle.errors import CheckpointError
-from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel, resize_positions
+from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel
 from evle.models.eve.routing import FeedForward, HardRouter, SharedFeedForward, SoftRouter
 from evle.models.folders import load_tensors, read_tensors
+from evle.models.positions import resize_positions
 
 # transformers' names (of version 4 and on disk, and of version 5) -> the original ones of timm and BEiT, used here.
 RENAMES = (
