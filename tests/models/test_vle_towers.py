@@ -153,8 +153,9 @@ def test_another_image_size_interpolates(vision, tmp_path):
         if vision.startswith("timm") and vision != "timm-resnet":
             with pytest.raises(DataError, match=f"load the model with image_size={size}"):
                 model(**inputs)
-        elif vision not in ("beit",):  # whose relative positions transformers interpolates bilinearly
-            assert relative_difference(model(**inputs).pooler_output, found) < 1e-3
+        else:  # DINOv2 with registers smooths its positions when it interpolates
+            tolerance = 2e-2 if vision == "dinov2-registers" else 1e-3
+            assert relative_difference(model(**inputs).pooler_output, found) < tolerance
     resized.save_pretrained(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(VLEModel.from_pretrained(tmp_path / "again")(**inputs).pooler_output, found)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from evle import __version__
-from evle.cli import ask, data, search, train
+from evle.cli import ask, data, new, search, train
 from evle.errors import EvleError
 from evle.terminal import PrintableStream, log_to_terminal, printable
 
@@ -159,6 +159,8 @@ def options(
 
 for training_verb in train.VERBS:
     app.command(rich_help_panel=TRAIN)(training_verb)
+for building_verb in new.VERBS:
+    app.command(rich_help_panel=TRAIN)(building_verb)
 for asking_verb in (*search.VERBS, *ask.VERBS):
     app.command(rich_help_panel=USE)(asking_verb)
 for data_verb in data.VERBS:

@@ -34,13 +34,14 @@ from evle.models.vle.text import word_head_ties
 
 
 def black_out(pixel_values: Tensor, patches: Tensor, black: Tensor) -> Tensor:
-    """Images (B, C, H, W) with the chosen `patches` (B, P), row by row, painted in the colour `black` (C,)."""
+    """Images (B, C, H, W) with the chosen `patches` (B, P), row by row, painted in the colour `black`,
+    (C,) or (B, C)."""
     batch, _, height, width = pixel_values.shape
     size = round((height * width / patches.shape[1]) ** 0.5)
     rows, columns = height // size, width // size
     painted = patches.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
     painted = painted.reshape(batch, 1, height, width)
-    return torch.where(painted, black.to(pixel_values)[:, None, None], pixel_values)
+    return torch.where(painted, black.to(pixel_values)[..., None, None], pixel_values)
 
 
 def _in_one_pass(encode: Callable[[Tensor], Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,7 +121,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
             pbc_labels: (B, P) 1 where a patch belongs to the text, 0 where not, -100 where it is unknown [pbc].
             mpc_patches: (B, P) bool, the patches of one object of each image; none where it has no object [mpc].
             mpc_labels: (B,) that object's class, an index of `config.object_classes`, or -100 [mpc].
-            black: (C,) the value of a black pixel after normalisation [mpc].
+            black: (C,), or (B, C), the value of a black pixel after normalisation [mpc].
 
         Returns:
             losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
@@ -177,6 +178,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         if names != {"mpc"}:
             images["whole"] = step.pixel_values
         if mpc_patches is not None and hidden is not None and black is not None:
+            black = black if black.dim() == 1 else black[hidden]
             images["blacked"] = black_out(step.pixel_values[hidden], mpc_patches[hidden], black)
         if masked_input_ids is not None and "mlm" in names:
             texts["masked"] = masked_input_ids

@@ -118,7 +118,9 @@ class OffloadableEncoder(DebertaV2Encoder):
         if not self.relative_attention:
             return None
         table = self.rel_embeddings
-        rows = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        # An offloaded table is on no device; accelerate moves the indices to where it fetches the table.
+        device = None if table.weight.is_meta else table.weight.device
+        rows = table(torch.arange(table.num_embeddings, device=device))
         return self.LayerNorm(rows) if "layer_norm" in self.norm_rel_ebd else rows
 
 
