@@ -182,3 +182,18 @@ def test_a_vle_of_another_size_than_its_preset_is_refused(tmp_path):
 
 
 TOP = {name: value for name, value in MICRO_VLE.items() if not name.endswith("_config")}
+
+
+def test_new_heads_start_at_random_and_the_backbone_from_the_checkpoint(tmp_path):
+    """As EVE's release fine-tunes retrieval."""
+    before = EVEForRetrieval(EVEConfig.from_preset("eve-tiny", **TINY))
+    before.save_pretrained(tmp_path)
+    for new_heads in (False, True):
+        options = ModelConfig(init=str(tmp_path), new_heads=new_heads)
+        loaded = build_model(EVEForRetrieval, options, starting_config(options), {})
+        heads = {name for name in before.state_dict() if not name.startswith("eve.")}
+        assert loaded.new == (heads if new_heads else set())
+        for name, tensor in before.state_dict().items():
+            is_kept = not new_heads or name.startswith("eve.")
+            if is_kept or name.endswith("weight"):
+                assert torch.equal(loaded.model.state_dict()[name], tensor) == (is_kept or "norm" in name), name

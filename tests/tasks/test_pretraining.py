@@ -220,3 +220,13 @@ def test_patches_that_the_text_leaves_open_count_neither_right_nor_wrong(tmp_pat
     truth = np.asarray(found[0][1].image.convert("L")).astype(int)
     corners = [truth[y, x] for y, x in ((1, 1), (1, -2), (-2, 1))]
     assert corners[0] > corners[1] > corners[2]  # belongs, left open, does not
+
+
+def test_an_evaluation_reports_each_experts_load_by_modality(tmp_path):
+    ready = prepare(micro_run(tmp_path, "pretraining"), samples={"train": caption_samples()})
+    settings = micro_run(tmp_path, "pretraining").evaluate.settings(quick=False)
+    scores = ready.task.evaluate(ready.loaded.model, caption_samples(), settings).scores
+    for modality in ("image", "text"):
+        loads = [scores[f"router_{modality}_load_{expert}"] for expert in range(2)]
+        assert sum(loads) == pytest.approx(100)
+        assert 0 <= scores[f"router_{modality}_entropy"] <= np.log(2) + 1e-6

@@ -1,6 +1,7 @@
 """Retrieval evaluation: what counts as right, the order of re-ranking, and its cost."""
 
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_the_report_holds_small_images_whatever_the_size_of_the_files(task):
     samples = [replace(sample, image=sample.image.resize((900, 600))) for sample in caption_samples()]
     found = evaluate(task, oracle(task, samples), samples)
     shown = [cell.image for gallery in found.galleries for row in gallery.rows for cell in row.cells if cell.image]
-    assert len(shown) == 2 * 5 + 2  # of two texts the images found, and two images
+    assert len(shown) == (2 + 1) * 5 + (2 + 1)  # two drawn and one best, in both directions
     assert {picture.size for picture in shown} == {(384, 256)}
 
 
@@ -179,3 +180,33 @@ def test_templates_frame_captions_and_single_tags_alone():
 def test_a_template_has_one_place_for_the_text(options, line):
     with pytest.raises(ConfigError, match=line):
         CaptionConfig.build(options, "task")
+
+
+@pytest.mark.parametrize("k_test", [0, 8])
+def test_a_failed_query_shows_the_right_item_and_its_rank(k_test, tmp_path):
+    """Embeddings that are all alike rank by order: the last of eight images is no text's among the first five."""
+    changes = {"task": {"k_test": k_test}, "evaluate": {"examples": 8}}
+    ready = prepare(micro_run(tmp_path, "retrieval", changes), samples={"train": caption_samples()})
+    settings = micro_run(tmp_path, "retrieval", changes).evaluate.settings(quick=False)
+    samples = caption_samples()
+    model = Oracle({tuple(ready.task.read_text(sample.captions[0])): 0 for sample in samples})  # knows nothing
+    galleries = {each.title: each for each in ready.task.evaluate(model, samples, settings).galleries}
+    assert "Text to images: drawn at random" in galleries
+    worst = next(row for row in galleries["Text to images: wrong"].rows if len(row.cells) > 5)
+    assert [cell.mark for cell in worst.cells[:5]] == ["bad"] * 5
+    assert re.fullmatch("right, rank [678]", worst.cells[5].text)
+    assert any(
+        re.search(r"\(right, rank [678]\)", row.cells[0].text) for row in galleries["Image to texts: wrong"].rows
+    )
+    if k_test:  # of embeddings that are all alike, none counts as right
+        assert [len(row.cells) for row in galleries["Text to images: right"].rows] == [5] * 3
+
+
+def test_contrast_refuses_accumulated_micro_batches(tmp_path):
+    """They are no larger batch for it: only the rows of one micro-batch are compared."""
+    cure = r"train\.accumulation=2: contrast compares the rows of one micro-batch.*set train\.accumulation=1"
+    for task, overrides in (("retrieval", {}), ("pretraining", {"objectives": ["mlm", "itc"]})):
+        changes = {"train": {"accumulation": 2}, "model": {"overrides": overrides}}
+        with pytest.raises(ConfigError, match=cure):
+            prepare(micro_run(tmp_path, task, changes), samples={"train": caption_samples()})
+    prepare(micro_run(tmp_path, "pretraining", {"train": {"accumulation": 2}}), samples={"train": caption_samples()})

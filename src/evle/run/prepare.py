@@ -129,6 +129,12 @@ def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, st
         )
     loaded = build_model(task.model_class(start.model_type), config.model, start, changes)
     task.bind(loaded.model.config)
+    if config.train.accumulation > 1 and task.contrasts(loaded.model.config):
+        raise ConfigError(
+            f"train.accumulation={config.train.accumulation}: contrast compares the rows of one micro-batch, so "
+            "accumulated micro-batches are not one larger batch; set train.accumulation=1 (to save memory, "
+            "train.gradient_checkpointing=true) or use more processes"
+        )
     return loaded
 
 

@@ -99,7 +99,8 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     skipped, num_skipped = [*left_out, *unreadable], num_left + len(unreadable)
     summary += skipped_lines(skipped, num_skipped)
     if result.best_step is not None:
-        summary.append(f"best {task.metric} on val {result.best_score:.4g} at step {result.best_step}")
+        how = f" ({task.quick_metric})" if task.quick_metric else ""
+        summary.append(f"best {task.metric} on val{how} {result.best_score:.4g} at step {result.best_step}")
     report = Report(
         title=config.title or Path(config.output).name,
         summary=summary,

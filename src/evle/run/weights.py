@@ -61,6 +61,9 @@ class ModelConfig(Config):
     text: str | None = None
     """The folder of a trained text encoder (DeBERTa, BERT, RoBERTa, ModernBERT, ...) that a VLE preset starts from,
     with its tokenizer."""
+    new_heads: bool = False
+    """Start all heads at random, even those that `init` has: EVE's release fine-tunes retrieval so, whatever the model
+    was pre-trained with (table 6 compares with it)."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -183,7 +186,7 @@ def build_model(
     folder = model_folder(options.init)
     tensors = read_tensors(folder)
     loaded = Loaded(model, origin=str(options.init))
-    _fit_tensors(loaded, tensors, read_config(options.init), folder)
+    _fit_tensors(loaded, tensors, read_config(options.init), folder, new_heads=options.new_heads)
     return loaded
 
 
@@ -192,9 +195,11 @@ def is_released(path: str) -> bool:
     return Path(path).suffix in RELEASED_SUFFIXES and not Path(path).is_dir()
 
 
-def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedConfig, folder: Path) -> None:
-    """Give `tensors`, of a model with config `before`, to the loaded model, and note what is new, unused and
-    resized."""
+def _fit_tensors(
+    loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedConfig, folder: Path, *, new_heads: bool
+) -> None:
+    """Give `tensors`, of a model with config `before`, to the loaded model (with `new_heads` only to its backbone), and
+    note what is new, unused and resized."""
     model = loaded.model
     config = model.config
     own = model.state_dict()
@@ -208,6 +213,9 @@ def _fit_tensors(loaded: Loaded, tensors: dict[str, Tensor], before: PreTrainedC
         if name not in own and backbone + name in own:
             name = backbone + name  # a folder of the backbone alone
         target = own.get(name)
+        if new_heads and not name.startswith(backbone):
+            loaded.unused.append(name)
+            continue
         if name in tied:
             continue  # a released file may hold a copy of its own, which must not overwrite the weight it is tied to
         if target is None:

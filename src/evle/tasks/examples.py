@@ -29,7 +29,7 @@ def choose_examples(goodness: Sequence[float], settings: EvaluationSettings) -> 
     right, among the worst only if it is wrong.
 
     >>> choose_examples([0.9, -0.8, 0.1, math.nan, -0.2], EvaluationSettings(num_examples=3))
-    {'drawn at random': [1, 2, 4], 'surest and right': [0], 'surest and wrong': [1]}
+    {'drawn at random': [2, 3, 4], 'surest and right': [0], 'surest and wrong': [1]}
     """
     count = -(-settings.num_examples // EXTREME_SHARE)
     order = sorted(

@@ -115,6 +115,9 @@ class PreTrainingTask(Task):
             overrides |= {"mim_teacher": folder, "mim_target": self.options.mim_target, "mim_target_size": size}
         return overrides
 
+    def contrasts(self, config: PreTrainedConfig) -> bool:
+        return "itc" in config.objectives
+
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)
         self.takes_indices = config.model_type == EVEConfig.model_type
@@ -175,6 +178,8 @@ class PreTrainingTask(Task):
         predicted = predict_all(model, samples, self.fixed_features, self.collate, partial(measure, model), settings)
         found = list(predicted.results.values())
         scores, chance = _scores(found)
+        if found and "router" in found[0]:
+            scores |= _router_scores([row["router"] for row in found], every_expert=not settings.quick)
         return Evaluation(
             scores=scores,
             chance=chance,
@@ -285,6 +290,9 @@ def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[
         weights["mpc"] = labels != IGNORED
         add("mpc", output.mpc_logits.argmax(dim=-1) == labels)
         add("mpc_label", labels)
+    if output.get("router") is not None:
+        for row in rows:
+            row["router"] = {name: values.float().cpu().numpy() for name, values in output.router.items()}
     for name, loss in output.losses.items():
         for row, weight in zip(rows, weights[name].tolist(), strict=True):
             row["losses"][name] = (float(loss), float(weight))
@@ -317,3 +325,25 @@ def _scores(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, flo
             scores["pbc_average_precision"] = 100 * average_precision(margins, related)
             chance |= {"pbc_accuracy": 100 * max(share, 1 - share), "pbc_average_precision": 100 * share}
     return scores, chance
+
+
+def _router_scores(rows: list[dict[str, np.ndarray]], *, every_expert: bool) -> dict[str, float]:
+    """For each modality's tokens in the last soft-routed block: the mean entropy of the router in nats, the load of the
+    busiest expert in percent, and with `every_expert` that of each (EVE, figure 6).
+
+    >>> row = {"image_load": np.array([[0.25, 0.75]]), "image_entropy": np.array([0.5])}
+    >>> _router_scores([row], every_expert=False)
+    {'router_image_entropy': 0.5, 'router_image_largest_load': 75.0}
+    """
+    scores = {}
+    for modality in ("image", "text"):
+        if f"{modality}_load" not in rows[0]:
+            continue
+        # A block's values are 0 in a pass that had no tokens of the modality.
+        with_tokens = [row for row in rows if row[f"{modality}_load"][-1].any()] or rows[:1]
+        scores[f"router_{modality}_entropy"] = float(np.mean([row[f"{modality}_entropy"][-1] for row in with_tokens]))
+        loads = 100 * np.mean([row[f"{modality}_load"][-1] for row in with_tokens], axis=0)
+        scores[f"router_{modality}_largest_load"] = float(loads.max())
+        if every_expert:
+            scores |= {f"router_{modality}_load_{expert}": float(load) for expert, load in enumerate(loads)}
+    return scores

@@ -7,7 +7,7 @@ N images, M texts, D embedding width, K candidates kept a query.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.images import open_image
 from evle.data.samples import CaptionSample, Sample, readable
 from evle.errors import ConfigError
-from evle.metrics import best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
+from evle.metrics import NOT_FOUND, best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.captions import CaptionConfig, match_name, match_of, training_text
+from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids
@@ -80,7 +81,11 @@ class RetrievalTask(Task):
     config_type = RetrievalConfig
     models: ClassVar[dict[str, type[PreTrainedModel]]] = {"eve": EVEForRetrieval, "vle": VLEForRetrieval}
     metric = "R@mean"
+    quick_metric = "by embeddings alone, not re-ranked"
     options: RetrievalConfig
+
+    def contrasts(self, config: PreTrainedConfig) -> bool:
+        return True
 
     def bind(self, config: PreTrainedConfig) -> None:
         if self.options.k_test and not learns_matching(config):
@@ -139,13 +144,16 @@ class RetrievalTask(Task):
         if self.options.k_test:
             by_embeddings = {f"itc/{name}": value for name, value in scores.items()}
             to_text, to_image = self._rerank(model, corpus, to_text, to_image, settings)
-            to_text_ranks = list_ranks(corpus.text_ids[torch.from_numpy(to_text)], corpus.image_ids)
-            to_image_ranks = list_ranks(corpus.image_ids[torch.from_numpy(to_image)], corpus.text_ids)
+            # An item that is not among the candidates keeps its rank by embeddings, which is behind all of them.
+            reranked = list_ranks(corpus.text_ids[torch.from_numpy(to_text)], corpus.image_ids)
+            to_text_ranks = torch.where(reranked == NOT_FOUND, to_text_ranks, reranked)
+            reranked = list_ranks(corpus.image_ids[torch.from_numpy(to_image)], corpus.text_ids)
+            to_image_ranks = torch.where(reranked == NOT_FOUND, to_image_ranks, reranked)
             scores = retrieval_scores(to_text_ranks, to_image_ranks, RANKS) | by_embeddings
         return Evaluation(
             scores=scores,
             chance=retrieval_chance(corpus.image_ids.tolist(), corpus.text_ids.tolist(), RANKS),
-            galleries=_galleries(corpus, to_text, to_image, settings.num_examples),
+            galleries=_galleries(corpus, to_text, to_image, _Ranks(to_text_ranks, to_image_ranks), settings),
             predictions=_records(corpus, to_text, to_image),
             skipped=images.skipped,
         )
@@ -248,40 +256,52 @@ def _reordered(candidates: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return np.concatenate([np.take_along_axis(head, order, axis=1), candidates[:, logits.shape[1] :]], axis=1)
 
 
-def _galleries(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, num_examples: int) -> list[Gallery]:
-    queries = np.linspace(0, len(corpus.texts) - 1, min(num_examples, len(corpus.texts))).astype(int)
-    by_text = [
-        GalleryRow(
-            corpus.texts[query].text,
-            [
-                Cell(open_image(corpus.samples[place].image), mark=_mark(corpus, place, query))
-                for place in to_image[query, :SHOWN]
-            ],
-        )
-        for query in queries
-    ]
-    pictures = np.linspace(0, len(corpus.samples) - 1, min(num_examples, len(corpus.samples))).astype(int)
-    by_image = [
-        GalleryRow(
-            "",
-            [
-                Cell(open_image(corpus.samples[place].image), corpus.samples[place].captions[0]),
-                *(
-                    Cell(None, corpus.texts[text].text, mark=_mark(corpus, place, text))
-                    for text in to_text[place, :SHOWN]
-                ),
-            ],
-        )
-        for place in pictures
-    ]
-    return [
-        Gallery("Text to images", by_text, f"Each text with the {SHOWN} images found first."),
-        Gallery("Image to texts", by_image, f"Each image, its own caption, and the {SHOWN} texts found first."),
-    ]
+class _Ranks(NamedTuple):
+    """The rank of the best right item of each query, 0 is the first: texts of the images (N,), images of the texts
+    (M,)."""
+
+    to_text: Tensor
+    to_image: Tensor
 
 
-def _mark(corpus: _Corpus, place: int, text: int) -> Mark:
-    return "good" if corpus.image_ids[place] == corpus.text_ids[text] else "bad"
+def _galleries(
+    corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, ranks: _Ranks, settings: EvaluationSettings
+) -> list[Gallery]:
+    """Some queries in both directions with their first results, and the right item with its rank where it is not among
+    these."""
+    galleries = []
+    for title, query_ranks, row, note in (
+        ("Text to images", ranks.to_image, _text_row, f"Each text with its first {SHOWN} images."),
+        ("Image to texts", ranks.to_text, _image_row, f"Each image, its own caption, and its first {SHOWN} texts."),
+    ):
+        results = to_image if row is _text_row else to_text
+        goodness = [1 / (1 + rank) if rank < SHOWN else -float(rank) for rank in query_ranks.tolist()]
+        for name, queries in choose_examples(goodness, settings).items():
+            rows = [row(corpus, query, results[query, :SHOWN], int(query_ranks[query])) for query in queries]
+            galleries.append(Gallery(f"{title}: {name.replace('surest and ', '')}", rows, note))
+    return galleries
+
+
+def _text_row(corpus: _Corpus, text: int, images: np.ndarray, rank: int) -> GalleryRow:
+    """A text, its first images, and if none of them is right, an image that is."""
+    cells = [Cell(open_image(corpus.samples[image].image), mark=_mark(corpus, image, text)) for image in images]
+    if SHOWN <= rank < NOT_FOUND and not any(cell.mark == "good" for cell in cells):
+        right = int((corpus.image_ids == corpus.text_ids[text]).nonzero()[0])
+        cells.append(Cell(open_image(corpus.samples[right].image), f"right, rank {rank + 1:,}"))
+    return GalleryRow(corpus.texts[text].text, cells)
+
+
+def _image_row(corpus: _Corpus, image: int, texts: np.ndarray, rank: int) -> GalleryRow:
+    """An image with its own caption, its first texts, and if none of them is right, the rank of the first that is."""
+    own = next(iter(corpus.samples[image].captions), "")
+    cells = [Cell(None, corpus.texts[text].text, mark=_mark(corpus, image, text)) for text in texts]
+    if SHOWN <= rank < NOT_FOUND and not any(cell.mark == "good" for cell in cells):
+        own += f" (right, rank {rank + 1:,})"
+    return GalleryRow("", [Cell(open_image(corpus.samples[image].image), own), *cells])
+
+
+def _mark(corpus: _Corpus, image: int, text: int) -> Mark:
+    return "good" if corpus.image_ids[image] == corpus.text_ids[text] else "bad"
 
 
 def _records(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray) -> list[dict[str, Any]]:

@@ -103,6 +103,8 @@ class Task(ABC):
     models: ClassVar[dict[str, type[PreTrainedModel]]]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    quick_metric: ClassVar[str] = ""
+    """How `metric` differs in the quick evaluations that choose the best checkpoint; empty if it does not."""
 
     def __init__(self, options: TaskConfig, processor: ProcessorMixin):
         """`processor` frames images with `options.image.framing` from now on, where that is given: it is saved with
@@ -136,6 +138,10 @@ class Task(ABC):
         """Learn from the model's config what features need, such as the patch size. Raises ConfigError when they
         cannot fit."""
         return None
+
+    def contrasts(self, config: PreTrainedConfig) -> bool:
+        """Whether training compares the rows of a batch, so that the loss of a batch is not that of its parts."""
+        return False
 
     def notes(self) -> list[str]:
         """What `prepare` found that a person should know, a line each."""

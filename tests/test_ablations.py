@@ -1,0 +1,68 @@
+"""Every command of docs/ablations.md: its configuration is accepted, it differs from the recipe as it says, and a small
+model of the same settings takes a step."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from evle.config import apply_overrides
+from evle.data.samples import CaptionSample
+from evle.run.config import RunConfig, read_recipe
+from evle.run.prepare import prepare
+from evle.run.weights import CONFIGS, starting_config
+from micro import MICRO, caption_samples, micro_run
+
+PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
+COMMANDS = [line for line in PAGE.read_text().splitlines() if line.startswith("evle train eve-base-pretrain")]
+CAPTIONS = [CaptionSample(each.key, each.image, each.captions) for each in caption_samples()]
+
+
+def overrides_of(command: str) -> tuple[str, list[str]]:
+    words = shlex.split(command)[3:]
+    return words[words.index("-o") + 1], [word for word in words if "=" in word]
+
+
+def test_every_row_has_a_folder_of_its_own():
+    folders = [overrides_of(command)[0] for command in COMMANDS]
+    assert len(set(folders)) == len(folders) >= 30
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: overrides_of(command)[0])
+def test_the_full_size_of_a_row_is_accepted(command):
+    config = read_recipe("eve-base-pretrain", overrides_of(command)[1])
+    assert (config.train.steps, config.train.batch_size) == (None, 2048)
+    start = starting_config(config.model)
+    assert isinstance(start, CONFIGS["eve"])
+    learns_contrast = "itc" in start.objectives
+    assert (config.train.accumulation == 1) == learns_contrast
+
+
+@pytest.mark.parametrize(
+    "command", [each for each in COMMANDS if "TEACHER" not in each], ids=lambda command: overrides_of(command)[0]
+)
+def test_a_small_model_of_a_row_takes_a_step(command, tmp_path):
+    """The same settings on a model of two layers, of which the last stands for the deep ones."""
+    small = {"soft_layers": "[1]", "num_hidden_layers": "2", "num_experts": "4"}
+    changes = ["model.overrides.patch_size=4"]  # 16 patches, of which 90 % can be masked
+    for each in overrides_of(command)[1]:
+        name, value = each.split("=", 1)
+        if name.startswith(("model.overrides.", "task.")):
+            changes.append(f"{name}={small.get(name.rpartition('.')[2], value)}")
+    tree = micro_run(tmp_path, "pretraining").plain()
+    config = RunConfig.build(apply_overrides(tree, changes), "ablation")
+    ready = prepare(config, samples={"train": CAPTIONS})
+    asked = {change.split("=")[0].removeprefix("model.overrides.") for change in changes}
+    assert ready.loaded.model.config.num_hidden_layers == MICRO["num_hidden_layers"]
+    assert asked <= {*ready.loaded.model.config.to_dict(), "task.image_mask_ratio", "task.text_mask_ratio"}
+    torch.manual_seed(0)
+    output = ready.loaded.model(**next(iter(ready.loader.batches(0))))
+    output.loss.backward()
+    assert output.loss.isfinite()
+
+
+def test_every_comparison_of_the_paper_has_its_section():
+    titles = set(re.findall(r"^## ((?:Table|Figure) \d)", PAGE.read_text(), re.MULTILINE))
+    assert titles == {f"Table {number}" for number in (1, 3, 5, 6, 7, 8)} | {f"Figure {number}" for number in (4, 5, 6)}
