@@ -148,6 +148,17 @@ def xvlm_pairs(folder: Path) -> Path:
     return folder
 
 
+def nlvr(folder: Path) -> Path:
+    """NLVR, version 1: train/train.json with two statements, and the six images of each."""
+    lines = []
+    for number, label in enumerate(("true", "false")):
+        lines.append({"identifier": f"7-{number}", "sentence": "It is red.", "label": label, "directory": "0"})
+        for order in range(6):
+            save(folder / "train" / "images" / "0" / f"train-7-{number}-{order}.png", "red")
+    (folder / "train" / "train.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
 def write_all(folder: Path) -> dict[str, dict[str, str]]:
     """Every corpus that has a source of its own, and the source's options."""
     writers = {"vqav2": vqav2, "nlvr2": nlvr2, "vcr": vcr}

@@ -14,7 +14,7 @@ from evle.errors import ConfigError
 from saved_tables import rows, save, table
 from tars import caption_members, write_tar
 
-TYPES = {"captions": CaptionSample, "vqa": VQASample, "nlvr2": NLVR2Sample, "vcr": VCRSample}
+TYPES = {"captions": CaptionSample, "vqa": VQASample, "nlvr2": NLVR2Sample, "vcr": VCRSample, "swaps": CaptionSample}
 
 
 class Samples(list):
@@ -38,6 +38,8 @@ def test_every_source_is_lazy_picklable_and_has_a_fingerprint(tmp_path):
     options |= {name: corpora.options_of(name, tmp_path) for name in corpora.OPTIONS}
     options |= reasoning_corpora.write_all(tmp_path)
     options["easy-vqa"] = {"path": str(write_easy_vqa(tmp_path / "easy-vqa")), "task": "vqa"}
+    options |= {"swaps": {"task": "swaps"}, "boxes": {"task": "vqa"}}
+    options["nlvr"] = {"path": str(reasoning_corpora.nlvr(tmp_path / "nlvr")), "task": "vqa"}
     assert set(options) == set(SOURCES)
     for name, own in options.items():
         # in most of them no image is there: none is opened
