@@ -89,8 +89,8 @@ def test_captions_come_from_text_or_json_or_from_named_fields(tmp_path):
     ("text", "about", "words"),
     [
         ("", {"caption": ""}, "0/0: no caption in its .txt or .json"),
-        ("", "{", "0/0: its JSON cannot be read .*; make the shard again"),
-        ("", "[1]", "0/0: its JSON is list, not an object"),
+        ("", "{", "0/0: its JSON: not usable JSON"),
+        ("", "[1]", "0/0: its JSON: holds a list, where an object is needed"),
         (b"\xff\xfe", {}, "0/0: its caption is not UTF-8 text"),
         ("x", {"kind": "captions", "key": "k", "captions": ["x"]}, "k: its JSON has no 'match_id'; pack it again"),
         ("x", {"kind": "captions", "captions": ["x"]}, "0/0: its JSON has no 'key'"),
@@ -286,3 +286,16 @@ def test_training_on_shards_is_training_on_the_folder(tmp_path):
         for name, samples in sources.items()
     }
     assert scores["folder"] == scores["shards"]
+
+
+def test_a_caption_in_the_txt_is_used_where_the_json_is_damaged(tmp_path):
+    write_tar(tmp_path / "0.tar", [("0.jpg", encoded(0)), ("0.txt", "a dog"), ("0.json", "{")])
+    assert shards(tmp_path)[0].captions == ("a dog",)
+
+
+@pytest.mark.parametrize("json", ["[" * 100_000, '{"caption": ' + "1" * 5000 + "}", b"\xff"])
+def test_json_of_any_damage_is_one_line(tmp_path, json):
+    write_tar(tmp_path / "0.tar", [("0.jpg", encoded(0)), ("0.json", json)])
+    with pytest.raises(SampleError, match="0/0: its JSON: not usable JSON") as caught:
+        shards(tmp_path)[0]
+    assert "\n" not in str(caught.value)

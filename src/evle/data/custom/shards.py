@@ -8,13 +8,14 @@ only knows them as streams; the files are the same. An image that a packed sampl
 """
 
 import hashlib
-import json
+import logging
 import os
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from glob import glob
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -38,7 +39,10 @@ from evle.data.samples import (
     hashed_split,
 )
 from evle.errors import ConfigError, DataError, SampleError, nearest
+from evle.files import parse_json
 from evle.terminal import ProgressLine
+
+logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 
@@ -336,20 +340,18 @@ def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
     """What the JSON of a sample says, nothing where it has none."""
     if not entry.json.size:
         return {}
-    try:
-        fields = json.loads(tar.member(entry.json).read())
-    except ValueError as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError(f"{key}: its JSON cannot be read ({error}); make the shard again") from None
-    if not isinstance(fields, dict):
-        raise SampleError(f"{key}: its JSON is {type(fields).__name__}, not an object")
-    return fields
+    return parse_json(tar.member(entry.json).read(), f"{key}: its JSON", kind=dict, error=SampleError)
 
 
 def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tuple[str, ...]) -> Sample:
     """One sample. Raises SampleError for one that its members do not make."""
-    fields = _read_fields(tar, entry, key)
+    try:
+        fields = _read_fields(tar, entry, key)
+    except SampleError as error:
+        if task != "captions" or caption_fields or not entry.text.size:
+            raise
+        _note(f"{error}; its caption is taken from its .txt")
+        fields = {}
     picture = tar.member(entry.image)
     try:
         if _is_packed(fields):
@@ -368,6 +370,12 @@ def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tu
         if isinstance(error, SampleError):
             raise
         raise SampleError(f"{key}: its JSON holds something else than a sample of {task} ({error})") from None
+
+
+@lru_cache(NAMED)
+def _note(line: str) -> None:
+    """Log a line once in each process."""
+    logger.warning("%s", line)
 
 
 def _caption_sample(

@@ -1,12 +1,14 @@
-"""Tar files read at random: an index of byte offsets, made once a tar and kept beside it (POSIX ustar, pax, GNU names).
+"""Tar files read at random: an index of byte offsets, written once per tar and kept beside it (ustar, pax, GNU names).
 
 The members of a tar that share a name up to its first dot are one sample, as webdataset groups them: 000000001.jpg,
-000000001.txt, 000000001.json. The index is a file of its own: a line of JSON, one fixed-size record a sample, then the
-keys. Nothing of it stays in memory: a record is read at its place when its sample is asked for.
+000000001.txt, 000000001.json; they may be anywhere in the tar. The index is a file of its own: one line of JSON, one
+fixed-size record per sample, then the keys. Nothing of it stays in memory: a record is read from its offset when its
+sample is asked for.
 """
 
 import json
 import os
+import posixpath
 import re
 from array import array
 from collections import Counter
@@ -22,14 +24,16 @@ from typing import IO, Any, NamedTuple
 import fsspec
 import numpy as np
 
+from evle.data.formats.listing import IMAGE_SUFFIXES
+from evle.data.formats.text_files import compression_of
 from evle.errors import DataError, SampleError
 
 INDEX_SUFFIX = ".index"
-VERSION = 1
+VERSION = 2
 MAX_MEMBER_BYTES = 256 << 20
 """A larger image or text is left out: no data set of images has one, and a damaged size could fill the memory."""
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "pgm")
+IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXT_EXTENSIONS = ("txt", "text", "caption")
 SLOTS = ("image", "second image", "text", "json")
 """What of a sample has a place in its record; a second image is a member such as 000000001.right.jpg."""
@@ -244,37 +248,65 @@ def _read_index(tar: str, stamp: str, file: Path) -> TarIndex | None:
 
 
 class _Collected:
-    """What a walk through a tar collects; becomes the bytes of its index."""
+    """What a walk through a tar collects; becomes the bytes of its index.
+
+    The members of a sample may be anywhere in the tar. A member that its sample has already begins another sample of
+    the same name, as in tars that were put together.
+    """
 
     def __init__(self) -> None:
-        self.records = array("q")  # a row of _COLUMNS a sample
+        self.records = array("q")  # _COLUMNS numbers for each sample
         self.names = bytearray()
         self.left_out: Counter[str] = Counter()
         self.named: list[str] = []
-        self._seen: Counter[str] = Counter()
+        self._rows: dict[str, int] = {}  # the last sample of each key
+        self._keys: list[str] = []
+        self._members: list[list[tuple[int, int] | None]] = []
+        self._dotted: dict[int, list[str]] = {}
 
-    def leave_out(self, key: str, reason: str) -> None:
+    def leave_out(self, key: str, reason: str, cure: str = "") -> None:
         self.left_out[reason] += 1
         if len(self.named) < NAMED:
-            self.named.append(f"{key}: {reason}")
+            self.named.append(f"{key}: {reason}{cure}")
 
-    def take(self, key: str, spans: dict[str, Span]) -> None:
-        """One sample, unless it lacks what every sample has."""
-        if "image" not in spans:
-            return self.leave_out(key, "no image")
-        if "text" not in spans and "json" not in spans:
-            return self.leave_out(key, "no caption")
-        self._seen[key] += 1
-        if self._seen[key] > 1:  # two samples must not share their randomness, nor their place in a result
-            key = f"{key}~{self._seen[key]}"
-        name = key.encode("utf-8", "surrogateescape")
-        places = [spans.get(slot, Span(0, 0)) for slot in SLOTS]
-        self.records.extend([at for at, _ in places])
-        self.records.extend([size for _, size in places])
-        self.records.extend((len(self.names), len(name)))
-        self.names += name
+    def add(self, key: str, slot: str | None, span: Span, name: str, *, follows: bool) -> None:
+        """One member of the sample `key`; `follows` the one before in the tar, if that was of the same sample."""
+        row = self._rows.get(key)
+        index = SLOTS.index(slot) if slot is not None else None
+        if row is not None and index is not None and self._members[row][index] is not None:
+            if follows:
+                return self.leave_out(name, f"a second {slot} in the same sample")
+            row = None
+        if row is None:
+            row = self._rows[key] = len(self._keys)
+            self._keys.append(key)
+            self._members.append([None] * len(SLOTS))
+        if index is not None:
+            self._members[row][index] = (span.offset, span.size)
+        elif "." in name.rpartition("/")[2].removeprefix(key.rpartition("/")[2] + "."):
+            self._dotted.setdefault(row, []).append(name)
 
-    def content(self, stamp: str, damage: str) -> bytes:
+    def content(self, stamp: str, damage: str, last_is_cut: bool) -> bytes:
+        """The index; of a damaged tar the last sample is left out without a word if it has one member."""
+        seen: Counter[str] = Counter()
+        for row, (key, members) in enumerate(zip(self._keys, self._members)):
+            has = {slot for slot, span in zip(SLOTS, members) if span is not None}
+            if last_is_cut and row == len(self._keys) - 1 and len(has) <= 1:
+                continue
+            reason = "no image" if "image" not in has else "" if has & {"text", "json"} else "no caption"
+            if reason and row in self._dotted:
+                example = self._dotted[row][0].rpartition("/")[2]
+                count = len(self._dotted[row])
+                self.leave_out(
+                    key,
+                    f"{reason}, as names are cut at the first dot",
+                    f": {count} members, such as {example}; rename them",
+                )
+            elif reason:
+                self.leave_out(key, reason)
+            else:
+                seen[key] += 1  # two samples must not share their randomness, nor their index in a result
+                self._record(key if seen[key] == 1 else f"{key}~{seen[key]}", members)
         rows = np.frombuffer(self.records, np.int64).reshape(-1, _COLUMNS)
         records = np.zeros(len(rows), _RECORD)
         records["offset"], records["size"] = rows[:, : len(SLOTS)], rows[:, len(SLOTS) : 2 * len(SLOTS)]
@@ -292,35 +324,67 @@ class _Collected:
         }
         return json.dumps(head).encode() + b"\n" + body
 
+    def _record(self, key: str, members: list[tuple[int, int] | None]) -> None:
+        name = key.encode("utf-8", "surrogateescape")
+        spans = [span or (0, 0) for span in members]
+        self.records.extend([offset for offset, _ in spans])
+        self.records.extend([size for _, size in spans])
+        self.records.extend((len(self.names), len(name)))
+        self.names += name
+
 
 def _make_index(tar: str, stamp: str) -> bytes:
-    collected, damage = _Collected(), ""
-    key, spans = "", dict[str, Span]()
+    collected, damage, links = _Collected(), "", dict[str, str]()
     size = int(stamp.partition("-")[0])
+    last = ""
+
+    def add(name: str, span: Span) -> None:
+        nonlocal last
+        parts = _NAME.match(name.removeprefix("./"))
+        if parts is None:
+            return  # a folder's or a system's own file, such as ._000.jpg
+        if span.size > MAX_MEMBER_BYTES:
+            collected.leave_out(name, f"over {MAX_MEMBER_BYTES >> 20} MB")
+        else:
+            collected.add(parts[1], _slot(parts[2].lower()), span, name, follows=parts[1] == last)
+        last = parts[1]
+
     with fsspec.open(tar, "rb") if is_remote(tar) else FileIO(tar) as file:
+        if kind := compression_of(file.read(16)):
+            return collected.content(stamp, f"is compressed ({kind}); unpack it first", False)
         try:
-            for name, span in tar_members(file, size):
-                named = _NAME.match(name.removeprefix("./"))
-                if named is None:
-                    continue  # a folder's or a system's own file, such as ._000.jpg
-                if named[1] != key:
-                    if spans:
-                        collected.take(key, spans)
-                    key, spans = named[1], {}
-                slot = _slot(named[2].lower())
-                if span.size > MAX_MEMBER_BYTES:
-                    collected.leave_out(name, f"over {MAX_MEMBER_BYTES >> 20} MB")
-                elif slot in spans:
-                    collected.leave_out(name, f"a second {slot} in the same sample")
-                elif slot is not None:
-                    spans[slot] = span
-                else:
-                    spans.setdefault("", span)  # keeps a sample of unknown members alive, to be named
+            for name, span in tar_members(file, size, links):
+                add(name, span)
         except TarDamage as error:
             damage = f"{error} at byte {error.offset:,} of {size:,}: what follows is lost; fetch the shard again"
-    if spans and not (damage and len(spans) == 1):  # cut off after its first member: the damage says it
-        collected.take(key, spans)
-    return collected.content(stamp, damage)
+        if links:
+            for name, span in _linked_members(file, size, links, collected):
+                add(name, span)
+    return collected.content(stamp, damage, bool(damage))
+
+
+def _linked_members(
+    file: IO[bytes], size: int, links: dict[str, str], collected: _Collected
+) -> Iterator[tuple[str, Span]]:
+    """(name, span of its target) of each link in a tar that is already walked through."""
+    targets = {name: _final_target(name, links) for name in links}
+    wanted, spans = set(targets.values()), dict[str, Span]()
+    with suppress(TarDamage):
+        for name, span in tar_members(file, size):
+            if posixpath.normpath(name) in wanted:
+                spans[posixpath.normpath(name)] = span
+    for name, target in targets.items():
+        if target in spans:
+            yield name, spans[target]
+        elif _NAME.match(name.removeprefix("./")) is not None:
+            collected.leave_out(name, "a link to what is not in the tar")
+
+
+def _final_target(name: str, links: dict[str, str]) -> str:
+    target, normal = name, {posixpath.normpath(each): to for each, to in links.items()}
+    for _ in range(len(SLOTS) + 16):  # links to links, and loops
+        target = normal.get(posixpath.normpath(target), target)
+    return posixpath.normpath(target)
 
 
 def _slot(extension: str) -> str | None:
@@ -342,13 +406,16 @@ class TarDamage(ValueError):
         self.offset = offset
 
 
-def tar_members(file: IO[bytes], size: int) -> Iterator[tuple[str, Span]]:
+def tar_members(file: IO[bytes], size: int, links: dict[str, str] | None = None) -> Iterator[tuple[str, Span]]:
     """(name, span) of each plain file in an open tar of `size` bytes, by its headers alone.
+
+    `links` takes in the target, as a name in the tar, of each hard and symbolic link.
 
     Raises TarDamage where a header is broken, a member is cut short, or the closing zero blocks are missing.
     """
     at, ended = 0, False
     name: str | None = None
+    link: str | None = None
     length: int | None = None
     while at < size:
         file.seek(at)
@@ -367,11 +434,14 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[tuple[str, Span]]:
             told = file.read(own_size)
             if len(told) < own_size:
                 raise TarDamage("cut short inside an extended header", at)
-            if kind == b"L":
+            if kind == b"K":
+                link = told.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif kind == b"L":
                 name = told.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind == b"x":
                 fields = _pax_fields(told)
                 name = fields[b"path"].decode("utf-8", "surrogateescape") if b"path" in fields else name
+                link = fields[b"linkpath"].decode("utf-8", "surrogateescape") if b"linkpath" in fields else link
                 length = int(fields[b"size"]) if fields.get(b"size", b"").isdigit() else length
         else:
             span = Span(body, own_size if length is None else length)
@@ -380,7 +450,13 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[tuple[str, Span]]:
                 raise TarDamage(f"cut short inside {name or own_name}", at)
             if kind in b"07\0" and not (name or own_name).endswith("/"):
                 yield name or own_name, span
-            name = length = None
+            elif kind in b"12" and links is not None:
+                target = link or block[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+                folder = posixpath.dirname(name or own_name) if kind == b"2" else ""
+                links[name or own_name] = posixpath.join(folder, target)
+            if kind in b"12":
+                own_size = 0
+            name = length = link = None
         at = body + -(-own_size // _BLOCK) * _BLOCK
     if not ended:
         raise TarDamage("no end mark" if size else "an empty file", min(at, size))
