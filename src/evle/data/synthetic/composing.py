@@ -1,7 +1,7 @@
-"""Compose scenes to order: wanted things at wanted places, among others that must not disturb what is said of them.
+"""Compose scenes to order: given things in given cells, and others that leave what is stated about them true.
 
-Questions are asked of scenes made for them: the question and its answer are drawn first, the scene follows. So no
-answer is likelier than another given the question's words alone.
+Each question has a scene of its own: the question and its answer are drawn first, and the scene after them. So the
+words of a question make no answer more likely than another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +17,12 @@ ALL_PLACES = tuple((row, column) for row in range(GRID) for column in range(GRID
 DIAMETERS = {"small": (0.185, 0.195, 0.205), "big": (0.30, 0.305, 0.31)}
 """Diameters as shares of the scene's width: at 64 pixels 12 to 13, and 19 to 20."""
 JITTER = 0.04
-"""How far a centre may lie from the middle of its place: things in one column then never look as if one stood left of
-the other.
-"""
+"""The largest distance of a centre from the middle of its cell, small enough that no thing seems to be left of another
+one in the same column."""
 
 
 class Composer:
-    """Makes scenes of the `usual` traits and, half of the time, of the `held` ones that training never shows.
+    """Composes scenes of the `usual` traits and, half of the time, of the `held` ones that training never shows.
 
     `pictures` holds the files of each kind of cut-out; without it things are drawn shapes.
     """
@@ -44,7 +43,7 @@ class Composer:
         self.values = {key: tuple(sorted({getattr(each, key) for each in usual})) for key in self.keys}
 
     def traits(self, rng: np.random.Generator, **fixed: str) -> Traits:
-        """Traits that may occur, with those of `fixed`; each combination as likely as the others of its pool."""
+        """Traits that may occur and have those of `fixed`, drawn uniformly from a pool."""
         first = int(rng.integers(len(self._pools)))
         for pool in (self._pools[first], *self._pools):
             found = pool.matching(fixed)
@@ -63,7 +62,7 @@ class Composer:
     def until(
         self, rng: np.random.Generator, accept: Callable[[Traits], bool], fixed: dict[str, str] | None = None
     ) -> Traits:
-        """Traits that `accept` agrees to; `fixed` is given up when there seem to be none."""
+        """Traits that `accept` allows; `fixed` is ignored where no such traits are found."""
         for attempt in range(400):
             try:
                 found = self.traits(rng, **(fixed or {} if attempt < 40 else {}))
@@ -83,9 +82,9 @@ class Composer:
         free: Iterable[Place] = ALL_PLACES,
         forbid: Callable[[Traits], bool] | None = None,
     ) -> Scene:
-        """A scene of the `wanted` things, in this order, the first ones at `places`, and then of others.
+        """A scene of the `wanted` things, in this order and the first ones at `places`, followed by other things.
 
-        All but those at `places` stand in `free` places; of the others none is such as `forbid` says.
+        All things but those at `places` are in `free` cells, and `forbid` is true of none of the other things.
         """
         open_places = [place for place in free if place not in places]
         order = rng.permutation(len(open_places))
@@ -112,7 +111,7 @@ class Composer:
 
 
 class _Pool:
-    """Traits, found by some of their values."""
+    """Traits that can be looked up by some of their values."""
 
     def __init__(self, traits: Sequence[Traits]):
         self.traits = tuple(traits)

@@ -1,8 +1,7 @@
-"""Scenes of cut-outs: images of real things with transparent surroundings, pasted on plain or textured grounds.
+"""Scenes of cut-outs: images of real things with transparent surroundings, pasted on plain or textured backgrounds.
 
-Any folder that `evle.data.custom.folder.folder` reads will do. The captions, questions, pairs and choices are those of
-`evle.data.synthetic.scenes`, with the images' names in the place of shapes; cut-outs have no colours or patterns of
-their own to ask for.
+Any folder that `evle.data.custom.folder.folder` reads can be used. The captions, questions, pairs and choices are those
+of `evle.data.synthetic.scenes`, with the names of the images instead of shapes, and without colours and patterns.
 """
 
 import hashlib
@@ -100,7 +99,7 @@ def cutouts(
 
 
 def thing_name(sample: CaptionSample, longest: int) -> str:
-    """What a cut-out is called in a sentence, or "" when its caption is no name.
+    """The name of a cut-out in a sentence, or "" when its caption is not a name.
 
     >>> [thing_name(CaptionSample("", b"", (text,)), 3) for text in ("Flying Disc", "T-shirt", "flag: Chad")]
     ['flying disc', 't-shirt', '']

@@ -1,4 +1,4 @@
-"""Draw scenes: light grounds with a texture, and anti-aliased shapes in several patterns, stamped at whole pixels."""
+"""Draw scenes: light backgrounds with a texture, and anti-aliased shapes in several patterns at whole pixels."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,12 +22,12 @@ COLOURS = {
     "brown": (122, 74, 38),
     "black": (28, 28, 32),
 }
-"""The colours of shapes, all of them clear on the light grounds."""
+"""The colours of shapes, all of them distinct on the light backgrounds."""
 
 PATTERNS = ("plain", "striped", "half-filled", "checked", "hollow")
 
 GROUNDS = ((255, 255, 255), (236, 236, 240), (246, 240, 226), (226, 236, 244), (230, 240, 228), (244, 230, 234))
-"""Tones of the ground: white, grey, cream, and pale blue, green and rose."""
+"""Tones of the background: white, grey, cream, and pale blue, green and rose."""
 
 
 def _star(points: int, inner: float) -> list[tuple[float, float]]:
@@ -81,7 +81,7 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
 """Outlines of the shapes in a square from -1 to 1."""
 
 TILTS = (-12, -6, 0, 6, 12)
-"""Degrees by which shapes are turned, so that no edge is always upright."""
+"""Rotations of shapes in degrees, so that no edge is always vertical."""
 
 
 def _outline(kind: str, pixels: int, tilt: float, scale: float) -> list[tuple[float, float]]:
@@ -92,7 +92,7 @@ def _outline(kind: str, pixels: int, tilt: float, scale: float) -> list[tuple[fl
 
 @lru_cache(maxsize=4096)
 def shape_masks(kind: str, pattern: str, pixels: int, tilt: int) -> tuple[Image.Image, Image.Image]:
-    """Two masks (mode L, `pixels` wide) of a shape: where it has its colour, and where its pattern leaves white."""
+    """Two masks (mode L, `pixels` wide) of a shape: where it has its colour, and where its pattern is white."""
     wide = pixels * OVERSAMPLING
     whole = Image.new("L", (wide, wide))
     ImageDraw.Draw(whole).polygon(_outline(kind, wide, tilt, 0.97), fill=255)
@@ -122,7 +122,7 @@ def shape_masks(kind: str, pattern: str, pixels: int, tilt: int) -> tuple[Image.
 
 
 def ground(seed: int, pixels: int) -> Image.Image:
-    """A light ground: one of the tones, plain, or with a slope, blotches, grain or fine lines."""
+    """A light background in one of the tones: plain, or with a gradient, blotches, grain or fine lines."""
     rng = np.random.Generator(np.random.PCG64(seed))
     tone = np.array(GROUNDS[int(rng.integers(len(GROUNDS)))], dtype=np.float32) - float(rng.integers(0, 12))
     texture = int(rng.integers(5))
@@ -144,7 +144,7 @@ def ground(seed: int, pixels: int) -> Image.Image:
 
 
 def _stamp(thing: Thing, pattern: str, pixels: int) -> tuple[Image.Image, Image.Image, int, int]:
-    """The masks of a thing, drawn in a pattern, and the pixel (left, upper) where they belong."""
+    """The masks of a thing, drawn in a pattern, and their position (left, upper) in pixels."""
     wide = max(6, round(thing.diameter * pixels))
     ink, white = shape_masks(thing.traits.kind, pattern, wide, TILTS[thing.look % len(TILTS)])
     return ink, white, round(thing.x * pixels - wide / 2), round(thing.y * pixels - wide / 2)
@@ -152,7 +152,7 @@ def _stamp(thing: Thing, pattern: str, pixels: int) -> tuple[Image.Image, Image.
 
 @dataclass(frozen=True, slots=True)
 class ShapeDrawing:
-    """A scene of drawn shapes, `pixels` wide and high, drawn when asked for."""
+    """A scene of drawn shapes, `pixels` wide and high, drawn when needed."""
 
     scene: Scene
     pixels: int

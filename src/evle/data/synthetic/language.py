@@ -1,7 +1,7 @@
-"""What a scene holds and how English speaks of it: things with traits and places, noun phrases, relations, captions.
+"""What a scene contains and how English describes it: things with traits and cells, noun phrases, relations, captions.
 
-A scene is three rows and three columns of places; each thing stands in a place of its own, so that "left of" (an
-earlier column) and "above" (an earlier row) are never in doubt. Nothing here draws; shapes and cut-outs share this
+A scene is a grid of three rows and three columns. Each thing has a cell of its own, so that "left of" (an earlier
+column) and "above" (an earlier row) are never in doubt. Nothing is drawn here; shapes and cut-outs share this
 language.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 from evle.data.samples import ImageSource
 
 GRID = 3
-"""Rows and columns of places in a scene."""
+"""Rows and columns of the grid of a scene."""
 
 TRAITS = ("size", "pattern", "colour", "kind")
-"""The traits of a thing, in the order in which English names them: a small striped red circle."""
+"""The traits of a thing in the order of English adjectives: a small striped red circle."""
 
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 """Each relation and its opposite."""
@@ -34,7 +34,7 @@ PLACES = {
     (2, 1): "at the bottom",
     (2, 2): "at the bottom right",
 }
-"""How a place (row, column) is called."""
+"""The name of each cell (row, column)."""
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 
 
 class Traits(NamedTuple):
-    """What is true of a thing wherever it stands. Cut-outs have no `colour` and no `pattern`."""
+    """What is true of a thing in any cell. Cut-outs have no `colour` and no `pattern`."""
 
     kind: str
     size: str
@@ -52,9 +52,9 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing in a scene: its centre and its diameter are shares of the scene's width.
+    """One thing in a scene. Its centre and its diameter are shares of the scene's width.
 
-    `look` seeds what no words speak of; `image` is a cut-out's, empty for a drawn shape.
+    `look` seeds what no caption describes; `image` is that of a cut-out, and empty for a drawn shape.
     """
 
     traits: Traits
@@ -69,19 +69,19 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Things on a ground; `ground` seeds its tone and texture."""
+    """Things on a background; `ground` seeds its tone and texture."""
 
     things: tuple[Thing, ...]
     ground: int
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    """One of `items`, each as likely as the others."""
+    """One of `items`, drawn uniformly."""
     return items[int(rng.integers(len(items)))]
 
 
 def alike(one: Traits, other: Traits, keys: Iterable[str]) -> bool:
-    """Whether two things share the traits named by `keys`; a yellow heart and a heart may both be meant by "heart".
+    """Whether two things share the traits named by `keys`. "heart" may mean both a yellow heart and a heart.
 
     >>> alike(Traits("heart", "big"), Traits("yellow heart", "small"), ("kind",))
     True
@@ -94,7 +94,7 @@ def alike(one: Traits, other: Traits, keys: Iterable[str]) -> bool:
 
 
 def like(traits: Traits, keys: Iterable[str]) -> Callable[[Traits], bool]:
-    """Whether a thing is meant by the name that `keys` give to `traits`."""
+    """A test of whether the name that `keys` give to `traits` also fits a thing."""
     keys = tuple(keys)
     return lambda other: alike(other, traits, keys)
 
@@ -141,7 +141,7 @@ _HEAD_ENDS = (" with ", " in ", " of ", " on ", " at ", " behind ", " over ", " 
 
 
 def plural(name: str) -> str:
-    """The plural of a name: of the word before the first preposition.
+    """The plural of a name, which changes the word before the first preposition.
 
     >>> plural("box"), plural("grinning face with big eyes"), plural("policewoman"), plural("scissors")
     ('boxes', 'grinning faces with big eyes', 'policewomen', 'scissors')
@@ -171,17 +171,17 @@ def join(phrases: Sequence[str]) -> str:
 
 
 def present_keys(scene: Scene) -> tuple[str, ...]:
-    """The traits that the scene's things have."""
+    """The traits that the things of a scene have."""
     return tuple(key for key in TRAITS if getattr(scene.things[0].traits, key))
 
 
 def spoken_keys(traits: Traits, keys: Iterable[str]) -> tuple[str, ...]:
-    """The traits worth saying: "plain" goes without saying."""
+    """The traits that are mentioned: "plain" is not."""
     return tuple(key for key in keys if getattr(traits, key) not in ("", "plain"))
 
 
 def reference(scene: Scene, thing: Thing, rng: np.random.Generator) -> tuple[str, ...] | None:
-    """The fewest traits, named with the kind, that single `thing` out in its scene; None where nothing does."""
+    """The fewest traits that, with the kind, identify `thing` in its scene, or None where none do."""
     keys = [key for key in spoken_keys(thing.traits, present_keys(scene)) if key != "kind"]
     keys = [keys[int(i)] for i in rng.permutation(len(keys))]
     candidates = [("kind",), *((key, "kind") for key in keys)]
@@ -193,7 +193,7 @@ def reference(scene: Scene, thing: Thing, rng: np.random.Generator) -> tuple[str
 
 
 def counted(scene: Scene, keys_of: Callable[[Traits], tuple[str, ...]], rng: np.random.Generator) -> str:
-    """All things of a scene as a list, equal ones counted: "two red circles and a blue star"."""
+    """All things of a scene as a list in which equal ones are counted: "two red circles and a blue star"."""
     named = [(thing.traits, keys_of(thing.traits)) for thing in scene.things]
     groups = Counter((noun(traits, keys), noun(traits, keys, 2)) for traits, keys in named)
     phrases = [a(one) if number == 1 else f"{NUMBERS[number]} {many}" for (one, many), number in groups.items()]
@@ -201,14 +201,14 @@ def counted(scene: Scene, keys_of: Callable[[Traits], tuple[str, ...]], rng: np.
 
 
 def content(scene: Scene) -> str:
-    """The same text for every scene with the same things, wherever they stand."""
+    """A text that is the same for all scenes with the same things, in whatever cells."""
     return ", ".join(sorted(" ".join(filter(None, thing.traits)) for thing in scene.things))
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """True descriptions of a scene, the fullest first.
+    """True descriptions of a scene, the most complete first.
 
-    All traits of all things; then a relation, kinds and counts, places, and a number.
+    The first has all traits of all things; then follow a relation, kinds and counts, cells, and a number.
     """
     things, keys = scene.things, present_keys(scene)
     full = counted(scene, lambda traits: spoken_keys(traits, keys), rng)

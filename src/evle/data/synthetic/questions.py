@@ -1,4 +1,4 @@
-"""Questions with answers about scenes, each with a scene made for it, so that words alone do not tell the answer."""
+"""Questions and answers about scenes, each with a scene of its own, so that words alone do not give the answer away."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from evle.data.synthetic.language import GRID, PLACES, RELATIONS, Scene, Traits,
 from evle.errors import DataError
 
 NUM_COUNTS = 5
-"""Counts asked for are 0 to 4, each as often."""
+"""Questions ask for counts from 0 to 4, each equally often."""
 
 
 class Question(NamedTuple):

@@ -1,7 +1,7 @@
 """Statements about pairs of scenes (as in NLVR2), and four-way choices with tagged objects (as in VCR).
 
-A statement is drawn first; then any number of pairs are made of which it is true, and of which it is false. The wrong
-choices of a question are of the same form as the right one, so that only the image tells them apart.
+A statement is drawn first, and then any number of pairs of which it is true or false. The wrong choices of a question
+have the same form as the right one, so that only the image tells them apart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ def _with_number(
 ) -> Scene:
     """A scene with exactly `number` things that share the traits `keys` of `target`, and some others.
 
-    Of none and of one the scenes hold equally many things, so that their number does not tell.
+    Scenes with none and with one contain the same number of things, so that the total does not give the label away.
     """
     wanted = [composer.traits(rng, **{key: getattr(target, key) for key in keys}) for _ in range(number)]
     if number == 0:

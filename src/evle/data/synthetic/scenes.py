@@ -1,7 +1,7 @@
 """Synthetic scenes of shapes, with captions, questions, pairs and four-way choices that are true of them.
 
-Everything about sample `index` is a function of (seed, split, task, index). Some combinations of colour and shape,
-and of pattern and shape, are kept for validation and others for testing: training never shows or names them.
+Sample `index` is a function of (seed, split, task, index) alone. Some combinations of colour and shape, and of pattern
+and shape, are reserved for validation and others for testing; training never shows or names them.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ TASKS = ("captions", "vqa", "nlvr2", "vcr")
 SIZES = ("small", "big")
 KINDS, HUES = tuple(SHAPES), tuple(COLOURS)
 PAIRS_PER_STATEMENT = 4
-"""Pairs of images that share a sentence, two of them true of it; their share of all-right sets is the consistency."""
+"""Pairs of images that share a sentence, which is true of two of them."""
 
 
 class SceneDrawing(Protocol):
-    """A scene that can be drawn and says where its things are."""
+    """A scene that can be drawn and knows where its things are."""
 
     @property
     def scene(self) -> Scene: ...
@@ -40,9 +40,9 @@ class SceneDrawing(Protocol):
 
 
 def held_out(traits: Traits) -> str:
-    """The split that a combination of traits is kept for: "val", "test", "both" (neither shows it), or "" for all.
+    """The split that a combination of traits is reserved for: "val", "test", "both" (neither shows it), or "" for all.
 
-    Each shape, colour and pattern has as many held-out combinations as any other, so that none is rarer in training.
+    Each shape, colour and pattern has the same number of held-out combinations, so that none is rarer in training.
     """
     kind, colour = KINDS.index(traits.kind), HUES.index(traits.colour)
     by_colour = {0: "val", 5: "test"}.get((3 * kind + colour) % len(HUES), "")
@@ -63,7 +63,7 @@ def shape_composer(
     patterns: bool = True,
     min_things: int = 2,
 ) -> Composer:
-    """The composer of a split: training's things, and for val and test as often those that are held out for them."""
+    """The composer of a split: the things of training, and for val and test equally often those held out for them."""
     every = [
         Traits(kind, size, colour, pattern)
         for kind in KINDS[:shapes]
@@ -77,9 +77,9 @@ def shape_composer(
 
 
 class SceneSamples(Sequence):
-    """Samples of one task about composed scenes; made one at a time, drawn when opened.
+    """Samples of one task about composed scenes, composed one at a time and drawn when opened.
 
-    Made by `scenes` and `cutouts`.
+    `scenes` and `cutouts` create it.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class SceneSamples(Sequence):
         makers = choice_makers(self.composer)
         choice = makers[index % len(makers)](self.composer, rng)
         drawing = self.drawing(choice.scene, self.size)
-        # Models read an object's class as its name, which would tell what it is: here all are things.
+        # Models read an object's class as its name, which would give the answer away; so all of them are things.
         objects = tuple(replace(box, label="thing", phrase="") for box in scene_boxes(drawing, rng))
         return VCRSample(
             key, drawing, objects, choice.question, choice.answers, choice.rationales,
@@ -206,7 +206,7 @@ class SceneSamples(Sequence):
 
 
 def scene_boxes(drawing: SceneDrawing, rng: np.random.Generator) -> tuple[Box, ...]:
-    """Where each thing is, what it is, and a phrase true of it, meaning it alone where that can be said."""
+    """The box of each thing with its kind and a true phrase, which identifies it where one exists."""
     boxes = []
     for thing, (left, upper, right, lower) in zip(drawing.scene.things, drawing.extents()):
         keys = reference(drawing.scene, thing, rng) or spoken_keys(thing.traits, present_keys(drawing.scene))
