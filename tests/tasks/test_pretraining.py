@@ -31,7 +31,7 @@ NEEDED = {
 
 def task_of(tmp_path, samples, family="vle", objectives=("mlm", "itm", "mpc", "pbc"), **task):
     changes = {"model": {"overrides": {"objectives": list(objectives)}}, "task": task}
-    return prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": samples}).task
+    return prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": samples * 2}).task
 
 
 def scene() -> CaptionSample:
@@ -124,7 +124,7 @@ def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_
 
 def test_boxes_are_mirrored_with_their_image(tmp_path):
     changes = {"image": {"flip": 1.0, "scale": [1.0, 1.0], "framing": "centre"}}
-    task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": [scene()]}).task
+    task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": [scene()] * 2}).task
     found = features(task, scene(), train=True)
     assert found["pbc_labels"].tolist() == [0, 1, IGNORED, 0]
     assert found["image"][0, 0, 12] > 200  # the ball is red
