@@ -1,6 +1,7 @@
 """Scores, curves and images, with where they come from, as one HTML page, JSON and Markdown."""
 
 from evle.files import write_whole
+from evle.report.classes import class_table
 from evle.report.markdown import text_table
 from evle.report.page import image_uri
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Mark, Table
@@ -15,6 +16,7 @@ __all__ = [
     "Mark",
     "Report",
     "Table",
+    "class_table",
     "flatten",
     "format_column",
     "image_uri",

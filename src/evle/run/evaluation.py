@@ -21,7 +21,17 @@ from evle.models.loading import load_model
 from evle.report import Report
 from evle.run.config import RunConfig, task_class
 from evle.run.prepare import build_task
-from evle.run.reporting import file_lines, score_lines, score_rows, skipped_lines, skipped_table, write_report
+from evle.run.reporting import (
+    data_read,
+    file_lines,
+    interval_table,
+    score_lines,
+    score_rows,
+    skipped_lines,
+    skipped_table,
+    split_read,
+    write_report,
+)
 from evle.run.splits import read_split
 from evle.run.weights import read_config, read_processor
 from evle.tasks.pretraining import PreTrainingTask
@@ -98,6 +108,7 @@ def evaluate(
     folder = Path(model or config.output)
     task_type = task_class(config)
     split: Split = "test" if config.data.test is not None else "val"
+    named = samples is None
     if samples is None:
         samples = read_split(config.data, split, task_type.reads)
     if samples is None:
@@ -106,18 +117,19 @@ def evaluate(
     torch.nn.Module.to(trained, device)
     target = make_output(Path(output or folder / "evaluation"))
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
+    where, data = (split_read(config.data, split), data_read(config.data, split)) if named else (split, "")
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*score_lines(task, found, split), *file_lines(found), *skipped_lines(found.skipped)],
+        summary=[*score_lines(task, found, where, data), *file_lines(found), *skipped_lines(found.skipped)],
         provenance={
             "model": str(folder),
             "data": {split: describe(samples)},
             "config": config.plain(),
             "trained in": Run(folder).environment(),
         },
-        tables=skipped_table(found.skipped),
+        tables=[*interval_table(found), *found.tables, *skipped_table(found.skipped)],
         galleries=found.galleries,
-        scores=score_rows(split, found),
+        scores=score_rows(where, found),
     )
     write_report(report, found, target)
     return report

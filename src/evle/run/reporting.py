@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
+import numpy as np
+
+from evle.data.samples import Split
 from evle.distributed import is_main
-from evle.engine.run_folder import Run, read_log
+from evle.engine.run_folder import Run, read_events, read_log
 from evle.report import Curve, Report, Table, plain, write_whole
+from evle.run.splits import DataConfig, as_list
 from evle.tasks.task import Evaluation, Task
 
 SHOWN_SKIPPED = 20  # unreadable samples named in a report; the rest is counted
+LOG_ROWS = 40
 
 
 def score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
@@ -18,12 +23,72 @@ def score_rows(split: str, found: Evaluation) -> dict[str, dict[str, float]]:
     return {name: scores for name, scores in rows.items() if scores}
 
 
-def score_lines(task: Task, found: Evaluation, split: str) -> list[str]:
-    """The task's metric on `split`, beside chance."""
+def split_read(config: DataConfig, slot: Split) -> str:
+    """The name of the split that was read for `slot`: data.test may well read the split val."""
+    names: list[str] = []
+    for source in as_list(getattr(config, slot)):
+        split = source.get("split") or slot
+        names += [split] if isinstance(split, str) else [str(name) for name in split]
+    return "+".join(dict.fromkeys(names)) or slot
+
+
+def data_read(config: DataConfig, slot: Split) -> str:
+    """The name of the data that were read for `slot`: the last part of their path, else their source."""
+    names = []
+    for source in as_list(getattr(config, slot)):
+        path = source.get("path") or config.path
+        names.append(PurePath(path).name if isinstance(path, str) else str(source.get("source", "")))
+    return "+".join(dict.fromkeys(filter(None, names)))
+
+
+def score_lines(task: Task, found: Evaluation, split: str, data: str = "") -> list[str]:
+    """The task's metric on `split` of `data`, with its confidence interval and beside chance."""
     if task.metric not in found.scores:
         return []
-    chance = f" (chance {found.chance[task.metric]:.2f})" if task.metric in found.chance else ""
-    return [f"{task.metric} on {split}: {found.scores[task.metric]:.2f}{chance}"]
+    facts = []
+    if values := found.values.get(task.metric):
+        low, high = interval(values)
+        facts.append(f"95 % interval {low:.2f} to {high:.2f}")
+    if task.metric in found.chance:
+        facts.append(f"chance {found.chance[task.metric]:.2f}")
+    where = f"{split} of {data}" if data else split
+    return [f"{task.metric} on {where}: {found.scores[task.metric]:.2f}" + (f" ({', '.join(facts)})" if facts else "")]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of a mean over samples, by 1,000 bootstrap resamples; always the same for the same
+    values."""
+    array, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(1000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interval_table(found: Evaluation) -> list[Table]:
+    """The confidence intervals of the scores that are means over samples."""
+    rows = [
+        [name, found.scores[name], *interval(values), len(values)]
+        for name, values in found.values.items()
+        if values and name in found.scores
+    ]
+    note = "95 % intervals by 1,000 bootstrap resamples of the test samples: they leave out how training varies."
+    return [Table("Confidence intervals", ["score", "value", "low", "high", "samples"], rows, note)] if rows else []
+
+
+def log_table(run: Run) -> list[Table]:
+    """The log of training, of at most LOG_ROWS lines that are evenly spread, the last one included."""
+    events = [event for event in read_events(run) if event["event"] == "train"]
+    if not events:
+        return []
+    stride = -(-len(events) // LOG_ROWS)
+    events = events[::-1][::stride][::-1]
+    columns = [name for name in ("step", "epoch", "loss", "grad_norm", "lr", "samples_per_second") if name in events[0]]
+    losses = [name for name in events[0].get("losses", {})]
+    rows = [
+        [*(event.get(name) for name in columns), *(event.get("losses", {}).get(name) for name in losses)]
+        for event in events
+    ]
+    return [Table("Log", [*columns, *(f"loss/{name}" for name in losses)], rows, folded=True)]
 
 
 def file_lines(found: Evaluation) -> list[str]:

@@ -17,7 +17,19 @@ from evle.engine.trainer import FitResult, fit
 from evle.report import Report, plain, write_whole
 from evle.run.config import RunConfig
 from evle.run.prepare import Prepared, prepare
-from evle.run.reporting import curves, file_lines, score_lines, score_rows, skipped_lines, skipped_table, write_report
+from evle.run.reporting import (
+    curves,
+    data_read,
+    file_lines,
+    interval_table,
+    log_table,
+    score_lines,
+    score_rows,
+    skipped_lines,
+    skipped_table,
+    split_read,
+    write_report,
+)
 from evle.tasks.task import Evaluation, Task
 
 
@@ -83,13 +95,14 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     task, model = ready.task, ready.loaded.model
     split: Split = "test" if "test" in ready.samples else "val"
     measured = ready.samples.get(split)
+    where, data = split_read(config.data, split), data_read(config.data, split)
     found = Evaluation({})
     if measured is not None:
         found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
     left_out, num_left = left_out_by(ready.samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
-        *score_lines(task, found, split),
+        *score_lines(task, found, where, data),
         *file_lines(found),
         f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
@@ -109,10 +122,10 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
         },
-        tables=skipped_table(skipped, num_skipped),
+        tables=[*interval_table(found), *found.tables, *skipped_table(skipped, num_skipped), *log_table(run)],
         curves=curves(run, task),
         galleries=found.galleries,
-        scores=score_rows(split, found),
+        scores=score_rows(where, found),
     )
     write_report(report, found, run.folder)
     return report

@@ -15,7 +15,7 @@ from evle.errors import SampleError
 from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
 from evle.models.vle import VLEForNLVR2
-from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.report import Cell, Gallery, GalleryRow, Mark, Table, class_table
 from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.submission import nlvr2_submission
@@ -72,6 +72,8 @@ class NLVR2Task(Task):
             scores=_scores(known, [verdicts[sample.key] for sample in known]),
             chance=_scores(known, [int(2 * sum(bool(each.label) for each in known) >= len(known))] * len(known)),
             galleries=[] if settings.quick else _galleries(judged, predicted.results, settings),
+            tables=[] if settings.quick else _tables(known, verdicts),
+            values={"accuracy": [100.0 * (verdicts[each.key] == int(bool(each.label))) for each in known]},
             predictions=[]
             if settings.quick
             else [
@@ -94,6 +96,14 @@ def _verdicts(logits: Tensor) -> list[tuple[int, float]]:
     """Logits (B, 2) as verdicts, each with its probability."""
     shares = logits.softmax(dim=-1).amax(dim=-1)
     return list(zip(logits.argmax(dim=-1).tolist(), shares.tolist(), strict=True))
+
+
+def _tables(samples: list[NLVR2Sample], verdicts: dict[str, int]) -> list[Table]:
+    truths, given = (
+        [VERDICTS[int(verdict)] for verdict in each]
+        for each in ([bool(sample.label) for sample in samples], [verdicts[sample.key] for sample in samples])
+    )
+    return [class_table("Verdicts, by the true one", truths, given)] if truths else []
 
 
 def _galleries(

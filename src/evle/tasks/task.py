@@ -21,7 +21,7 @@ from evle.config import Config
 from evle.data.images import open_image
 from evle.data.samples import Box, ImageSource, Sample
 from evle.errors import ConfigError, nearest
-from evle.report import Gallery
+from evle.report import Gallery, Table
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing_of, normalize, set_framing, test_boxes, test_image, train_image
 from evle.transforms.image_config import Framing, ImageConfig
@@ -41,7 +41,8 @@ class Evaluation:
     `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
     same names, `galleries` images for the report, `predictions` one JSON-able record a sample, `skipped` what
     could not be read, a line each, `files` the text of each file to write beside the report, by name (see
-    `evle.tasks.submission`).
+    `evle.tasks.submission`), `tables` more tables for the report, and `values` for each score that is a mean over
+    samples what it averages, for confidence intervals.
     """
 
     scores: dict[str, float]
@@ -50,6 +51,8 @@ class Evaluation:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

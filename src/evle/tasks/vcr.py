@@ -25,7 +25,7 @@ from evle.data.samples import Sample, Tagged, VCRSample, readable
 from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
-from evle.report import Cell, Gallery, GalleryRow, Mark
+from evle.report import Cell, Gallery, GalleryRow, Mark, Table, class_table
 from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
@@ -196,6 +196,8 @@ class VCRTask(Task):
             scores,
             chance,
             galleries=self._galleries(judged, predicted.results, settings),
+            tables=_tables(labels, chosen),
+            values={"accuracy": [100.0 * (chosen[key] == label) for key, label in labels.items()]},
             predictions=[
                 {
                     "key": sample.key,
@@ -306,3 +308,11 @@ def draw_objects(sample: VCRSample) -> Image.Image:
         draw.rectangle((left, top, left + box.width * scale, top + box.height * scale), outline=colour, width=line)
         draw.text((left + 2 * line, top + line), str(index), fill=colour)
     return image
+
+
+def _tables(labels: dict[str, int], chosen: dict[str, int]) -> list[Table]:
+    """Whether one place among the candidates is preferred, which are in random order."""
+    if not labels:
+        return []
+    truths, given = ([f"choice {each[key] + 1}" for key in labels] for each in (labels, chosen))
+    return [class_table("Choices, by the place of the right one", truths, given)]

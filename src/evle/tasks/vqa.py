@@ -23,7 +23,7 @@ from evle.errors import ConfigError, SampleError
 from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
-from evle.report import Cell, Gallery, GalleryRow
+from evle.report import Cell, Gallery, GalleryRow, Table, class_table
 from evle.tasks.answers import frequent, indices_of, main_answer, read_answers, written
 from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
@@ -229,6 +229,8 @@ class VQATask(Task):
             scores=self._accuracy(known, [given[sample.key] for sample in known]),
             chance=self._accuracy(known, [self._guess(sample) for sample in known]) if self.prior else {},
             galleries=_galleries(asked, predicted.results, given, settings),
+            tables=_tables(known, given),
+            values={self.metric: self._each(known, given)} if known else {},
             predictions=[
                 {
                     "key": sample.key,
@@ -246,14 +248,22 @@ class VQATask(Task):
     def _accuracy(self, samples: list[VQASample], answers: list[str]) -> dict[str, float]:
         if not samples:
             return {}
-        official = self.options.official
         return vqa_accuracy(
             answers,
             [sample.answers for sample in samples],
             answer_types=[sample.answer_type for sample in samples],
             question_types=[sample.question_type for sample in samples],
-            official=are_question_ids([sample.key for sample in samples]) if official is None else official,
+            official=self._rule(samples),
         )
+
+    def _each(self, samples: list[VQASample], given: dict[str, str]) -> list[float]:
+        """The accuracy of every sample; the accuracy of all is their mean."""
+        rule = self._rule(samples)
+        return [vqa_accuracy([given[each.key]], [each.answers], official=rule)[self.metric] for each in samples]
+
+    def _rule(self, samples: list[VQASample]) -> VQARule:
+        official = self.options.official
+        return are_question_ids([sample.key for sample in samples]) if official is None else official
 
     def _question_tokens(self, question: str, train: bool) -> list[int]:
         text, longest = self._clean_question(question, train), self.options.text.max_length
@@ -277,6 +287,14 @@ def known_answers(config: PreTrainedConfig) -> list[str]:
 def has_slot(config: PreTrainedConfig) -> bool:
     """Whether the model reads its answer at a [MASK] behind the question."""
     return isinstance(config, EVEConfig) and config.vqa_slot
+
+
+def _tables(samples: list[VQASample], given: dict[str, str]) -> list[Table]:
+    """How well the most frequent answers are recognised; the true answer is the one of most annotators."""
+    known = {sample.key: soft_scores(sample.answers) for sample in samples}
+    truths = {key: max(scores, key=scores.__getitem__) for key, scores in known.items() if scores}
+    table = class_table("Answers, by the true one", list(truths.values()), [given[key] for key in truths])
+    return [table] if truths else []
 
 
 def _galleries(
