@@ -133,6 +133,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
     monkeypatch.setattr("evle.pipelines.explaining.ExplainPipeline", reached)
     monkeypatch.setattr("evle.models.eve.convert.convert_eve", reached)
+    monkeypatch.setattr("evle.models.vle.new.new_vle", reached)
     monkeypatch.setattr("evle.data.custom.corpus.read_texts", reached)
     monkeypatch.setattr("evle.inspection.folder_check.check_folder", reached)
     monkeypatch.setattr("evle.run.vcr.judge_vcr", reached)

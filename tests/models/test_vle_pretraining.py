@@ -223,3 +223,16 @@ def test_gradient_checkpointing_and_autocast_work_on_a_whole_step():
     assert {loss.dtype for loss in output.losses.values()} == {torch.float32}
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@torch.no_grad()
+def test_mpc_can_read_the_fused_patches_instead():
+    model = build(VLEForPreTraining, objectives=("mpc",), mpc_readout="patches")
+    inputs = pretraining_batch()
+    output = model(**inputs)
+    image = black_out(inputs["pixel_values"][:1], inputs["mpc_patches"][:1], inputs["black"])
+    states = model.vle(inputs["input_ids"][:1], image, inputs["attention_mask"][:1]).image_hidden[0, 1:]
+    expected = model.mpc_classifier(states[inputs["mpc_patches"][0]].mean(dim=0))
+    assert relative_difference(output.mpc_logits[0], expected) < 1e-4
+    published = build(VLEForPreTraining, objectives=("mpc",))(**inputs)
+    assert not torch.allclose(published.mpc_logits, output.mpc_logits, atol=1e-3)

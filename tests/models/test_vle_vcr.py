@@ -175,3 +175,22 @@ def test_a_batch_of_no_questions_gives_no_logits():
     model = build(VLEForVCRQ2A)
     none = {name: tensor[:0] for name, tensor in vcr_batch().items()}
     assert model(**none).logits.shape == (0, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("types", "boxes"), [(False, True), (True, False), (False, False)])
+def test_each_way_to_point_at_objects_can_be_switched_off(types, boxes):
+    """As if the texts named nobody, and as if no box covered a patch."""
+    model = build(VLEForVCRQ2A, vcr_token_types=types, vcr_box_tokens=boxes)
+    inputs = vcr_batch()
+    given = model(**inputs, output_hidden_states=True)
+    assert given.image_hidden.shape[-2] == (19 if boxes else 17)
+    without = dict(inputs)
+    if not types:
+        without["token_type_ids"] = torch.zeros_like(inputs["token_type_ids"])
+        without["box_token_types"] = inputs["box_token_types"].clamp(max=1)  # the image's type
+    if not boxes:
+        without["box_patches"] = torch.zeros_like(inputs["box_patches"])
+    full = build(VLEForVCRQ2A)
+    assert relative_difference(given.logits, full(**without).logits) < 1e-4
+    assert relative_difference(full(**inputs).logits, given.logits) > 1e-3

@@ -97,7 +97,7 @@ def test_vles_maps_are_its_cross_attention_from_words_to_patches(folders):
     assert found.maps.shape == (5, 4, 4)
     with torch.no_grad():
         pixels = explain.pixel_values([explain.read(plain_image())])
-        output = explain.model(pixels, **explain.tokens(["What is the floor?"]), output_attentions=True)
+        output = explain.model(pixel_values=pixels, **explain.tokens(["What is the floor?"]), output_attentions=True)
     last = output.attentions["text_to_image"][-1][0].mean(dim=0)
     torch.testing.assert_close(torch.from_numpy(found.whole).flatten(), last[0, 1:], atol=1e-5, rtol=0)
 
