@@ -116,7 +116,7 @@ class TableRows:
 
     def _first_linked(self, lefts: np.ndarray) -> np.ndarray:
         """For each pair the left image that stands for all pairs which share images with it, in any number of steps."""
-        both = pa.chunked_array([*self.table.column("image").chunks, *self.table.column("second_image").chunks])
+        both = pa.chunked_array([*self.table.column("image").chunks, *self.table.column("second_image").chunks], _text)
         codes = _encoded(both)[1]
         firsts = list(range(int(codes.max(initial=-1)) + 1))
 
