@@ -20,8 +20,8 @@ FeatureFunction = Callable[[Sample, np.random.Generator], Any]
 CollateFunction = Callable[[list[Any]], Any]
 
 TRIES = 64
-"""So many samples in a row are tried for a training batch of which nothing could be read, before the data set counts
-as unreadable."""
+"""Samples that are tried in a row for a training batch of which nothing could be read, before the data set counts as
+unreadable."""
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
@@ -42,7 +42,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int, shuffle: bool = True) -
 
 
 @dataclass
-class _Made:
+class _Prepared:
     """What a worker sends back.
 
     A batch (None where nothing could be read), (key, line) of each skipped sample, or one of our errors.
@@ -121,18 +121,18 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from batch `start` on, to be consumed before the next call."""
         yielded = False
-        for made in self._made(epoch, start):
-            self._skipped.update(made.skipped)
-            if made.error is not None:
-                # a new one: raising `made.error` itself would tie this frame into a cycle, and workers would die slowly
-                raise type(made.error)(*made.error.args)
-            if made.batch is not None:
+        for prepared in self._prepared(epoch, start):
+            self._skipped.update(prepared.skipped)
+            if prepared.error is not None:
+                # A new one: raising `prepared.error` itself would tie this frame into a cycle, and workers would die late
+                raise type(prepared.error)(*prepared.error.args)
+            if prepared.batch is not None:
                 yielded = True
-                yield made.batch
+                yield prepared.batch
         if not yielded and start < self.num_batches:
             raise _unreadable(len(self._skipped), self.skipped[0])
 
-    def _made(self, epoch: int, start: int) -> Iterator[_Made]:
+    def _prepared(self, epoch: int, start: int) -> Iterator[_Prepared]:
         self._plan.epoch, self._plan.start = epoch, start
         if self._num_workers == 0:
             for item in self._plan:
@@ -180,9 +180,9 @@ class _BatchMaker(Dataset):
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self._order: tuple[int, np.ndarray] | None = None
-        self._first_readable = 0  # the place from which an evaluation looks for a replacement
+        self._first_readable = 0  # the position from which an evaluation looks for a replacement
 
-    def __getitem__(self, item: tuple[int, int]) -> _Made:
+    def __getitem__(self, item: tuple[int, int]) -> _Prepared:
         epoch, number = item
         skipped: list[tuple[str, str]] = []
         try:
@@ -192,13 +192,13 @@ class _BatchMaker(Dataset):
                 begin, min(begin + self.batch_size * self.world_size, max(len(order), begin + self.world_size))
             )
             ours = rows[self.rank :: self.world_size]
-            made = [self._features(order[row % len(order)], epoch, skipped) for row in ours]
-            features = [each for each in made if each is not None]
+            features = [self._features(order[row % len(order)], epoch, skipped) for row in ours]
+            features = [each for each in features if each is not None]
             if not features and (self.shuffle or self.world_size > 1):
                 features = [self._replacement(order, rows.stop, epoch, skipped)]
-            return _Made(self.collate(features) if features else None, tuple(skipped))
+            return _Prepared(self.collate(features) if features else None, tuple(skipped))
         except EvleError as error:
-            return _Made(None, tuple(skipped), error)
+            return _Prepared(None, tuple(skipped), error)
 
     def order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
@@ -220,7 +220,7 @@ class _BatchMaker(Dataset):
     def _replacement(self, order: np.ndarray, begin: int, epoch: int, skipped: list[tuple[str, str]]) -> Any:
         """One of the next samples for a training batch; for an evaluation's the first of all that can be read.
 
-        An evaluation goes through samples as they lie, where any number of unreadable ones may follow one another.
+        An evaluation goes through samples in order, where any number of unreadable ones may follow one another.
         """
         for row in range(begin, begin + TRIES) if self.shuffle else range(self._first_readable, len(order)):
             features = self._features(order[row % len(order)], epoch, skipped)
@@ -233,7 +233,7 @@ class _BatchMaker(Dataset):
 def worker_death(error: BaseException) -> DataError | None:
     """What it means that torch misses a data worker; None for any other error.
 
-    torch tells it by a signal's handler, so it may arise wherever the main process is just then.
+    torch raises it in a signal handler, so it may arise anywhere in the main process.
     """
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
@@ -249,5 +249,5 @@ def _unreadable(count: int, first: str) -> DataError:
     )
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,7 +1,7 @@
 """Samples: what one example is, in a form a person could read aloud.
 
-An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a place
-inside another file, an image in memory, or something that can draw itself), and `evle.data.images.open_image` turns
+An image stays undecoded until a worker needs it: a sample holds where it comes from (a path, encoded bytes, a part
+of another file, an image in memory, or something that can draw itself), and `evle.data.images.open_image` turns
 that into an image.
 """
 
@@ -18,14 +18,14 @@ from evle.errors import SampleError
 
 @runtime_checkable
 class Drawing(Protocol):
-    """An image that is made when asked for, such as a synthetic scene."""
+    """An image that is drawn when asked for, such as a synthetic scene."""
 
     def draw(self) -> Image.Image: ...
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """An encoded image inside another file, such as a tar, read when asked for; `str()` of it says where it lies.
+    """An encoded image inside another file, such as a tar, read when asked for; `str()` of it is its location.
 
     `read` raises SampleError where the bytes are no longer there.
     """
@@ -40,7 +40,7 @@ ImageSource = str | os.PathLike | bytes | Image.Image | Stored | Drawing
 class Box:
     """A rectangle in the pixels of the original image: `x`, `y` is its upper left corner.
 
-    `label` is the object's class ("dog"), `phrase` what a person says of it ("the brown dog on the left").
+    `label` is the object's class ("dog"), `phrase` a description of it ("the brown dog on the left").
     """
 
     x: float
@@ -67,7 +67,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class CaptionSample:
-    """An image and what people say of it.
+    """An image and its captions.
 
     `captions` are true descriptions, the best first; `tags` are keywords, in no order. Samples with the same
     `match_id` (by default the key) describe the same thing, so that neither is a wrong answer for the other in
@@ -160,10 +160,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 def hashed_split(image: str, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> str:
     """The split of an image in a table that names none: by a hash of its name, the same on every machine."""
-    place = (
+    position = (
         int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
     )
-    return SPLITS[int(place >= shares[0]) + int(place >= shares[0] + shares[1])]
+    return SPLITS[int(position >= shares[0]) + int(position >= shares[0] + shares[1])]
 
 
 def describe(samples: Samples) -> dict[str, Any]:
@@ -175,11 +175,11 @@ def describe(samples: Samples) -> dict[str, Any]:
 def left_out_by(samples: Mapping[Split, Samples]) -> tuple[list[str], int]:
     """A line for each row that the sources left out, of many for the first ones, and how many these are; a source that
     two splits read counts once."""
-    found: dict[tuple[str, ...], int] = {}
+    counts: dict[tuple[str, ...], int] = {}
     for each in samples.values():
         for source in getattr(each, "sources", [each]):
-            found[tuple(getattr(source, "skipped", ()))] = num_left_out(source)
-    return [line for lines in found for line in lines], sum(found.values())
+            counts[tuple(getattr(source, "skipped", ()))] = num_left_out(source)
+    return [line for lines in counts for line in lines], sum(counts.values())
 
 
 def hash_samples(samples: Mapping[Split, Samples]) -> str:

@@ -75,12 +75,13 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
 def source_of(path: str | os.PathLike) -> str:
     """The source that reads a folder or file as it is: a table (`folder`), `shards`, or a `saved-dataset`.
 
-    A table of captions or questions under its usual name comes first: images and tars may lie beside it.
+    A table under its usual name comes first: images and tars may be beside it.
     """
     base = Path(path)
     if base.suffix == ".tar":
         return "shards"
-    usual = (base / f"{stem}{suffix}" for stem in TABLE_STEMS["vqa"] for suffix in TABLE_SUFFIXES)
+    stems = {stem for each in TABLE_STEMS.values() for stem in each}
+    usual = (base / f"{stem}{suffix}" for stem in stems for suffix in TABLE_SUFFIXES)
     if not base.is_dir() or any(file.is_file() for file in usual):
         return "folder"
     if is_saved_dataset(base):
@@ -104,7 +105,7 @@ def mix(sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = N
 
 
 class Mixture(Sequence):
-    """Sources one after another, each repeated or thinned by its weight. Made by `mix`.
+    """Sources one after another, each repeated or thinned by its weight. Returned by `mix`.
 
     A repetition has a key of its own ("a.jpg~2"), so that its augmentation and masks differ, and the same `match_id`.
     """
@@ -140,18 +141,18 @@ class Mixture(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place = int(index) % len(self)
+        position = int(index) % len(self)
         for source, weight, count in zip(self.sources, self.weights, self._counts):
-            if place < count:
-                return _pick(source, place, count, weight)
-            place -= count
-        raise AssertionError("an index below the length lies in one of the sources")
+            if position < count:
+                return _pick(source, position, count, weight)
+            position -= count
+        raise AssertionError("an index below the length is in one of the sources")
 
 
-def _pick(source: Sequence[Sample], place: int, count: int, weight: float) -> Sample:
+def _pick(source: Sequence[Sample], position: int, count: int, weight: float) -> Sample:
     if weight < 1:  # evenly spread over the source
-        return source[place * len(source) // count]
-    turn, index = divmod(place, len(source))
+        return source[position * len(source) // count]
+    turn, index = divmod(position, len(source))
     sample = source[index]
     if turn == 0:
         return sample

@@ -1,4 +1,4 @@
-"""Check any source before long work: every sample made, every different image decoded, what cannot be used named.
+"""Check any source before long work: read every sample, decode every image once, and name what cannot be used.
 
 Memory holds some forty bytes a sample, whatever its texts and images.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evle.data.custom.columns import says_something
 from evle.data.images import open_image
 from evle.data.samples import (
     Box,
@@ -54,7 +55,7 @@ class SampleCheck:
     not_latin: float = 0.0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     damaged: Findings = field(default_factory=lambda: Findings("damaged shards", fatal=True))
-    broken: Findings = field(default_factory=lambda: Findings("samples that cannot be made", fatal=True))
+    broken: Findings = field(default_factory=lambda: Findings("samples that cannot be read", fatal=True))
     repeated: Findings = field(default_factory=lambda: Findings("keys of several samples", fatal=True))
     unreadable: Findings = field(default_factory=lambda: Findings("unreadable images", fatal=True))
     empty: Findings = field(default_factory=lambda: Findings("samples without text", fatal=True))
@@ -94,7 +95,7 @@ class SampleCheck:
 def check_samples(
     samples: Sequence[Sample], *, num_threads: int = 4, progress: Callable[[int, int], None] | None = None
 ) -> SampleCheck:
-    """Make every sample of a source and decode each of its different images once.
+    """Read every sample of a source and decode each of its different images once.
 
     `progress(done, total)` is called as images are decoded. What cannot be used is counted and named; nothing stops
     the check.
@@ -104,15 +105,15 @@ def check_samples(
     check = SampleCheck(dict(own), named, num_left_out(samples), samples=len(samples))
     for line in getattr(samples, "damaged", ()):
         check.damaged.add(line)
-    pictures = _read_texts(check, samples)
-    check.images = len(pictures)
-    _decode(check, samples, pictures, num_threads, progress)
+    images = _read_texts(check, samples)
+    check.images = len(images)
+    _decode(check, samples, images, num_threads, progress)
     return check
 
 
 def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
-    """Fill in what the samples say; returns (N, 2) int64: sample and place in it of each different image."""
-    keys, names, rows, places = (array("q") for _ in range(4))
+    """Fill in the texts of the samples; returns (N, 2) int64: sample and index in it of each different image."""
+    keys, names, rows, indices = (array("q") for _ in range(4))
     not_latin = 0
     for row in range(len(samples)):
         try:
@@ -121,11 +122,11 @@ def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
             check.broken.add(str(error))
             continue
         keys.append(hash(sample.key))
-        for place, image in enumerate(_images(sample)):
-            names.append(_identity(image, row, place))
+        for index, image in enumerate(_images(sample)):
+            names.append(_identity(image, row, index))
             rows.append(row)
-            places.append(place)
-        texts = [text for text in _texts(sample) if text.strip()]
+            indices.append(index)
+        texts = list(filter(says_something, _texts(sample)))
         if not texts:
             check.empty.add(sample.key)
         for text in texts:
@@ -137,39 +138,39 @@ def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
         check.texts += len(texts)
         check.boxes += len(_boxes(sample))
     check.not_latin = not_latin / max(1, check.texts)
-    made = np.array(keys)
-    _, counts = np.unique(made, return_counts=True)
-    if len(counts) < len(made):
-        _name_repeated(check, samples, made)
+    hashes = np.array(keys)
+    _, counts = np.unique(hashes, return_counts=True)
+    if len(counts) < len(hashes):
+        _name_repeated(check, samples, hashes)
     _, first = np.unique(np.array(names), return_index=True)
     first.sort()
-    return np.stack([np.array(rows)[first], np.array(places)[first]], axis=1)
+    return np.stack([np.array(rows)[first], np.array(indices)[first]], axis=1)
 
 
 def _name_repeated(check: SampleCheck, samples: Sequence[Sample], keys: np.ndarray) -> None:
     values, counts = np.unique(keys, return_counts=True)
     twice = set(values[counts > 1].tolist())
-    told: set[int] = set()
+    named: set[int] = set()
     for row in range(len(samples)):
         try:
             key = samples[row].key
         except SampleError:
             continue
-        if hash(key) in twice and hash(key) not in told:
-            told.add(hash(key))
-            check.repeated.add(f"{key}: stands {int(counts[values == hash(key)][0])} times")
+        if hash(key) in twice and hash(key) not in named:
+            named.add(hash(key))
+            check.repeated.add(f"{key}: appears {int(counts[values == hash(key)][0])} times")
 
 
 def _decode(
     check: SampleCheck,
     samples: Sequence[Sample],
-    pictures: np.ndarray,
+    images: np.ndarray,
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Fill in what the images say."""
     hashes = array("q")
-    for done, found in enumerate(_looked_at(samples, pictures, num_threads), 1):
+    for done, found in enumerate(_looked_at(samples, images, num_threads), 1):
         if isinstance(found, str):
             check.unreadable.add(found)
             hashes.append(-done)
@@ -180,20 +181,20 @@ def _decode(
             for line in outside:
                 check.outside.add(line)
         if progress is not None:
-            progress(done, len(pictures))
+            progress(done, len(images))
     contents = np.array(hashes)
     order = np.argsort(contents, kind="stable")
     same = np.flatnonzero(contents[order][1:] == contents[order][:-1])
     for one, other in zip(order[same], order[same + 1]):
-        check.duplicates.add(f"{samples[int(pictures[other][0])].key} = {samples[int(pictures[one][0])].key}")
+        check.duplicates.add(f"{samples[int(images[other][0])].key} = {samples[int(images[one][0])].key}")
 
 
-def _looked_at(samples: Sequence[Sample], pictures: np.ndarray, num_threads: int) -> Iterator[_Look]:
+def _looked_at(samples: Sequence[Sample], images: np.ndarray, num_threads: int) -> Iterator[_Look]:
     """What each image is, in order; some hundred are looked at together, so that memory stays small."""
 
-    def look(picture: np.ndarray) -> _Look:
-        sample = samples[int(picture[0])]
-        source = _images(sample)[int(picture[1])]
+    def look(image: np.ndarray) -> _Look:
+        sample = samples[int(image[0])]
+        source = _images(sample)[int(image[1])]
         try:
             size = open_image(source).size
         except SampleError as error:
@@ -207,7 +208,7 @@ def _looked_at(samples: Sequence[Sample], pictures: np.ndarray, num_threads: int
         ]
         return size, _content(source), lines
 
-    rest = iter(pictures)
+    rest = iter(images)
     with ThreadPoolExecutor(num_threads) as pool:
         while block := list(islice(rest, _BLOCK)):
             yield from pool.map(look, block)
@@ -243,11 +244,11 @@ def _texts(sample: Sample) -> Sequence[str]:
             return [" ".join(map(str, part)) for part in parts]
 
 
-def _identity(image: ImageSource, row: int, place: int) -> int:
-    """The same number for the same file; images that are made or held in memory are each their own."""
+def _identity(image: ImageSource, row: int, index: int) -> int:
+    """The same number for the same file; an image that is drawn or in memory has a number of its own."""
     if isinstance(image, str | os.PathLike | Stored):
         return hash(str(image))
-    return hash((row, place))
+    return hash((row, index))
 
 
 def _content(image: ImageSource) -> int:

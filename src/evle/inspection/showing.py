@@ -19,11 +19,11 @@ MOST = 12  # rows of a table of frequencies
 
 def show(samples: Samples, num: int, title: str) -> Report:
     """A report with `num` samples, evenly spread: each image with its words."""
-    places = np.linspace(0, len(samples) - 1, min(num, len(samples))).astype(int)
+    indices = np.linspace(0, len(samples) - 1, min(num, len(samples))).astype(int)
     rows, cells = [], []
-    for place in places:
+    for index in indices:
         try:
-            sample = samples[int(place)]
+            sample = samples[int(index)]
         except SampleError as error:
             cells.append(Cell(None, str(error), "bad"))
             continue
@@ -37,15 +37,15 @@ def show(samples: Samples, num: int, title: str) -> Report:
 
 
 def count(samples: Samples) -> list[str]:
-    """What the samples hold, a line each: texts and their lengths, answers, types, tags."""
+    """What the samples hold, one line each: texts and their lengths, answers, types, tags."""
     lengths: Counter[int] = Counter()
     names = ("answers", "question types", "tags", "objects")
     tables: dict[str, Counter[str]] = {name: Counter() for name in names}
     labels: Counter[str] = Counter()
     broken: list[str] = []
-    for place in range(len(samples)):
+    for index in range(len(samples)):
         try:
-            sample = samples[place]
+            sample = samples[index]
         except SampleError as error:
             broken.append(str(error))
             continue
@@ -62,7 +62,7 @@ def count(samples: Samples) -> list[str]:
     facts: dict[str, Any] = {**describe(samples)}
     lines = [f"{name}: {value}" for name, value in facts.items()]
     if broken:
-        lines.append(f"samples that cannot be made: {len(broken):,}, the first: {broken[0]}")
+        lines.append(f"samples that cannot be read: {len(broken):,}, the first: {broken[0]}")
     if lengths:
         number = sum(lengths.values())
         mean = sum(length * times for length, times in lengths.items()) / number

@@ -70,7 +70,7 @@ TEXT_FIELD = {"captions": "captions", "vqa": "question", "nlvr2": "sentence", "v
 def fields_of(task: str, row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
     """The fields of one row for a task: its image, key and texts; where it has no text, `TEXT_FIELD[task]` is empty.
 
-    With `images` None, the image is inside of the table, and its column a text that stands for it. Raises DataError,
+    With `images` None, the image is inside the table, and its column holds a text instead. Raises DataError,
     at `where`, for a row that cannot be used.
     """
     return _FIELDS[task](row, columns, images, where)

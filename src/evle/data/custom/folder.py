@@ -204,7 +204,7 @@ def read_folder(
     base = Path(path)
     digest = hashlib.blake2b(digest_size=8)
     rows: Iterable[tuple[int, Row | DataError]]
-    pictures: ImageFolder | EmbeddedImages = ImageFolder(base, allow_outside)
+    source: ImageFolder | EmbeddedImages = ImageFolder(base, allow_outside)
     if captions_from is not None:
         if task != "captions":
             raise ConfigError("captions_from makes captions, not questions; give a table with a question column")
@@ -215,15 +215,15 @@ def read_folder(
         origin = find_table(base, known_task(task))
         held = embedded_column(origin, columns.image, EMBEDDED_COLUMNS) if origin.suffix.lower() == ".parquet" else None
         if held is not None and task in ("captions", "vqa", "vcr"):
-            pictures, columns = EmbeddedImages([origin], held), columns._replace(image=held)
-            rows = pictures.rows(columns.wanted)
+            source, columns = EmbeddedImages([origin], held), columns._replace(image=held)
+            rows = source.rows(columns.wanted)
         else:
-            pictures = ImageFolder(images if images is not None else origin.parent, allow_outside)
+            source = ImageFolder(images if images is not None else origin.parent, allow_outside)
             rows = read_rows(origin, columns.wanted)
             with open(origin, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    result = read_table(rows, task, columns, pictures, str(origin), report=report or _raise)
+    result = read_table(rows, task, columns, source, str(origin), report=report or _raise)
     result.digest = digest
     return result
 

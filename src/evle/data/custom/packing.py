@@ -69,7 +69,7 @@ def pack(
     """Write samples into `folder` as 00000.tar, 00001.tar ..., `per_shard` samples each (img2dataset's default).
 
     Images that are JPEG, PNG or WebP keep their bytes; others become PNG, which loses nothing. Each is decoded once:
-    what cannot be read is skipped, counted and named. An interrupted call goes on by the same call: finished shards are
+    what cannot be read is skipped, counted and named. An interrupted call resumes by the same call: finished shards are
     kept. An image is written with every sample that shows it.
 
     Raises ConfigError where the folder holds shards of other samples.
@@ -138,18 +138,18 @@ def _write_shard(
     start, statuses, skipped = time.time(), Counter[str](), list[str]()
     part = file.with_suffix(".tar.part")
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for place, found in enumerate(_members(samples, rows, pool)):
+        for position, found in enumerate(_members(samples, rows, pool)):
             if isinstance(found, str):
                 statuses["failed"] += 1
                 skipped.append(found)
             else:
                 statuses["success"] += 1
                 for extension, content in found:
-                    info = tarfile.TarInfo(f"{file.stem}{place:0{key_digits}d}.{extension}")
+                    info = tarfile.TarInfo(f"{file.stem}{position:0{key_digits}d}.{extension}")
                     info.size, info.mode = len(content), 0o444
                     tar.addfile(info, io.BytesIO(content))
-            if progress is not None and (place % _BLOCK == 0 or place == len(rows) - 1):
-                progress(place + 1)
+            if progress is not None and (position % _BLOCK == 0 or position == len(rows) - 1):
+                progress(position + 1)
     end = time.time()
     stats = {
         "count": len(rows),

@@ -42,7 +42,7 @@ def saved_dataset(
     split_column: str | None = "split",
     shares: Sequence[float] = (0.8, 0.1, 0.1),
 ) -> Folder:
-    """The samples of a data set that `datasets` saved, or that lies as Parquet files on the hub, images embedded.
+    """The samples of a data set that `datasets` saved, or that is stored as Parquet files on the hub, images embedded.
 
     Columns are found and named as for the source `folder`; each row is an image, and its key PATH#ROW. `split` is one
     of the data set's own ("val" finds "validation" too), several, or None for all; a data set without splits is divided
@@ -91,10 +91,10 @@ def _refuse_contradiction(base: Path, files: dict[str, list[Path]], image: str, 
             continue
         usual = {same.casefold() for same in SPLIT_NAMES.get(name, (name,))} | {name.casefold()}
         for number, row in EmbeddedImages(each, image).rows(lambda column: column == columns.split):
-            said = "" if isinstance(row, DataError) else str(row.get(str(columns.split)) or "").strip()
-            if said and said.casefold() not in usual:
+            named = "" if isinstance(row, DataError) else str(row.get(str(columns.split)) or "").strip()
+            if named and named.casefold() not in usual:
                 raise DataError(
-                    f"{base}: row {number} of the split {name!r} says split {said!r} in its column {columns.split!r}; "
+                    f"{base}: row {number} of the split {name!r} says split {named!r} in its column {columns.split!r}; "
                     "set split_column=null to follow the names of the files, or correct the column"
                 )
 

@@ -2,9 +2,9 @@
 
     00000.tar   000000000.jpg  000000000.txt  000000000.json   000000001.jpg  ...
 
-Samples are read at their place (`evle.data.formats.tars`), so that their order is the loader's, a function of (seed,
+Samples are read at their offsets (`evle.data.formats.tars`), so that their order is the loader's, a function of (seed,
 epoch), and a run resumes in the middle of a shard. Tars are read directly and not through the webdataset library, which
-only knows them as streams; the files are the same. An image that a packed sample holds lies in its tar as it was.
+only knows them as streams; the files are the same. A packed image is stored in its tar as it was.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from evle.data.custom.columns import says_something
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
 from evle.data.formats.cells import texts_of
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
@@ -49,11 +50,11 @@ Fields = dict[str, Any]
 KINDS = ("captions", "vqa", "nlvr2", "vcr")
 CAPTION_FIELDS = ("captions", "caption")
 NAMED = 1000
-"""So many lines about what was left out are kept of a source; the rest are counted."""
+"""Lines about what was left out that are kept of a source; the others are counted."""
 
 
 class Shards(Sequence):
-    """The samples of a list of tars. Made by `shards`.
+    """The samples of a list of tars. Returned by `shards`.
 
     In memory stays about a kilobyte a tar, and eight bytes a sample where a `split` selects some. `fingerprint`
     changes with keys and sizes of members and with the options; `skipped` names what the tars hold and cannot be used.
@@ -81,11 +82,11 @@ class Shards(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place = int(index) % len(self)
-        place = place if self._rows is None else int(self._rows[place])
-        number = bisect_right(self._ends, place)
+        row = int(index) % len(self)
+        row = row if self._rows is None else int(self._rows[row])
+        number = bisect_right(self._ends, row)
         tar = self._tars[number]
-        entry = tar[place - self._ends[number] + len(tar)]
+        entry = tar[row - self._ends[number] + len(tar)]
         return _sample(self._task, tar, entry, f"{self._names[number]}/{entry.key}", self._caption_fields)
 
     @property
@@ -196,9 +197,9 @@ def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
     out = np.zeros(sum(map(len, tars)), bool)
     known, row = False, 0
     for tar in tars:
-        for place in range(len(tar)):
-            entry = tar[place]
-            with suppress(SampleError):  # damaged; the loader will say so
+        for index in range(len(tar)):
+            entry = tar[index]
+            with suppress(SampleError):  # damaged; the loader names it
                 fields = _read_fields(tar, entry, entry.key)
                 names = [str(fields["url"])] if fields.get("url") else []
                 key = str(fields.get("key", "")).partition("#")[0]
@@ -209,8 +210,8 @@ def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
             row += 1
     if not known:
         raise ConfigError(
-            f"{tars[0].tar}: its samples say neither their url nor the key of a packed sample, so that exclude cannot "
-            "tell the images of downstream tasks; leave it out, or pack the corpus with `evle data shards`"
+            f"{tars[0].tar}: its samples have neither a url nor the key of a packed sample, so that exclude cannot "
+            "recognise the images of downstream tasks; leave it out, or pack the corpus with `evle data shards`"
         )
     return out
 
@@ -236,7 +237,7 @@ def find_shards(paths: Sequence[str]) -> list[str]:
                 raise DataError(f"{path}: no file fits this pattern")
             missing = [] if is_remote(path) else [each for each in files if not os.path.isfile(each)]
             if missing == [path] and not path.endswith(".tar"):
-                raise DataError(f"{path}: no such folder; put the shards there, or name theirs as path")
+                raise DataError(f"{path}: no such folder; put the shards there, or set path to their folder")
             if missing:
                 raise DataError(
                     f"{missing[0]}: no such shard ({len(missing)} of {len(files)} are missing); fetch it, or name "
@@ -294,21 +295,21 @@ def _all_of(pattern: str) -> list[str]:
 
 def _short_names(files: list[str]) -> list[str]:
     """What tells the tars apart: their paths below the folder they share, without .tar."""
-    places = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
-    folder = os.path.commonpath([os.path.dirname(place) for place in places])
-    return [str(PurePosixPath(os.path.relpath(place, folder)).with_suffix("")) for place in places]
+    paths = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [str(PurePosixPath(os.path.relpath(path, folder)).with_suffix("")) for path in paths]
 
 
 def _lines_about(tars: list[TarIndex]) -> Iterator[str]:
-    given, untold = 0, 0
+    given, unnamed = 0, 0
     for tar in tars:
         lines = [f"{tar.tar}: {tar.damage}"] if tar.damage else []
         lines += [f"{tar.tar}: {line}" for line in tar.named]
         yield from lines[: NAMED - given]
-        untold += max(0, given + len(lines) - NAMED) + sum(tar.left_out.values()) - len(tar.named)
+        unnamed += max(0, given + len(lines) - NAMED) + sum(tar.left_out.values()) - len(tar.named)
         given = min(NAMED, given + len(lines))
-    if untold:
-        yield f"... and {untold:,} more"
+    if unnamed:
+        yield f"... and {unnamed:,} more"
 
 
 # --- reading
@@ -321,9 +322,9 @@ def _refuse_other_task(tars: list[TarIndex], task: str) -> None:
     try:
         kind = _read_fields(tar, entry, entry.key).get("kind")
     except SampleError:
-        return  # damaged; the loader will say so
+        return  # damaged; the loader names it
     if kind in KINDS and kind != task:
-        raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them so: --kind {kind} or task: {kind}")
+        raise DataError(f"{tar.tar}: its samples are {kind}, not {task}; read them with --kind {kind} or task: {kind}")
     if kind not in KINDS and task != "captions":
         raise DataError(
             f"{tar.tar}: its samples are images with captions; samples of {task} are read from shards that "
@@ -337,7 +338,7 @@ def _is_packed(fields: Fields) -> bool:
 
 
 def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
-    """What the JSON of a sample says, nothing where it has none."""
+    """The fields of a sample's JSON, none where it has no JSON."""
     if not entry.json.size:
         return {}
     return parse_json(tar.member(entry.json).read(), f"{key}: its JSON", kind=dict, error=SampleError)
@@ -352,24 +353,24 @@ def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tu
             raise
         _note(f"{error}; its caption is taken from its .txt")
         fields = {}
-    picture = tar.member(entry.image)
+    image = tar.member(entry.image)
     try:
         if _is_packed(fields):
             key = str(fields["key"])
         if task == "captions":
-            return _caption_sample(tar, entry, key, picture, fields, caption_fields)
+            return _caption_sample(tar, entry, key, image, fields, caption_fields)
         if task == "nlvr2":
             second = tar.member(entry.second_image)
             if not second.size:
                 raise SampleError(f"{key}: no second image (right.jpg) in its shard")
-            return _nlvr2_sample(key, (picture, second), fields)
-        return _READERS[task](key, picture, fields)
+            return _nlvr2_sample(key, (image, second), fields)
+        return _READERS[task](key, image, fields)
     except KeyError as error:
         raise SampleError(f"{key}: its JSON has no {error}; pack it again with `evle data shards`") from None
     except (TypeError, ValueError) as error:
         if isinstance(error, SampleError):
             raise
-        raise SampleError(f"{key}: its JSON holds something else than a sample of {task} ({error})") from None
+        raise SampleError(f"{key}: its JSON is no sample of {task} ({error})") from None
 
 
 @lru_cache(NAMED)
@@ -379,18 +380,18 @@ def _note(line: str) -> None:
 
 
 def _caption_sample(
-    tar: TarIndex, entry: Entry, key: str, picture: Member, fields: Fields, caption_fields: tuple[str, ...]
+    tar: TarIndex, entry: Entry, key: str, image: Member, fields: Fields, caption_fields: tuple[str, ...]
 ) -> CaptionSample:
     if _is_packed(fields):
         captions = _captions(fields, caption_fields) if caption_fields else tuple(fields["captions"])
         match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
-        return CaptionSample(key, picture, captions, tuple(map(_box, fields["boxes"])), tags, match_id)
+        return CaptionSample(key, image, captions, tuple(map(_box, fields["boxes"])), tags, match_id)
     captions = () if caption_fields or not entry.text.size else (_text(tar.member(entry.text), key),)
-    if not any(captions):
-        captions = _captions(fields, caption_fields or CAPTION_FIELDS)
+    if not any(map(says_something, captions)):
+        captions = tuple(filter(says_something, _captions(fields, caption_fields or CAPTION_FIELDS)))
     if not captions:
         raise SampleError(f"{key}: no caption in {' or '.join(caption_fields) or 'its .txt or .json'}")
-    return CaptionSample(key, picture, captions, match_id=captions[0].casefold())
+    return CaptionSample(key, image, captions, match_id=captions[0].casefold())
 
 
 def _captions(fields: Fields, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -401,13 +402,13 @@ def _text(member: Member, key: str) -> str:
     try:
         return member.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise SampleError(f"{key}: its caption is not UTF-8 text; make the shard again") from None
+        raise SampleError(f"{key}: its caption is not UTF-8 text; write the shard again") from None
 
 
-def _vqa_sample(key: str, picture: Member, fields: Fields) -> VQASample:
+def _vqa_sample(key: str, image: Member, fields: Fields) -> VQASample:
     return VQASample(
         key=key,
-        image=picture,
+        image=image,
         question=str(fields["question"]),
         answers=tuple(map(str, fields["answers"])),
         answer_type=str(fields.get("answer_type", "")),
@@ -419,10 +420,10 @@ def _nlvr2_sample(key: str, images: tuple[Member, Member], fields: Fields) -> NL
     return NLVR2Sample(key, images, str(fields["sentence"]), fields["label"], str(fields.get("set_id", "")))
 
 
-def _vcr_sample(key: str, picture: Member, fields: Fields) -> VCRSample:
+def _vcr_sample(key: str, image: Member, fields: Fields) -> VCRSample:
     return VCRSample(
         key=key,
-        image=picture,
+        image=image,
         objects=tuple(map(_box, fields["objects"])),
         question=_tagged(fields["question"]),
         answer_choices=tuple(map(_tagged, fields["answer_choices"])),

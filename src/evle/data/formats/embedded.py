@@ -149,7 +149,7 @@ def _refuse_large_groups(file: str, column: str) -> None:
         return
     metadata = pq.read_metadata(file)
     for group in range(metadata.num_row_groups):
-        parts = [metadata.row_group(group).column(place) for place in range(metadata.num_columns)]
+        parts = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
         size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
         if size > MAX_GROUP_BYTES:
             raise DataError(

@@ -1,7 +1,7 @@
 """The elements of a JSON file's arrays, one at a time: annotation files of gigabytes in a few megabytes of memory.
 
 Official annotations are one big list, or one object of several lists. Each element is decoded, handed out and
-forgotten; its place in bytes is told, so that `read_element` can come back for it.
+forgotten; its offset in bytes comes with it, so that `read_element` can read it again.
 """
 
 import codecs
@@ -20,11 +20,11 @@ LARGEST = 1 << 28
 """Characters of one element at most; more is a file of another form."""
 
 BLANKS = " \t\n\r"
-_MARGIN = 16  # a word, escape or number cut in two fails at most so many characters before the end of what was read
+_MARGIN = 16  # a word, escape or number that is cut in two fails within this many characters of the end
 
 
 class Element(NamedTuple):
-    """One element: the array it stands in, its place in the file in bytes, and its value."""
+    """One element: the name of its array, its offset and length in bytes, and its value."""
 
     array: str
     offset: int
@@ -102,13 +102,13 @@ class JsonArrays:
 
 
 def read_element(path: str | os.PathLike, offset: int, length: int) -> Any:
-    """The element at a place that `JsonArrays` told. Raises DataError when the file is no longer the same."""
+    """The element at an offset from `JsonArrays`. Raises DataError when the file is no longer the same."""
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read(length)
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: changed at byte {offset:,} since it was opened; start again") from None
 
 
@@ -119,7 +119,7 @@ class _Window:
         self.file, self.path = file, path
         self.digest = hashlib.blake2b(digest_size=8)
         self.text, self.at, self.ended = "", 0, False
-        self._known = (0, 0)  # a character of the text, and its place in the file in bytes
+        self._known = (0, 0)  # a character of the text, and its offset in the file in bytes
         self._characters = codecs.getincrementaldecoder("utf-8")()
         self._decode = json.JSONDecoder().raw_decode
         if self.peek() == "\ufeff":  # a byte order mark
@@ -127,7 +127,7 @@ class _Window:
 
     @property
     def byte(self) -> int:
-        """The place of the current character in the file."""
+        """The offset of the current character in the file, in bytes."""
         character, byte = self._known
         if self.text.isascii():
             return byte + self.at - character
@@ -149,7 +149,7 @@ class _Window:
         """Step over `mark`."""
         found = self.peek()
         if found != mark:
-            raise self.error(f"{mark!r} should stand where {found!r} does" if found else f"cut short before {mark!r}")
+            raise self.error(f"{mark!r} is needed where {found!r} is" if found else f"cut short before {mark!r}")
         self.at += 1
 
     def value(self, what: str, number: int) -> Any:
@@ -164,8 +164,12 @@ class _Window:
                 if not self._more():
                     raise self.error(f"cut short in {what} {number:,}") from None
                 continue
+            except RecursionError:
+                raise self.error(f"{what} {number:,} is nested too deeply") from None
+            except ValueError:  # Python refuses to read whole numbers of more than 4,300 digits
+                raise self.error(f"{what} {number:,} holds a number of thousands of digits") from None
             if not self.ended and len(self.text) - end < _MARGIN and self.text[end - 1] not in '}]"':
-                self._more()  # a number may go on: 12 of 12.5e+3
+                self._more()  # the number may continue: 12 of 12.5e+3
                 continue
             self.at = end
             return value
@@ -174,7 +178,7 @@ class _Window:
         return DataError(f"{self.path}: {what}, at byte {self.byte:,}; fetch or unpack the file again")
 
     def _more(self) -> bool:
-        """Read on, at least as much as is being held; False at the end of the file."""
+        """Read more, at least as much as is held now; False at the end of the file."""
         if self.ended:
             return False
         data = self.file.read(max(CHUNK, len(self.text) - self.at))

@@ -1,17 +1,16 @@
-"""JSON lines: a record a line, and the place of each in bytes, so that `json_arrays.read_element` can come back for
-it."""
+"""JSON lines: one record per line, with its offset in bytes, so that `json_arrays.read_element` can read it again."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from evle.errors import DataError
+from evle.files import parse_json
 
 
 class Line(NamedTuple):
-    """One record: its line counted from 1, its place in the file in bytes, and its value."""
+    """One record: its line counted from 1, its offset and length in bytes, and its value."""
 
     number: int
     offset: int
@@ -44,14 +43,10 @@ class JsonLines:
     def _record(self, data: bytes, number: int) -> dict[str, Any]:
         where = f"{self.path}:{number}"
         try:
-            record = json.loads(data.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            raise DataError(f"{where}: not UTF-8 text; fetch or unpack the file again") from None
-        except json.JSONDecodeError as error:
-            how = "cut short" if not data.endswith(b"\n") else "not JSON"
-            raise DataError(
-                f"{where}: {how} ({error.msg}, column {error.colno}); fetch or unpack the file again"
-            ) from None
+            record = parse_json(data, where)
+        except DataError as error:
+            cut = "" if data.endswith(b"\n") else ", and the file ends there: it is cut short"
+            raise DataError(f"{error}{cut}; fetch or unpack the file again") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: each line must be an object {{...}}, not {str(record)[:40]!r}")
         return record

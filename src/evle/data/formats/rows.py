@@ -1,4 +1,4 @@
-"""Samples made of the rows of an Arrow table, each when it is asked for: a million rows take some hundred megabytes."""
+"""Samples from the rows of an Arrow table, each built when it is asked for: a million rows take some hundred MB."""
 
 import hashlib
 import os
@@ -47,8 +47,8 @@ class Rows(Sequence):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place = int(index) % len(self)
-        return self._make({name: column[place].as_py() for name, column in self._columns.items()})
+        index = int(index) % len(self)
+        return self._make({name: column[index].as_py() for name, column in self._columns.items()})
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
@@ -59,7 +59,7 @@ class Rows(Sequence):
 
 
 def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
-    """An Arrow table of rows that may come from a generator: a few thousand stand in memory as Python objects.
+    """An Arrow table of rows that may come from a generator: a few thousand are in memory as Python objects.
 
     >>> table_of(({"n": n} for n in range(3)), pa.schema([("n", pa.int64())])).num_rows
     3

@@ -36,13 +36,13 @@ MAX_MEMBER_BYTES = 256 << 20
 IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXT_EXTENSIONS = ("txt", "text", "caption")
 SLOTS = ("image", "second image", "text", "json")
-"""What of a sample has a place in its record; a second image is a member such as 000000001.right.jpg."""
+"""The members of a sample that its record holds; a second image is a member such as 000000001.right.jpg."""
 
 OPEN_FILES = 128
 """Files that each process keeps open: tars and their indexes, the least recently used closed first."""
 
 NAMED = 50
-"""So many left-out samples of one tar are named in its index; the rest are counted."""
+"""Left-out samples of one tar that its index names; the others are counted."""
 
 _BLOCK = 512
 _PAX_SIZE = re.compile(rb"\d+ ")
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """The bytes of one member of a tar, read when asked for. `stamp` tells the tar from another of its name."""
+    """The bytes of one member of a tar, read when asked for. `stamp` distinguishes the tar from another of its name."""
 
     tar: str
     offset: int
@@ -98,10 +98,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class TarIndex:
-    """What the index of one tar says, the samples themselves left on disk.
+    """The index of one tar; the samples themselves stay on disk.
 
-    `digest` is a hash of keys, places and sizes; `left_out` counts samples and members that cannot be used, by
-    reason, `named` says which the first of them are; `damage` tells what is wrong with the tar itself, "" for nothing.
+    `digest` is a hash of keys, offsets and sizes; `left_out` counts samples and members that cannot be used, by
+    reason, and `named` lists the first of them; `damage` is what is wrong with the tar itself, "" for nothing.
     """
 
     tar: str
@@ -126,7 +126,7 @@ class TarIndex:
         return Entry(key, *map(Span, found["offset"].tolist(), found["size"].tolist()))
 
     def member(self, span: Span) -> Member:
-        """The bytes that a sample's span stands for."""
+        """The bytes of one member of a sample."""
         return Member(self.tar, span.offset, span.size, self.stamp)
 
     def all_keys(self) -> list[str]:
@@ -142,7 +142,7 @@ class TarIndex:
     def _read(self, offset: int, size: int) -> bytes:
         found = read_at(self.file, self.file_stamp, offset, size)
         if len(found) != size:
-            raise DataError(f"{self.file}: cut short; delete it, and it is made again")
+            raise DataError(f"{self.file}: cut short; delete it, and it is written again")
         return found
 
 
@@ -187,7 +187,7 @@ def stamp_of(tar: str) -> str:
 
 
 def index_of(tar: str, cache: str | None = None) -> TarIndex:
-    """The index of a tar: the one that is there if it is of this very file, else made and kept.
+    """The index of a tar: the one on disk if it is of this very file, else a new one, which is kept.
 
     It is kept beside the tar, or in the folder `cache`; where neither may be written (and for a remote tar without
     `cache`) in the user's cache folder. Raises DataError for a file that cannot be read or an index that cannot be
@@ -202,15 +202,15 @@ def index_of(tar: str, cache: str | None = None) -> TarIndex:
     for file in files:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f"{file.name}.{os.getpid()}.part")  # ranks may all make it at once
+            part = file.with_name(f"{file.name}.{os.getpid()}.part")  # ranks may all write it at once
             try:
                 part.write_bytes(content)
                 os.replace(part, file)
             finally:
                 part.unlink(missing_ok=True)
-            made = _read_index(tar, stamp, file)
-            assert made is not None, "what was just written is of this tar"
-            return made
+            index = _read_index(tar, stamp, file)
+            assert index is not None, "what was just written is of this tar"
+            return index
     raise DataError(
         f"{tar}: its index can be written neither to {' nor to '.join(str(file.parent) for file in files)}; name a "
         "folder with the option cache"
@@ -218,7 +218,7 @@ def index_of(tar: str, cache: str | None = None) -> TarIndex:
 
 
 def _index_files(tar: str, cache: str | None) -> list[Path]:
-    """Where the index may lie, the first choice first."""
+    """Where the index may be, the first choice first."""
     absolute = tar if is_remote(tar) else os.path.abspath(tar)
     name = f"{os.path.basename(tar)}.{blake2b(absolute.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
     if cache is not None:
@@ -239,11 +239,11 @@ def _read_index(tar: str, stamp: str, file: Path) -> TarIndex | None:
             opened.seek(0, os.SEEK_END)
             if opened.tell() != len(line) + head.pop("bytes"):
                 return None
-            made = os.fstat(opened.fileno())
+            state = os.fstat(opened.fileno())
         head["named"] = tuple(head["named"])
-        head |= {"tar": tar, "stamp": stamp, "file": str(file), "file_stamp": f"{made.st_ino}-{made.st_mtime_ns}"}
+        head |= {"tar": tar, "stamp": stamp, "file": str(file), "file_stamp": f"{state.st_ino}-{state.st_mtime_ns}"}
         return TarIndex(records_at=len(line), **head)
-    except (OSError, ValueError, KeyError, TypeError):  # no index, or none of ours: it is made anew
+    except (OSError, ValueError, KeyError, TypeError):  # no index, or none of ours: it is written again
         return None
 
 
@@ -431,15 +431,15 @@ def tar_members(file: IO[bytes], size: int, links: dict[str, str] | None = None)
         if kind in b"xgLK":  # what these hold describes the next member
             if own_size > 1 << 20:
                 raise TarDamage("an extended header of impossible size", at)
-            told = file.read(own_size)
-            if len(told) < own_size:
+            data = file.read(own_size)
+            if len(data) < own_size:
                 raise TarDamage("cut short inside an extended header", at)
             if kind == b"K":
-                link = told.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                link = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind == b"L":
-                name = told.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind == b"x":
-                fields = _pax_fields(told)
+                fields = _pax_fields(data)
                 name = fields[b"path"].decode("utf-8", "surrogateescape") if b"path" in fields else name
                 link = fields[b"linkpath"].decode("utf-8", "surrogateescape") if b"linkpath" in fields else link
                 length = int(fields[b"size"]) if fields.get(b"size", b"").isdigit() else length
@@ -465,8 +465,8 @@ def tar_members(file: IO[bytes], size: int, links: dict[str, str] | None = None)
 def _read_header(block: bytes, at: int) -> tuple[bytes, str, int]:
     """(type, name, size) of a header block, its check sum verified."""
     try:
-        told = int(block[148:156].strip(b" \0"), 8)
-        if told != sum(block) - sum(block[148:156]) + 8 * 32:
+        data = int(block[148:156].strip(b" \0"), 8)
+        if data != sum(block) - sum(block[148:156]) + 8 * 32:
             raise TarDamage("a broken header", at)
         if block[124] & 0x80:  # GNU's binary form, for eight gigabytes and more
             size = int.from_bytes(block[125:136], "big")
@@ -482,12 +482,12 @@ def _read_header(block: bytes, at: int) -> tuple[bytes, str, int]:
     return block[156:157], name.decode("utf-8", "surrogateescape"), size
 
 
-def _pax_fields(told: bytes) -> dict[bytes, bytes]:
+def _pax_fields(data: bytes) -> dict[bytes, bytes]:
     """The `path` and `size` of a pax header: lines of "LENGTH KEY=VALUE"."""
     fields, at = dict[bytes, bytes](), 0
-    while (found := _PAX_SIZE.match(told, at)) is not None:
+    while (found := _PAX_SIZE.match(data, at)) is not None:
         length = int(found[0])
-        key, _, value = told[found.end() : at + length].rstrip(b"\n").partition(b"=")
+        key, _, value = data[found.end() : at + length].rstrip(b"\n").partition(b"=")
         fields[key] = value
         at += max(length, len(found[0]))
     return fields
