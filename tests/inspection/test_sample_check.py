@@ -39,7 +39,7 @@ def test_everything_is_counted_and_named(pictures):
     assert check.sizes == {(8, 8): 3}
     assert check.not_latin == pytest.approx(1 / 6)
     assert check.empty.lines == ["b"]
-    assert check.repeated.lines == ["b: stands 2 times"]
+    assert check.repeated.lines == ["b: appears 2 times"]
     assert [line.split(": ")[0] for line in check.long.lines] == ["a again"]
     assert check.duplicates.lines == ["b = a"]
     assert check.outside.lines == ["a: 'cat': 3 x 3 at (8, 0) of 8 x 8 pixels"]

@@ -124,7 +124,7 @@ class Loader:
         for prepared in self._prepared(epoch, start):
             self._skipped.update(prepared.skipped)
             if prepared.error is not None:
-                # A new one: raising `prepared.error` itself would tie this frame into a cycle, and workers would die late
+                # A new one: raising `prepared.error` itself would tie this frame into a cycle and keep workers alive
                 raise type(prepared.error)(*prepared.error.args)
             if prepared.batch is not None:
                 yielded = True

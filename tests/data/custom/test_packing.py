@@ -53,7 +53,7 @@ def test_every_field_of_every_kind_survives(tmp_path):
         found = shards(tmp_path / kind, kind)[0]
         assert without_image(found) == without_image(sample)
         assert [each.read() for each in images_of(found)] == list(images_of(sample))
-    with pytest.raises(DataError, match="its samples are vqa, not captions; read them so: --kind vqa or task: vqa"):
+    with pytest.raises(DataError, match="its samples are vqa, not captions; read them with --kind vqa or task: vqa"):
         shards(tmp_path / "vqa")
     with tarfile.open(tmp_path / "vcr" / "00000.tar") as tar:
         assert tar.extractfile("000000000.txt").read() == b"is dog1 and dog2 ?"

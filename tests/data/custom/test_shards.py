@@ -95,7 +95,7 @@ def test_captions_come_from_text_or_json_or_from_named_fields(tmp_path):
         ("x", {"kind": "captions", "key": "k", "captions": ["x"]}, "k: its JSON has no 'match_id'; pack it again"),
         ("x", {"kind": "captions", "captions": ["x"]}, "0/0: its JSON has no 'key'"),
         ("", {"caption": 5.5}, None),
-        ("", {"caption": {"en": "a dog"}}, "0/0: its JSON holds something else than a sample of captions"),
+        ("", {"caption": {"en": "a dog"}}, "0/0: its JSON is no sample of captions"),
     ],
 )
 def test_a_sample_without_sense_is_named(tmp_path, text, about, words):
@@ -174,7 +174,7 @@ def test_shards_are_named_by_folder_file_pattern_or_list(three):
         find_shards([str(three / "{00000..00004}.tar")])
     with pytest.raises(DataError, match=r"x\*.tar: no file fits this pattern"):
         find_shards([str(three / "x*.tar")])
-    with pytest.raises(DataError, match=r"gone: no such folder; put the shards there, or name theirs as path"):
+    with pytest.raises(DataError, match=r"gone: no such folder; put the shards there, or set path to their folder"):
         find_shards([str(three / "gone")])
     (three / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no .tar files there"):

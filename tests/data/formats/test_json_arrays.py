@@ -78,7 +78,7 @@ def test_the_fingerprint_is_of_the_bytes(tmp_path):
     [
         ('[{"a": 1}, {"a": "cut he', "cut short in element 1, at byte 11; fetch or unpack the file again"),
         ('[{"a": 1}, {"a": 1}', "cut short before ']', at byte 19"),
-        ('[{"a": 1} {"a": 1}]', "']' should stand where '{' does, at byte 10"),
+        ('[{"a": 1} {"a": 1}]', "']' is needed where '{' is, at byte 10"),
         ('[{"a": oops, "b": [1, 2, 3, 4, 5, 6, 7, 8]}]', "element 0 is not JSON (Expecting value), at byte 1"),
         ("<html>not found</html>", "starts with '<' and is no JSON list or object"),
         ("", "is empty; fetch or unpack the file again"),
@@ -129,3 +129,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("element", "words"),
+    [("[" * 100_000, "is nested too deeply"), ("1" * 5000, "holds a number of thousands of digits")],
+)
+def test_json_that_python_cannot_hold_is_one_line(tmp_path, element, words):
+    (tmp_path / "a.json").write_text(f"[{element}")
+    with pytest.raises(DataError, match=rf"a\.json: element 0 {words}"):
+        list(JsonArrays(tmp_path / "a.json"))

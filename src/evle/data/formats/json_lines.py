@@ -45,8 +45,8 @@ class JsonLines:
         try:
             record = parse_json(data, where)
         except DataError as error:
-            cut = "" if data.endswith(b"\n") else ", and the file ends there: it is cut short"
-            raise DataError(f"{error}{cut}; fetch or unpack the file again") from None
+            reason = str(error) if data.endswith(b"\n") else str(error).replace("not usable JSON", "cut short", 1)
+            raise DataError(f"{reason}; fetch or unpack the file again") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: each line must be an object {{...}}, not {str(record)[:40]!r}")
         return record
