@@ -74,7 +74,7 @@ def test_two_images_are_compared(world):
 
 
 def test_a_phrase_is_painted_where_it_is(world, tmp_path):
-    said = call("localise", world / "pbc", world / "red.png", "a ball", "-o", tmp_path / "found.png")
+    said = call("locate", world / "pbc", world / "red.png", "a ball", "-o", tmp_path / "found.png")
     assert "of 16 patches above 50 %" in said
     assert Image.open(tmp_path / "found.png").size == (40, 30)
 
@@ -101,11 +101,11 @@ def test_any_model_is_explained(world, tmp_path, run):
             "--key-variable is for a chat server; name the server with --chat",
         ),
         (["ask", "vqa", "red.png", "what?", "--chat", "http://a/v1", "--language-model", "b"], "give one"),
-        (["ask", "vqa", "red.png", "what?", "--chat", "localhost"], "no base URL of a chat server"),
+        (["ask", "vqa", "red.png", "what?", "--chat", "localhost"], "not the base URL of a chat server"),
         (["ask", "retrieval", "red.png", "what?"], "holds EVEForRetrieval, but EVEForVQA is needed"),
         (["match", "nowhere", "red.png", "a"], "nowhere: no such folder"),
-        (["localise", "vqa", "red.png", "a", "-o", "b.png"], "another family: model_type 'eve'"),
-        (["localise", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: not the name of an image; end it in .png"),
+        (["locate", "vqa", "red.png", "a", "-o", "b.png"], "another family: model_type 'eve'"),
+        (["locate", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: not the name of an image; end it in .png"),
         (["explain", "vqa", "red.png", "a", "-o", "b.png", "--method", "roll"], "unknown method 'roll'"),
     ],
 )

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evle.cli.shared import AsJson, image_source, print_json, print_next, text_list
 from evle.errors import ConfigError
 
 if TYPE_CHECKING:
     from evle.pipelines import LanguageModel
 
-Run = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
-Image = Annotated[Path, typer.Argument(help="An image.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(help="A run's folder, a model folder or a hub name (owner/name@revision).", show_default=False)
+]
+Image = Annotated[Path, typer.Argument(help="An image; - reads stdin.", show_default=False)]
 CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -35,7 +38,7 @@ Picture = Annotated[
 def ask(
     run: Run,
     image: Image,
-    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="The question; - reads one per line.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 5,
     caption: Annotated[
         str | None, typer.Option(help="A caption of the image, for the language model.", show_default=False)
@@ -63,6 +66,7 @@ def ask(
             help="A folder with a causal language model of transformers, instead of a server.", show_default=False
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image.
 
@@ -89,37 +93,82 @@ def ask(
     elif language_model is not None:
         language = LocalLanguageModel(language_model)
     described = LocalCaptioner(captioner) if captioner is not None else None
-    asked = LanguageVQAPipeline(VQAPipeline(run), language, described)
-    found = asked(image, question, captions=caption, top_k=k)[0]
-    for row in found["answers"]:
-        print(f"{row['score']:6.1%}  {row['answer']}")
-    if found["caption"]:
-        print(f"caption: {found['caption']}")
-    if language is not None:
-        print(found["reply"])
+    questions = text_list([question], image)
+    pipeline = LanguageVQAPipeline(VQAPipeline(run), language, described)
+    for result in pipeline(image_source(image), questions, captions=caption, top_k=k):
+        if as_json:
+            print_json(result)
+            continue
+        if len(questions) > 1:
+            print(f"{result['question']}:")
+        for row in result["answers"]:
+            print(f"{row['score']:6.1%}  {row['answer']}")
+        if result["caption"]:
+            print(f"caption: {result['caption']}")
+        if language is not None:
+            print(result["reply"])
 
 
 def match(
     run: Run,
-    image: Image,
-    texts: Annotated[list[str], typer.Argument(help="Texts to compare it with.", show_default=False)],
+    image: Annotated[Path | None, typer.Argument(help="An image; - reads stdin.", show_default=False)] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts to compare it with; - reads one per line.", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Score a table of images and captions instead.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The scored rows, as JSON lines.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Keep captions of at least this probability.", show_default=False)
+    ] = None,
+    top: Annotated[float | None, typer.Option(help="Keep this share of the captions.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(help="Pairs per batch.")] = 32,
+    num_workers: Annotated[int, typer.Option(help="Threads that read images.")] = 2,
+    as_json: AsJson = False,
 ) -> None:
     """Match texts to an image, the likeliest first.
 
-    \b
-      evle match runs/pictures/retrieval a.jpg "a red apple" "a green frog"
-    """
-    from evle.pipelines import MatchPipeline
+    With --pairs every caption of a table is scored, and a part of them can be kept. Repeat the command to resume.
 
-    for row in sorted(MatchPipeline(run)(image, texts), key=lambda row: -row["score"]):
-        print(f"{row['score']:6.1%}  {row['text']}")
+    \b
+      evle match runs/quickstart/retrieval a.jpg "a red apple" "a green frog"
+      evle match runs/quickstart/retrieval --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
+    """
+    from evle.pipelines import MatchPipeline, score_pairs
+
+    if (pairs is None) == (image is None) or (pairs is None) != bool(texts):
+        raise ConfigError("give an image and texts, or a table with --pairs")
+    if (pairs is None) != (output is None) or (pairs is None and (keep, top) != (None, None)):
+        raise ConfigError("--pairs and --output (-o) belong together; --keep and --top are for them")
+    if pairs is not None and output is not None:
+        pipeline = MatchPipeline(run, batch_size=batch_size, num_workers=num_workers)
+        scored = score_pairs(pipeline, pairs, output, keep=keep, top=top)
+        if as_json:
+            print_json(vars(scored))
+            return
+        print(f"{scored.output}: {scored.num_scored:,} texts scored, {scored.num_failed:,} could not be")
+        if scored.kept_file is not None:
+            print(f"{scored.kept_file}: {scored.num_kept:,} texts kept, from {scored.threshold:.3f} on")
+        print(f"report: {scored.report}")
+        if scored.kept_file is not None:
+            print_next("evle", "data", "check", scored.kept_file)
+        return
+    assert image is not None
+    rows = MatchPipeline(run)(image_source(image), text_list(texts or [], image))
+    for row in sorted(rows, key=lambda row: -row["score"]):
+        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
 
 
 def compare(
     run: Run,
     left: Image,
     right: Annotated[Path, typer.Argument(help="Another image.", show_default=False)],
-    text: Annotated[str, typer.Argument(help="A sentence about the two.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="A sentence about the two; - reads one per line.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Judge a sentence about two images.
 
@@ -130,27 +179,74 @@ def compare(
     """
     from evle.pipelines import ComparePipeline
 
-    row = ComparePipeline(run)(left, right, text)[0]
-    print(f"{row['score']:6.1%}  {row['text']}")
+    texts = text_list([text], left)
+    for row in ComparePipeline(run)(image_source(left), right, texts):
+        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
 
 
-def localise(
+def embed(
+    run: Run,
+    inputs: Annotated[list[str], typer.Argument(help="Texts; - reads one per line.", show_default=False)],
+    images: Annotated[bool, typer.Option("--images", help="The inputs are paths of images.")] = False,
+) -> None:
+    """Print embeddings as JSON lines.
+
+    Takes a retrieval run, a model folder or a hub name; also CLIP and SigLIP.
+
+    \b
+      evle embed runs/pictures/retrieval "a red apple" "a blue sky"
+      evle embed runs/pictures/retrieval --images a.jpg b.jpg
+    """
+    from evle.pipelines import EmbedPipeline
+
+    listed = text_list(inputs)
+    pipeline = EmbedPipeline(run)
+    vectors = pipeline.images([image_source(Path(each)) for each in listed]) if images else pipeline.texts(listed)
+    for given, vector in zip(listed, vectors.tolist(), strict=True):
+        print_json({"image" if images else "text": given, "embedding": [round(value, 6) for value in vector]})
+
+
+def classify(
+    run: Run,
+    image: Image,
+    labels: Annotated[list[str], typer.Argument(help="Labels; - reads one per line.", show_default=False)],
+    template: Annotated[str, typer.Option(help="The text of a label, with {} for the label.")] = "a photo of a {}.",
+    as_json: AsJson = False,
+) -> None:
+    """Choose a label for an image without training.
+
+    Takes what `evle embed` takes.
+
+    \b
+      evle classify openai/clip-vit-base-patch32 a.jpg dog cat horse
+    """
+    from evle.pipelines import ClassifyPipeline
+
+    for row in ClassifyPipeline(run)(image_source(image), text_list(labels, image), template=template)[0]:
+        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['label']}")
+
+
+def locate(
     run: Run,
     image: Image,
     text: Annotated[str, typer.Argument(help="A phrase that names what to find.", show_default=False)],
     output: Picture,
+    as_json: AsJson = False,
 ) -> None:
     """Paint where an image shows what a phrase names.
 
     Takes a VLE pre-trained with patch-box classification (pbc).
 
     \b
-      evle localise runs/vle a.jpg "the red circle" -o found.png
+      evle locate runs/vle a.jpg "the red circle" -o found.png
     """
     from evle.pipelines import LocalisePipeline
 
-    found = LocalisePipeline(run)(image, text)[0]
+    found = LocalisePipeline(run)(image_source(image), text)[0]
     found.image.save(output)
+    if as_json:
+        print_json({"text": text, "output": output, "scores": found.scores.tolist()})
+        return
     surer = int((found.scores > 0.5).sum())
     print(
         f"{output}: {surer} of {found.scores.numel()} patches above 50 %, the highest {float(found.scores.max()):.1%}"
@@ -163,6 +259,7 @@ def explain(
     text: Annotated[str, typer.Argument(help="A text or a question about it.", show_default=False)],
     output: Picture,
     method: Annotated[str, typer.Option(help="rollout (all layers) or attention (last layer).")] = "rollout",
+    as_json: AsJson = False,
 ) -> None:
     """Paint the attention for each word of a text.
 
@@ -171,9 +268,13 @@ def explain(
     """
     from evle.pipelines.explaining import ExplainPipeline
 
-    found = ExplainPipeline(run)(image, text, method=method)
+    found = ExplainPipeline(run)(image_source(image), text, method=method)
     found.to_image().save(output)
+    if as_json:
+        maps = [{"word": word, "map": each.tolist()} for word, each in zip(found.words, found.maps, strict=True)]
+        print_json({"text": text, "output": output, "words": maps})
+        return
     print(f"{output}: {len(found.words)} words; brightest where attention is highest")
 
 
-VERBS = (ask, match, compare, localise, explain)
+VERBS = (ask, match, compare, locate, explain, embed, classify)

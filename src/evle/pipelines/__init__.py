@@ -9,6 +9,7 @@ from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.classifying import ClassifyPipeline
 from evle.pipelines.embedding import EmbeddedImages, EmbedPipeline
 from evle.pipelines.explaining import ExplainPipeline
+from evle.pipelines.filtering import Scored, score_pairs
 from evle.pipelines.language import ChatEndpoint, LanguageModel, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel
 from evle.pipelines.localising import LocalisePipeline, Location
 from evle.pipelines.matching import ComparePipeline, MatchPipeline
@@ -41,6 +42,7 @@ __all__ = [
     "MatchPipeline",
     "Pipeline",
     "ReasonChoicePipeline",
+    "Scored",
     "Texts",
     "VLEForITMPipeline",
     "VLEForPBCPipeline",
@@ -51,4 +53,5 @@ __all__ = [
     "as_images",
     "as_texts",
     "pairs",
+    "score_pairs",
 ]

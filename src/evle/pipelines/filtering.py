@@ -1,0 +1,277 @@
+"""Scoring a file of image-text pairs by matching, to keep the best: the usual cleaning of a caption corpus.
+
+The work is saved CHUNK pairs at a time beside the output, so that the same call resumes after an interruption.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evle.data.custom.columns import image_of
+from evle.data.custom.image_folder import ImageFolder
+from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
+from evle.data.images import open_image
+from evle.errors import ConfigError, DataError, SampleError
+from evle.files import parse_json, write_whole
+from evle.pipelines.matching import MatchPipeline
+from evle.report import Cell, Gallery, GalleryRow, Report, Table
+from evle.terminal import ProgressLine
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 2048
+TEXT_COLUMNS = ("caption", "captions", "text", "sentence")
+BINS = 10
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `score_pairs` wrote. Counts are of texts; a row may have several."""
+
+    output: Path
+    kept_file: Path | None
+    report: Path
+    num_scored: int
+    num_failed: int
+    num_kept: int
+    threshold: float
+
+
+def score_pairs(
+    match: MatchPipeline,
+    pairs: str | Path,
+    output: str | Path,
+    *,
+    keep: float | None = None,
+    top: float | None = None,
+    progress: bool = True,
+) -> Scored:
+    """Score every text of the table `pairs` against its image, and write the rows with their scores to `output`.
+
+    A row names an image, relative to the table, and has a caption, or a list of captions. Its row in `output` (JSON
+    lines, in the same order) also has "score", the match probability, or "scores" for a list. `keep` keeps texts whose
+    probability is at least so high, `top` this share of all texts, best first; with either, rows also have "kept", and
+    OUTPUT.kept.jsonl holds the kept rows in the form of the input. An image that cannot be read gets the score null and
+    an "error". A report with a histogram and examples is in OUTPUT.report.
+
+    Raises ConfigError for impossible options, DataError for a table that cannot be read.
+    """
+    pairs, output = Path(pairs), Path(output)
+    if keep is not None and top is not None:
+        raise ConfigError("keep and top are two rules; give one of them")
+    if not 0 <= (keep or 0) <= 1 or not 0 < (1 if top is None else top) <= 1:
+        raise ConfigError(
+            f"keep={keep}, top={top}: a probability from 0 to 1, or a share above 0 and up to 1, is needed"
+        )
+    if not pairs.is_file() or pairs.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(f"{pairs}: not a table of pairs; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
+    if output.resolve() == pairs.resolve():
+        raise ConfigError(f"{output}: the output would replace the input; give another file")
+    part = _score(match, pairs, output, progress)
+    threshold = _threshold(part, keep, top)
+    result = _finish(part, pairs, output, threshold, has_rule=keep is not None or top is not None)
+    part.unlink()
+    return result
+
+
+def _score(match: MatchPipeline, pairs: Path, output: Path, progress: bool) -> Path:
+    """The file of scored rows in progress, complete: it begins with a line that names the input and the model."""
+    part = output.with_name(output.name + ".part")
+    facts = os.stat(pairs)
+    header = {"pairs": str(pairs.resolve()), "size": facts.st_size, "mtime": facts.st_mtime_ns, "model": match.source}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = _resumable(part, header)
+    if done:
+        logger.info("%s: resuming after %s rows", part, f"{done:,}")
+    else:
+        write_whole(part, json.dumps(header) + "\n")
+    rows = islice(read_rows(pairs), done, None)
+    with open(part, "a", encoding="utf-8", errors="replace") as file, ProgressLine(0, "rows", visible=progress) as line:
+        while chunk := list(islice(rows, CHUNK)):
+            for scored in _scored_chunk(match, pairs, chunk):
+                file.write(json.dumps(scored, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            line.advance(len(chunk))
+    return part
+
+
+def _resumable(part: Path, header: dict[str, Any]) -> int:
+    """The number of whole rows in an unfinished output of the same input and model; a torn last line is cut off."""
+    if not part.is_file():
+        return 0
+    data = part.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    if not lines or lines[0] != json.dumps(header).encode():
+        return 0
+    if len(whole) < len(data):
+        with open(part, "r+b") as file:
+            file.truncate(len(whole))
+    return len(lines) - 1
+
+
+def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]]) -> list[dict[str, Any]]:
+    """The rows of a chunk with their scores; the pipeline forms batches of similar length."""
+    rows: list[dict[str, Any]] = []
+    images, texts, owners = [], [], []
+    for line, row in chunk:
+        try:
+            if isinstance(row, DataError):
+                raise row
+            listed = texts_of(row, f"{pairs}:{line}")
+            image = _image_path(row, pairs, f"{pairs}:{line}")
+        except DataError as error:
+            rows.append({**({} if isinstance(row, DataError) else row), "score": None, "error": str(error)})
+            continue
+        images += [image] * len(listed)
+        texts += listed
+        owners += [len(rows)] * len(listed)
+        rows.append(dict(row))
+    if not texts:
+        return rows
+    margins, failures = match.margins(images, texts)
+    scores: dict[int, list[float | None]] = {}
+    for index, (owner, margin) in enumerate(zip(owners, torch.sigmoid(margins).tolist(), strict=True)):
+        scores.setdefault(owner, []).append(None if index in failures else round(margin, 6))
+        if index in failures:
+            rows[owner]["error"] = str(failures[index])
+    for owner, values in scores.items():
+        is_list = any(isinstance(rows[owner].get(name), list) for name in TEXT_COLUMNS)
+        rows[owner]["scores" if is_list else "score"] = values if is_list else values[0]
+    return rows
+
+
+def _image_path(row: dict[str, Any], pairs: Path, where: str) -> Path:
+    images = ImageFolder(pairs.parent)
+    return Path(images.path_of(image_of(row, None, where, images)))
+
+
+def texts_of(row: dict[str, Any], where: str) -> list[str]:
+    """The texts of a row, in its first column of TEXT_COLUMNS. Raises DataError for none."""
+    for name in TEXT_COLUMNS:
+        value = row.get(name)
+        listed: list[Any] = value if isinstance(value, list) else [value]
+        if listed and all(isinstance(text, str) and text.strip() for text in listed):
+            return listed
+    raise DataError(f"{where}: no text; a row needs one of {', '.join(TEXT_COLUMNS)}")
+
+
+def _rows(part: Path) -> Iterator[dict[str, Any]]:
+    with open(part, encoding="utf-8") as lines:
+        next(lines)
+        for number, line in enumerate(lines, 2):
+            yield parse_json(line, f"{part}:{number}", kind=dict)
+
+
+def _values(row: dict[str, Any]) -> list[float | None]:
+    values: list[float | None] = row["scores"] if "scores" in row else [row.get("score")]
+    return values
+
+
+def _threshold(part: Path, keep: float | None, top: float | None) -> float:
+    if top is None:
+        return keep or 0.0
+    scores = sorted((value for row in _rows(part) for value in _values(row) if value is not None), reverse=True)
+    return scores[max(0, math.ceil(top * len(scores)) - 1)] if scores else 0.0
+
+
+def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule: bool) -> Scored:
+    """Write the output, the kept rows and the report from the scored rows."""
+    kept_file = output.with_name(f"{output.stem}.kept.jsonl") if has_rule else None
+    counts, num_failed, num_kept = [0] * BINS, 0, 0
+    examples: list[tuple[float, Path, str]] = []
+    lines, kept_lines = [], []
+    for row in _rows(part):
+        values = _values(row)
+        is_kept = [value is not None and value >= threshold for value in values]
+        for value in values:
+            if value is None:
+                num_failed += 1
+            else:
+                counts[min(BINS - 1, int(value * BINS))] += 1
+        num_kept += sum(is_kept)
+        if has_rule:
+            row["kept"] = is_kept if "scores" in row else is_kept[0]
+            if any(is_kept):
+                plain = {k: v for k, v in row.items() if k not in ("score", "scores", "kept", "error")}
+                if "scores" in row:
+                    name = next(name for name in TEXT_COLUMNS if isinstance(plain.get(name), list))
+                    plain[name] = [text for text, kept in zip(plain[name], is_kept, strict=True) if kept]
+                kept_lines.append(json.dumps(plain, ensure_ascii=False))
+        lines.append(json.dumps(row, ensure_ascii=False))
+        if any(value is not None for value in values):
+            texts, image = texts_of(row, str(pairs)), _image_path(row, pairs, str(pairs))
+            examples += [(v, image, text) for v, text in zip(values, texts, strict=True) if v is not None]
+            if len(examples) > 20_000:
+                examples = _spread(examples, threshold)
+    write_whole(output, "".join(line + "\n" for line in lines))
+    if kept_file is not None:
+        write_whole(kept_file, "".join(line + "\n" for line in kept_lines))
+    num_scored = sum(counts)
+    report = Report(
+        f"Pairs of {pairs.name}",
+        [
+            f"{num_scored:,} texts scored, {num_failed:,} could not be",
+            *(
+                [f"{num_kept:,} kept ({num_kept / max(1, num_scored):.1%}), from {threshold:.3f} on"]
+                if has_rule
+                else []
+            ),
+        ],
+        tables=[_histogram(counts)],
+        galleries=_galleries(examples, threshold, has_rule),
+    ).write(output.with_name(f"{output.stem}.report"))
+    return Scored(output, kept_file, report, num_scored, num_failed, num_kept, threshold)
+
+
+def _histogram(counts: list[int]) -> Table:
+    most, total = max(1, *counts), max(1, sum(counts))
+    rows = [
+        [
+            f"{number / BINS:.1f} to {(number + 1) / BINS:.1f}",
+            count,
+            100 * count / total,
+            "█" * round(30 * count / most),
+        ]
+        for number, count in enumerate(counts)
+    ]
+    return Table("Match probabilities", ["probability", "texts", "%", ""], rows)
+
+
+def _spread(examples: list[tuple[float, Path, str]], threshold: float) -> list[tuple[float, Path, str]]:
+    """The best, the worst, and those nearest to the threshold on both sides."""
+    ordered = sorted(examples, key=lambda each: -each[0])
+    num_kept = sum(value >= threshold for value, _, _ in ordered)
+    near = slice(max(0, num_kept - EXAMPLES), num_kept + EXAMPLES)
+    return list(dict.fromkeys([*ordered[:EXAMPLES], *ordered[near], *ordered[-EXAMPLES:]]))
+
+
+def _galleries(examples: list[tuple[float, Path, str]], threshold: float, has_rule: bool) -> list[Gallery]:
+    ordered = sorted(examples, key=lambda each: -each[0])
+    num_kept = sum(value >= threshold for value, _, _ in ordered)
+    groups = {"Best": ordered[:EXAMPLES], "Worst": ordered[::-1][:EXAMPLES]}
+    if has_rule:
+        groups |= {
+            "Just kept": ordered[max(0, num_kept - EXAMPLES) : num_kept],
+            "Just dropped": ordered[num_kept : num_kept + EXAMPLES],
+        }
+    return [
+        Gallery(name, [GalleryRow("", [_cell(*each) for each in group])]) for name, group in groups.items() if group
+    ]
+
+
+def _cell(value: float, image: Path, text: str) -> Cell:
+    try:
+        return Cell(open_image(image, size_hint=448), f"{value:.3f} {text}")
+    except SampleError:
+        return Cell(None, f"{value:.3f} {text}")

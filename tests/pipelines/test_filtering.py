@@ -1,0 +1,114 @@
+"""Scoring a file of pairs: every text once, in order, resumable, and a part of them kept."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from commands import call
+from evle.errors import ConfigError, DataError
+from evle.pipelines import MatchPipeline, filtering, score_pairs
+from retrieval_models import COLOURS, save_retrieval_model
+
+
+@pytest.fixture(scope="module")
+def match(tmp_path_factory):
+    return MatchPipeline(save_retrieval_model(tmp_path_factory.mktemp("model") / "m"), batch_size=3, num_workers=0)
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = []
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (30, 20 + number), colour).save(tmp_path / f"{colour}.png")
+        rows.append({"image": f"{colour}.png", "caption": f"a {colour} ball " * (1 + number % 3), "id": number})
+    rows.append({"image": "red.png", "captions": ["a red ball", "how many blue balls"], "id": 5})
+    rows.append({"image": "none.png", "caption": "a ball", "id": 6})
+    rows.append({"image": "red.png", "caption": " ", "id": 7})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "pairs.jsonl"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_row_has_the_score_of_its_own_pair(match, table, tmp_path):
+    scored = score_pairs(match, table, tmp_path / "out" / "scored.jsonl", progress=False)
+    rows = lines(scored.output)
+    assert [row["id"] for row in rows] == list(range(8))
+    for row in rows[:5]:
+        expected = match(tmp_path / row["image"], row["caption"])[0]["score"]
+        assert row["score"] == pytest.approx(expected, abs=1e-5)
+    expected = [each["score"] for each in match(tmp_path / "red.png", rows[5]["captions"])]
+    assert rows[5]["scores"] == pytest.approx(expected, abs=1e-5)
+    assert rows[6]["score"] is rows[7]["score"] is None
+    assert "none.png" in rows[6]["error"]
+    assert "pairs.jsonl:8: no text" in rows[7]["error"]
+    assert (scored.num_scored, scored.num_failed, scored.kept_file) == (7, 2, None)
+    assert scored.report.is_file()
+
+
+def test_a_probability_or_a_share_is_kept(match, table, tmp_path):
+    scores = sorted(
+        value
+        for row in lines(score_pairs(match, table, tmp_path / "all.jsonl", progress=False).output)
+        for value in (row["scores"] if "scores" in row else [row["score"]])
+        if value is not None
+    )
+    scored = score_pairs(match, table, tmp_path / "s.jsonl", keep=scores[3], progress=False)
+    assert (scored.num_kept, scored.threshold) == (4, scores[3])
+    assert "Just dropped" in scored.report.read_text()
+    kept = lines(scored.kept_file)
+    assert all(set(row) <= {"image", "caption", "captions", "id"} for row in kept)
+    assert sum(len(row.get("captions", [1])) for row in kept) == 4
+    assert score_pairs(match, table, tmp_path / "s.jsonl", top=0.5, progress=False).num_kept == 4
+    assert score_pairs(match, table, tmp_path / "s.jsonl", top=1.0, progress=False).num_kept == 7
+
+
+def test_an_interrupted_job_resumes_and_gives_the_same(match, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "CHUNK", 2)
+    whole = score_pairs(match, table, tmp_path / "whole.jsonl", progress=False).output.read_text()
+    calls = []
+
+    def interrupted(self, images, texts, old=MatchPipeline.margins):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return old(self, images, texts)
+
+    monkeypatch.setattr(MatchPipeline, "margins", interrupted)
+    output = tmp_path / "scored.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(match, table, output, progress=False)
+    part = tmp_path / "scored.jsonl.part"
+    with open(part, "a") as file:
+        file.write('{"image": "torn')
+    score_pairs(match, table, output, progress=False)
+    assert output.read_text() == whole
+    assert not part.exists()
+    assert calls[3] == calls[2]
+
+
+def test_another_input_starts_again(match, table, tmp_path):
+    (tmp_path / "s.jsonl.part").write_text('{"pairs": "other"}\n{"image": "red.png", "score": 0.5}\n')
+    assert len(lines(score_pairs(match, table, tmp_path / "s.jsonl", progress=False).output)) == 8
+
+
+def test_impossible_jobs_are_refused(match, table, tmp_path):
+    for options in ({"keep": 1.5}, {"top": 0.0}, {"keep": 0.1, "top": 0.1}):
+        with pytest.raises(ConfigError):
+            score_pairs(match, table, tmp_path / "s.jsonl", progress=False, **options)
+    with pytest.raises(ConfigError, match="replace the input"):
+        score_pairs(match, table, table, progress=False)
+    with pytest.raises(DataError, match="not a table of pairs"):
+        score_pairs(match, tmp_path / "no.jsonl", tmp_path / "s.jsonl", progress=False)
+
+
+def test_the_verb_scores_a_table(match, table, tmp_path):
+    said = call("match", match.source, "--pairs", table, "-o", tmp_path / "s.jsonl", "--top", "0.5")
+    assert "7 texts scored, 2 could not be" in said
+    assert "4 texts kept" in said
+    assert "next: evle data check" in said
+    assert "belong together" in call("match", match.source, "--pairs", table, code=2)
+    assert "an image and texts, or a table" in call("match", match.source, code=2)
