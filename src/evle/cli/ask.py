@@ -135,8 +135,8 @@ def match(
     With --pairs every caption of a table is scored, and a part of them can be kept. Repeat the command to resume.
 
     \b
-      evle match runs/quickstart/retrieval a.jpg "a red apple" "a green frog"
-      evle match runs/quickstart/retrieval --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
+      evle match runs/coco a.jpg "a red apple" "a green frog"
+      evle match runs/coco --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
     """
     from evle.pipelines import MatchPipeline, score_pairs
 
