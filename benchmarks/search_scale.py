@@ -14,6 +14,11 @@ from evle.search.store import SHARD_ROWS, Entry, Facts, Place, Store
 QUERIES = 20
 
 
+def report(name: str, seconds: list[float]) -> None:
+    ordered = sorted(seconds)
+    print(f"{name}: median {1e3 * ordered[len(ordered) // 2]:.0f} ms, best {1e3 * ordered[0]:.0f} ms")
+
+
 def main(rows: int, dimension: int) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(1000, dimension, generator=generator)
@@ -37,10 +42,10 @@ def main(rows: int, dimension: int) -> None:
             started = time.perf_counter()
             nearest.nearest_rows(store, query[None], 10)
             seconds.append(time.perf_counter() - started)
-        seconds.sort()
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"exact, {rows:,} x {dimension}: median {1e3 * seconds[len(seconds) // 2]:.0f} ms, best {1e3 * seconds[0]:.0f} ms")
-        print(f"peak memory grew by {(after - before) / 1024:.0f} MiB, of which mapped files {rows * dimension * 2 / 2**20:.0f} MiB")
+        report(f"exact, {rows:,} x {dimension}", seconds)
+        mapped = rows * dimension * 2 / 2**20
+        print(f"peak memory grew by {(after - before) / 1024:.0f} MiB, of which mapped files {mapped:.0f} MiB")
         started = time.perf_counter()
         approximate = nearest.Approximate.build(store)
         print(f"approximate index: built in {time.perf_counter() - started:.0f} s, recall@10 {approximate.recall:.3f}")
@@ -49,8 +54,7 @@ def main(rows: int, dimension: int) -> None:
             started = time.perf_counter()
             approximate.nearest_rows(store, query[None], 10)
             seconds.append(time.perf_counter() - started)
-        seconds.sort()
-        print(f"approximate: median {1e3 * seconds[len(seconds) // 2]:.0f} ms, best {1e3 * seconds[0]:.0f} ms")
+        report("approximate", seconds)
 
 
 if __name__ == "__main__":
