@@ -127,7 +127,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.search.build_index", reached)
     monkeypatch.setattr("evle.search.ImageIndex.load", reached)
     # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
-    for name in ("Match", "VQA", "Compare", "Localise"):
+    for name in ("Match", "VQA", "Compare", "Localise", "Embed", "Classify"):
         monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
     for name in ("LocalLanguageModel", "LocalCaptioner"):
         monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
