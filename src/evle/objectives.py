@@ -42,7 +42,7 @@ def balance(gates: Tensor, first_choice: Tensor, real: Tensor | None = None) -> 
 
 
 def mim(predicted: Tensor, target: Tensor) -> Tensor:
-    """Masked image modelling: mean squared error over the pixels (B, M, pixels a patch) of masked patches."""
+    """Masked image modelling: mean squared error over the pixels (B, M, pixels per patch) of masked patches."""
     return F.mse_loss(predicted.float(), target.float())
 
 
@@ -90,7 +90,7 @@ def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor
 def sample_hard_negatives(
     logits: Tensor, excluded: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One negative a row, sampled from softmax(logits) + 1e-5 over the columns that are not `excluded` (ALBEF).
+    """One negative per row, sampled from softmax(logits) + 1e-5 over the columns that are not `excluded` (ALBEF).
 
     `logits` and the boolean `excluded` are (B, G). Returns (index (B,), found (B,) bool); `found` is False where a
     row has no negative at all, and its index is then meaningless.

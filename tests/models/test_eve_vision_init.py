@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import BeitConfig, BeitModel, ViTConfig, ViTModel
+from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from eve_models import build, relative_difference, tiny
 from evle.errors import CheckpointError
@@ -105,3 +105,26 @@ def test_another_width_and_another_kind_of_model_are_refused(vit, tmp_path):
         init_from_vision(build(EVEModel), tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="no such file; give a vision Transformer"):
         init_from_vision(build(EVEModel), tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("patch_size", [4, 2])
+def test_dino_brings_its_scales_and_what_does_not_fit_starts_at_random(patch_size, tmp_path):
+    torch.manual_seed(0)
+    dino = Dinov2Model(
+        Dinov2Config(
+            hidden_size=24, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=16,
+            patch_size=patch_size, layerscale_value=0.3,
+        )
+    )  # fmt: skip
+    dino.save_pretrained(tmp_path)
+    model = build(EVEModel, intermediate_size=48)
+    before = model.image_embedding.patch.weight.clone()
+    report = init_from_vision(model, tmp_path)
+    assert report.num_blocks == 2
+    assert torch.all(model.layers[0].attention_scale == 0.3)
+    assert torch.equal(model.layers[1].feed_forward.image.fc1.weight, dino.encoder.layer[1].mlp.fc1.weight)
+    fits = patch_size == 4
+    assert torch.equal(model.image_embedding.patch.weight, before) != fits
+    assert ("image_embedding.patch.weight" in report.new) != fits
+    assert "text_embedding.word.weight" in str(report)
+    assert "layers.*.feed_forward.gate.weight" in str(report)

@@ -1,7 +1,7 @@
 """The sizes one can ask for by name: preset -> (family, the fields that differ from the family's defaults).
 
 The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's
-proportions (patches a side, feed-forward 4 x width, soft routing at the top) at a cost two cores can train, with plain
+proportions (patches per side, feed-forward 4 x width, soft routing at the top) at a cost two cores can pay, with plain
 GELU, which a CPU computes twice as fast as quick_gelu. eve-tiny is made for runs of minutes from random weights: few
 tokens behind convolutions, LayerScale 1 (0.1 costs a short run its first minutes), positions that show from the first
 step, no dropout, mean pooling.

@@ -29,12 +29,12 @@ class EVEConfig(PreTrainedConfig):
         vocab_size: 64000, a BPE trained on BookCorpus and Wikipedia [P].
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, and the width of
             feed-forwards and experts [P].
-        image_size, patch_size, num_channels: pixels a side of the square the position table is made for; other sizes
-            are interpolated at run time [P].
+        image_size, patch_size, num_channels: side in pixels of the square images that the position table is for; other
+            sizes are interpolated at run time [P].
         stem_channels: channels of strided convolutions in front of the patch projection, each stage halving the
             image; 2 ** stages must be patch_size. Empty is the paper's plain patch projection; convolutions are
             for training from few images [D].
-        stem_blocks: residual blocks of two convolutions after each stage of the stem, as many numbers as stages; empty
+        stem_blocks: residual blocks of two convolutions after each stage of the stem, one number per stage; empty
             is none [D].
         max_position_embeddings: rows of the text position table, the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
@@ -45,11 +45,11 @@ class EVEConfig(PreTrainedConfig):
         attention_dropout: [C: 0].
         initializer_range: standard deviation of the truncated normal initialisation [C: 0.02].
         place_init_range: that of positions, type vectors and the class token; None is initializer_range [C]. They are
-            added to words of deviation 1: at 0.02 a model sees order and place only after long training, so short
-            runs want about 0.5 [D].
+            added to words of deviation 1: at 0.02 a model learns to use order and position only in long training, so
+            short runs need about 0.5 [D].
     Routing:
         soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
-        deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one a
+        deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one per
             modality) and "shared" (one for both) [P, table 7].
         num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability
             (as Switch Transformers do), else the router would have no gradient [D].

@@ -36,19 +36,19 @@ def convert_eve(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
 ) -> str:
-    """Convert one EVE checkpoint. The direction follows from `source`: a file is a released one, a directory ours.
+    """Convert one EVE checkpoint. A `source` that is a file is a released checkpoint, a directory is ours.
 
     Args:
         source: a released `.th`, `.pth`, `.bin` or `.safetensors` file, or a directory of `save_pretrained`.
         destination: the model directory to write, or the released file (`.th`, `.pth`, `.bin` hold `{"model": ...}`).
-        num_attention_heads: the weights do not tell it; width / 64 by default.
+        num_attention_heads: the weights do not contain it; width / 64 by default.
         released_routing: give the directory the released `capacity_factor` of 1.0 instead of dropless routing.
         tokenizer: a tokenizer's directory to save beside the weights, which hold none; pipelines, search and
             evaluation need one.
         answers: the answer list of a VQA checkpoint, a JSON list of strings in the order of its outputs.
 
     Returns:
-        One line that says what was written.
+        One line that describes what was written.
 
     Raises:
         CheckpointError: nothing to convert, keys that do not fit, or a model that the release has no form for.
@@ -119,7 +119,7 @@ def _read_answers(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no answer list that can be read ({error})") from None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ConfigError(f"{path}: must hold a JSON list of strings, one answer an output")
+        raise ConfigError(f"{path}: must hold a JSON list of strings, one answer per output")
     return answers
 
 
@@ -165,4 +165,4 @@ def _write(destination: Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         reason = error.strerror or error
-        raise EvleError(f"{destination}: cannot be written ({reason}); free space or choose another place") from error
+        raise EvleError(f"{destination}: cannot be written ({reason}); free space or choose another folder") from error

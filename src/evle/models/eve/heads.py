@@ -299,7 +299,7 @@ class EVEForNLVR2(EVEPreTrainedModel):
         """
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
             raise DataError(
-                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images a statement; got {tuple(pixel_values.shape)}"
+                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -347,7 +347,7 @@ def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.S
 
 
 def word_head(config: EVEConfig, num_words: int) -> nn.Sequential:
-    """A text state -> one logit a word, as masked language modelling has it: Linear, activation, Linear."""
+    """A text state -> one logit per word, as masked language modelling has it: Linear, activation, Linear."""
     width = config.hidden_size
     return nn.Sequential(nn.Linear(width, width), activation(config.hidden_act), nn.Linear(width, num_words))
 

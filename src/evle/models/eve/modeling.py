@@ -47,7 +47,7 @@ class EVEOutput(ModelOutput):
         router: statistics of the L soft-routed blocks, averaged over the passes: "balance", the unweighted
             load-balancing loss, and the fields of `routing.Routing`, (L, E) for loads and (L,) for the rest; None
             without such blocks.
-        hidden_states, attentions: one tensor a block, (B, S, D) and (B, H, S, S), when asked for.
+        hidden_states, attentions: one tensor per block, (B, S, D) and (B, H, S, S), when asked for.
     """
 
     loss: Tensor | None = None
@@ -516,7 +516,7 @@ def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attentio
 
 
 def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
-    """The soft-routed blocks of one pass: `balance` averaged, with gradient; the rest stacked, one row a block."""
+    """The soft-routed blocks of one pass: `balance` averaged, with gradient; the rest stacked, one row per block."""
     if not routings:
         return None
     stacked = {name: torch.stack(values) for name, values in zip(Routing._fields, zip(*routings))}

@@ -54,7 +54,7 @@ TABLE: dict[str, str] = {
 }
 # VQA's classifier and NLVR2's plain head share this released prefix; ours is the model's `released_classifier`.
 CLASSIFIER = "output."
-# One tensor an expert there, stacked (E, ...) here.
+# One tensor per expert there, stacked (E, ...) here.
 EXPERTS = {
     "fc1.weight": "up_proj",
     "fc1.bias": "up_proj_bias",

@@ -4,7 +4,7 @@ The three modules have one interface, `(hidden (B, S, D), num_image, token_mask 
 Routing or None)`: the first `num_image` of the S tokens are image tokens, the rest text; `token_mask` is True for
 real tokens, None where all are.
 
-B batch, S tokens, D width, I feed-forward width, E experts, K experts a token, N routed tokens.
+B batch, S tokens, D width, I feed-forward width, E experts, K experts per token, N routed tokens.
 """
 
 from types import SimpleNamespace
@@ -179,7 +179,7 @@ class EVEExperts(nn.Module):
 class SoftRouter(nn.Module):
     """One LayerNorm, a router, E experts: `sum_k g_k Expert_k(x + b_m)` with `g = softmax(W (x + b_m))`.
 
-    b_m is a learned vector a modality. As in the released code the experts receive x + b_m, and the two kept gate
+    b_m is a learned vector per modality. As in the released code the experts receive x + b_m, and the two kept gate
     values are renormalised to sum to 1, after the capacity cut. The router runs in float32.
     """
 

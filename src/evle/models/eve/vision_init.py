@@ -2,7 +2,7 @@
 
 The paper says "initialised from BEiT v2" and no more. Decided here: patch projection, [CLS], positions, attention with
 its LayerNorm and LayerScale, and the final LayerNorm go where they belong; each feed-forward goes to the image
-feed-forward of a hard-routed block, to its text feed-forward too unless told otherwise, and to every expert of a
+feed-forward of a hard-routed block, to its text feed-forward too by default, and to every expert of a
 soft-routed one. What EVE has no place for (relative position bias, classifier) stays behind, and so does the key bias,
 which cancels in the softmax.
 
