@@ -151,7 +151,7 @@ def test_padding_and_neighbours_do_not_change_nlvr2(head):
 
 
 def test_nlvr2_refuses_single_images():
-    with pytest.raises(DataError, match="two images a statement"):
+    with pytest.raises(DataError, match="two images per statement"):
         build(EVEForNLVR2)(**batch())
 
 

@@ -1,4 +1,4 @@
-"""EVE's pre-training by masked signals, two forward passes per step (EVE, section 3.3), with itc and itm for comparison.
+"""EVE's pre-training by masked signals, two forward passes per step (EVE, section 3.3); itc and itm to compare.
 
 The masks arrive as arguments: this file draws nothing but hard negatives.
 
