@@ -413,8 +413,8 @@ def test_of_two_sizes_of_images_the_one_that_counts_is_said(family, tmp_path):
     for size in (16, 32):
         config = micro_run(tmp_path, "vqa", {"image": {"size": size}}, family)
         notes[size] = "\n".join(prepare(config, samples={"train": SAMPLES["vqa"]()}).notes)
-    assert "images have 32 pixels a side: image.size goes before the image_size=16 of model.overrides" in notes[32]
-    assert "pixels a side" not in notes[16]
+    assert "using image.size=32; image_size=16 of model.overrides is ignored" in notes[32]
+    assert "is ignored" not in notes[16]
 
 
 def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_what_came_after(tmp_path):

@@ -41,7 +41,7 @@ PATIENCE = 30.0  # seconds that the second batch may take
 FIXED_BYTES = 16  # a parameter in float32: itself, its gradient, AdamW's two moments
 HELD_BYTES = 8  # of these the rehearsal holds itself and its gradient
 USABLE = 0.7  # share of the free memory that it takes
-SMALLEST_WEIGHT = 2**16  # elements from which on a tensor may be told to be a weight's by its size
+SMALLEST_WEIGHT = 2**16  # elements: a smaller tensor is not taken for a weight's by its size
 GIB = 2**30
 
 
@@ -191,7 +191,7 @@ def _missing(config: RunConfig) -> list[str]:
 
 def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
     """The samples of every split, and a line for each of their sources that cannot be read: not for the first alone,
-    or a mix of corpora would be told one a try."""
+    or a mix of corpora would be reported one per try."""
     reads, samples, lacking = task_class(config).reads, dict[Split, Samples](), list[str]()
     if config.data.train is None:
         lacking.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
@@ -378,7 +378,7 @@ def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], t
         yield lambda: (counted.peak, counted.weight_peak)
 
 
-class TensorBytes(TorchDispatchMode):
+class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operators make within it, and the `peak` of them alive at once.
 
     Tensors of as many elements as one of `weights` (their gradients, copies in another precision) are counted apart, in
@@ -387,7 +387,7 @@ class TensorBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: Sequence[torch.Tensor] = (), weights: Iterable[torch.Tensor] = ()):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.weight_peak = 0
         self._alive = {False: 0, True: 0}
         self._seen: dict[int, tuple[bool, int]] = {}

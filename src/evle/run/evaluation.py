@@ -1,7 +1,7 @@
 """A trained model scored by another recipe: zero-shot retrieval of a pre-trained one, or a corpus it was not tuned on.
 
 The recipe says task and data; how images and texts are read is the trained model's own, which knows no other way. Of
-the model's config, what its weights do not depend on may be set anew.
+the model's config, what its weights do not depend on can be changed.
 """
 
 import json
@@ -47,7 +47,7 @@ def asked_fields(overrides: Mapping[str, Any], folder: str | Path) -> dict[str, 
 
 
 def with_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrainedModel:
-    """`model` with fields of its config set anew, such as `capacity_factor`, and its weights as they are.
+    """`model` with changed fields of its config, such as `capacity_factor`, and its weights as they are.
 
     Raises ConfigError for fields that cannot be, and for those that need other weights.
     """
@@ -57,14 +57,15 @@ def with_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
     weights = model.state_dict()
     shapes, needed = ({name: each.shape for name, each in part.items()} for part in (weights, built.state_dict()))
     if other := sorted(name for name in shapes.keys() | needed.keys() if shapes.get(name) != needed.get(name)):
-        cure = "set image.size to score at another size" if "image_size" in fields else "leave it out, or train anew"
+        cure = "set image.size to score at another size" if "image_size" in fields else "leave it out, or train again"
         raise ConfigError(
             f"model.overrides: {', '.join(f'{name}={value}' for name, value in fields.items())} needs other weights "
             f"than the trained ones ({len(other)} tensors, first {other[0]}); {cure}"
         )
     built.load_state_dict(weights)
     torch.nn.Module.to(built, model.dtype)
-    return built.eval()
+    built.train(False)
+    return built
 
 
 def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ def make_tokenizer(
         _refuse_other_words(tokenizer, options.path, model, start)
         return tokenizer
     if model.init is not None:
-        return read_processor(model.init, start.model_type).tokenizer
+        return cast(PreTrainedTokenizerBase, read_processor(model.init, start.model_type).tokenizer)
     if model.text is not None:
         return read_tokenizer(model.text)
     return train_tokenizer(texts(), options.vocab_size or start.vocab_size)
@@ -96,7 +97,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             read_json(added if added.is_file() else None),
         )
     try:
-        return from_folder(AutoTokenizer, folder)
+        return cast(PreTrainedTokenizerBase, from_folder(AutoTokenizer, folder))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no tokenizer ({in_one_line(error)})") from None
 
@@ -122,7 +123,7 @@ def vocab_size_for(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, start
                 f"model.overrides.vocab_size={wanted} is less than the tokenizer's {len(tokenizer)} tokens; "
                 "leave it out"
             )
-        return wanted
+        return int(wanted)
     if len(tokenizer) > start.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} tokens, but {weights} knows {start.vocab_size}; "

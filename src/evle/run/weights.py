@@ -139,7 +139,7 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
     """The processor saved beside a model. Raises CheckpointError."""
     folder = model_folder(path)
     try:
-        return from_folder(PROCESSORS[family], folder)
+        return cast(ProcessorMixin, from_folder(PROCESSORS[family], folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "
@@ -154,7 +154,7 @@ def build_processor(
     folder of a VLE's image tower."""
     if family == "vle":
         return VLEProcessor.for_size(image_size, tokenizer, vision)
-    return PROCESSORS[family].for_size(image_size, tokenizer)
+    return cast(ProcessorMixin, PROCESSORS[family].for_size(image_size, tokenizer))
 
 
 def build_model(
@@ -334,7 +334,7 @@ def _heads(names: Any) -> str:
 
 def size_notes(overrides: Mapping[str, Any], size: int) -> list[str]:
     """That images have `size` pixels a side, where the `overrides` of a model's configuration name another."""
-    told = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
-    if told == size:
+    given = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
+    if given == size:
         return []
-    return [f"images have {size} pixels a side: image.size goes before the image_size={told} of model.overrides"]
+    return [f"using image.size={size}; image_size={given} of model.overrides is ignored"]
