@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from evle.config import merge
-from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
+from evle.data.samples import Box, CaptionSample, NLVR2Sample, Swap, VCRSample, VQASample
 from evle.errors import SampleError
 from evle.run.config import RunConfig
 
@@ -57,6 +57,16 @@ def caption_samples() -> list[CaptionSample]:
         )
         for place, (colour, thing) in enumerate(zip(COLOURS, THINGS, strict=True))
     ]
+
+
+def swap_samples() -> list[CaptionSample]:
+    """Images of one colour in four sets of two, each with the caption of the other as its swapped one."""
+    samples = []
+    for index, colour in enumerate(COLOURS):
+        other, set_id = COLOURS[index ^ 1], f"{index // 2}"
+        swap = Swap(f"all {other}", "colour", plain_image(other), set_id)
+        samples.append(CaptionSample(colour, plain_image(colour), (f"all {colour}",), swap=swap))
+    return samples
 
 
 def vqa_samples() -> list[VQASample]:
@@ -111,6 +121,7 @@ class Damaged(list):
 SAMPLES = {
     "pretraining": caption_samples,
     "retrieval": caption_samples,
+    "swaps": swap_samples,
     "vqa": vqa_samples,
     "nlvr2": nlvr2_samples,
     "vcr-q2a": vcr_samples,

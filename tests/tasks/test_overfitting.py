@@ -12,6 +12,7 @@ from micro import SAMPLES, micro_run
 LEARNT = {  # task -> steps, its score, and what counts as learnt
     "pretraining": (80, "mlm_accuracy", 75.0),
     "retrieval": (60, "R@mean", 99.0),
+    "swaps": (120, "itc/accuracy", 99.0),
     "vqa": (60, "accuracy", 99.0),
     "nlvr2": (120, "accuracy", 99.0),
     "vcr-q2a": (80, "accuracy", 99.0),
