@@ -2,12 +2,13 @@
 
 import io
 import logging
+import time
 
 import pytest
 
 from commands import call
 from evle import terminal
-from evle.terminal import PrintableStream, ProgressLine, log_to_terminal, printable
+from evle.terminal import PrintableStream, ProgressLine, Watch, log_to_terminal, printable
 
 
 def test_no_control_code_of_a_name_reaches_the_terminal(tmp_path):
@@ -69,3 +70,17 @@ def test_log_lines_go_to_stderr_of_the_moment_once(level, capsys):
     log_to_terminal()
     getattr(logging.getLogger("evle.somewhere"), level)("a\x1bb")
     assert capsys.readouterr().err == ("a\ufffdb\n" if level == "info" else "evle: a\ufffdb\n")
+
+
+def test_slow_work_is_named_once_per_doubling_and_quick_work_never(caplog):
+    watch = Watch(seconds=0.2)
+    for _ in range(5):
+        watch.begin(lambda: "quick work")
+        watch.end()
+    watch.begin(lambda: "slow work")
+    time.sleep(1.0)
+    watch.end()
+    watch.close()
+    slow = [line for line in caplog.messages if "slow work" in line]
+    assert 1 <= len(slow) <= 3
+    assert not any("quick" in line for line in caplog.messages)

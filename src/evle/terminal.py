@@ -4,7 +4,9 @@ import importlib.util
 import logging
 import re
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 from rich.console import Console
@@ -132,6 +134,43 @@ class ProgressLine:
         """Log one line that stays above the bar."""
         if self.visible:
             logger.info("%s", message)
+
+
+class Watch:
+    """Logs a warning when one piece of work takes long: first after `seconds`, then after twice as long, and so on.
+
+    `begin` and `end` cost next to nothing; a thread looks at them. `what` is called when there is something to report.
+    """
+
+    def __init__(self, seconds: float = 60.0):
+        self._seconds = seconds
+        self._work: tuple[float, Callable[[], str]] | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, what: Callable[[], str]) -> None:
+        self._work = (time.monotonic(), what)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        self._work = None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def _look(self) -> None:
+        reported: tuple[float, Callable[[], str]] | None = None
+        wait = self._seconds
+        while not self._closed.wait(self._seconds / 4):
+            work = self._work
+            if work is not reported:
+                reported, wait = work, self._seconds
+            if work is not None and time.monotonic() - work[0] >= wait:
+                logger.warning("waiting for %.0f s for %s", time.monotonic() - work[0], work[1]())
+                wait *= 2
 
 
 def _draws_bars(console: Console) -> bool:

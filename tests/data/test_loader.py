@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evle.data.loader import Loader, epoch_order, sample_rng, worker_death
-from evle.data.samples import CaptionSample
+from evle.data.samples import CaptionSample, hash_samples
 from evle.errors import DataError, SampleError
 
 
@@ -191,3 +192,41 @@ def test_a_killed_data_worker_is_one_line_with_the_cure():
     ):
         list(loader.batches(0))
     assert worker_death(RuntimeError("something else")) is None
+
+
+def _slow_features(sample, rng):
+    if sample.key == "sample-5":
+        time.sleep(3)
+    return sample.key
+
+
+def test_a_worker_whose_batch_does_not_come_is_named(monkeypatch, caplog):
+    monkeypatch.setattr("evle.data.loader.SLOW_SECONDS", 0.4)
+    samples = [CaptionSample(f"sample-{number}", b"", ("x",)) for number in range(8)]
+    loader = Loader(samples, _slow_features, list, batch_size=1, seed=0, shuffle=False, num_workers=2)
+    assert len(list(loader.batches(epoch=0, start=2))) == 6
+    pids = [worker.pid for worker in loader._workers._iterator._workers]
+    # Batches 2, 3, 4, 5 are dealt out to the workers 0, 1, 0, 1.
+    assert f"for batch 5 of epoch 0, which data worker 1 (process {pids[1]}) prepares" in caplog.text
+    assert not any(f"batch {number} " in caplog.text for number in (2, 3, 4, 6, 7))
+
+
+def test_the_hash_of_the_data_sees_replaced_images(tmp_path):
+    def samples():
+        return [CaptionSample(str(number), str(tmp_path / f"{number}.png"), ("x",)) for number in range(30)]
+
+    for number in range(30):
+        (tmp_path / f"{number}.png").write_bytes(b"abc")
+        os.utime(tmp_path / f"{number}.png", (1, 1))
+    before = hash_samples({"train": samples()})
+    assert hash_samples({"train": samples()}) == before
+    (tmp_path / "17.png").write_bytes(b"abcd")
+    os.utime(tmp_path / "17.png", (1, 1))
+    other_size = hash_samples({"train": samples()})
+    (tmp_path / "17.png").write_bytes(b"abc")
+    os.utime(tmp_path / "17.png", (2, 2))
+    other_time = hash_samples({"train": samples()})
+    (tmp_path / "17.png").unlink()
+    assert len({before, other_size, other_time, hash_samples({"train": samples()})}) == 4
+    drawn = [CaptionSample("a", b"bytes", ("x",))]
+    assert hash_samples({"train": drawn}) == hash_samples({"train": drawn})

@@ -7,17 +7,22 @@ of 8 each.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from evle.data.samples import Sample
 from evle.errors import DataError, EvleError, SampleError
+from evle.terminal import Watch
 
 FeatureFunction = Callable[[Sample, np.random.Generator], Any]
 CollateFunction = Callable[[list[Any]], Any]
+
+SLOW_SECONDS = 60.0  # after which a worker whose batch does not come is named
 
 TRIES = 64
 """Samples that are tried in a row for a training batch of which nothing could be read, before the data set counts as
@@ -51,6 +56,15 @@ class _Prepared:
     batch: Any = None
     skipped: tuple[tuple[str, str], ...] = ()
     error: EvleError | None = None
+
+    def pin_memory(self) -> "_Prepared":
+        """With its tensors in pinned memory where there is a GPU, to which they are then copied in the background.
+
+        DataLoader calls it in its own thread.
+        """
+        if torch.cuda.is_available():
+            self.batch = pin_memory(self.batch)
+        return self
 
 
 class Loader:
@@ -128,7 +142,7 @@ class Loader:
                 raise type(prepared.error)(*prepared.error.args)
             if prepared.batch is not None:
                 yielded = True
-                yield prepared.batch
+                yield prepared.batch if self._workers is not None else prepared.pin_memory().batch
         if not yielded and start < self.num_batches:
             raise _unreadable(len(self._skipped), self.skipped[0])
 
@@ -146,14 +160,36 @@ class Loader:
                 num_workers=self._num_workers,
                 persistent_workers=True,
                 collate_fn=_as_it_is,
+                pin_memory=torch.cuda.is_available(),
                 # The loader draws a seed for its workers; from its own generator, or it would move torch's global one.
                 generator=torch.Generator(),
             )
+        watch, number = Watch(SLOW_SECONDS), start
         try:
-            yield from self._workers
+            batches: Any = iter(self._workers)
+            while True:
+                watch.begin(partial(_about_waiting, batches, epoch, number, number - start))
+                batch = next(batches, None)
+                watch.end()
+                if batch is None:
+                    return
+                yield batch
+                number += 1
         except RuntimeError as error:
             self._workers = None
             raise worker_death(error) or error from None
+        finally:
+            watch.close()
+
+
+def _about_waiting(batches: Any, epoch: int, number: int, position: int) -> str:
+    """Which worker prepares the batch that does not come: torch deals batches out in turn."""
+    workers = batches._workers
+    worker = position % len(workers)
+    return (
+        f"batch {number} of epoch {epoch}, which data worker {worker} (process {workers[worker].pid}) prepares; a slow "
+        "or hanging disk is the usual cause"
+    )
 
 
 class _Plan(Sampler):

@@ -153,6 +153,8 @@ def num_left_out(samples: Any) -> int:
     return getattr(samples, "num_skipped", len(getattr(samples, "skipped", ())))
 
 
+STATED_IMAGES = 5000
+
 Split = Literal["train", "val", "test"]
 Samples = Sequence[Sample]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -183,6 +185,33 @@ def left_out_by(samples: Mapping[Split, Samples]) -> tuple[list[str], int]:
 
 
 def hash_samples(samples: Mapping[Split, Samples]) -> str:
-    """One hash of what all the splits hold."""
-    prints = [f"{split}:{getattr(each, 'fingerprint', len(each))}" for split, each in samples.items()]
+    """One hash of what all the splits hold: their tables, and the sizes and times of their image files.
+
+    Of a source with more than STATED_IMAGES samples, evenly spread ones are looked at.
+    """
+    prints = [
+        f"{split}:{getattr(each, 'fingerprint', len(each))}:{_hash_files(each)}" for split, each in samples.items()
+    ]
     return hashlib.blake2b("\n".join(prints).encode(), digest_size=8).hexdigest()
+
+
+def _hash_files(samples: Samples) -> str:
+    """A hash of size and time of the image files of samples; images elsewhere are part of the fingerprint."""
+    if hasattr(samples, "sources"):
+        return "+".join(_hash_files(source) for source in samples.sources)
+    digest = hashlib.blake2b(digest_size=8)
+    for sample in readable(samples, range(0, len(samples), -(-len(samples) // STATED_IMAGES) or 1)):
+        files = [image for image in _images(sample) if isinstance(image, str | os.PathLike)]
+        if not files:
+            return ""  # a source keeps all its images in one way
+        for file in files:
+            try:
+                facts = os.stat(file)
+                digest.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+            except (OSError, ValueError):
+                digest.update(b"missing\n")
+    return digest.hexdigest()
+
+
+def _images(sample: Sample) -> tuple[ImageSource, ...]:
+    return sample.images if isinstance(sample, NLVR2Sample) else (sample.image,)

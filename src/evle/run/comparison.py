@@ -1,12 +1,12 @@
 """One report of several runs: the stages of a recipe, and the seeds of a stage, beside each other."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evle.files import read_json
 from evle.report import Curve, Gallery, Report, Table, read_galleries
 from evle.run.config import JointStage, Stage, Stages
 from evle.tasks import TASKS
@@ -59,13 +59,14 @@ def compare(recipe: Stages) -> Report:
             scores[result.name] = result.scores
             if result.spread:
                 scores[f"{result.name}: standard deviation"] = result.spread
-    pages = ", ".join(f"{stage.output.relative_to(recipe.output)}/report.html" for stage in recipe.every)
     return Comparison(
         title=recipe.title,
         summary=[
             *([recipe.about] if recipe.about else []),
             *(_in_words(task, own) for task, own in tasks.items()),
-            f"Images, curves and settings of each stage: {pages}",
+        ],
+        links=[
+            (stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in recipe.every
         ],
         provenance={name: report["provenance"] for name, report in reports.items()},
         tables=[
@@ -95,7 +96,7 @@ def _groups(recipe: Stages) -> dict[str, list[Stage | JointStage]]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = read_json(folder / "report.json", kind=dict)
     return report
 
 
