@@ -104,7 +104,7 @@ def test_warmup_is_a_share_below_one_and_a_number_of_steps_from_one():
 def test_impossible_settings_are_refused_together():
     with pytest.raises(ConfigError) as caught:
         OptimConfig.build({"lr": -1, "wamup": 0.1, "schedule": "sine"}, "recipe.yaml")
-    assert all(word in str(caught.value) for word in ("lr", "wamup", "did you mean 'warmup'", "schedule"))
+    assert all(word in str(caught.value) for word in ("lr", "wamup", "did you mean", "warmup", "schedule"))
     with pytest.raises(ConfigError, match="no regular expression"):
         OptimConfig.build({"no_decay": ["("]}, "recipe.yaml")
 
