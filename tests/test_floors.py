@@ -16,7 +16,7 @@ FLOORS = {
     7: ["cli"],
     6: ["demo", "server"],
     5: ["run", "search"],
-    4: ["engine", "pipelines", "export"],
+    4: ["engine", "pipelines", "export", "interop", "share"],
     3: ["tasks", "inspection", "recipes"],
     2: ["models", "data", "transforms", "config"],
     1: ["objectives", "metrics", "registration", "report", "distributed", "precision", "files", "terminal", "errors"],

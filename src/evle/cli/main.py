@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from evle import __version__
-from evle.cli import ask, data, new, search, train
+from evle.cli import ask, data, new, search, share, train
 from evle.errors import EvleError
 from evle.terminal import PrintableStream, log_to_terminal, printable
 
@@ -163,6 +163,8 @@ for building_verb in new.VERBS:
     app.command(rich_help_panel=TRAIN)(building_verb)
 for asking_verb in (*search.VERBS, *ask.VERBS):
     app.command(rich_help_panel=USE)(asking_verb)
+for sharing_verb in share.VERBS:
+    app.command(rich_help_panel=SHARE)(sharing_verb)
 for data_verb in data.VERBS:
     data_app.command()(data_verb)
 
@@ -195,6 +197,7 @@ def convert(
     """
     from evle.errors import ConfigError, nearest
     from evle.models.eve.convert import convert_eve
+    from evle.share.card import save_card
 
     if family != "eve":
         raise ConfigError(f"there is nothing to convert for the family {family!r}; {nearest(family, ['eve'])}")
@@ -206,6 +209,8 @@ def convert(
         tokenizer=tokenizer,
         answers=answers,
     )
+    if destination.is_dir():
+        save_card(destination)
     print(written)
 
 

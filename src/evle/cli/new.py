@@ -32,6 +32,7 @@ def new(
     """
     from evle.models.loading import without_bars
     from evle.models.vle.new import new_vle
+    from evle.share.card import save_card
 
     if family != "vle":
         raise ConfigError(f"only a vle is built of other models, not {family!r}; {nearest(family, ['vle'])}")
@@ -45,6 +46,7 @@ def new(
             num_hidden_layers=blocks,
             overwrite=overwrite,
         )
+    save_card(output)
     config = model.config
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(

@@ -30,6 +30,7 @@ from evle.run.reporting import (
     split_read,
     write_report,
 )
+from evle.share.card import save_card
 from evle.tasks.task import Evaluation, Task
 
 
@@ -128,6 +129,8 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
         scores=score_rows(where, found),
     )
     write_report(report, found, run.folder)
+    if is_main():
+        save_card(run.model_folder)
     return report
 
 

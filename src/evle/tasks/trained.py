@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from evle.config import load_yaml
+from evle.errors import CheckpointError
+from evle.files import read_json
 from evle.models.dual import DUAL_ENCODERS
 from evle.models.folders import model_folder, read_fields
 from evle.models.loading import ALL_PROCESSORS
 from evle.tasks.task import TextConfig
 
+RUN_FACTS = "run.json"
+"""In a model folder: what is known of the run that trained it, for a folder that has left the run's."""
 AS_IT_IS = TextConfig(clean=False, max_length=512)
 TEXTS = {"eve": TextConfig(), "vle": AS_IT_IS, **dict.fromkeys(DUAL_ENCODERS, AS_IT_IS)}
 """How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
@@ -20,17 +24,19 @@ def family_text_options(family: str) -> TextConfig:
 
 
 def run_settings(path: str | Path) -> dict[str, Any]:
-    """The config.yaml of the run that made the model in `path`; empty for a model of no run, whatever file of that name
-    lies beside its folder."""
+    """The configuration of the run that trained the model in `path`: config.yaml of the run's folder, or of run.json in
+    a model folder that has been moved. Empty for a model of no run."""
     folder = model_folder(path).absolute()
     file = folder.parent / "config.yaml"
     settings = load_yaml(file) if folder.name == "model" and file.is_file() else {}
-    return settings if isinstance(settings.get("task"), dict) else {}
+    if not isinstance(settings.get("task"), dict) and (folder / RUN_FACTS).is_file():
+        settings = read_json(folder / RUN_FACTS, kind=dict, error=CheckpointError).get("config")
+    return settings if isinstance(settings, dict) and isinstance(settings.get("task"), dict) else {}
 
 
 def text_options(path: str | Path) -> TextConfig:
-    """How the run that made the model in `path` read its texts, by its config.yaml; the family's way without one."""
+    """How the run that made the model in `path` read its texts, by its configuration; the family's way without one."""
     settings, folder = run_settings(path), model_folder(path)
     if not settings:
         return family_text_options(read_fields(folder, ALL_PROCESSORS)["model_type"])
-    return TextConfig.build(settings.get("text") or {}, str(folder.parent / "config.yaml"))
+    return TextConfig.build(settings.get("text") or {}, f"the run of {folder}")

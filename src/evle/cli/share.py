@@ -1,0 +1,60 @@
+"""The verbs that make a model ready for others: `main` takes them in. Nothing heavy is imported before it is needed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
+
+
+def card(
+    model: Model,
+    report: Annotated[
+        Path | None, typer.Option(help="Take the scores from this report's folder.", show_default=False)
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", "--licence", help="Licence of the weights.", show_default=False)
+    ] = None,
+    data_licence: Annotated[
+        str | None,
+        typer.Option("--data-license", "--data-licence", help="Licence of data that state none.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a README.md that is no card.")] = False,
+) -> None:
+    """Write or refresh the card of a model.
+
+    \b
+      evle card runs/pictures/retrieval --license apache-2.0
+      evle card runs/pictures/retrieval --report runs/pictures/retrieval/evaluation
+    """
+    from evle.models.folders import model_folder
+    from evle.share.card import write_card
+
+    print(
+        write_card(model_folder(model), report=report, licence=licence, data_licence=data_licence, overwrite=overwrite)
+    )
+
+
+def push(
+    model: Model,
+    name: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new model private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to write to.", show_default=False)] = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="What the commit says.")] = "Upload with evle",
+    without_scores: Annotated[
+        bool, typer.Option("--without-scores", help="Upload a model whose card has no scores.")
+    ] = False,
+) -> None:
+    """Upload a model and its card to the hub.
+
+    \b
+      evle push runs/pictures/retrieval me/eve-photos
+      evle search photos.index "a red car" --model me/eve-photos
+    """
+    from evle.share.hub import push as upload
+
+    print(upload(model, name, private=private, revision=revision, message=message, without_scores=without_scores))
+
+
+VERBS = (card, push)
