@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def bench(folder: Path, name: str, sizes: Sequence[int], count: int, rounds: int) -> list[dict[str, Any]]:
-    """One table: images of one size, made anew in `folder`."""
+    """One table: images of one size, written to `folder`."""
     width, height = map(int, name.split("x"))
     files = [folder / f"{number}.jpg" for number in range(count)]
     for number, file in enumerate(files):

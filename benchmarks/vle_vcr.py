@@ -1,6 +1,6 @@
 """VCR inference: the image encoded once for all candidates, against once a candidate, and one candidate at a time.
 
-The released code runs both encoders anew for every candidate, one after the other, and computes every state of the
+The released code runs both encoders again for every candidate, one after the other, and computes every state of the
 fusion's last block; its way is measured with our attention and, as a straightforward port, with stock modules and eager
 attention. All ways give the same scores. Ours computes of the last block what the head reads, and what candidates
 share only once.

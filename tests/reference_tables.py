@@ -1,6 +1,6 @@
-"""The tables of docs/recipes.md, docs/eve.md and docs/vle.md that say what every key means, made from the code itself.
+"""The tables of docs/recipes.md, docs/eve.md and docs/vle.md with the meaning of every key, generated from the code.
 
-python tests/reference_tables.py        writes them anew, between the marks; a test holds them against the code
+python tests/reference_tables.py        writes them between the marks; a test compares them with the code
 """
 
 import inspect

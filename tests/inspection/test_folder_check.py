@@ -115,6 +115,6 @@ def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     check = check_folder(tmp_path, "vqa")
     assert check.unanswered == 2
-    assert "questions.jsonl:2: the id '1' is that of line 1, too" in check.broken_rows.lines[0]
+    assert "questions.jsonl:2: duplicate id '1', already used in line 1" in check.broken_rows.lines[0]
     (tmp_path / "questions.jsonl").write_text("")
     assert check_folder(tmp_path, "vqa").lines()[-1] == "the table holds no row"

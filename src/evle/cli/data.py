@@ -170,7 +170,7 @@ def _samples(source: str, options: list[str] | None, kind: str | None, split: st
 
 
 def _is_plain_folder(path: str, kind: str | None) -> bool:
-    """Whether images lie in a folder as files, whose table (if any) is read row by row."""
+    """Whether a folder holds images as files; its table, if any, is read row by row."""
     from evle.data.custom.folder import holds_images
     from evle.data.formats.table_files import kind_of_table
     from evle.data.sources import source_of

@@ -20,7 +20,7 @@ MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 """A larger image file is not read."""
 
-# Pillow warns at half of its own limit; open_image has one limit, and an error that says what to do.
+# Pillow warns at half of its own limit; open_image has one limit, and an error that names the cure.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged EXIF and odd palettes say nothing about the pixels. Pillow would print a warning in each process.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -24,7 +24,7 @@ class Diverged(EvleError):
 
 @contextlib.contextmanager
 def report_failures(run: Run) -> Iterator[SimpleNamespace]:
-    """Write how a run ended, when it did not finish, into its status; `at` is told as soon as it is known."""
+    """Write how a run ended, when it did not finish, into its status; `at` is set as soon as it is known."""
     reported = SimpleNamespace(at=Position(step=run.status().get("step", 0)))
     try:
         yield reported

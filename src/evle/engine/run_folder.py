@@ -156,7 +156,7 @@ class Run:
         return step if isinstance(step, int) else 0
 
     def set_status(self, state: str, step: int, message: str = "") -> None:
-        """Write down how the run stands. A full disk is said once and does not stop the run."""
+        """Write the run's state to its status file. A full disk is reported once and does not stop the run."""
         if is_main():
             status = {"state": state, "step": step, "message": message, "time": _now()}
             self._write_or_say("status.json", lambda: self._write_json("status.json", status))
@@ -177,7 +177,7 @@ class Run:
         return load_yaml(self.folder / "config.yaml")
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append one line to log.jsonl. A full disk is said once and does not stop the run."""
+        """Append one line to log.jsonl. A full disk is reported once and does not stop the run."""
         if is_main():
             self._write_or_say("log.jsonl", lambda: self._append(json.dumps({"event": event, **values})))
 

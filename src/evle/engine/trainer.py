@@ -217,16 +217,7 @@ def fit(
             training.keep(task)
 
     run.set_status("finished", at.step)
-    return FitResult(
-        steps=at.step,
-        best_score=at.best_score,
-        best_step=at.best_step,
-        last_losses=at.losses,
-        history=at.history,
-        seconds=at.seconds,
-        samples_per_second=at.samples / max(at.seconds, 1e-9),
-        skipped=training.skipped(),
-    )
+    return training.result()
 
 
 class _Training:
@@ -395,9 +386,9 @@ class _Training:
                 logger.warning("the tracker %s failed (%s); the run continues without it", tracker.name, error)
 
     def validate(self, evaluate: Evaluate, metric: str, higher_is_better: bool) -> str:
-        """Score the weights (the averaged ones, when kept), keep them if they are the best so far, and say so.
+        """Score the weights (the averaged ones, when kept), keep them if they are the best so far; return a summary.
 
-        Before `choose_from` of the steps they are scored alone.
+        Before the share `choose_from` of the steps, they are only scored.
         """
         self.settle()
         self.writer.wait()  # validation forks data workers, which must not meet a thread at work
@@ -511,8 +502,21 @@ class _Training:
         return round(self.at.epoch + self.at.batch / self.at.num_batches, 4)
 
     def skipped(self) -> list[str]:
-        """The samples left out so far in all processes, a line each, those before an interruption included."""
+        """The samples skipped so far in all processes, one line each, with those before an interruption."""
         return list(dict.fromkeys([*self.at.skipped, *gather_objects(self.loader.skipped)]))
+
+    def result(self) -> FitResult:
+        """The outcome of the run so far; every process must call it."""
+        return FitResult(
+            steps=self.at.step,
+            best_score=self.at.best_score,
+            best_step=self.at.best_step,
+            last_losses=self.at.losses,
+            history=self.at.history,
+            seconds=self.at.seconds,
+            samples_per_second=self.at.samples / max(self.at.seconds, 1e-9),
+            skipped=self.skipped(),
+        )
 
     @contextlib.contextmanager
     def _final_weights(self) -> Iterator[None]:

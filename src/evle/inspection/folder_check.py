@@ -262,7 +262,7 @@ def _question_of(content: str) -> str:
 
 
 def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
-    """Name rows that say what an earlier row says, and rows with the key of an earlier one."""
+    """Report rows that repeat an earlier row, and rows with the key of an earlier one."""
     if not rows.table.num_rows:
         return
     lines = rows.table.column("line").to_numpy()
@@ -271,7 +271,8 @@ def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
         for row, first in _repeats(keys):
             key = rows.table.column("key")[row].as_py()
             check.broken_rows.add(
-                f"{rows.origin}:{lines[row]}: the id {key!r} is that of line {lines[first]}, too; give each its own"
+                f"{rows.origin}:{lines[row]}: duplicate id {key!r}, already used in line {lines[first]}; "
+                "make the ids unique"
             )
     content = rows.table.drop_columns([name for name in ("line", "split", "key") if name in rows.table.column_names])
     hashes = (hash(repr(row)) for batch in content.to_batches(max_chunksize=10_000) for row in batch.to_pylist())

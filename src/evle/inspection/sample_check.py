@@ -225,7 +225,7 @@ def _boxes(sample: Sample) -> tuple[Box, ...]:
 
 
 def _is_inside(box: Box, size: tuple[int, int]) -> bool:
-    """Whether some part of the box lies in the image."""
+    """Whether some part of the box is inside the image."""
     width = min(box.x + box.width, size[0]) - max(box.x, 0)
     height = min(box.y + box.height, size[1]) - max(box.y, 0)
     return width > 0 and height > 0

@@ -27,8 +27,8 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def listing() -> list[Table]:
-    """The recipes that come with evle: those for a CPU, which say what they do, and those of the papers' sizes, whose
-    names say it, with the GPUs that they need; of each its data and length."""
+    """Two tables of the bundled recipes with their data and length: those for a CPU with their titles, and those of the
+    papers' sizes with the GPUs that they need."""
     small, large = [], []
     for name, path in recipes().items():
         tree = load_yaml(path)

@@ -50,7 +50,7 @@ class EvaluateConfig(Config):
     precision: Precision = "no"
     """Autocast type."""
     examples: int = Field(default=12, ge=0)
-    """Examples that the report draws at random; a third as many of the best and of the worst are added."""
+    """Number of random examples in the report; a third of this number is added from the best and from the worst."""
     seed: int = Field(default=0, ge=0)
     """Draws the examples."""
 

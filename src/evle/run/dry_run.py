@@ -119,8 +119,8 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     """Build all that a run needs and take two batches forward and backward; save the untrained model in the folder
     `keep`, as the run would.
 
-    With something missing, what can be said without it is said. Raises EvleError where the run could not start
-    although everything is there: a loss that is not finite, a batch that cannot be split over the processes.
+    When something is missing, everything that does not depend on it is still reported. Raises EvleError when nothing is
+    missing and the run still could not start: a loss is not finite, or a batch cannot be split over the processes.
     """
     device = join_processes()
     samples, lacking = _read(config)
@@ -258,7 +258,7 @@ def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfi
 
 
 def _try(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: list[str]) -> list[Tried]:
-    """A batch of `FIRST_ROWS`, and one of a whole micro-batch if that is quick and fits, else of twice as many."""
+    """Try a batch of `FIRST_ROWS`, then a whole micro-batch if it is quick and fits, else a batch twice the size."""
     train = ready.train
     micro = train.micro_batch_size(world_size())
     model.train()

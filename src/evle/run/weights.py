@@ -99,7 +99,7 @@ class Loaded:
 
 
 def starting_config(options: ModelConfig) -> EncoderConfig:
-    """The config of the model to start from, before the task and the tokenizer have their say.
+    """The config of the model to start from, before the task and the tokenizer change it.
 
     Raises:
         ConfigError: neither preset nor init, an unknown preset or field, a preset that is not the size of `init`.
@@ -325,7 +325,7 @@ def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _heads(names: Any) -> str:
-    """Tensor names as the modules they lie in: "classifier (6), decoder (20)"."""
+    """The modules of the named tensors, with counts: "classifier (6), decoder (20)"."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1

@@ -60,7 +60,7 @@ class PreTrainingConfig(CaptionConfig):
     object_classes: str | None = None
     """MPC: a file with the classes of objects, one a line. None: those of the training samples' boxes."""
     max_object_classes: int | None = Field(default=None, ge=1)
-    """MPC: so many of the training samples' classes at most, the most frequent; other boxes are never hidden."""
+    """MPC: maximum number of classes, the most frequent in the training samples; other boxes are never hidden."""
 
     mim_teacher: str | None = None
     """MIM: a model folder whose codes or features of the image EVE predicts in place of pixels: an image tokenizer or

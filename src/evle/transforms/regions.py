@@ -52,8 +52,8 @@ def touched_patches(
 ) -> np.ndarray:
     """bool (N, P): True from the patch in which a box's upper left corner lies to that of its lower right corner.
 
-    Otherwise than `box_patches`, a box that ends at the edge of a patch has the next patch too, and one without area
-    has the patch it lies in: the mapping of VLE's released code.
+    Unlike `box_patches`, a box that ends at the edge of a patch also covers the next patch, and a box without area
+    covers the patch that contains it. VLE's released code maps boxes this way.
 
     >>> touched_patches([(0, 0, 16, 8)], image_size=(32, 32), grid=2).tolist()
     [[True, True, False, False]]

@@ -140,7 +140,7 @@ def shards(
     `split` reads the subfolder of that name; without one, samples with captions are divided by a hash of their key into
     train, val, test of `shares`. `exclude` names images of downstream tasks (see `read_exclusion`): samples whose JSON
     has the `url` of one, or whose packed key is its name, are left out; each sample's JSON is read for it. Tars are
-    indexed when first seen; `cache` is a folder for the indexes, by default they lie beside the tars.
+    indexed when first seen; `cache` is a folder for the indexes, which are next to the tars by default.
 
     Raises DataError for missing and unreadable tars and tars of another task, ConfigError for options that cannot work.
     """

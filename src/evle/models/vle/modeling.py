@@ -283,7 +283,7 @@ class VLEPreTrainedModel(PreTrainedModel):
     def add_token_types(self, num_types: int) -> None:
         """Extend the type table to `num_types` rows, as `extend_token_types`, and configure that number.
 
-        Each new row starts at a small distance of its own from the text's, so that named objects are told apart.
+        Each new row starts at a small distance of its own from the text's, so that named objects can be distinguished.
         Raises CheckpointError when rows would be lost.
         """
         table = self.backbone.token_type_embeddings.weight

@@ -100,8 +100,7 @@ def write_image_size(config: Any, image_size: int) -> None:
 
 
 def takes_one_size(config: Any) -> bool:
-    """Whether a tower computes images of its configured size alone: the Transformers of timm, unless they are told
-    otherwise."""
+    """Whether a tower takes only images of its configured size, as timm's Transformers do by default."""
     if config.model_type != "timm_wrapper":
         return False
     arguments = {name: value for name, value in (config.model_args or {}).items() if name != "img_size"}
