@@ -68,6 +68,23 @@ def test_splits_that_look_like_mistakes_are_named(tmp_path):
     assert check_folder(tmp_path).unusual.lines == ["'3' (1 row)", "'Train' (1 row)"]
 
 
+def test_names_of_a_split_that_differ_in_case_are_read_as_one(tmp_path):
+    splits = ["train", "Train", "TRAIN", "val", "dev"]
+    rows = [{"image": f"{n}.jpg", "caption": "x", "split": split} for n, split in enumerate(splits)]
+    write(draw(tmp_path, *(f"{n}.jpg" for n in range(5))), rows)
+    assert len(folder(tmp_path, split="train")) == 3
+    assert check_folder(tmp_path).unusual.lines == ["'TRAIN' (1 row)", "'Train' (1 row)", "'dev' (1 row)"]
+
+
+def test_two_columns_that_differ_in_case_are_refused_where_their_values_differ(tmp_path):
+    write(draw(tmp_path, "a.jpg"), [{"image": "a.jpg", "caption": "a dog", "Caption": "a cat"}])
+    with pytest.raises(DataError, match="the columns 'caption' and 'Caption' differ in case alone"):
+        folder(tmp_path)
+    assert not check_folder(tmp_path).ok
+    write(tmp_path, [{"image": "a.jpg", "caption": "a dog", "Caption": None}])
+    assert folder(tmp_path)[0].captions == ("a dog",)
+
+
 def test_an_empty_split_of_few_images_is_named_at_once(tmp_path):
     write(draw(tmp_path, "4.png", "6.png"), [{"image": f"{n}.png", "caption": "x"} for n in (4, 6)])  # both in train
     with pytest.raises(

@@ -16,6 +16,10 @@ from evle.data.formats.cells import MAX_CHARACTERS, number_text, texts_of
         ("['a dog' 'a brown dog']", ["a dog", "a brown dog"]),  # str() of a numpy array
         ("['a dog'\n \"a dog's tail\"]", ["a dog", "a dog's tail"]),
         ("('a', 'b')", ["a", "b"]),
+        ("array(['a dog', 'a cat'], dtype=object)", ["a dog", "a cat"]),  # repr() of a numpy array
+        ("[nan, 'a dog', None]", ["a dog"]),
+        ("[nan]", []),
+        ("[none] of them", ["[none] of them"]),
         ("[{'answer': 'yes', 'answer_id': 1}, {'answer': 'no', 'answer_id': 2}]", ["yes", "no"]),
         ('{"raw": "a dog", "tokens": ["a", "dog"]}', ["a dog"]),
         ([{"raw": "a dog", "sentid": 3}], ["a dog"]),

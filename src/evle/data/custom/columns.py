@@ -79,11 +79,16 @@ def fields_of(task: str, row: Row, columns: Columns, images: ImageFolder | None,
 def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "", what: str = "") -> Any:
     """The value in the column `named`, or the first of the `usual` columns that holds one; None where none does.
 
-    Where no such column exists and `what` names the option for it, raises DataError.
+    Raises DataError where no such column exists and `what` names the option for it, and where two columns whose names
+    differ in case alone hold different values.
     """
     names = _present(tuple(row), named, tuple(usual))
-    for name in names:
+    for number, name in enumerate(names):
         if not is_null(row[name]):
+            twin = names[number + 1] if number + 1 < len(names) else name
+            alike = twin.strip().casefold() == name.strip().casefold()
+            if alike and not is_null(row[twin]) and row[twin] != row[name]:
+                raise DataError(f"{where}: the columns {name!r} and {twin!r} differ in case alone; remove one of them")
             return row[name]
     if names or not what:
         return None

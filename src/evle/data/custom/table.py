@@ -153,7 +153,8 @@ class TableRows:
         counts = {each["values"]: each["counts"] for each in pc.value_counts(splits).to_pylist()}
         if not self.by_column:
             counts = {name: counts.get(name, 0) for name in SPLITS}
-        names = [split_named(each, list(counts), self.origin) for each in wanted]
+        meant = {split_named(each, list(counts), self.origin).casefold() for each in wanted}
+        names = [name for name in counts if name is not None and name.casefold() in meant]
         if not self.by_column and self.table.num_rows and not any(counts[name] for name in names):
             shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             raise DataError(
@@ -174,7 +175,7 @@ def split_named(wanted: str, names: Sequence[str], origin: str) -> str:
         if name in names:
             return name
     same = [name for name in names if name.casefold() in SPLIT_NAMES.get(wanted, (wanted.casefold(),))]
-    if len(same) == 1:
+    if len({name.casefold() for name in same}) == 1:
         return same[0]
     raise DataError(f"{origin}: no split {wanted!r}; {nearest(wanted, names)}")
 
@@ -291,13 +292,15 @@ def first_repeated(column: pa.ChunkedArray) -> str | None:
 
 
 def unusual_splits(counts: Counter[str]) -> list[str]:
-    """Names of splits that look like mistakes: numbers, or another name's in another case.
+    """Names of splits that look like mistakes: numbers, and the rarer of two names that mean the same split.
 
-    >>> unusual_splits(Counter({"train": 8, "Train": 1, "3": 1}))
-    ["'3' (1 row)", "'Train' (1 row)"]
+    >>> unusual_splits(Counter({"train": 8, "Train": 1, "3": 1, "val": 4, "dev": 4}))
+    ["'3' (1 row)", "'Train' (1 row)", "'dev' (4 rows)"]
     """
     odd = [name for name in counts if not any(map(str.isalpha, name))]
-    for name in counts:
-        same = [counts[other] for other in counts if other != name and other.casefold() == name.casefold()]
-        odd += [name] if same and counts[name] < max(same) else []
+    usual: dict[str, str] = {}
+    for name, _ in counts.most_common():
+        form = name.casefold()
+        meant = next((split for split, names in SPLIT_NAMES.items() if form in names), form)
+        odd += [name] if usual.setdefault(meant, name) != name else []
     return [f"{name!r} ({counts[name]:,} row{'s' if counts[name] > 1 else ''})" for name in sorted(set(odd))]

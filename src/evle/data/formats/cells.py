@@ -25,7 +25,8 @@ NULL_WORDS = frozenset({"nan", "NaN", "NAN", "null", "NULL", "<NA>", "NaT"})
 TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
 """The members of a record that can hold its text."""
 
-_WRITTEN_LIST = re.compile(r"""^\s*(\[\s*['"\[{\]]|\(\s*['"]|\[?\{\s*['"])""")
+_ARRAY = re.compile(r"^array\((\[.*\])(?:,\s*dtype=[^()]*)?\)$", re.DOTALL)
+_WRITTEN_LIST = re.compile(r"""^\s*(\[\s*(?:['"\[{\]]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])""")
 _NUMBERS = re.compile(r"^\s*\[[\s\d.,eE+-]*\]\s*$")
 
 
@@ -129,6 +130,8 @@ def _member(record: dict[Any, Any]) -> Any:
 
 def _written(text: str, separators: str) -> list[str] | None:
     """The texts of a list or record that is written as one text; None for an ordinary text."""
+    if len(text) <= MAX_CHARACTERS and (array := _ARRAY.match(text)):
+        text = array[1]
     if not _WRITTEN_LIST.match(text) and not _NUMBERS.match(text):
         return None
     if len(text) > MAX_CHARACTERS:
@@ -154,6 +157,10 @@ def _python_value(text: str) -> Any:
         kinds = [each.type for each in tokens]
         side_by_side = any(kinds[n] == kinds[n + 1] == tokenize.STRING for n in range(len(kinds) - 1))
         if not side_by_side:
+            if any(
+                each.string == "nan" for each in tokens
+            ):  # pandas writes a missing text so, and Python has no such word
+                text = " ".join("None" if each.string == "nan" else each.string for each in tokens)
             value = ast.literal_eval(text)
             return value if isinstance(value, list | tuple | dict) else None
         # numpy writes no commas, and Python would join the texts into one
