@@ -138,6 +138,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.inspection.folder_check.check_folder", reached)
     monkeypatch.setattr("evle.run.vcr.judge_vcr", reached)
     monkeypatch.setattr("evle.cli.data._samples", reached)
+    monkeypatch.setattr("evle.demo.launch", reached)
 
 
 def write_run(folder: Path) -> None:

@@ -1,0 +1,63 @@
+"""Show where a model looked for each word: hover a word or choose it, and see its map."""
+
+from collections.abc import Sequence
+from itertools import count
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from evle.demo import html
+from evle.demo.examples import Example
+from evle.demo.parts import (
+    example_buttons,
+    fill_on,
+    image_input,
+    image_of,
+    model_called,
+    model_input,
+    run_on,
+    text_input,
+    text_of,
+)
+from evle.demo.served import Served
+from evle.pipelines.explaining import METHODS, Explanation
+from evle.transforms.heatmap import paint
+
+numbers = count()
+
+
+def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
+    """The controls of the tab."""
+
+    def explain(name: str, path: str | None, text: str, method: str) -> str:
+        pipeline = model_called(models, name).pipelines["explain"]
+        explanation = pipeline(image_of(path), text_of(text, "text"), method=method)
+        maps = [("all words", painted(explanation, explanation.whole))]
+        maps += [
+            (word, painted(explanation, weights))
+            for word, weights in zip(explanation.words, explanation.maps, strict=True)
+        ]
+        remark = html.note("Hover a word, or choose it: its map covers the image.")
+        return html.layers(explanation.image, maps, f"words-{next(numbers)}") + remark
+
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=280):
+            image = image_input("Image", examples[0].images[0])
+            text = text_input("Text", examples[0].text)
+            method = gr.Radio(list(METHODS), value=METHODS[0], label="Measure")
+            model = model_input(models)
+            button = gr.Button("Explain", variant="primary")
+        with gr.Column(min_width=280):
+            answer = gr.HTML(html.hint("The words appear here; each shows where the model looked for it."))
+    read = [model, image, text, method]
+    run_on([button.click, text.submit, method.input], explain, read, answer)
+    buttons = example_buttons([(example.text, example.images[0]) for example in examples])
+    for example, chosen in zip(examples, buttons, strict=True):
+        fill_on(chosen, [str(example.images[0]), example.text], [image, text], explain, read, answer)
+
+
+def painted(explanation: Explanation, weights: np.ndarray) -> Image.Image:
+    """The image, bright where `weights` (G, G) are high; each map is scaled by its largest value."""
+    scaled = weights / max(float(weights.max()), 1e-12)
+    return paint(explanation.image, scaled, framing=explanation.framing, smooth=True)
