@@ -96,8 +96,13 @@ class Pipeline:
         """Token lists as the task reads them, as the model's input (B, T) on its device."""
         return {name: tensor.to(self.model.device) for name, tensor in self.task.collate_tokens(token_lists).items()}
 
-    def read(self, source: ImageSource) -> Tensor | SampleError:
-        """The pixels (3, S, S) uint8 of one image as the task reads them, or the reason why there are none."""
+    def read(self, source: ImageSource | Tensor) -> Tensor | SampleError:
+        """The pixels (3, S, S) uint8 of one image as the task reads them, or the reason why there are none.
+
+        A tensor is what an earlier call returned, and is returned as it is.
+        """
+        if isinstance(source, Tensor):
+            return source
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
             image = open_image(source, size_hint=2 * self.task.image_size)
