@@ -75,14 +75,14 @@ def test_a_model_too_large_for_this_machine_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "_free_bytes", lambda device: 1000)
     monkeypatch.setattr(rehearsal, "_try", lambda *_: pytest.fail("the weights were used"))
     lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", SCENES)).lines)
-    assert "left out: the two batches" in lines
+    assert "skipped the two trial batches" in lines
     assert "M parameters" in lines
 
 
 def test_a_batch_that_takes_long_is_taken_from_smaller_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "PATIENCE", 0.0)
     lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", SCENES)).lines)
-    assert "for 8 rows, taken from batches of 2 and 4" in lines
+    assert "for 8 rows, extrapolated from batches of 2 and 4" in lines
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path):

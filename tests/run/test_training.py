@@ -394,7 +394,7 @@ def test_sources_that_share_keys_are_learned_from_together_and_scored_apart(tmp_
     both = [{"source": "folder", "path": str(tmp_path / name)} for name in ("a", "b")]
     data = DataConfig(train=both, test=both, val=[{**both[0], "weight": 2}])
     assert len(read_split(data, "train", "captions")) == len(read_split(data, "val", "captions")) == 4
-    with pytest.raises(DataError, match=r"data\.test: the key 'same\.png' stands in several of its sources \(folder"):
+    with pytest.raises(DataError, match=r"data\.test: the key 'same\.png' appears in several of its sources \(folder"):
         read_split(data, "test", "captions")
 
 

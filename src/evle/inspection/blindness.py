@@ -114,6 +114,6 @@ def _choices(sample: VCRSample) -> Iterator[_Riddle]:
 
 
 def _text(tagged: Tagged, known: list[tuple[int, ...]]) -> str:
-    names = {tag: f"[{place}]" for place, tag in reversed(list(enumerate(known)))}
+    names = {tag: f"[{index}]" for index, tag in reversed(list(enumerate(known)))}
     text = " ".join(token if isinstance(token, str) else names.get(token, "[new]") for token in tagged)
     return re.sub(r"\s+", " ", text)

@@ -1,7 +1,7 @@
-"""A run tried out without writing anything: is everything there, does it fit, how long will it take (`--dry-run`)?
+"""Try a run without writing anything (`--dry-run`): is everything there, does it fit, how long will it take?
 
-Two small batches go forward and backward, and what depends on their size is taken as a line. No optimizer is made: its
-memory is known. Weights that this machine cannot hold are left out, and said to be.
+Two small batches run forward and backward. Memory and time of a whole micro-batch are extrapolated from them. No
+optimizer is built, because its memory is known. A model that is too large for this machine is built without weights.
 """
 
 import math
@@ -36,31 +36,31 @@ from evle.run.weights import starting_config
 from evle.tasks.predict import autocast
 from evle.tasks.task import Batch
 
-FIRST_ROWS = 2  # of the first batch; a match needs another pair to be wrong about
+FIRST_ROWS = 2  # of the first batch; matching needs a second pair for its negatives
 PATIENCE = 30.0  # seconds that the second batch may take
-FIXED_BYTES = 16  # a parameter in float32: itself, its gradient, AdamW's two moments
-HELD_BYTES = 8  # of these the rehearsal holds itself and its gradient
-USABLE = 0.7  # share of the free memory that it takes
-SMALLEST_WEIGHT = 2**16  # elements: a smaller tensor is not taken for a weight's by its size
+FIXED_BYTES = 16  # per parameter in float32: its value, its gradient, AdamW's two moments
+HELD_BYTES = 8  # of these, the rehearsal allocates the value and the gradient
+USABLE = 0.7  # share of the free memory that the rehearsal may use
+SMALLEST_WEIGHT = 2**16  # elements; a smaller tensor is never recognised as a weight by its size
 GIB = 2**30
 
 
 @dataclass
 class Rehearsal:
-    """What was found, and what must be given before the run can start (with the cure), a line each."""
+    """The output of a dry run, and what is missing before the run can start, with cures; one line per entry."""
 
     lines: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def as_lines(self) -> list[str]:
-        """All of it, for a terminal."""
+        """Output and missing parts, for a terminal."""
         return [*self.lines, *(["missing:", *(f"  {line}" for line in self.missing)] if self.missing else [])]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One batch: rows, seconds to read it and to pass it, the most bytes it held (those that grow with its rows, and
-    those of the weights' sizes), tokens a row, and losses."""
+    """One batch: rows, seconds to read and to compute it, peak bytes (those that grow with its rows, and those of
+    tensors as large as a weight), tokens per row, and losses."""
 
     rows: int
     read_seconds: float
@@ -73,7 +73,7 @@ class Tried:
 
 
 def rehearse_stages(recipe: Stages) -> Rehearsal:
-    """Rehearse every stage of a recipe (of a stage with seeds, its first run).
+    """Rehearse every stage of a recipe. Of a stage with several seeds, only the first run is tried.
 
     A stage that starts from an earlier one is tried with the untrained model of that stage, saved in a temporary
     folder, unless that stage is finished. Raises EvleError as `rehearse`, naming the stage.
@@ -104,20 +104,21 @@ def _rehearse_stage(stage: Stage, scratch: Path) -> Rehearsal:
     if stage.after and not is_trained:
         if not start.is_dir():
             return Rehearsal(
-                [f"not tried: it starts from {stage.after}, of which this machine could not build an untrained model"]
+                [f"not tried: it starts from {stage.after}, and this machine cannot build a model of that stage"]
             )
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(start)})})
     try:
         result = rehearse(config, keep=scratch / stage.name.replace("/", "_"))
     except EvleError as error:
         raise type(error)(f"stage {stage.name}: {error}".replace(str(start), stage.after)) from None
-    said = f"{STAGE}{stage.after} (untrained here)"
-    return Rehearsal([line.replace(str(start), said) for line in result.lines], result.missing)
+    shown = f"{STAGE}{stage.after} (untrained here)"
+    return Rehearsal([line.replace(str(start), shown) for line in result.lines], result.missing)
 
 
 def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
-    """Build all that a run needs and take two batches forward and backward; save the untrained model in the folder
-    `keep`, as the run would.
+    """Build everything that a run needs and run two batches forward and backward.
+
+    With `keep`, save the untrained model in that folder as the run would save it.
 
     When something is missing, everything that does not depend on it is still reported. Raises EvleError when nothing is
     missing and the run still could not start: a loss is not finite, or a batch cannot be split over the processes.
@@ -162,15 +163,15 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     else:
         found.lines += [
             f"memory: {_fixed(num_parameters)}, beside activations",
-            f"left out: the two batches, since weights and gradients take {num_parameters * HELD_BYTES / GIB:.1f} "
-            f"GiB and {free / GIB:.1f} GiB are free here; try them where the run shall be",
+            f"skipped the two trial batches: weights and gradients need {num_parameters * HELD_BYTES / GIB:.1f} "
+            f"GiB, {free / GIB:.1f} GiB are free here; run --dry-run on the training machine",
         ]
     found.lines += [f"skipped: {line}" for line in skipped]
     return found
 
 
 def _save_untrained(ready: Prepared, config: RunConfig, folder: Path) -> None:
-    """What a later stage reads of a run: model, processor, what the task learned, and the configuration."""
+    """Save what a later stage reads from a run: model, processor, the task's state, and the configuration."""
     with without_bars():
         ready.loaded.model.save_pretrained(folder / "model")
     ready.task.processor.save_pretrained(folder / "model")
@@ -179,7 +180,7 @@ def _save_untrained(ready: Prepared, config: RunConfig, folder: Path) -> None:
 
 
 def _missing(config: RunConfig) -> list[str]:
-    """What the configuration names beside data and is not there, or does not name and is needed; a line each."""
+    """What is missing besides data, one line per entry: files that do not exist, and settings that are required."""
     missing = []
     for need in (_find_weights, _find_tokenizer):
         try:
@@ -190,8 +191,9 @@ def _missing(config: RunConfig) -> list[str]:
 
 
 def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
-    """The samples of every split, and a line for each of their sources that cannot be read: not for the first alone,
-    or a mix of corpora would be reported one per try."""
+    """The samples of every split, and one line per source that cannot be read.
+
+    All unreadable sources are listed; otherwise a mix of corpora would be reported one per attempt."""
     reads, samples, lacking = task_class(config).reads, dict[Split, Samples](), list[str]()
     if config.data.train is None:
         lacking.append("data.train is missing: name a source, such as data.train.source=folder data.path=FOLDER")
@@ -208,7 +210,7 @@ def _read(config: RunConfig) -> tuple[dict[Split, Samples], list[str]]:
 
 
 def _why_unread(data: DataConfig, split: Split, reads: str) -> str:
-    """Why a split of one source cannot be read; nothing where it can."""
+    """Why a split of one source cannot be read; empty if it can."""
     try:
         read_split(data, split, reads)
     except EvleError as error:
@@ -220,7 +222,7 @@ def _find_weights(config: RunConfig) -> None:
     start, vision = starting_config(config.model), config.model.vision
     if vision is not None and start.model_type == "eve" and not Path(vision).exists():
         raise CheckpointError(
-            f"model.vision={vision}: no such file or folder; put the weights there, or leave it out to start at random"
+            f"model.vision={vision}: no such file or folder; put the weights there, or remove it to start at random"
         )
 
 
@@ -239,7 +241,7 @@ def _tokenizer_origin(config: RunConfig) -> str:
 
 
 def _size(config: RunConfig) -> int | None:
-    """About how many parameters the run's model has, without making them; None where that cannot be known."""
+    """The approximate number of parameters of the run's model, without creating them; None if unknown."""
     try:
         start = starting_config(config.model)
         model_class = task_class(config).model_class(start.model_type)
@@ -249,7 +251,7 @@ def _size(config: RunConfig) -> int | None:
 
 
 def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> int:
-    """The parameters of a model that is not made: tensors without memory."""
+    """The number of parameters of a model, counted on tensors without memory."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in model_class(config).parameters())
 
@@ -314,23 +316,23 @@ def _try_rows(ready: Prepared, config: RunConfig, model: PreTrainedModel, rows: 
 def _measured(
     tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device
 ) -> list[str]:
-    """Tokens, memory, time and losses, from a line through the two batches where neither is a whole micro-batch."""
+    """Tokens, memory, time and losses, extrapolated from the two batches if neither is a whole micro-batch."""
     first, last = tried
     sample_bytes = (last.peak - first.peak) / (last.rows - first.rows) if last.rows > first.rows else 0.0
     activations = last.peak + max(0.0, sample_bytes) * (micro - last.rows) + last.weight_peak
     seconds = last.seconds * micro / last.rows
     read = last.read_seconds / last.rows
     hours = steps * train.accumulation * seconds / 3600
-    how = "" if last.rows == micro else f", taken from batches of {first.rows} and {last.rows}"
+    how = "" if last.rows == micro else f", extrapolated from batches of {first.rows} and {last.rows}"
     tokens = last.image_tokens + last.text_tokens
     total = num_parameters * FIXED_BYTES + activations
     return [
-        f"tokens: {last.image_tokens:.0f} of images and {last.text_tokens:.1f} of text a sample, "
-        f"{tokens * train.batch_size / 1e6:.3g} M a step",
+        f"tokens: {last.image_tokens:.0f} of images and {last.text_tokens:.1f} of text per sample, "
+        f"{tokens * train.batch_size / 1e6:.3g} M per step",
         f"memory of a device: {_fixed(num_parameters)}, {activations / GIB:.2f} GiB for {micro} rows{how}; "
         f"{total / GIB:.2f} GiB in all",
         f"time: {seconds:.2f} s for {micro} rows on {device.type}{how}; about {hours:.1f} hours in all, without "
-        f"evaluations; reading takes {1000 * read:.1f} ms a sample and worker",
+        f"evaluations; reading takes {1000 * read:.1f} ms per sample and worker",
         "first losses: " + ", ".join(f"{name} {loss:.3f}" for name, loss in last.losses.items()),
     ]
 
@@ -353,20 +355,22 @@ def _epochs(train: TrainConfig, num_batches: int) -> str:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What could be had: of the GPU, or of this machine's memory."""
+    """Free memory of the GPU, or available memory of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
-        return 2**63  # a system that does not say: try
+        return 2**63  # unknown on this system: try anyway
     amounts = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
     return int(amounts["MemAvailable"].split()[0]) * 1024
 
 
 @contextmanager
 def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], tuple[int, int]]]:
-    """Yields a function that says the most bytes held at once within the context, beside the model, its gradients and
-    the batch: those that grow with the batch, and those of the weights' sizes (on a GPU all of them are the first)."""
+    """Yields a function that returns the peak bytes within the context, without the model, its gradients and the batch.
+
+    It returns two numbers: bytes that grow with the batch, and bytes of tensors as large as a weight. On a GPU they are
+    not distinguished, and the first number counts all."""
     if model.device.type == "cuda":
         before = torch.cuda.memory_allocated(model.device)
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -379,11 +383,11 @@ def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], t
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operators make within it, and the `peak` of them alive at once.
+    """Counts the bytes of the tensors that operators create within it, and the `peak` of those alive at once.
 
-    Tensors of as many elements as one of `weights` (their gradients, copies in another precision) are counted apart, in
-    `weight_peak`: they do not grow with the batch. Tensors that share memory count once, those in `known` not at all;
-    what lives only inside an operator is not seen.
+    Tensors with the same number of elements as one of `weights` (their gradients, copies in another precision) are
+    counted separately, in `weight_peak`, because they do not grow with the batch. Tensors that share memory count once,
+    and those in `known` do not count. Memory that is used only inside an operator is not seen.
     """
 
     def __init__(self, known: Sequence[torch.Tensor] = (), weights: Iterable[torch.Tensor] = ()):
@@ -397,7 +401,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def alive(self) -> int:
-        """Bytes alive now, those of the weights' sizes left out."""
+        """Bytes alive now, without tensors as large as a weight."""
         return self._alive[False]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

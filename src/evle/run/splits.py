@@ -35,15 +35,15 @@ class DataConfig(Config):
     `weight`s."""
 
     path: str | None = None
-    """The `path` of every source that takes one and is given none."""
+    """The default `path` of every source that takes one."""
     root: str | None = None
-    """The folder that sources mean by `$root`, as in `path: $root/coco`."""
+    """The folder that replaces `$root` in the paths of sources, as in `path: $root/coco`."""
     train: dict[str, Any] | list[dict[str, Any]] | None = None
-    """What is learned from."""
+    """Training data."""
     val: dict[str, Any] | list[dict[str, Any]] | None = None
-    """What the best weights are chosen on."""
+    """Validation data, on which the best weights are chosen."""
     test: dict[str, Any] | list[dict[str, Any]] | None = None
-    """What the final scores are measured on, once."""
+    """Test data, on which the final scores are measured once."""
 
     @model_validator(mode="after")
     def _test_is_not_for_choosing(self) -> "DataConfig":
@@ -54,7 +54,7 @@ class DataConfig(Config):
                     if _is_test(option, str(name)):
                         raise ValueError(
                             f"val reads the {option} {name!r}: the best weights would be chosen on test data and its "
-                            "scores mean nothing; choose on another split, or leave val out"
+                            "scores would mean nothing; choose on another split, or leave val out"
                         )
         if self.val is not None and as_list(self.val) == as_list(self.test):
             raise ValueError(
@@ -65,20 +65,20 @@ class DataConfig(Config):
 
 
 def refuse_unread_path(runs: Sequence[DataConfig], splits: Sequence[Split] = SPLITS) -> None:
-    """Say so where `data.path` is given and none of the runs' sources takes it. Raises ConfigError with what to set."""
+    """Raise ConfigError if `data.path` is set but no source of the runs uses it; the error names what to set."""
     path = next((data.path for data in runs if data.path is not None), None)
     own: dict[str, None] = {}
     names: dict[str, None] = {}
     for data in runs:
         for split in splits:
             sources = getattr(data, split)
-            for place, source in enumerate(as_list(sources)):
+            for index, source in enumerate(as_list(sources)):
                 takes_path = _takes_path(str(source.get("source")))
                 if path is None or (takes_path and "path" not in source):
                     return
                 names[str(source.get("source"))] = None
                 if takes_path:
-                    number = f".{place}" if isinstance(sources, list) else ""
+                    number = f".{index}" if isinstance(sources, list) else ""
                     own[f"data.{split}{number}.path={below_root(source['path'], data.root)}"] = None
     if own:
         roots = "data.root for all, or " if any(data.root is not None for data in runs) else ""
@@ -93,7 +93,7 @@ def refuse_unread_path(runs: Sequence[DataConfig], splits: Sequence[Split] = SPL
 
 
 def refuse_unread_root(data: DataConfig, splits: Sequence[Split] = SPLITS) -> None:
-    """Say so where no source of these splits means `data.root`. Raises ConfigError."""
+    """Raise ConfigError if no source of these splits uses `data.root`."""
     sources = [source for split in splits for source in as_list(getattr(data, split))]
     if not any(ROOT in str(value) for source in sources for value in source.values()):
         raise ConfigError(
@@ -103,9 +103,9 @@ def refuse_unread_root(data: DataConfig, splits: Sequence[Split] = SPLITS) -> No
 
 
 def below_root(value: Any, root: str | None) -> Any:
-    """An option of a source with the paths in it that begin with `$root` joined to that folder.
+    """An option of a source, with `$root` at the start of its paths replaced by that folder.
 
-    Raises ConfigError where such a path stands and no root is given.
+    Raises ConfigError if a path begins with `$root` and no root is given.
 
     >>> below_root("$root/coco", "/data")
     '/data/coco'
@@ -124,7 +124,7 @@ def _takes_path(name: str) -> bool:
 
 
 def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
-    """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None where the options name no source.
+    """The samples of one split, of the kind `reads` ("captions", "vqa", ...); None if the options name no source.
 
     Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
     """
@@ -139,8 +139,8 @@ def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
         if not isinstance(name, str):
             raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
         weights.append(options.pop("weight", 1.0))
-        place = (name, options.get("path", data.path), options.get("split"))
-        named.append(" ".join(str(part) for part in place if part is not None))
+        parts = (name, options.get("path", data.path), options.get("split"))
+        named.append(" ".join(str(part) for part in parts if part is not None))
         options.setdefault("task", reads)
         found.append(_read(name, options, data.path, split))
     if not found:
@@ -154,13 +154,13 @@ def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
 
 
 def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> None:
-    """Raise DataError where samples of several sources share a key, by which what a model says of them is kept."""
+    """Raise DataError if samples of several sources share a key, because predictions are stored by key."""
     seen: set[str] = set()
     for sample in readable(samples):
         if sample.key in seen:
             raise DataError(
-                f"data.{split}: the key {sample.key!r} stands in several of its sources ({', '.join(named)}), and what "
-                "a model says of one would be scored for the other; score them one by one, or rename the images"
+                f"data.{split}: the key {sample.key!r} appears in several of its sources ({', '.join(named)}), and the "
+                "prediction for one would be scored for the other; score them one by one, or rename the images"
             )
         seen.add(sample.key)
 

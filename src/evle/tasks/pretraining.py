@@ -36,7 +36,7 @@ from evle.transforms.text import clean_caption, encode_words
 Share = Annotated[float, Field(ge=0, le=1)]
 
 COUNTED_SAMPLES = 100_000
-"""So many samples of a larger collection, evenly spread, tell which classes its objects have."""
+"""Number of samples, evenly spread over a larger collection, whose objects decide the classes."""
 
 
 class PreTrainingConfig(CaptionConfig):
@@ -52,25 +52,25 @@ class PreTrainingConfig(CaptionConfig):
     whole_words: bool = False
     """Hide all the tokens of a word together; EVE hides single tokens."""
     phrases: Share = 0.0
-    """With PBC, share of texts that are the phrase of one of the image's boxes instead of a caption (ours). Other
-    images may show the same, so such a pair takes no part in matching and contrast."""
+    """PBC: share of texts that are the phrase of one of the image's boxes instead of a caption (ours). Such a pair
+    takes no part in matching and contrast, because the phrase may also fit other images."""
     min_cover: Share = 0.5
-    """PBC: a patch belongs to a box that covers more than this share of it; a smaller box has the patch it covers
-    most (ours)."""
+    """PBC: a patch belongs to a box that covers more than this share of it. A box too small for any patch gets the
+    patch that it covers most (ours)."""
     object_classes: str | None = None
-    """MPC: a file with the classes of objects, one a line. None: those of the training samples' boxes."""
+    """MPC: a file with the classes of objects, one per line. None: those of the training samples' boxes."""
     max_object_classes: int | None = Field(default=None, ge=1)
     """MPC: maximum number of classes, the most frequent in the training samples; other boxes are never hidden."""
 
     mim_teacher: str | None = None
-    """MIM: a model folder whose codes or features of the image EVE predicts in place of pixels: an image tokenizer or
-    any image encoder of transformers (EVE, tables 1 and 3)."""
+    """MIM: a model folder with an image tokenizer or any image encoder of transformers. EVE predicts its codes or
+    features of the image instead of pixels (EVE, tables 1 and 3)."""
     mim_target: Literal["codes", "features"] = "features"
-    """MIM: which of these `mim_teacher` gives."""
+    """MIM: what `mim_teacher` outputs."""
 
 
 class PreTrainingTask(Task):
-    """Training: one text an image, and random masks. Evaluation: the losses under fixed masks.
+    """Training: one text per image, and random masks. Evaluation: the losses under fixed masks.
 
     Features and batch hold what `config.objectives` need and no more. `metric` is the sum of the losses, so lower is
     better; contrast and matching depend on the evaluation's batch size, as they compare the rows of a batch. Beside
@@ -90,15 +90,15 @@ class PreTrainingTask(Task):
     classes: tuple[str, ...] = ()
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Collect the classes of objects, the most frequent first, where MPC asks for them."""
+        """Collect the classes of objects, the most frequent first, if MPC is an objective."""
         if "mpc" not in config.objectives:
             return
         if self.options.object_classes is not None:
             self.classes = read_classes(self.options.object_classes)
             return
-        places = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).astype(int)
+        indices = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).astype(int)
         counts: Counter[str] = Counter()
-        for sample in readable(samples, places.tolist()):
+        for sample in readable(samples, indices.tolist()):
             counts.update(box.label for box in sample.boxes if box.label)
         if not counts:
             raise ConfigError(
@@ -125,7 +125,7 @@ class PreTrainingTask(Task):
         self.vocab_size = config.vocab_size
         self.class_ids: dict[str, int] = {}
         if "mpc" in self.objectives:
-            self.class_ids = {label: place for place, label in enumerate(config.object_classes)}
+            self.class_ids = {label: index for index, label in enumerate(config.object_classes)}
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
@@ -216,8 +216,8 @@ class PreTrainingTask(Task):
     def _related(self, text: str, boxes: Sequence[Box], corners: np.ndarray) -> np.ndarray:
         """int64 (N,): 1 for the patches of the boxes whose phrase the text is or holds, 0 for the others.
 
-        -100 where nobody knows: everywhere where no such box is in sight, and on the patches of other boxes when the
-        text is a caption, which may speak of them in other words.
+        -100 where the label is unknown: everywhere when no such box is visible, and on the patches of other boxes if
+        the text is a caption, which may describe them in other words.
         """
         words = clean_caption(text, None)
         phrases = [clean_caption(box.phrase, None) for box in boxes]
@@ -236,30 +236,30 @@ class PreTrainingTask(Task):
         return related_patches(corners, size, self.patches_per_side, min_cover=self.options.min_cover)
 
     def _hidden(self, boxes: Sequence[Box], corners: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """bool (N,), the patches that show any of one object, and the object's class; none and -100 without one."""
+        """bool (N,), the patches that overlap one object, and its class; no patch and -100 without an object."""
         in_sight = ~np.isnan(corners).any(axis=1)
-        known = [place for place, box in enumerate(boxes) if in_sight[place] and box.label in self.class_ids]
+        known = [index for index, box in enumerate(boxes) if in_sight[index] and box.label in self.class_ids]
         if not known:
             return np.zeros(self.patches_per_side**2, dtype=bool), IGNORED
-        place = known[int(rng.integers(len(known)))]
+        index = known[int(rng.integers(len(known)))]
         size = (self.image_size, self.image_size)
-        return box_patches(corners[place], size, self.patches_per_side)[0], self.class_ids[boxes[place].label]
+        return box_patches(corners[index], size, self.patches_per_side)[0], self.class_ids[boxes[index].label]
 
 
 def read_classes(path: str) -> tuple[str, ...]:
-    """The classes of a file, one a line, each once. Raises ConfigError for a file without any."""
+    """The classes in a file with one per line, without repetitions. Raises ConfigError for a file without classes."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a list of classes ({error})") from None
     classes = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not classes:
-        raise ConfigError(f"{path}: holds no class")
+        raise ConfigError(f"{path}: holds no class; write one class per line")
     return classes
 
 
 def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[str, Any]]:
-    """What each row of a batch adds to the scores: losses with how much they weigh, and what was right of what."""
+    """What each row of a batch adds to the scores: losses with their weights, and counts of correct answers."""
     output: Any = model(**batch)  # of any family's pre-training model
     rows: list[dict[str, Any]] = [{"losses": {}} for _ in keys]
 
@@ -304,7 +304,7 @@ def _scores(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, flo
     losses, counts = {}, {}
     for name in rows[0]["losses"]:
         counts[name] = max(1.0, sum(row["losses"][name][1] for row in rows))
-        # A batch's loss is a mean over what it judged, of which rows have more or fewer.
+        # A batch's loss is a mean over its labels, and rows differ in their number of labels.
         losses[name] = sum(loss * weight for loss, weight in (row["losses"][name] for row in rows)) / counts[name]
     scores = {"loss": sum(losses.values()), **{f"loss_{name}": loss for name, loss in losses.items()}}
     chance: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Images of pre-training: what the model makes of hidden patches, of phrases, and of hidden things."""
+"""Images of pre-training: predictions for hidden patches, for phrases, and for hidden things."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -26,14 +26,15 @@ def pretraining_galleries(
     measured: Collection[str],
     settings: EvaluationSettings,
 ) -> list[Gallery]:
-    """Some samples of an evaluation, of those whose keys were `measured`, as the model sees and completes them, a
-    gallery an objective that has images."""
+    """Galleries of some samples as the model sees and completes them, one per objective that has images.
+
+    Only samples whose keys were `measured` are shown."""
     wanted = set(model.config.objectives)
     if not wanted & {"mim", "pbc", "mpc"} or settings.num_examples == 0:
         return []
     predicts_pixels = getattr(model.config, "mim_target", "pixels") == "pixels"
-    places = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
-    chosen = [sample for sample in readable(samples, places.tolist()) if sample.key in measured]
+    indices = np.linspace(0, len(samples) - 1, min(settings.num_examples, len(samples))).astype(int)
+    chosen = [sample for sample in readable(samples, indices.tolist()) if sample.key in measured]
 
     def show(keys: list[str], batch: Batch) -> list[dict[str, GalleryRow]]:
         texts = task.processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
@@ -44,8 +45,8 @@ def pretraining_galleries(
             ("pbc", _related(task, output, batch) if "pbc" in wanted else {}),
             ("mpc", _hidden(task, model, output, batch) if "mpc" in wanted else {}),
         ):
-            for place, row_cells in cells.items():
-                rows[place][name] = GalleryRow(texts[place].strip(), row_cells)
+            for index, row_cells in cells.items():
+                rows[index][name] = GalleryRow(texts[index].strip(), row_cells)
         return rows
 
     shown = list(predict_all(model, chosen, task.fixed_features, task.collate, show, settings).results.values())
@@ -76,28 +77,28 @@ def _reconstructed(task: Task, model: Any, batch: Batch) -> dict[int, list[Cell]
     seen = torch.nn.functional.interpolate(seen, size=pixels.shape[-2:], mode="nearest")
     columns = [to_images(task, each) for each in (pixels * seen, filled, pixels)]  # hidden: the mean colour, grey
     return {
-        place: [Cell(image, text) for image, text in zip(triple, RECONSTRUCTED, strict=True)]
-        for place, triple in enumerate(zip(*columns, strict=True))
+        index: [Cell(image, text) for image, text in zip(triple, RECONSTRUCTED, strict=True)]
+        for index, triple in enumerate(zip(*columns, strict=True))
     }
 
 
 def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Images painted by the score of each patch and by the truth, half bright where nobody knows it."""
+    """Images painted by the score of each patch and by the truth, half bright where it is unknown."""
     scores = output.pbc_logits.float().softmax(dim=-1)[..., 1].cpu().numpy()  # (B, N)
     labels = batch["pbc_labels"].cpu().numpy()
     cells = {}
-    for place, image in enumerate(to_images(task, batch["pixel_values"])):
-        known = labels[place] != IGNORED
+    for index, image in enumerate(to_images(task, batch["pixel_values"])):
+        known = labels[index] != IGNORED
         if not known.any():
             continue
         side = round(labels.shape[1] ** 0.5)
-        truth = np.where(known, labels[place], 0.5)
+        truth = np.where(known, labels[index], 0.5)
         painted = [
             paint(image, each.astype(np.float32).reshape(side, side), framing="whole")
-            for each in (scores[place], truth)
+            for each in (scores[index], truth)
         ]
-        right = np.mean((scores[place] > 0.5)[known] == (truth > 0.5)[known])
-        cells[place] = [Cell(painted[0], f"{100 * right:.0f} % of the patches right"), Cell(painted[1], "truth")]
+        right = np.mean((scores[index] > 0.5)[known] == (truth > 0.5)[known])
+        cells[index] = [Cell(painted[0], f"{100 * right:.0f} % of the patches right"), Cell(painted[1], "truth")]
     return cells
 
 
@@ -110,12 +111,12 @@ def _hidden(task: Task, model: PreTrainedModel, output: Any, batch: Batch) -> di
     blacked = to_images(task, torch.where(hidden, batch["black"][:, None, None], pixels))
     guesses = output.mpc_logits.argmax(dim=-1).tolist()
     cells = {}
-    for place, label in enumerate(batch["mpc_labels"].tolist()):
+    for index, label in enumerate(batch["mpc_labels"].tolist()):
         if label == IGNORED:
             continue
-        mark: Mark = "good" if guesses[place] == label else "bad"
+        mark: Mark = "good" if guesses[index] == label else "bad"
         wrong = "" if mark == "good" else f" (right: {classes[label]})"
-        cells[place] = [Cell(blacked[place], f"{classes[guesses[place]]}{wrong}", mark)]
+        cells[index] = [Cell(blacked[index], f"{classes[guesses[index]]}{wrong}", mark)]
     return cells
 
 

@@ -204,13 +204,13 @@ class RetrievalTask(Task):
             np.concatenate([text_codes.ravel(), image_codes.ravel()])
         )  # image * M + text, so grouped by image
         starts = np.searchsorted(codes, np.arange(len(corpus.samples) + 1) * num_texts)
-        place_of = {sample.key: place for place, sample in enumerate(corpus.samples)}
+        index_of = {sample.key: index for index, sample in enumerate(corpus.samples)}
         tokens = [self.tokens(self.clean(text.text)) for text in corpus.texts]
 
         def match_logits(keys: list[str], batch: Batch) -> list[np.ndarray]:
-            places = [place_of[key] for key in keys]
-            paired = [codes[starts[place] : starts[place + 1]] % num_texts for place in places]
-            rows = np.repeat(np.arange(len(places)), [len(each) for each in paired])
+            indices = [index_of[key] for key in keys]
+            paired = [codes[starts[index] : starts[index + 1]] % num_texts for index in indices]
+            rows = np.repeat(np.arange(len(indices)), [len(each) for each in paired])
             texts = np.concatenate(paired)
             logits: list[Tensor] = []
             for begin in range(0, len(texts), settings.batch_size):
@@ -311,7 +311,7 @@ def _records(corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray) -> list
         for sample, row in zip(corpus.samples, to_text, strict=True)
     ]
     texts = [
-        {"text": text.text, "images": [corpus.samples[place].key for place in row[:keep]]}
+        {"text": text.text, "images": [corpus.samples[index].key for index in row[:keep]]}
         for text, row in zip(corpus.texts, to_image, strict=True)
     ]
     return images + texts

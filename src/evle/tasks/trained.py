@@ -1,4 +1,4 @@
-"""How the run that made a model read its texts, and what else its folder says of it."""
+"""How the run that trained a model prepared its texts, and other facts in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ RUN_FACTS = "run.json"
 """In a model folder: what is known of the run that trained it, for a folder that has left the run's."""
 AS_IT_IS = TextConfig(clean=False, max_length=512)
 TEXTS = {"eve": TextConfig(), "vle": AS_IT_IS, **dict.fromkeys(DUAL_ENCODERS, AS_IT_IS)}
-"""How a family's released models read texts, where no run says how its own were read: VLE's as they are."""
+"""How a family's released models prepare texts, for models without a run: VLE reads them unchanged."""
 
 
 def family_text_options(family: str) -> TextConfig:
-    """How a family's texts are read where no run says so."""
+    """How a family's texts are prepared when no run documents it."""
     return TEXTS.get(family, TextConfig())
 
 
@@ -35,7 +35,7 @@ def run_settings(path: str | Path) -> dict[str, Any]:
 
 
 def text_options(path: str | Path) -> TextConfig:
-    """How the run that made the model in `path` read its texts, by its configuration; the family's way without one."""
+    """How the run that trained the model in `path` prepared its texts, or the family's default without a run."""
     settings, folder = run_settings(path), model_folder(path)
     if not settings:
         return family_text_options(read_fields(folder, ALL_PROCESSORS)["model_type"])

@@ -51,28 +51,28 @@ def mask_tokens(
     if not 0 <= ratio <= 1:
         raise ConfigError(f"a text mask ratio of {ratio:g} is not a share: choose one between 0 and 1")
     special = set(special_ids)
-    maskable = [place for place, token in enumerate(ids) if token not in special]
+    maskable = [position for position, token in enumerate(ids) if token not in special]
     masked_ids, labels = list(ids), [IGNORED] * len(ids)
     if not maskable:
         return masked_ids, labels
-    for place in _pick_places(maskable, max(1, round(len(maskable) * ratio)), rng, word_starts):
-        labels[place] = ids[place]
+    for position in _pick_positions(maskable, max(1, round(len(maskable) * ratio)), rng, word_starts):
+        labels[position] = ids[position]
         kind = rng.random() * sum(replace)
         if kind < replace[0]:
-            masked_ids[place] = mask_id
+            masked_ids[position] = mask_id
         elif kind < replace[0] + replace[1]:
-            masked_ids[place] = _random_token(vocab_size, special, rng)
+            masked_ids[position] = _random_token(vocab_size, special, rng)
     return masked_ids, labels
 
 
-def _pick_places(
+def _pick_positions(
     maskable: list[int], count: int, rng: np.random.Generator, word_starts: Sequence[bool] | None
 ) -> list[int]:
     words: list[list[int]] = []
-    for place in maskable:
-        if word_starts is None or word_starts[place] or not words:
+    for position in maskable:
+        if word_starts is None or word_starts[position] or not words:
             words.append([])
-        words[-1].append(place)
+        words[-1].append(position)
     picked: list[int] = []
     for index in rng.permutation(len(words)):
         if len(picked) >= count:

@@ -62,10 +62,10 @@ def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoke
         if isinstance(word, str):
             words.append((word, None))
             continue
-        for place, index in enumerate(word):
+        for number, index in enumerate(word):
             if index < 0:
                 raise IndexError(index)
-            words += [("and", None)] if place else []
+            words += [("and", None)] if number else []
             words.append((names[index], index))
     return words
 
