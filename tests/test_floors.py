@@ -27,7 +27,9 @@ DOORS = {
     "webdataset": ["data/custom/shards.py"],
     "gradio": ["demo"],
     "fastapi": ["server"],
-    "onnx": ["export"],
+    "onnxruntime": ["export"],
+    "onnxscript": ["export"],
+    "sentence_transformers": ["interop"],
     "faiss": ["search"],
     "typer": ["cli"],
 }

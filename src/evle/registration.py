@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
+from typing import Any, cast
 
 AUTO = "transformers.models.auto"
 TABLES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
@@ -17,6 +18,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     f"{AUTO}.modeling_auto": {
         "MODEL_MAPPING_NAMES": {"eve": "EVEModel", "vle": "VLEModel"},
         "MODEL_FOR_PRETRAINING_MAPPING_NAMES": {"eve": "EVEForPreTraining", "vle": "VLEForPreTraining"},
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES": {"eve": "EVEForRetrieval", "vle": "VLEForRetrieval"},
         "MODEL_FOR_MASKED_LM_MAPPING_NAMES": {"vle": "VLEForMLM"},
         "MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING_NAMES": {"eve": "EVEForVQA", "vle": "VLEForVQA"},
     },
@@ -25,6 +27,8 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 """Modules of transformers, their tables, and our rows: model type -> name of the class."""
 FAMILIES = {"transformers.models.eve": "evle.models.eve", "transformers.models.vle": "evle.models.vle"}
 """The modules in which transformers looks for these classes, and where they are."""
+LOADING = "sentence_transformers.base.model"
+"""The module of sentence-transformers whose `BaseModel._load_modules` reads a model folder."""
 
 
 def install() -> None:
@@ -34,17 +38,43 @@ def install() -> None:
     if any(name in sys.modules for name in TABLES):  # too late for the tables: the families register themselves
         for module in FAMILIES.values():
             import_module(module)
+    if LOADING in sys.modules:
+        load_ours(sys.modules[LOADING])
+
+
+def load_ours(module: ModuleType) -> None:
+    """Have sentence-transformers load folders of evle as modules of evle, which it would not do of its own accord.
+
+    Named in modules.json, a class outside of that library needs `trust_remote_code`, even when it is installed; and one
+    folder could not serve `SentenceTransformer` and `CrossEncoder` both.
+    """
+    base: Any = module.BaseModel
+    theirs = base._load_modules
+    if getattr(theirs, "loads_evle", False):
+        return
+
+    def _load_modules(self: Any, source: str, *args: Any, **options: Any) -> tuple[Any, Any]:
+        from evle.models.folders import is_ours
+
+        if not is_ours(source, options.get("revision")):
+            return cast("tuple[Any, Any]", theirs(self, source, *args, **options))
+        from evle.interop.sentence_transformers import modules_for
+
+        return modules_for(self.model_type, source, options.get("revision")), {}
+
+    _load_modules.loads_evle = True  # type: ignore[attr-defined]
+    base._load_modules = _load_modules
 
 
 class Finder(MetaPathFinder):
-    """Finds the modules of `TABLES` and `FAMILIES`, and no others."""
+    """Finds the modules of `TABLES`, `FAMILIES` and `LOADING`, and no others."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname in FAMILIES:
             return ModuleSpec(fullname, FamilyLoader())
-        if fullname not in TABLES:
+        if fullname not in (*TABLES, LOADING):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
@@ -53,10 +83,13 @@ class Finder(MetaPathFinder):
 
 
 class TableLoader(SourceFileLoader):
-    """Runs a module of transformers as usual, then enters our rows into its tables."""
+    """Runs a module of another library as usual, then enters what is ours."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
+        if module.__name__ == LOADING:
+            load_ours(module)
+            return
         for table, rows in TABLES[module.__name__].items():
             names = getattr(module, table, None)
             if isinstance(names, dict):

@@ -57,4 +57,22 @@ def push(
     print(upload(model, name, private=private, revision=revision, message=message, without_scores=without_scores))
 
 
-VERBS = (card, push)
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
+    form: Annotated[str, typer.Option("--format", help="onnx, or torch (a program of torch.export).")] = "onnx",
+) -> None:
+    """Export a model as ONNX or torch.export graphs.
+
+    \b
+      evle export runs/pictures/retrieval -o exported/photos
+    """
+    from evle.export.graphs import export as write_graphs
+    from evle.report.markdown import markdown_table
+
+    table = write_graphs(model, output, form)  # type: ignore[arg-type]
+    print(markdown_table(table))
+    print(f"{output}: {table.note}")
+
+
+VERBS = (export, card, push)

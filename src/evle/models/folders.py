@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
 from evle.errors import CheckpointError, in_one_line, nearest
 
@@ -39,6 +40,7 @@ HARMLESS = (argparse.Namespace,)
 """Classes besides tensors and containers that training scripts store; building one runs no code of the file."""
 
 
+OURS = ("eve", "vle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 """Files beside the weights that configuration, tokenizer and processor are read from."""
@@ -98,6 +100,23 @@ def hub_folder(name: str) -> Path:
 
 def _snapshot(repository: str, revision: str, patterns: list[str]) -> Path:
     return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+
+
+def is_ours(source: str, revision: str | None = None) -> bool:
+    """Whether a run's folder, a model folder or a hub name holds a model of EVE or VLE."""
+    for folder in (Path(source) / "model", Path(source)):
+        if (folder / "config.json").is_file():
+            file: Any = folder / "config.json"
+            break
+    else:
+        try:
+            file = cached_file(source, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            return False
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") in OURS if file else False
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False  # whoever reads the file reports it
 
 
 def weights_folder(path: Any) -> Any:

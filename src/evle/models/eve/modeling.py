@@ -134,14 +134,14 @@ class EVEImageEmbedding(nn.Module):
         else:
             patches = self.stem(pixel_values, image_mask)
         positions = resize_positions(self.position, height // size, width // size)
-        patch_positions = positions[1:].expand(len(patches), -1, -1)
+        patch_positions = positions[1:].expand(patches.shape[0], -1, -1)
         if visible is not None and self.mask_token is None:
             patches, patch_positions = take(patches, visible), take(patch_positions, visible)
         patch_tokens = self.patch(patches)
         if image_mask is not None and self.mask_token is not None:
             patch_tokens = torch.where(image_mask[..., None], self.mask_token.to(patch_tokens.dtype), patch_tokens)
         patch_tokens = patch_tokens + patch_positions
-        cls_tokens = (self.cls_token + positions[0]).to(patch_tokens.dtype).expand(len(patches), 1, -1)
+        cls_tokens = (self.cls_token + positions[0]).to(patch_tokens.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([cls_tokens, patch_tokens], dim=1) + self.type_vector
 
 
@@ -466,7 +466,7 @@ class EVEModel(EVEPreTrainedModel):
         if input_ids is not None:
             embedded.append(self.text_embedding(input_ids))
             if attention_mask is not None:
-                image_is_real = attention_mask.new_ones(len(input_ids), num_image)
+                image_is_real = attention_mask.new_ones(input_ids.shape[0], num_image)
                 token_mask = torch.cat([image_is_real, attention_mask], dim=1).bool()
         hidden = self.pre_norm(torch.cat(embedded, dim=1))
         key_mask = create_bidirectional_mask(self.config, hidden, token_mask)
@@ -496,11 +496,11 @@ def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attentio
         raise DataError(f"pixel_values have the shape {tuple(pixel_values.shape)}; give (images, channels, H, W)")
     if input_ids is not None and (input_ids.dim() != 2 or input_ids.shape[1] == 0):
         raise DataError(f"input_ids have the shape {tuple(input_ids.shape)}; give (texts, tokens), at least one token")
-    if pixel_values is not None and input_ids is not None and len(pixel_values) != len(input_ids):
+    if pixel_values is not None and input_ids is not None and pixel_values.shape[0] != input_ids.shape[0]:
         raise DataError(
             f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give one text per image"
         )
-    if 0 in (len(each) for each in (pixel_values, input_ids) if each is not None):
+    if 0 in (each.shape[0] for each in (pixel_values, input_ids) if each is not None):
         raise DataError("the batch is empty; give at least one image or text")
     if input_ids is None or attention_mask is None:
         return

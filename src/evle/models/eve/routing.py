@@ -277,7 +277,7 @@ class SoftRouter(nn.Module):
     def weigh(self, gates: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K), None without one."""
         chosen = gates.gather(1, index)
-        capacity = self.config.expert_capacity(len(gates))
+        capacity = self.config.expert_capacity(gates.shape[0])
         kept = None if capacity is None else within_capacity(index, capacity, self.config.num_experts)
         if kept is not None:
             chosen = chosen * kept

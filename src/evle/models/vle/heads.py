@@ -283,7 +283,7 @@ class VLEForNLVR2(VLEHead):
                 f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
             )
         image, text = self.vle.encode_image(pixel_values.flatten(0, 1)), self.vle.encode_text(input_ids, attention_mask)
-        statements = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(2)
+        statements = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(2)
         mask = None if attention_mask is None else key_mask(attention_mask[statements], text.dtype)
         fused = self.vle.fuse(
             Stream(self.vle.typed(image, IMAGE_TYPE)),
@@ -332,7 +332,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         The towers run once: negatives reuse their states.
         """
         check_text(input_ids, attention_mask)
-        if len(pixel_values) != len(input_ids):
+        if pixel_values.shape[0] != input_ids.shape[0]:
             raise DataError(
                 f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; pair each image "
                 "with one text"

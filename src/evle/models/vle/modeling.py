@@ -385,7 +385,7 @@ class VLEModel(VLEPreTrainedModel):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type."""
-        if not len(pixel_values):  # transformers' CLIP takes no empty batch
+        if pixel_values.shape[0] == 0:  # transformers' CLIP takes no empty batch
             height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
             return pixel_values.new_zeros(0, 1 + height * width, self.config.hidden_size)
         return self.image_projection_layer(self.vision_model(pixel_values)[0])
@@ -406,7 +406,7 @@ class VLEModel(VLEPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if not len(input_ids):
+        if input_ids.shape[0] == 0:
             return self.text_projection_layer.weight.new_zeros(
                 0, input_ids.shape[1], self.config.text_config.hidden_size
             ), ()
@@ -514,7 +514,7 @@ class VLEModel(VLEPreTrainedModel):
                 texts.
         """
         check_text(input_ids, attention_mask)
-        if len(pixel_values) != len(input_ids):
+        if pixel_values.shape[0] != input_ids.shape[0]:
             raise DataError(
                 f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; give the same number "
                 "of both"

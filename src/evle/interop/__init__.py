@@ -1,0 +1,1 @@
+"""Models of evle inside of other libraries' loops."""
