@@ -27,7 +27,8 @@ from evle.share.facts import run_facts, write_run_facts
 from evle.tasks.retrieval import learns_matching
 from evle.tasks.task import TextConfig
 
-IMAGE, TEXT = "image", "text"
+IMAGE: Any = "image"
+TEXT: Any = "text"
 
 
 def modules_for(kind: str, source: str, revision: str | None = None) -> list[InputModule]:
@@ -55,7 +56,7 @@ class _Reader(InputModule):
         self.facts = dict(facts)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", revision: str | None = None, **options: Any) -> Self:
+    def load(cls, model_name_or_path: str, subfolder: str = "", revision: str | None = None, **options: Any) -> Self:  # type: ignore[override]
         """The module of a run's folder, a model folder or a hub name. Raises CheckpointError."""
         source = str(Path(model_name_or_path) / subfolder) if subfolder else model_name_or_path
         if revision and not Path(source).exists():
