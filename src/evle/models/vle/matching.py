@@ -76,7 +76,7 @@ class FusionBatch:
         )
         fused, start = {}, 0
         for name, (images, _, reads) in self.pairs.items():
-            end = start + len(images)
+            end = start + images.shape[0]
             fused[name], _ = self.vle.read(image.part(start, end), text.part(start, end), reads)
             start = end
         return fused
@@ -84,8 +84,8 @@ class FusionBatch:
 
 def _last_numbers(batches: list[Tensor]) -> Tensor:
     """The numbers of the rows of the last of several batches, counted through all of them."""
-    end = sum(len(each) for each in batches)
-    return torch.arange(end - len(batches[-1]), end, device=batches[-1].device)
+    end = sum(each.shape[0] for each in batches)
+    return torch.arange(end - batches[-1].shape[0], end, device=batches[-1].device)
 
 
 def pair_negatives(
@@ -147,7 +147,7 @@ def pair_logits(
     texts = batch.add_texts(vle.encode_text(input_ids, mask), mask)
     images = images if image_rows is None else images[image_rows]
     texts = texts if text_rows is None else texts[text_rows]
-    if len(images) != len(texts):
+    if images.shape[0] != texts.shape[0]:
         raise DataError(f"{len(images)} images and {len(texts)} texts do not make pairs; give the same number of both")
     batch.pair("pairs", images, texts, Reads(pooled=True))
     return score(batch.run()["pairs"].pooler_output)
