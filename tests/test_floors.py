@@ -15,8 +15,8 @@ ROOT = Path(evle.__file__).parent
 FLOORS = {
     7: ["cli"],
     6: ["demo", "server"],
-    5: ["run", "search"],
-    4: ["engine", "pipelines", "export", "interop", "share"],
+    5: ["run", "search", "export", "interop"],
+    4: ["engine", "pipelines", "share"],
     3: ["tasks", "inspection", "recipes"],
     2: ["models", "data", "transforms", "config"],
     1: ["objectives", "metrics", "registration", "report", "distributed", "precision", "files", "terminal", "errors"],

@@ -54,13 +54,10 @@ def load_ours(module: ModuleType) -> None:
         return
 
     def _load_modules(self: Any, source: str, *args: Any, **options: Any) -> tuple[Any, Any]:
-        from evle.models.folders import is_ours
-
-        if not is_ours(source, options.get("revision")):
+        if not import_module("evle.models.folders").is_ours(source, options.get("revision")):
             return cast("tuple[Any, Any]", theirs(self, source, *args, **options))
-        from evle.interop.sentence_transformers import modules_for
-
-        return modules_for(self.model_type, source, options.get("revision")), {}
+        ours = import_module("evle.interop.sentence_transformers")
+        return ours.modules_for(self.model_type, source, options.get("revision")), {}
 
     _load_modules.loads_evle = True  # type: ignore[attr-defined]
     base._load_modules = _load_modules
