@@ -189,7 +189,7 @@ def test_nlvr2s_other_head_is_one_override(world, monkeypatch):
     monkeypatch.chdir(world)
     config = small("eve-base-nlvr2", "model.overrides.nlvr2_head=plain", "output=runs/plain")
     assert config.model.overrides["nlvr2_head"] == "plain"
-    assert "accuracy" in train(config.model_copy(update={"output": "runs/plain"})).scores["test"]
+    assert "accuracy" in train(config.model_copy(update={"output": "runs/plain"})).scores["test1"]
 
 
 @pytest.mark.parametrize("name", ["eve-base-pretrain", "eve-large-pretrain-16m", "vle-base-pretrain"])

@@ -139,7 +139,7 @@ def test_fields_that_change_no_weight_are_obeyed_by_an_evaluation(questions, tmp
     ("override", "message"),
     [
         ("model.overrides.num_experts=4", r"model.overrides: num_experts=4 needs other weights than the trained ones"),
-        ("model.overrides.num_hidden_layers=3", "needs other weights .* leave it out, or train anew"),
+        ("model.overrides.num_hidden_layers=3", "needs other weights .* leave it out, or train again"),
         ("model.overrides.image_size=32", "needs other weights .* set image.size to score at another size"),
         ("model.overrides.capacity_factor=-1", "capacity_factor -1 should be greater than 0"),
         ("model.overrides.capacity_facto=1.0", "did you mean 'capacity_factor'"),

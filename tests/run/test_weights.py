@@ -49,7 +49,7 @@ def test_two_sources_of_weights_are_refused():
 
 
 def test_eve_has_no_text_tower_to_start_from():
-    with pytest.raises(ConfigError, match=r"model\.text=deberta starts VLE models only; eve-tiny is none"):
+    with pytest.raises(ConfigError, match=r"model\.text=deberta starts only VLE models; eve-tiny is not one"):
         starting_config(ModelConfig(preset="eve-tiny", text="deberta"))
     with pytest.raises(ConfigError, match=r"model\.init=runs/a and model\.text=deberta both name weights"):
         starting_config(ModelConfig(init="runs/a", text="deberta"))

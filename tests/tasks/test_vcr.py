@@ -289,5 +289,5 @@ def test_stages_that_do_not_go_together_are_refused(vcr, message, tmp_path):
 
 
 def test_no_samples_are_refused(runs):
-    with pytest.raises((ConfigError, DataError), match="there is nothing to evaluate on"):
+    with pytest.raises((ConfigError, DataError), match="no data to evaluate on"):
         judge_vcr(runs / "vcr-q2a", runs / "vcr-qa2r")

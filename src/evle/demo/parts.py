@@ -98,7 +98,7 @@ def on_page(function: Callable[..., str]) -> Callable[..., str]:
             return html.result(function(*values))
         except EvleError as error:
             return html.alert(str(error))
-        except Exception:  # a fault of ours: the visitor is told, the terminal shows it, and the page goes on
+        except Exception:  # a fault of ours: the visitor and the terminal see it, and the page keeps working
             log.exception("the demo failed to answer")
             return html.alert("something went wrong; the terminal that runs the demo shows the details")
 

@@ -1,4 +1,4 @@
-"""One report of several runs: the stages of a recipe, and the seeds of a stage, beside each other."""
+"""One report of several runs: it compares the stages of a recipe and the seeds of a stage."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ METRICS = {**{name: task.metric for name, task in TASKS.items()}, "vcr": "q2ar"}
 
 
 class Comparison(Report):
-    """A report of several runs. Its tables hold all scores, task by task; one table of all would be mostly empty."""
+    """A report of several runs. It has one table of scores per task; a single table would be mostly empty."""
 
     def all_tables(self) -> list[Table]:
         return self.tables
@@ -127,7 +127,7 @@ def _result(stages: Sequence[Stage | JointStage], reports: Mapping[str, dict[str
 
 
 def _overview(tasks: Mapping[str, Sequence[Result]]) -> list[Table]:
-    """The main scores of all tasks in one table, by what the stages started from; none where nothing has a chance."""
+    """The main scores of all tasks in one table, by starting weights; no table without chance scores."""
     cells: dict[str, dict[str, Any]] = {}
     for task, results in tasks.items():
         chance = _chance(results)
@@ -167,7 +167,7 @@ def _chance(results: Sequence[Result]) -> dict[str, float]:
 
 
 def _label(result: Result, results: Sequence[Result]) -> str:
-    """What a stage started from; its name where another stage of its task started from the same."""
+    """The weights that a stage started from, or its name if another stage of its task started from the same."""
     if sum(each.start == result.start for each in results) > 1:
         return result.name
     return f"weights of {result.start}" if result.start else "random weights"

@@ -1,4 +1,4 @@
-"""A trained model scored by another recipe: zero-shot retrieval of a pre-trained one, or a corpus it was not tuned on.
+"""Score a trained model with another recipe: zero-shot retrieval, or a corpus that it was not fine-tuned on.
 
 The recipe says task and data; how images and texts are read is the trained model's own, which knows no other way. Of
 the model's config, what its weights do not depend on can be changed.
@@ -41,7 +41,7 @@ from evle.tasks.trained import run_settings
 
 
 def asked_fields(overrides: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Those of a configuration's `model.overrides` that the run which made the model in `folder` did not have."""
+    """The `model.overrides` of a configuration that the run which trained the model in `folder` did not have."""
     made_with = (run_settings(folder).get("model") or {}).get("overrides") or {}
     return {name: value for name, value in overrides.items() if name not in made_with or made_with[name] != value}
 
@@ -69,7 +69,7 @@ def with_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
 
 
 def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model in `folder` with the head of `task`, as `load_model`; a pre-trained one serves retrieval as it is.
+    """The model in `folder` with the head of `task`, as `load_model`; a pre-trained one scores retrieval as it is.
 
     Pre-trained by contrast without matching, its matching head counts as never learned. Raises CheckpointError for a
     pre-trained model without contrast, and otherwise as `load_model`.
@@ -100,7 +100,7 @@ def evaluate(
     output: str | Path | None = None,
     samples: Samples | None = None,
 ) -> Report:
-    """Score a trained model on data.test of a configuration (on data.val where there is no test) and write a report.
+    """Score a trained model on data.test of a configuration (on data.val if it has no test) and write a report.
 
     `model` is a run's or a model's folder, by default the run in config.output; the report goes to `output`, by default
     its subfolder `evaluation`. `samples` stand in for what the configuration names.
@@ -113,7 +113,7 @@ def evaluate(
     if samples is None:
         samples = read_split(config.data, split, task_type.reads)
     if samples is None:
-        raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
+        raise ConfigError("no data to evaluate on: name it with data.test.source=... data.test.split=...")
     trained, task = load_trained(config, folder, task_type)
     torch.nn.Module.to(trained, device)
     target = make_output(Path(output or folder / "evaluation"))

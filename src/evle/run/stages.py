@@ -45,7 +45,7 @@ def train(
     """
     if isinstance(recipe, Stages):
         if overrides:
-            raise ConfigError("give overrides to read_stages, which reads the recipe")
+            raise ConfigError("overrides need a recipe's name or file; pass them to read_stages, which reads it")
         stages = recipe
     else:
         stages = read_stages(recipe, overrides)
@@ -78,7 +78,7 @@ def _train_stages(
         else:
             judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
         ran.add(stage.name)
-        barrier()  # the main process writes the report that all of them read
+        barrier()  # the main process writes the report that all processes read
     report = compare(recipe)
     if is_main():
         report.write(recipe.folder)
@@ -91,7 +91,7 @@ def _needed(stage: Stage | JointStage) -> set[str]:
 
 
 def _is_finished(stage: Stage | JointStage) -> bool:
-    """Whether a stage ran to its end with this configuration. Raises ConfigError if it did with another."""
+    """Whether a stage is finished with this configuration. Raises ConfigError if it finished with another."""
     if isinstance(stage, JointStage):
         return (stage.output / "report.json").is_file()
     run = Run(stage.output)

@@ -37,33 +37,33 @@ from evle.models.vle.vision import fit_table
 EncoderConfig = EVEConfig | VLEConfig
 CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
 IMAGE_TABLES = {"eve": "image_embedding.position", "vle": "vision_model.vision_model."}
-"""What the names of each family's tables of image positions hold."""
+"""By family, a part of the names of its tables of image positions."""
 COUNTING = ("position_ids", "relative_position_index")
 """Ends of the names of buffers that count positions and hold no weights."""
 TOKEN_TYPES = "vle.token_type_embeddings.weight"
 RELEASED_SUFFIXES = {".th", ".pt", ".pth", ".bin", ".safetensors"}
 
 NOT_SIZES = {"vocab_size", "image_size", "max_position_embeddings", "drop_path_rate"}
-"""Fields of a preset that may differ between a checkpoint and what is made of it."""
+"""Fields of a preset that may differ between a checkpoint and the model that starts from it."""
 
 
 class ModelConfig(Config):
     """Which model to start from."""
 
     preset: str | None = None
-    """A size by name, with random weights. Beside `init` it only says which size `init` must have."""
+    """A size by name, with random weights. Together with `init`, it only checks the size of `init`."""
     init: str | None = None
     """Weights to start from: a run's folder, a model folder, or stage:NAME in a recipe of stages."""
     vision: str | None = None
     """A trained image model that a preset starts from. For EVE a vision Transformer's checkpoint (BEiT v2, BEiT, DeiT,
     ViT); for VLE the folder of any image encoder (CLIP, SigLIP, DINOv2, ViT, Swin, timm, ...), with its own size and
-    colour statistics. Of a CLIP the preset's number of layers is kept."""
+    colour statistics. A CLIP keeps only the preset's number of layers."""
     text: str | None = None
     """The folder of a trained text encoder (DeBERTa, BERT, RoBERTa, ModernBERT, ...) that a VLE preset starts from,
     with its tokenizer."""
     new_heads: bool = False
-    """Start all heads at random, even those that `init` has: EVE's release fine-tunes retrieval so, whatever the model
-    was pre-trained with (table 6 compares with it)."""
+    """Start all heads at random, even those that `init` has. EVE's release fine-tunes retrieval this way, whatever the
+    pre-training objectives were (table 6 depends on it)."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -76,7 +76,7 @@ def config_fields(family: type[EncoderConfig]) -> list[str]:
 
 @dataclass
 class Loaded:
-    """A model to train, and how it came about.
+    """A model to train, and where its weights come from.
 
     `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
     no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty.
@@ -89,7 +89,7 @@ class Loaded:
     origin: str = "random weights"
 
     def lines(self) -> list[str]:
-        """What a person should know, a line each."""
+        """What the log and the report should mention, one line per fact."""
         lines = [f"starts from {self.origin}"]
         if self.new:
             lines.append(f"{len(self.new)} tensors are new: {_heads(self.new)}")
@@ -113,7 +113,7 @@ def starting_config(options: ModelConfig) -> EncoderConfig:
     for name in ("vision", "text"):
         if options.init is not None and (other := getattr(options, name)) is not None:
             raise ConfigError(
-                f"model.init={options.init} and model.{name}={other} both name weights; leave one of them out"
+                f"model.init={options.init} and model.{name}={other} both name weights; remove one of them"
             )
     if options.init is not None:
         config = read_config(options.init)
@@ -125,7 +125,7 @@ def starting_config(options: ModelConfig) -> EncoderConfig:
     if isinstance(config, VLEConfig):
         return _with_towers(config, options)
     if options.text is not None:
-        raise ConfigError(f"model.text={options.text} starts VLE models only; {options.preset} is none")
+        raise ConfigError(f"model.text={options.text} starts only VLE models; {options.preset} is not one")
     return config
 
 
@@ -222,7 +222,7 @@ def _fit_tensors(
             if not ignored.search(name):
                 loaded.unused.append(name)
         elif tensor.shape == target.shape:
-            # As many answers or classes, but others: the rows of the last layer mean something else.
+            # The same number of answers or classes, but different ones: the rows of the last layer mean something else.
             means_other = other_answers and tensor.shape[:1] == (config.num_labels,) and not name.startswith(backbone)
             means_other |= other_classes and tensor.shape[:1] == (len(_classes(config)),) and name.startswith("mpc_")
             if means_other:
@@ -235,7 +235,7 @@ def _fit_tensors(
             fitting[name] = fit_table(name, tensor, target)
             loaded.resized.append(f"{name} from {before.image_size} to {config.image_size} pixels")
         elif name == TOKEN_TYPES:
-            # New types start beside the text's, each at a distance of its own, so that they part from the first step.
+            # New types start near the text's, at different distances, so that they differ from the first step.
             extended = extend_token_types(tensor, len(target))
             extended[len(tensor) :] += target[len(tensor) :]
             fitting[name] = extended
@@ -284,7 +284,7 @@ def _load_towers(loaded: Loaded, options: ModelConfig) -> None:
 
 
 def _answers(config: PreTrainedConfig) -> dict[int, str]:
-    """The labels by number; JSON knows no numbers as keys."""
+    """The labels by number; JSON keys are strings."""
     return {int(place): str(label) for place, label in (config.id2label or {}).items()}
 
 
@@ -333,7 +333,7 @@ def _heads(names: Any) -> str:
 
 
 def size_notes(overrides: Mapping[str, Any], size: int) -> list[str]:
-    """That images have `size` pixels a side, where the `overrides` of a model's configuration name another."""
+    """A note that images have `size` pixels per side, when `overrides` name another size."""
     given = overrides.get("image_size") or (overrides.get("vision_config") or {}).get("image_size") or size
     if given == size:
         return []

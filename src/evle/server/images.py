@@ -41,7 +41,7 @@ def _decoded(value: str) -> bytes:
 def check_size(data: bytes, limits: Limits) -> None:
     """Raise ValueError for more pixels, or a thinner image, than the limits allow, by the header alone.
 
-    What is no image passes: reading it says what it is instead.
+    Data that is no image passes here; the error of reading it describes the data.
     """
     try:
         with warnings.catch_warnings():

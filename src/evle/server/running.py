@@ -1,4 +1,4 @@
-"""Serve an application until it is told to stop, and answer what it took before it ends."""
+"""Serve an application until it receives a signal to stop; answer accepted requests first."""
 
 import contextlib
 import errno
