@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from eve_models import batch, build, tiny
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining, EVEForVQA, EVEModel
-from evle.models.folders import from_folder, load_tensors, read_tensors
+from evle.models.folders import from_folder, load_tensors, read_fields, read_tensors
 
 TENSORS = {"a.weight": torch.arange(3.0), "b.weight": torch.ones(2)}
 
@@ -118,3 +118,12 @@ def test_a_larger_vocabulary_reaches_words_and_masked_words(tied):
     assert model.mlm_head[2].bias.shape == (60,)
     assert model.config.vocab_size == 60
     assert (model.mlm_head[2].weight is model.eve.text_embedding.word.weight) == tied
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", "null", '"x"', "true", "[" * 50_000, '{"model_type": "eve", "architectures": 7}']
+)
+def test_a_config_that_is_no_object_of_a_model_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        read_fields(tmp_path, ["eve"])

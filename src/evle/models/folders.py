@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from evle.errors import CheckpointError, in_one_line, nearest
+from evle.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +131,18 @@ def weights_folder(path: Any) -> Any:
 
 def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
     """The fields of config.json in a model folder of one of `families`. Raises CheckpointError for another, or none."""
+    file = folder / "config.json"
     try:
+        # get_config_dict takes a file for granted that holds an object
+        fields: dict[str, Any] = read_json(file, kind=dict, error=CheckpointError)
         fields, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({in_one_line(error)})") from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from error
+    heads = fields.get("architectures")
+    if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
+        raise CheckpointError(f"{file}: architectures is {str(heads)[:40]!r}, where a list of names is needed")
     family = str(fields.get("model_type", ""))
     if family not in families:
         raise CheckpointError(
@@ -158,10 +167,10 @@ def report_code(folder: Path) -> None:
     for name in CONFIG_FILES:
         file = folder / name
         try:
-            names_code = file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+            fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except (OSError, ValueError, RecursionError):
             continue  # whoever reads the file reports it
-        if names_code:
+        if isinstance(fields, dict) and "auto_map" in fields:
             log.warning("%s: names code of its own (auto_map), which is never run", file)
 
 
