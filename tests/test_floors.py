@@ -31,7 +31,6 @@ DOORS = {
     "onnxscript": ["export"],
     "sentence_transformers": ["interop"],
     "faiss": ["search"],
-    "peft": ["run/adapting.py"],
     "typer": ["cli"],
 }
 # Errors, whole files and the terminal serve every room; the configuration class is what options of a floor's other

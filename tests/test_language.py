@@ -41,7 +41,9 @@ BANNED = {
     re.compile(rf"(?<![\w/`.\-])(?:{words})(?![\w/`\-]|\.\w)".replace(" ", r"\s+"), re.IGNORECASE): cure
     for words, cure in INSTEAD.items()
 }
-ALLOWED = re.compile(r"""recipe `?pictures|runs/pictures|evle train pictures|"picture"|a picture of""")
+ALLOWED = re.compile(
+    r"""recipe `?pictures|runs/pictures|evle train pictures|"picture"|a picture of|picture of a \{\}"""
+)
 """The name of a recipe, and captions as people write them."""
 DATA = "src/evle/data/synthetic/"
 """The folder whose strings are sentences of a synthetic world, which are training data."""

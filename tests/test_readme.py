@@ -220,6 +220,8 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     photos = folder / "photos"
     photos.mkdir()
+    for bundled in ("models", "examples/images"):
+        shutil.copytree(ROOT / bundled, folder / bundled)
     captions, questions = [], []
     for turn, split in enumerate(["train", "train", "val", "test"]):
         for colour, thing in zip(COLOURS, THINGS, strict=True):
