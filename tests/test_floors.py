@@ -143,3 +143,15 @@ def test_every_name_of_the_face_exists():
         assert getattr(evle, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'EVEModle'"):
         _ = evle.EVEModle
+
+
+def test_the_map_of_the_architecture_page_names_every_folder_and_file():
+    page = (ROOT.parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (`[^`]+/`|single files) \|[^|]*\| (.*) \|$", page, re.MULTILINE))
+    shown = {(folder.strip("`/"), file) for folder, files in rows.items() for file in re.findall(r"`(\w+)`", files)}
+    there = set()
+    for path in MODULES:
+        parent = path.parent.relative_to(ROOT).as_posix()
+        if not path.stem.startswith("__"):
+            there.add(("single files" if parent == "." else parent, path.stem))
+    assert shown == there
