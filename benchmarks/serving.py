@@ -46,7 +46,7 @@ class Serving:
         self.lines: list[str] = []
         for line in self.process.stderr:
             self.lines.append(line)
-            if listening := re.search(r"running on socket .*?, (\d+)\)", line):
+            if listening := re.search(r"listening at .* port (\d+)", line):
                 self.port = int(listening[1])
                 break
         else:

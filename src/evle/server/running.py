@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import socket
 
 import uvicorn
@@ -9,6 +10,8 @@ from fastapi import FastAPI
 
 from evle.errors import ConfigError
 from evle.server.observing import log_as_json
+
+log = logging.getLogger(__name__)
 
 
 def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -30,6 +33,7 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
         h11_max_incomplete_event_size=65536,
     )
     with contextlib.closing(listen(host, port)) as listening:
+        log.info("listening at %s port %s", *listening.getsockname()[:2])
         uvicorn.Server(config).run(sockets=[listening])
 
 
