@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evle.models.vle import VLEConfig, VLEForPreTraining, VLEForVQA
-from evle.models.vle.pretraining import black_out, mean_state
+from evle.models.vle.modeling import mean_states
+from evle.models.vle.pretraining import black_out
 from side_by_side import add_options, autocast, machine, measure, show, stock_port
 
 PARTS = ("inference", "fine-tuning", "pre-training")
@@ -50,23 +51,26 @@ def pass_by_pass(model: VLEForPreTraining, inputs: dict[str, Tensor]) -> Tensor:
     """The four losses as one would port them: each objective runs the whole model on its own inputs."""
     pixels, ids, mask = (inputs[name] for name in ("pixel_values", "input_ids", "attention_mask"))
     chosen = inputs["mlm_labels"] != -100
-    words = model.mlm_score(model.vle(pixels, inputs["masked_input_ids"], mask).text_hidden[chosen])
+    words = model.mlm_score(model.vle(inputs["masked_input_ids"], pixels, mask).text_hidden[chosen])
     loss = F.cross_entropy(words.float(), inputs["mlm_labels"][chosen])
 
-    others = [tensor.roll(1, 0) for tensor in (pixels, ids, mask)]
-    pairs = [
-        torch.cat(parts) for parts in ((pixels, pixels, others[0]), (ids, others[1], ids), (mask, others[2], mask))
-    ]
-    matches = model.itm_score(model.vle(*pairs).pooler_output)
+    other_pixels, other_ids, other_mask = (tensor.roll(1, 0) for tensor in (pixels, ids, mask))
+    matches = model.itm_score(
+        model.vle(
+            torch.cat([ids, other_ids, ids]),
+            torch.cat([pixels, pixels, other_pixels]),
+            torch.cat([mask, other_mask, mask]),
+        ).pooler_output
+    )
     labels = (torch.arange(len(matches), device=matches.device) < len(ids)).long()
     loss = loss + F.cross_entropy(matches.float(), labels)
 
-    patches = model.pbc_classifier(model.vle(pixels, ids, mask).image_hidden[:, 1:])
+    patches = model.pbc_classifier(model.vle(ids, pixels, mask).image_hidden[:, 1:])
     loss = loss + F.cross_entropy(patches.float().flatten(0, 1), inputs["pbc_labels"].flatten())
 
     blacked = black_out(pixels, inputs["mpc_patches"], inputs["black"])
-    states = model.vle(blacked, ids, mask).image_hidden[:, 1:]
-    objects = model.mpc_classifier(mean_state(states, inputs["mpc_patches"]))
+    states = model.vle(ids, blacked, mask).image_hidden[:, 1:]
+    objects = model.mpc_classifier(mean_states(states, inputs["mpc_patches"]))
     return loss + F.cross_entropy(objects.float(), inputs["mpc_labels"])
 
 
@@ -119,7 +123,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--image-size", type=int, help="pixels a side (default: the preset's)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="comparisons to run (default: all)")
     options = parser.parse_args(arguments)
-    config = VLEConfig.from_preset(options.preset, num_labels=3129, object_classes=[f"class {n}" for n in range(100)])
+    classes = [f"class {number}" for number in range(100)]
+    config = VLEConfig.from_preset(options.preset, num_labels=3129, object_classes=classes, mpc_readout="patches")
     if options.image_size:
         config.image_size = options.image_size
     inputs = make_batch(config, options.batch, options.text_length)

@@ -126,6 +126,8 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.run.stages.train", stages_checked)
     monkeypatch.setattr("evle.search.build_index", reached)
     monkeypatch.setattr("evle.search.ImageIndex.load", reached)
+    for name in ("evle.server.load_served", "evle.server.build_app"):
+        monkeypatch.setattr(name, reached)
     # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
     for name in ("Match", "VQA", "Compare", "Localise", "Embed", "Classify"):
         monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
@@ -137,6 +139,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.data.custom.corpus.read_texts", reached)
     monkeypatch.setattr("evle.inspection.folder_check.check_folder", reached)
     monkeypatch.setattr("evle.run.vcr.judge_vcr", reached)
+    monkeypatch.setenv("EVLE_KEY", "a key that a page names")
     monkeypatch.setattr("evle.cli.data._samples", reached)
     monkeypatch.setattr("evle.demo.launch", reached)
 

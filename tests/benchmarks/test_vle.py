@@ -55,7 +55,7 @@ def test_the_port_computes_what_ours_computes(load):
 def test_pass_by_pass_has_the_losses_of_one_step(load, monkeypatch):
     """With the same negatives, each row's neighbour, the port's four losses are ours."""
     step = load("vle_step")
-    model = build(VLEForPreTraining)
+    model = build(VLEForPreTraining, mpc_readout="patches")
     inputs = step.make_batch(model.config, 3, 7)
     rolled = torch.arange(3).roll(1)
     monkeypatch.setattr(

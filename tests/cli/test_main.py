@@ -221,7 +221,7 @@ def test_a_dry_run_tells_and_writes_nothing(images, trained, tmp_path):
 
 def test_a_run_is_scored_on_any_split_from_its_folder(images, trained, tmp_path):
     said = call("evaluate", trained / "run", "data.test.split=train", f"data.path={images}", "-o", tmp_path / "scores")
-    assert "R@mean on test" in said
+    assert "R@mean on train" in said
     report = json.loads((tmp_path / "scores" / "report.json").read_text())
     assert report["scores"]["chance"]["TR@1"] == pytest.approx(100 / 8)
     call("evaluate", trained / "run")
@@ -300,7 +300,7 @@ def test_a_sample_that_cannot_be_made_stops_neither_page_nor_counts(tmp_path):
     next((folder / "vcr1images").rglob("*.json")).write_text("{}")
     splits = ("train", "val", "test")
     said = "".join(call("data", "stats", "vcr", f"path={folder}", "--split", split) for split in splits)
-    assert "samples that cannot be made: 1, the first: " in said
+    assert "samples that cannot be read: 1, the first: " in said
     for split in splits:
         call("data", "show", "vcr", f"path={folder}", "--split", split, "-o", tmp_path / split)
     assert any("no metadata with boxes" in (tmp_path / each / "report.html").read_text() for each in splits)

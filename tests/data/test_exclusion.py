@@ -126,7 +126,7 @@ def test_shards_of_img2dataset_are_known_by_their_links(files, tmp_path):
     assert samples.describe()["left out as images of downstream tasks"] == 1
     assert samples.fingerprint != read_source("shards", {"path": str(tmp_path)}).fingerprint
     write_tar(tmp_path / "00000.tar", [("1.jpg", encoded()), ("1.txt", "a cup")])
-    with pytest.raises(ConfigError, match=r"00000\.tar: its samples say neither their url nor the key"):
+    with pytest.raises(ConfigError, match=r"00000\.tar: its samples have neither a url nor the key"):
         read_source("shards", {"path": str(tmp_path), "exclude": files})
     write_tar(tmp_path / "00000.tar", members[:2])
     with pytest.raises(DataError, match="no sample is left; all 1 were excluded"):

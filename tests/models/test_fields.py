@@ -57,7 +57,7 @@ def test_a_field_of_vle_without_sense_is_one_line(fields, message):
 
 
 def test_a_tower_is_a_mapping():
-    with pytest.raises(ConfigError, match="text_config 5 must be fields of a DebertaV2Config"):
+    with pytest.raises(ConfigError, match="text_config 5 must be fields of a configuration"):
         VLEConfig.from_preset("vle-tiny", text_config=5)
 
 

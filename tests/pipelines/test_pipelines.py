@@ -209,7 +209,7 @@ def test_what_is_no_model_is_refused_in_one_line(models, tmp_path):
     shutil.copytree(models["retrieval"], other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(CheckpointError, match="another family: model_type 'bert'; choose one of: eve"):
+    with pytest.raises(CheckpointError, match="another family: model_type 'bert'; choose one of: clip, eve"):
         EmbedPipeline(other)
     (other / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -342,9 +342,9 @@ def test_released_scores_are_logits_and_released_boxes_lie_elsewhere(world, q2a)
 
 def test_what_vcr_lacks_is_named(world, q2a, tmp_path):
     root = world / "pics/vcr_sample_images"
-    with pytest.raises(DataError, match="val-1: it has no objects, question; give a line of VCR"):
+    with pytest.raises(DataError, match="val-1: no objects, question; use a line of VCR"):
         q2a(root, {name: value for name, value in META.items() if name not in ("objects", "question")})
-    with pytest.raises(DataError, match=r"film@0\.json: no such metadata; .* or name the folder of its lsmdc_"):
+    with pytest.raises(DataError, match=r"film@0\.json: no such metadata; .* or set images to the folder"):
         q2a(tmp_path, META)
     with pytest.raises(DataError, match=r"1 objects, but .* has \d boxes"):
         q2a(root, {**META, "objects": ["person"]})

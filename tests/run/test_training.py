@@ -307,7 +307,7 @@ def test_the_recipes_that_come_along_are_valid(name):
 def test_the_listing_says_what_data_length_and_needs():
     small, large = ({row[0]: row[1:] for row in table.rows} for table in listing())
     assert small.keys() | large.keys() == recipes().keys()
-    published = ("eve-base", "eve-large", "vle-base", "vle-large")
+    published = ("eve-base", "eve-large", "meter-base", "vle-base", "vle-large")
     assert {name for name in recipes() if name.startswith(published)} == large.keys(), "those with needs"
     assert large["eve-large-pretrain-16m"][:2] == ["coco, visual-genome, sbu, cc3m, cc12m", "280,000 steps x 2048"]
     assert large["eve-base-coco-retrieval"][1] == "10 epochs x 256"

@@ -14,6 +14,7 @@ from evle.errors import ConfigError
 from evle.run.config import read_run
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
+from evle.run.reporting import split_read
 from evle.run.stages import train
 from micro import micro_run
 from reasoning_corpora import nlvr2, vqav2, xvlm_pairs, xvlm_questions
@@ -83,7 +84,8 @@ def test_official_files_become_a_report_and_a_submission(name, family, tmp_path)
     folder = write(tmp_path / "data")
     changes = {"data": {"path": str(folder), **below(data, folder)}, "train": {"steps": 2}}
     run = tmp_path / "run"
-    report = train(micro_run(run, task, changes, family))
+    config = micro_run(run, task, changes, family)
+    report = train(config)
     assert (run / "report.html").is_file()
     again = evaluate(read_run(run))
     for found, where in ((report, run), (again, run / "evaluation")):
@@ -94,7 +96,9 @@ def test_official_files_become_a_report_and_a_submission(name, family, tmp_path)
             assert "test" not in found.scores
             assert len(predictions) == 3
         else:
-            assert found.scores["test"].keys() >= ({"accuracy", "consistency"} if task == "nlvr2" else {"accuracy"})
+            assert found.scores[split_read(config.data, "test")].keys() >= (
+                {"accuracy", "consistency"} if task == "nlvr2" else {"accuracy"}
+            )
         if name in SUBMITTED:
             assert f"to submit: {SUBMITTED[name]}" in found.summary
             text = (where / SUBMITTED[name]).read_text()
@@ -124,7 +128,7 @@ def test_the_command_line_writes_the_answers_of_official_files(tmp_path):
 def test_accuracy_is_broken_down_by_the_official_types(tmp_path):
     folder = vqav2(tmp_path / "data")
     data = {"path": str(folder), "train": {"source": "vqav2"}, "test": {"source": "vqav2", "split": "val"}}
-    scores = train(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}})).scores["test"]
+    scores = train(micro_run(tmp_path / "run", "vqa", {"data": data, "train": {"steps": 2}})).scores["val"]
     assert set(scores) == {
         "accuracy",
         *(f"accuracy/answer/{name}" for name in ("yes/no", "number", "other")),

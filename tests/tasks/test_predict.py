@@ -30,7 +30,7 @@ def test_a_sample_that_cannot_be_made_is_left_out_and_ends_no_run(name, family, 
     splits = dict.fromkeys(("train", "val", "test"), samples)
     report = train(micro_run(tmp_path, name, changes, family), samples=splits)
     assert report.scores["test"]
-    assert report.tables[0].rows == [["sample 3: the fourth sample is damaged"]]
+    assert [["sample 3: the fourth sample is damaged"]] in [table.rows for table in report.tables]
 
 
 @pytest.mark.parametrize("name", ["pretraining", "retrieval", "vqa", "nlvr2"])

@@ -55,7 +55,7 @@ def judge_vcr(
     split: Split = "test" if configs[0].data.test is not None else "val"
     samples = samples if samples is not None else read_split(configs[0].data, split, "vcr")
     if samples is None:
-        raise ConfigError("there is nothing to evaluate on: name it with data.test.source=... data.test.split=...")
+        raise ConfigError("no data to evaluate on: name it with data.test.source=... data.test.split=...")
     loaded: list[tuple[PreTrainedModel, Task]] = []
     task_types: tuple[type[Task], type[Task]] = (VCRQ2ATask, ReasonsForEachAnswer)
     for config, folder, task_type in zip(configs, (q2a, qa2r), task_types, strict=True):
