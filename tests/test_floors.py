@@ -31,6 +31,7 @@ DOORS = {
     "onnxscript": ["export"],
     "sentence_transformers": ["interop"],
     "faiss": ["search"],
+    "peft": ["run/adapting.py"],
     "typer": ["cli"],
 }
 # Errors, whole files and the terminal serve every room; the configuration class is what options of a floor's other

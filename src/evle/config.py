@@ -204,6 +204,14 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return f"unknown key {key!r}; choose one of: {', '.join(near)}"
 
 
+def refuse_no_pattern(pattern: str) -> None:
+    """Raise ValueError, which a validator reports with its key, for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression ({error})") from None
+
+
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
 

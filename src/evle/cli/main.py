@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from evle import __version__
-from evle.cli import ask, data, demo, new, search, serve, share, train
+from evle.cli import ask, data, demo, models, new, search, serve, share, train
 from evle.errors import EvleError
 from evle.terminal import PrintableStream, log_to_terminal, printable
 
@@ -163,7 +163,7 @@ for building_verb in new.VERBS:
     app.command(rich_help_panel=TRAIN)(building_verb)
 for asking_verb in (*search.VERBS, *ask.VERBS, *demo.VERBS, *serve.VERBS):
     app.command(rich_help_panel=USE)(asking_verb)
-for sharing_verb in share.VERBS:
+for sharing_verb in (*models.VERBS, *share.VERBS):
     app.command(rich_help_panel=SHARE)(sharing_verb)
 for data_verb in data.VERBS:
     data_app.command()(data_verb)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from evle.config import Config
+from evle.config import Config, refuse_no_pattern
+from evle.engine.depth import layers_below_top
 from evle.engine.muon import Muon
 from evle.errors import ConfigError, nearest
 
@@ -52,6 +53,9 @@ class OptimConfig(Config):
     lr_mult_patterns: dict[str, NotNegative] = Field({})
     """Multipliers of the learning rate by pattern (re.search on a parameter's name). The first match applies; 0 freezes
     the parameter."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Multiplier of the learning rate for each layer further from the top (BEiT's layer-wise decay); 1 trains all
+    layers equally fast. Towers are below the layers that fuse them, and heads keep the full rate."""
     muon: tuple[str, ...] = ()
     """Patterns (re.search on a name) of matrices, stacks of matrices or convolution kernels that Muon updates if they
     decay. AdamW updates all others."""
@@ -64,10 +68,7 @@ class OptimConfig(Config):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
         for pattern in (*self.no_decay, *self.lr_mult_patterns, *self.muon):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {pattern!r} is no regular expression ({error})") from None
+            refuse_no_pattern(pattern)
         return self
 
 
@@ -108,14 +109,14 @@ def build_optimizer(
     matrices). This holds EVE's rule, no decay on biases and norms, and its like for what EVE's code does not name.
 
     `new_parameters` are the names that the initial checkpoint did not hold; they learn `lr_mult` times faster, on top
-    of what `lr_mult_patterns` says.
+    of what `lr_mult_patterns` and `layer_decay` say.
 
     Raises:
         ConfigError: nothing is trained, or a pattern of `lr_mult_patterns` or `muon` matches no parameter it is for.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
-        raise ConfigError("the model has no parameter to train: all are frozen")
+        raise ConfigError("the model has no parameter to train: all are frozen; name fewer in model.freeze")
     for pattern in config.lr_mult_patterns:
         if not any(re.search(pattern, name) for name in named):
             tops = {name.split(".")[0] for name in named}
@@ -133,10 +134,11 @@ def build_optimizer(
             f"optim.muon: {', '.join(config.muon)} matches no matrix of the model, such as {next(iter(named))}"
         )
 
+    depths = layers_below_top(model) if config.layer_decay < 1 else dict.fromkeys(named, 0)
     groups: dict[tuple[bool, float, float], list[str]] = {}
     for name, parameter in named.items():
         peak = config.muon_lr if name in matrices and config.muon_lr else config.lr
-        lr = peak * _multiplier(name, config, new_parameters)
+        lr = peak * _multiplier(name, config, new_parameters) * config.layer_decay ** depths[name]
         weight_decay = config.weight_decay if _decays(name, parameter, config) else 0.0
         groups.setdefault((name in matrices, lr, weight_decay), []).append(name)
     settings: dict[bool, list[dict[str, Any]]] = {True: [], False: []}

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 Every = int | Literal["epoch"]
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
+WriteModel = Callable[[PreTrainedModel, Mapping[str, Tensor], Path], None]
 
 
 class TrainConfig(Config):
@@ -139,6 +140,11 @@ class FitResult:
     skipped: list[str]
 
 
+def write_whole_model(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a model folder of `weights`, as transformers reads it."""
+    model.save_pretrained(folder, state_dict=dict(weights))
+
+
 def fit(
     model: PreTrainedModel,
     task: Task,
@@ -151,13 +157,15 @@ def fit(
     new_parameters: Collection[str] = frozenset(),
     evaluate: Evaluate | None = None,
     metric: str = "",
+    write_model: WriteModel = write_whole_model,
 ) -> FitResult:
     """Train `model` on `loader`; leave the result in `model` and, with the task's processor, in `run.model_folder`.
 
     `loader.batches(epoch, start)` yields micro-batches: dicts of tensors named as the model's arguments. The model
     returns `loss`, which is minimised, and `losses`, named scalars that are logged (the same names in every process).
     `evaluate(model)` returns scores on validation; the weights with the best `metric` (by default the task's) go to
-    checkpoints/best. Where `run` resumes, training continues from checkpoints/last as if it had never stopped.
+    checkpoints/best. `write_model(model, weights, folder)` writes the model folder. Where `run` resumes, training
+    continues from checkpoints/last as if it had never stopped.
 
     Raises:
         Diverged: a loss or the gradient is not finite.
@@ -214,7 +222,7 @@ def fit(
                 if evaluate is not None and at.step not in [record["step"] for record in at.history]:
                     progress.say(training.validate(evaluate, metric, task.higher_is_better))
                 training.save()
-            training.keep(task)
+            training.keep(task, write_model)
 
     run.set_status("finished", at.step)
     return training.result()
@@ -453,7 +461,7 @@ class _Training:
         problem = gather_objects([self.writer.wait()])[0]
         return f"not saved ({problem}); {_kept(target)}" if problem else f"saved in {target}"
 
-    def keep(self, task: Task) -> None:
+    def keep(self, task: Task, write_model: WriteModel) -> None:
         """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
         self.settle()
         self.saved()
@@ -471,7 +479,7 @@ class _Training:
 
         def write(folder: Path) -> None:
             with without_bars():
-                bare.save_pretrained(folder, state_dict=dict(weights))
+                write_model(bare, weights, folder)
             processor.save_pretrained(folder)
 
         if problem := self._try_to_write(self.run.model_folder, write):

@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 
 from evle.errors import CheckpointError, in_one_line, nearest
 from evle.files import read_json
+from evle.models.adapters import has_adapter, merged_tensors
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def model_folder(path: str | Path) -> Path:
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder
-    if not path.exists() and HUB_NAME.fullmatch(name) and not Path(path.parts[0]).exists():
+    if is_hub_name(path):
         return hub_folder(name)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder, a run's folder or a hub name")
@@ -71,17 +72,30 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
+def is_hub_name(path: str | Path) -> bool:
+    """Whether `path` can only be a name on the hub, "owner/name" or "owner/name@revision": there is no such path, nor
+    a folder of the owner's name."""
+    path = Path(path)
+    return HUB_NAME.fullmatch(str(path)) is not None and not path.exists() and not Path(path.parts[0]).exists()
+
+
+def local_folder(path: str | Path) -> Path:
+    """`path`, or where it can only be a hub name, the folder of its files (see `hub_folder`)."""
+    return hub_folder(str(path)) if is_hub_name(path) else Path(path)
+
+
 @cache
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, *, weights: bool = True) -> Path:
     """The folder of a model of the Hugging Face hub, "owner/name" or "owner/name@revision", in the local cache.
 
     What the cache lacks is downloaded unless HF_HUB_OFFLINE is set. Of the weights, safetensors are preferred; no code
-    is fetched. Raises CheckpointError for a name that does not exist, is gated, or cannot be reached.
+    is fetched. Without `weights`, only the files beside them are, such as a tokenizer's. Raises CheckpointError for a
+    name that does not exist, is gated, or cannot be reached.
     """
     repository, _, revision = name.partition("@")
     try:
-        folder = _snapshot(repository, revision, [*TEXT_FILES, "*.safetensors"])
-        if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(repository, revision, [*TEXT_FILES, *(["*.safetensors"] if weights else [])])
+        if weights and not any(folder.glob("*.safetensors")):
             folder = _snapshot(repository, revision, [*TEXT_FILES, "pytorch_model*.bin"])
     except GatedRepoError:
         raise CheckpointError(f"{name}: a gated model; accept its terms on the hub, then run `hf auth login`") from None
@@ -94,7 +108,7 @@ def hub_folder(name: str) -> Path:
             f"{name}: no such folder, not in the hub's local cache, and the hub cannot be reached "
             f"({in_one_line(error)}); check the name and the connection"
         ) from None
-    if not (folder / "config.json").is_file():
+    if weights and not (folder / "config.json").is_file():
         raise CheckpointError(f"{name}: on the hub, but not a model of transformers (no config.json)")
     return folder
 
@@ -162,6 +176,19 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
     return loader.from_pretrained(folder, **options)
 
 
+def merged_adapter(path: Any, config_class: type[PreTrainedConfig], options: dict[str, Any]) -> Any:
+    """What `from_pretrained` is to be called with for `path`: for an adapter None, as its configuration and merged
+    weights are then in `options`; else `path` itself."""
+    if not isinstance(path, str | Path) or not has_adapter(path):
+        return path
+    changed = config_class.__dataclass_fields__.keys() & options.keys() - {"dtype", "torch_dtype"}
+    fields = {name: options.pop(name) for name in changed}
+    if not isinstance(options.get("config"), PreTrainedConfig):
+        options["config"] = config_class.from_pretrained(path, **fields)
+    options["state_dict"] = read_tensors(Path(path))
+    return None
+
+
 def report_code(folder: Path) -> None:
     """Log a warning for each file of a folder that names code of its own."""
     for name in CONFIG_FILES:
@@ -178,8 +205,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model folder: model.safetensors, or the files that its index lists, as `from_pretrained` reads.
 
     Without either, the older pytorch_model.bin or its index, of which tensors alone are read. Other files beside them
-    are not looked at. Raises CheckpointError for none, missing or damaged ones.
+    are not looked at. Of an adapter, the tensors of its base with the adapter multiplied into them. Raises
+    CheckpointError for none, missing or damaged ones.
     """
+    if has_adapter(folder):
+        return merged_tensors(folder, lambda base: read_tensors(model_folder(base)))
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return _only_tensors(_read_file(folder / name, "a model's weights"), folder / name)

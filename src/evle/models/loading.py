@@ -38,6 +38,8 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
         with without_bars():
             loaded: Any = from_folder(wanted, folder, output_loading_info=True, **_precision(fields))
         processor = from_folder(ALL_PROCESSORS[family], folder)
+    except CheckpointError:
+        raise
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged files, none of them ours
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:

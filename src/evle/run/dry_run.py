@@ -24,13 +24,16 @@ from evle.config import dump_yaml
 from evle.data.loader import Loader
 from evle.data.samples import SPLITS, Samples, Split
 from evle.distributed import world_size
+from evle.engine.checkpoint import model_state
 from evle.engine.devices import checkpoint_activations, join_processes
 from evle.engine.trainer import TrainConfig
 from evle.errors import CheckpointError, ConfigError, EvleError
+from evle.models.folders import is_hub_name
 from evle.models.loading import without_bars
 from evle.run.config import STAGE, RunConfig, Stage, Stages, task_class
 from evle.run.prepare import Prepared, prepare
 from evle.run.splits import DataConfig, as_list, read_split
+from evle.run.tokenizer import refuse_no_folder
 from evle.run.training import write_state
 from evle.run.weights import starting_config
 from evle.tasks.predict import autocast
@@ -172,8 +175,9 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
 
 def _save_untrained(ready: Prepared, config: RunConfig, folder: Path) -> None:
     """Save what a later stage reads from a run: model, processor, the task's state, and the configuration."""
+    model = ready.loaded.model
     with without_bars():
-        ready.loaded.model.save_pretrained(folder / "model")
+        ready.loaded.write(model, model_state(model), folder / "model")
     ready.task.processor.save_pretrained(folder / "model")
     write_state(ready.task, folder / "model")
     (folder / "config.yaml").write_text(dump_yaml(config.plain()), encoding="utf-8")
@@ -220,18 +224,15 @@ def _why_unread(data: DataConfig, split: Split, reads: str) -> str:
 
 def _find_weights(config: RunConfig) -> None:
     start, vision = starting_config(config.model), config.model.vision
-    if vision is not None and start.model_type == "eve" and not Path(vision).exists():
+    if vision is not None and start.model_type == "eve" and not Path(vision).exists() and not is_hub_name(vision):
         raise CheckpointError(
             f"model.vision={vision}: no such file or folder; put the weights there, or remove it to start at random"
         )
 
 
 def _find_tokenizer(config: RunConfig) -> None:
-    path = config.tokenizer.path
-    if path is not None and not Path(path).is_dir():
-        raise ConfigError(
-            f"tokenizer.path={path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
-        )
+    if config.tokenizer.path is not None:
+        refuse_no_folder(config.tokenizer.path)
 
 
 def _tokenizer_origin(config: RunConfig) -> str:

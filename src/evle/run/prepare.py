@@ -128,6 +128,7 @@ def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, st
             "positions; lower it, or set model.overrides.max_position_embeddings"
         )
     loaded = build_model(task.model_class(start.model_type), config.model, start, changes)
+    loaded.choose_trained(config.model)
     task.bind(loaded.model.config)
     if config.train.accumulation > 1 and task.contrasts(loaded.model.config):
         raise ConfigError(

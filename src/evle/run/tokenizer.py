@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line
-from evle.models.folders import from_folder
+from evle.models.folders import from_folder, hub_folder, is_hub_name
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.run.weights import EncoderConfig, ModelConfig, read_processor
 from evle.transforms.text import train_tokenizer
@@ -22,7 +22,8 @@ class TokenizerConfig(Config):
     """Where words come from. By default: the tokenizer of `model.init`, else one trained on the training texts."""
 
     path: str | None = None
-    """A tokenizer's directory, of `evle tokenizer train` or any that AutoTokenizer reads."""
+    """A tokenizer's folder, of `evle tokenizer train` or any that AutoTokenizer reads, or a hub name
+    (owner/name@revision)."""
     vocab_size: int | None = Field(default=None, ge=261)
     """Tokens of a tokenizer trained here, at most; by default as many as the model's preset has."""
     reads: tuple[str, ...] = ()
@@ -40,10 +41,7 @@ def make_tokenizer(
     Raises ConfigError and CheckpointError for a folder or model without one.
     """
     if options.path is not None:
-        if not Path(options.path).is_dir():
-            raise ConfigError(
-                f"tokenizer.path={options.path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
-            )
+        refuse_no_folder(options.path)
         tokenizer = read_tokenizer(options.path)
         _refuse_other_words(tokenizer, options.path, model, start)
         return tokenizer
@@ -83,12 +81,21 @@ def _refuse_other_words(
         )
 
 
-def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder: a SentencePiece model as DeBERTa's release has it, or any that AutoTokenizer reads.
+def refuse_no_folder(path: str) -> None:
+    """Raise ConfigError where `path` is neither a folder nor a hub name."""
+    if not Path(path).is_dir() and not is_hub_name(path):
+        raise ConfigError(
+            f"tokenizer.path={path}: no such folder; make one with `evle tokenizer train CORPUS -o FOLDER`"
+        )
 
-    Raises ConfigError for a folder without one.
+
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or of a hub name: a SentencePiece model as DeBERTa's release has it, or any that
+    AutoTokenizer reads.
+
+    Raises ConfigError for a folder without one, CheckpointError for a hub name that cannot be read.
     """
-    folder = Path(folder)
+    folder = hub_folder(str(path), weights=False) if is_hub_name(path) else Path(path)
     if (folder / "spm.model").is_file():
         settings, added = (folder / name for name in ("tokenizer_config.json", "added_tokens.json"))
         return read_sentencepiece(
@@ -99,7 +106,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return cast(PreTrainedTokenizerBase, from_folder(AutoTokenizer, folder))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: no tokenizer ({in_one_line(error)})") from None
+        raise ConfigError(f"{path}: no tokenizer ({in_one_line(error)})") from None
 
 
 def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, hides: bool, where: str) -> None:

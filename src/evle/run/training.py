@@ -81,6 +81,7 @@ def train_run(
             new_parameters=ready.loaded.new,
             evaluate=None if val is None else lambda model: ready.task.evaluate(model, val, quick).scores,
             metric=ready.task.metric,
+            write_model=ready.loaded.write,
         )
         write_state(ready.task, run.model_folder)
         return _report_run(config, ready, run, result)

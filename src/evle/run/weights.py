@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import (
     PreTrainedConfig,
@@ -20,7 +20,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from evle.config import Config
+from evle.config import Config, refuse_no_pattern
+from evle.engine.trainer import write_whole_model
 from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, nearest
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words
@@ -33,6 +34,7 @@ from evle.models.vle import VLEConfig, VLEProcessor
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
 from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
 from evle.models.vle.vision import fit_table
+from evle.run.adapting import Adapter, LoraConfig, adapt, freeze
 
 EncoderConfig = EVEConfig | VLEConfig
 CONFIGS: dict[str, type[EVEConfig] | type[VLEConfig]] = {"eve": EVEConfig, "vle": VLEConfig}
@@ -64,8 +66,22 @@ class ModelConfig(Config):
     new_heads: bool = False
     """Start all heads at random, even those that `init` has. EVE's release fine-tunes retrieval this way, whatever the
     pre-training objectives were (table 6 depends on it)."""
+    freeze: tuple[str, ...] = ()
+    """Patterns (re.search on a parameter's name) of parameters that are not trained, such as vision_model."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters of `init` in place of its weights."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        for pattern in self.freeze:
+            refuse_no_pattern(pattern)
+        if self.lora is not None and self.init is None:
+            raise ValueError(
+                "lora adapts trained weights: name them with model.init (`evle new vle` builds such a model)"
+            )
+        return self
 
 
 def config_fields(family: type[EncoderConfig]) -> list[str]:
@@ -79,14 +95,32 @@ class Loaded:
     """A model to train, and where its weights come from.
 
     `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
-    no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty.
+    no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty. `frozen` are the
+    parameters that are not trained.
     """
 
     model: PreTrainedModel
     new: frozenset[str] = frozenset()
     unused: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+    adapter: Adapter | None = None
     origin: str = "random weights"
+
+    def choose_trained(self, options: ModelConfig) -> None:
+        """Freeze what `options` name, and put in the adapters that they ask for. Raises ConfigError."""
+        self.frozen = freeze(self.model, options.freeze)
+        if options.lora is not None:
+            assert options.init is not None
+            resized = {line.split(" from ")[0] for line in self.resized}
+            self.adapter = adapt(self.model, options.lora, options.init, self.new | resized)
+
+    def write(self, model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """Write a model folder of `weights`: the adapter where there is one, else the whole model."""
+        if self.adapter is not None:
+            self.adapter.write(model, weights, folder)
+        else:
+            write_whole_model(model, weights, folder)
 
     def lines(self) -> list[str]:
         """What the log and the report should mention, one line per fact."""
@@ -95,6 +129,10 @@ class Loaded:
             lines.append(f"{len(self.new)} tensors are new: {_heads(self.new)}")
         if self.unused:
             lines.append(f"{len(self.unused)} tensors of the checkpoint are not used: {_heads(self.unused)}")
+        if self.frozen:
+            lines.append(f"{len(self.frozen)} tensors are frozen: {_heads(self.frozen)}")
+        if self.adapter is not None:
+            lines.append(self.adapter.note)
         return lines + [f"resized: {name}" for name in self.resized]
 
 

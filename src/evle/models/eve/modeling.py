@@ -28,7 +28,7 @@ from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import HardRouter, Routing, SharedFeedForward, SoftRouter
 from evle.models.eve.stem import EVEStem
-from evle.models.folders import read_fields, weights_folder
+from evle.models.folders import merged_adapter, read_fields, weights_folder
 from evle.models.plain import biased
 from evle.models.positions import resize_positions
 
@@ -307,6 +307,7 @@ class EVEPreTrainedModel(PreTrainedModel):
         if isinstance(config, EVEConfig) and held is not None and config.image_size != held:
             image_size = config.image_size if image_size is None else image_size
             kwargs["config"] = config.with_changes(image_size=held)
+        path = merged_adapter(path, EVEConfig, kwargs)
         loaded = super().from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_size is not None and image_size != model.config.image_size:

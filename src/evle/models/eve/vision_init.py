@@ -20,7 +20,7 @@ from torch import Tensor
 from evle.errors import CheckpointError
 from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel
 from evle.models.eve.routing import FeedForward, HardRouter, SharedFeedForward, SoftRouter
-from evle.models.folders import load_tensors, read_tensors
+from evle.models.folders import load_tensors, local_folder, read_tensors
 from evle.models.positions import resize_positions
 
 # transformers' names (of version 4 and on disk, and of version 5) -> the original ones of timm and BEiT, used here.
@@ -160,6 +160,7 @@ def _feed_forwards(layer: EVELayer, text_too: bool) -> tuple[list[torch.nn.Layer
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    path = local_folder(path)
     if path.is_dir():
         return read_tensors(path)
     return load_tensors(path, "a vision Transformer (.pth, .th, .bin, .safetensors, or a directory)")

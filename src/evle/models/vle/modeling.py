@@ -25,6 +25,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LM
 from transformers.utils import ModelOutput, can_return_tuple
 
 from evle.errors import CheckpointError, ConfigError, DataError
+from evle.models.folders import merged_adapter, weights_folder
 from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.text import VLETextTower, WordPredictions, text_tower
@@ -201,22 +202,25 @@ class VLEPreTrainedModel(PreTrainedModel):
         num_token_types: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model in a directory or hub repository, released or of `save_pretrained`, as transformers reads it.
+        """The model in a model folder, a run's folder or a hub repository, released or of `save_pretrained`, as
+        transformers reads it.
 
         `image_size`: interpolate the positions for images of that many pixels a side (`resize_images`).
         `num_token_types`: make room for that many token types (`add_token_types`). Both may come in `config`, too,
         where the Auto classes put them. All else is transformers'.
         """
-        if isinstance(config := kwargs.get("config"), VLEConfig) and pretrained_model_name_or_path is not None:
+        path = weights_folder(pretrained_model_name_or_path)
+        if isinstance(config := kwargs.get("config"), VLEConfig) and path is not None:
             hub = {name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()}
-            fields, _ = VLEConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            fields, _ = VLEConfig.get_config_dict(path, **hub)
             # Weights without a configuration are what the given one says.
             held = VLEConfig.from_dict(fields) if "vision_config" in fields else config
             image_size = config.image_size if image_size is None else image_size
             num_token_types = config.num_token_types if num_token_types is None else num_token_types
             kwargs["config"] = config = copy.deepcopy(config)
             config.image_size, config.num_token_types = held.image_size, held.num_token_types
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        path = merged_adapter(path, VLEConfig, kwargs)
+        loaded = super().from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_size is not None and image_size != model.config.image_size:
             model.resize_images(image_size)

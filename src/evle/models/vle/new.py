@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.models.folders import from_folder, local_folder
 from evle.models.vle.modeling import VLEModel
 from evle.models.vle.processing import VLEProcessor
 from evle.models.vle.tokenization import read_json, read_sentencepiece
@@ -68,8 +68,11 @@ def new_vle(
 def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a text encoder. Raises CheckpointError when there is none."""
 
-    def find(name: str) -> str | None:
-        return cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+    folder = local_folder(path)
+
+    def find(name: str) -> Path | None:
+        file = folder / name
+        return file if file.is_file() else None
 
     try:
         if pieces := find("spm.model"):
@@ -77,7 +80,7 @@ def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             return read_sentencepiece(pieces, settings, added)
         if not any(map(find, TOKENIZER_FILES)):  # transformers would make one without words
             raise CheckpointError(f"{path}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); put it there")
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = from_folder(AutoTokenizer, folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: holds no tokenizer ({in_one_line(error)}); put its files there") from None
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:

@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedTokeniz
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
+from evle.models.folders import local_folder
 from evle.models.processing import PairProcessor
 from evle.models.vle.configuration import HUB_OPTIONS
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
@@ -19,13 +20,14 @@ logger = logging.getLogger(__name__)
 def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | None:
     """The mean and the deviation of colours, from 0 to 1, that the image encoder in a folder or on the hub was trained
     with; None, with a warning, where its files do not name them."""
+    folder = local_folder(path)
     try:
-        fields, _ = ImageProcessingMixin.get_image_processor_dict(str(path))
+        fields, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
     except OSError:
         fields = {}
     fields = fields.get("image_processor", fields)  # of a whole processor
     if "image_mean" not in fields:  # timm has them in its config.json
-        timm_fields = PreTrainedConfig.get_config_dict(path)[0].get("pretrained_cfg") or {}
+        timm_fields = PreTrainedConfig.get_config_dict(folder)[0].get("pretrained_cfg") or {}
         fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
     if "image_mean" not in fields or "image_std" not in fields:
         logger.warning("%s: names no image_mean and image_std; images get CLIP's", path)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.models.folders import from_folder, local_folder
 from evle.models.vle.towers import refuse_no_encoder
 from evle.models.vle.vision import POOLERS
 
@@ -24,13 +25,14 @@ def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
 
     Raises CheckpointError when there is none.
     """
+    folder = local_folder(path)
     try:
-        fields = PreTrainedConfig.get_config_dict(path)[0]
+        fields = PreTrainedConfig.get_config_dict(folder)[0]
         if fields.get("model_type") == "vle":
             raise CheckpointError(f"{path}: is a whole VLE; name it as the model to start from (model.init)")
         if "auto_map" in fields and "model_type" not in fields:
             raise CheckpointError(f"{path}: needs code of its own, which is never run; give a model of transformers")
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = getattr(config, kind, None) or config
         refuse_no_encoder(kind, config)
     except CheckpointError:
@@ -52,7 +54,7 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
     config = read_tower_config(path, kind)
     model_class: Any = MODEL_MAPPING[type(config)]
     try:
-        loaded = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded = from_folder(model_class, local_folder(path), dtype=torch.float32, output_loading_info=True)
     except OSError as error:
         raise CheckpointError(f"{path}: holds no model ({in_one_line(error)}); give {WANTED[kind]}") from None
     except Exception as error:  # from_pretrained raises a dozen kinds on damaged files

@@ -1,0 +1,170 @@
+"""Parts of a model that keep their weights in training, and low-rank adapters."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from commands import call
+from evle import evaluate, train
+from evle.errors import CheckpointError, ConfigError
+from evle.models.eve import EVEForVQA
+from evle.models.vle import VLEForVQA
+from evle.pipelines import VQAPipeline
+from evle.run.prepare import prepare
+from evle.run.weights import ModelConfig
+from micro import SAMPLES, micro_run
+
+PARTS = {"eve": "image_embedding", "vle": "vision_model"}
+
+
+@pytest.mark.parametrize("family", ["eve", "vle"])
+def test_a_frozen_part_keeps_its_weights_and_the_rest_learns(family, tmp_path):
+    config = micro_run(tmp_path, "vqa", {"model": {"freeze": [PARTS[family]]}, "train": {"steps": 2}}, family)
+    before = prepare(config, samples={"train": SAMPLES["vqa"]()})
+    assert any("tensors are frozen" in note for note in before.notes)
+    train(config, samples={"train": SAMPLES["vqa"]()})
+    after = type(before.loaded.model).from_pretrained(tmp_path).state_dict()
+    same = {name for name, each in before.loaded.model.named_parameters() if torch.equal(after[name], each)}
+    frozen = {name for name, _ in before.loaded.model.named_parameters() if PARTS[family] in name}
+    assert frozen <= same
+    assert not any("attention" in name and name.endswith("weight") for name in same - frozen)
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path):
+    config = micro_run(tmp_path, "vqa", {"model": {"freeze": ["vision_modell"]}}, "vle")
+    with pytest.raises(
+        ConfigError, match=r"model\.freeze: 'vision_modell' matches no parameter; did you mean 'vle\.vis"
+    ):
+        prepare(config, samples={"train": SAMPLES["vqa"]()})
+    with pytest.raises(ConfigError, match=r"pattern '\(' is no regular expression"):
+        ModelConfig.build({"freeze": ["("]}, "model")
+
+
+def test_nothing_left_to_train_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"all are frozen; name fewer in model\.freeze"):
+        train(micro_run(tmp_path, "vqa", {"model": {"freeze": ["."]}}), samples={"train": SAMPLES["vqa"]()})
+
+
+# Adapters
+
+
+def base_of(family, folder):
+    """A trained VQA run to adapt."""
+    train(micro_run(folder, "vqa", {"train": {"steps": 2}}, family), samples={"train": SAMPLES["vqa"]()})
+    return folder
+
+
+def adapted(folder, base, family, task="vqa", **lora):
+    """The configuration of a run that adapts the model of the run `base`."""
+    changes = {"model": {"preset": None, "init": str(base), "overrides": {}, "lora": {"rank": 2, **lora}}}
+    return micro_run(folder, task, {**changes, "train": {"steps": 4}}, family)
+
+
+@pytest.fixture(scope="module", params=["eve", "vle"])
+def trained(request, tmp_path_factory):
+    """A family, its base run, and a run of adapters of it."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = base_of(request.param, root / "base")
+    train(adapted(root / "lora", base, request.param, dora=True), samples={"train": SAMPLES["vqa"]()})
+    return request.param, base, root / "lora"
+
+
+def answers(source):
+    return VQAPipeline(source, device="cpu")(SAMPLES["vqa"]()[0].image, "which colour is it", top_k=8)
+
+
+def test_an_adapter_is_small_and_answers_as_the_trained_model_did(trained, tmp_path):
+    family, base, run = trained
+    assert not list((run / "model").glob("*.safetensors"))
+    stored = load_file(run / "model" / "adapter" / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in stored)
+    assert not any("word_embeddings" in name or "text_embedding.word" in name for name in stored)
+    state = load_file(run / "checkpoints" / "last" / "model.safetensors")
+    model = prepare(adapted(tmp_path, base, family, dora=True), samples={"train": SAMPLES["vqa"]()}).loaded.model
+    model.load_state_dict(state, strict=False)
+    pipeline = VQAPipeline(run, device="cpu")
+    samples = SAMPLES["vqa"]()
+    inputs = pipeline.tokens([sample.question for sample in samples])
+    inputs["pixel_values"] = pipeline.pixel_values([pipeline.read(sample.image) for sample in samples])
+    with torch.inference_mode():
+        torch.testing.assert_close(pipeline.model(**inputs).logits, model.eval()(**inputs).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_peft_reads_the_adapter_on_top_of_the_base(trained):
+    family, base, run = trained
+    models = {"eve": EVEForVQA, "vle": VLEForVQA}
+    model = peft.PeftModel.from_pretrained(models[family].from_pretrained(base), run / "model" / "adapter")
+    merged = model.merge_and_unload().state_dict()
+    ours = models[family].from_pretrained(run).state_dict()
+    assert ours.keys() == merged.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_an_interrupted_run_of_adapters_resumes_bit_for_bit(trained, tmp_path):
+    family, base, run = trained
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    for name in ("model", "report.json"):
+        path = again / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(adapted(again, base, family, dora=True), samples={"train": SAMPLES["vqa"]()})
+    weights = (folder / "model" / "adapter" / "adapter_model.safetensors" for folder in (run, again))
+    first, second = map(load_file, weights)
+    assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def test_an_adapter_merges_into_a_whole_model(trained, tmp_path):
+    _, _, run = trained
+    call("merge", run, "-o", tmp_path / "merged")
+    assert (tmp_path / "merged" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "merged" / "model" / "adapter").exists()
+    for ours, merged in zip(answers(run), answers(tmp_path / "merged"), strict=True):
+        assert ours["answer"] == merged["answer"]
+        assert ours["score"] == pytest.approx(merged["score"], abs=1e-6)
+    assert "holds a model already" in call("merge", run, "-o", tmp_path / "merged", code=2)
+    assert "has no adapter to merge" in call("merge", tmp_path / "merged", "-o", tmp_path / "b", code=2)
+
+
+def test_an_adapter_is_scored_and_another_task_starts_from_it(trained, tmp_path):
+    family, base, run = trained
+    config = adapted(run, base, family, dora=True)
+    report = evaluate(config, samples=SAMPLES["vqa"](), output=tmp_path / "scores")
+    assert report.scores
+    start = adapted(tmp_path / "retrieval", run, family, task="retrieval", targets=["attention"])
+    ready = prepare(start, samples={"train": SAMPLES["retrieval"]()})
+    assert "adapters of rank 2" in "\n".join(ready.notes)
+    trained_names = {name for name, each in ready.loaded.model.named_parameters() if each.requires_grad}
+    assert {name for name in trained_names if "lora_" not in name} >= {"contrast.temperature"}
+    assert all("attention" in name for name in trained_names if "lora_" in name)
+
+
+def test_an_adapter_of_another_model_is_refused_in_one_line(trained, tmp_path):
+    family, _, run = trained
+    base_of(family, tmp_path / "other")
+    with torch.no_grad():
+        model = {"eve": EVEForVQA, "vle": VLEForVQA}[family].from_pretrained(tmp_path / "other")
+        model.base_model.get_input_embeddings().weight += 1
+    model.save_pretrained(tmp_path / "other" / "model")
+    shutil.copytree(run / "model", tmp_path / "moved")
+    note = tmp_path / "moved" / "adapter" / "base.json"
+    facts = json.loads(note.read_text())
+    note.write_text(json.dumps({**facts, "model": "other/model", "absolute": str(tmp_path / "other" / "model")}))
+    with pytest.raises(CheckpointError, match=r"an adapter of another model than .*other.*put the original"):
+        VQAPipeline(tmp_path / "moved")
+    note.write_text(json.dumps({**facts, "model": "gone", "absolute": str(tmp_path / "gone")}))
+    with pytest.raises(CheckpointError, match=r"base of this adapter cannot be read .*gone: no such folder"):
+        VQAPipeline(tmp_path / "moved")
+
+
+def test_adapters_need_trained_weights_and_layers_to_adapt(trained, tmp_path):
+    family, base, _ = trained
+    with pytest.raises(ConfigError, match=r"lora adapts trained weights: name them with model\.init"):
+        micro_run(tmp_path, "vqa", {"model": {"lora": {"rank": 2}}}, family)
+    config = adapted(tmp_path, base, family, targets=["nothing"])
+    with pytest.raises(ConfigError, match=r"model\.lora\.targets: 'nothing' matches no linear layer"):
+        prepare(config, samples={"train": SAMPLES["vqa"]()})
