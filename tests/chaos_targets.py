@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from evle.engine.devices import join_processes
+from evle.engine.lock import locked
 from toy_training import make_loader, make_model, train
 
 STEPS = 60
@@ -36,6 +37,14 @@ def run_in_group(rank: int, world_size: int, port: int, *arguments: Any) -> None
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
         os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
     train_toy(*arguments, rank=rank, world_size=world_size)
+    os._exit(0)
+
+
+def run_locked(folder: str) -> None:
+    """`train_toy` behind the lock that every run of the command line takes."""
+    torch.set_num_threads(1)
+    with locked(Path(folder)):
+        train_toy(folder, {}, 0)
     os._exit(0)
 
 
