@@ -196,11 +196,8 @@ def fit(
                 num_samples, stopping, is_over = training.agree(group, stop.came, is_late)
                 if stopping:
                     training.save()
-                    saved = training.saved()
-                    raise Interrupted(
-                        f"stopped after step {at.step} of {num_steps}, {saved}; repeat the command to resume"
-                    )
-
+                    done = f"stopped after step {at.step} of {num_steps}, {training.saved()}"
+                    raise Interrupted(f"{done}; repeat the command to resume")
                 if is_over:
                     break
                 training.step(group, num_samples)
