@@ -6,7 +6,7 @@ the name of the model that they adapt, and can be merged with it.
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -86,7 +86,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def adapt(model: PreTrainedModel, options: LoraConfig, init: str, untrained: set[str]) -> Adapter:
+def adapt(model: PreTrainedModel, options: LoraConfig, init: str, untrained: Collection[str]) -> Adapter:
     """Put adapters into the linear layers of the backbone, in place, and train these, the heads and the parameters of
     `untrained`, which `init` lacks, alone. Parameters that are frozen already stay so, without an adapter.
 
@@ -134,7 +134,7 @@ def adapt(model: PreTrainedModel, options: LoraConfig, init: str, untrained: set
     )
     plain = {
         key: sorted(value) if isinstance(value, set) else value
-        for key, value in {**settings.to_dict(), "inference_mode": True}.items()
+        for key, value in {**cast(Any, settings).to_dict(), "inference_mode": True}.items()
     }
     return Adapter(str(model_folder(init)) if Path(init).exists() else init, plain, note)
 

@@ -84,7 +84,7 @@ class EVEConfig(PreTrainedConfig):
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
         vqa_slot: VQA reads the answer at a [MASK] between the question and [SEP], by a head of the form of MLM's,
-            instead of at the text's [CLS] [D]. Pre-trained weights then answer before any fine-tuning: see
+            instead of at the [CLS] of the text [D]. Pre-trained weights then answer before any fine-tuning: see
             `answer_tokens`.
         answer_tokens: with vqa_slot, the token ids of each answer; its row of the head starts from the mean of MLM's
             rows for them, where the weights that training starts from have an MLM head [D].

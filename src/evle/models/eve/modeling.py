@@ -442,8 +442,8 @@ class EVEModel(EVEPreTrainedModel):
             visible: (B, V) int64, the indices of the patches that `image_mask` leaves visible, for callers that have
                 them; the model need not wait for the mask's values then.
             final_norm: False leaves out the final LayerNorm (`EVEConfig.released_eval_features`).
-            output_hidden_states, output_attentions: also return every block's states and attention maps; maps need
-                `attn_implementation="eager"`.
+            output_hidden_states: also return every block's states.
+            output_attentions: also return every block's attention maps, which need `attn_implementation="eager"`.
 
         Raises:
             DataError: neither image nor text, or sizes and masks this model cannot take.

@@ -364,7 +364,7 @@ class VLEModel(VLEPreTrainedModel):
     """The backbone: an image and a text to states that have seen each other.
 
     >>> model = VLEModel(VLEConfig.from_preset("vle-tiny"))
-    >>> model(torch.zeros(1, 3, 64, 64), torch.tensor([[1, 5, 2]])).pooler_output.shape
+    >>> model(torch.tensor([[1, 5, 2]]), torch.zeros(1, 3, 64, 64)).pooler_output.shape
     torch.Size([1, 256])
     """
 
