@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from demo_models import make_models
-from evle.demo.served import PIPELINES, abilities, bundled, load_all, load_served
+from evle.demo.served import TAB_OF, bundled, load_all, load_served
 from evle.errors import CheckpointError, ConfigError
+from evle.pipelines.abilities import PIPELINES, abilities
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def test_a_model_serves_exactly_what_its_pipelines_load(models, name, expected):
     served = load_served(models[name], name)
     assert set(served.pipelines) == expected
     for ability, pipeline_class in PIPELINES.items():
+        ability = TAB_OF.get(ability, ability)
         if ability in expected:
             assert isinstance(served.pipelines[ability], pipeline_class)
         else:
@@ -42,12 +44,12 @@ def test_one_head_is_loaded_once(models):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"model_type": "clip", "architectures": ["CLIPModel"]}, ("search",)),
+        ({"model_type": "clip", "architectures": ["CLIPModel"]}, ("embed",)),
         ({"model_type": "eve", "architectures": ["EVEModel"]}, ("explain",)),
         ({"model_type": "eve", "architectures": ["EVEForPreTraining"], "objectives": ["mim", "mlm"]}, ("explain",)),
         (
             {"model_type": "vle", "architectures": ["VLEForPreTraining"], "objectives": ["itc", "itm", "pbc"]},
-            ("search", "match", "locate", "explain"),
+            ("embed", "match", "locate", "explain"),
         ),
         ({"model_type": "vle", "architectures": None}, ("explain",)),
     ],

@@ -1,4 +1,4 @@
-"""Which tabs a model can serve, and the pipelines that serve them."""
+"""The models of the page: what each can do, and the pipelines that do it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,44 +7,11 @@ from typing import Any
 
 import evle
 from evle.errors import ConfigError
-from evle.models.folders import model_folder, read_fields
-from evle.models.loading import ALL_PROCESSORS
-from evle.pipelines import (
-    AnswerChoicePipeline,
-    ComparePipeline,
-    EmbedPipeline,
-    ExplainPipeline,
-    LocalisePipeline,
-    MatchPipeline,
-    Pipeline,
-    ReasonChoicePipeline,
-    VQAPipeline,
-)
-from evle.tasks.retrieval import learns_matching
+from evle.pipelines.abilities import display_names, load_abilities
 from evle.tasks.trained import run_settings
 
-PIPELINES: Mapping[str, type[Pipeline]] = {
-    "ask": VQAPipeline,
-    "search": EmbedPipeline,
-    "match": MatchPipeline,
-    "compare": ComparePipeline,
-    "answer": AnswerChoicePipeline,
-    "reason": ReasonChoicePipeline,
-    "locate": LocalisePipeline,
-    "explain": ExplainPipeline,
-}
-"""By ability, which names the tab that it serves; but "match" re-ranks searches, and "answer" belongs to "reason"."""
-
-OF_HEAD = {
-    "ForVQA": ("ask",),
-    "ForRetrieval": ("search", "match"),
-    "ForITM": ("match",),
-    "ForNLVR2": ("compare",),
-    "ForVCRQ2A": ("answer",),
-    "ForVCRQA2R": ("reason",),
-    "ForPBC": ("locate",),
-}
-DUAL_FAMILIES = EmbedPipeline.models.keys() - ExplainPipeline.models.keys()
+TAB_OF = {"embed": "search"}
+"""An ability names the tab that it serves, but for these; "match" re-ranks searches, "answer" belongs to "reason"."""
 
 
 @dataclass
@@ -63,42 +30,10 @@ class Served:
         return first if isinstance(first, dict) and first.get("source") == "scenes" else None
 
 
-def abilities(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a model with these fields of config.json can do, names of PIPELINES, "explain" last.
-
-    >>> abilities({"model_type": "eve", "architectures": ["EVEForVQA"]})
-    ('ask', 'explain')
-    """
-    family, head = fields["model_type"], (fields.get("architectures") or [""])[0]
-    if family in DUAL_FAMILIES:
-        return ("search",)
-    if head.endswith("ForPreTraining"):
-        objectives = set(fields.get("objectives") or ())
-        retrieves = {"itc", "itm"} <= objectives
-        heads = (
-            ("search", retrieves),
-            ("match", "itm" in objectives if family == "vle" else retrieves),
-            ("locate", "pbc" in objectives),
-        )
-        return (*(name for name, has_it in heads if has_it), "explain")
-    return (*next((able for end, able in OF_HEAD.items() if head.endswith(end)), ()), "explain")
-
-
 def load_served(source: str | Path, name: str) -> Served:
     """The model in `source`, loaded once for each head that it has. Raises CheckpointError for anything else."""
-    fields = read_fields(model_folder(source), ALL_PROCESSORS)
-    served = Served(name, str(source))
-    for ability in abilities(fields):
-        pipeline_class, first = PIPELINES[ability], next(iter(served.pipelines.values()), None)
-        fits = ability == "explain" or (ability == "match" and "search" in served.pipelines)
-        if first is not None and fits:  # explaining reads any head, and re-ranking the head that searches
-            if ability == "match" and not learns_matching(first.model.config):
-                continue
-            pipeline = pipeline_class(model=first.model, processor=first.processor, text=first.text)
-        else:
-            pipeline = pipeline_class(source)
-        served.pipelines[ability] = pipeline
-    return served
+    pipelines = {TAB_OF.get(ability, ability): each for ability, each in load_abilities(source).items()}
+    return Served(name, str(source), pipelines)
 
 
 def load_all(sources: Sequence[str | Path]) -> list[Served]:
@@ -123,19 +58,3 @@ def bundled() -> list[Path]:
         if found:
             return found
     return []
-
-
-def display_names(sources: Sequence[str | Path]) -> list[str]:
-    """The last part of each path, with as many more parts as are needed to tell them apart.
-
-    >>> display_names(["runs/a/vqa", "runs/b/vqa", "models/vle"])
-    ['a/vqa', 'b/vqa', 'vle']
-    """
-    parts = [[part for part in Path(source).parts if part != "/"] for source in sources]
-    names = []
-    for own in parts:
-        length = 1
-        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(own[-length:]) or str(Path.cwd().name))
-    return names

@@ -1,6 +1,6 @@
 """What a model can be asked, read from its configuration, and the pipelines that ask it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +79,19 @@ def load_abilities(source: str | Path, **options: Any) -> dict[str, Any]:
     if not result:
         raise CheckpointError(f"{source}: this model has no head that can be asked; fine-tune it for a task")
     return result
+
+
+def display_names(sources: Sequence[str | Path]) -> list[str]:
+    """The last part of each path, with as many more parts as are needed to tell them apart.
+
+    >>> display_names(["runs/a/vqa", "runs/b/vqa", "models/vle"])
+    ['a/vqa', 'b/vqa', 'vle']
+    """
+    parts = [[part for part in Path(source).parts if part != "/"] for source in sources]
+    names = []
+    for own in parts:
+        length = 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(own[-length:]) or str(Path.cwd().name))
+    return names

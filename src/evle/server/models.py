@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evle.errors import ConfigError
-from evle.pipelines.abilities import load_abilities
+from evle.pipelines.abilities import display_names, load_abilities
 from evle.server.batching import Batcher
 from evle.server.errors import RefusedError
 from evle.server.limits import Limits
@@ -70,22 +70,6 @@ def _named(source: str) -> tuple[str, str]:
             raise ConfigError(f"{source}: not NAME=MODEL; give both, or the model alone")
         return name, rest
     return "", source
-
-
-def display_names(sources: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many more parts as are needed to tell them apart.
-
-    >>> display_names(["runs/a/vqa", "runs/b/vqa", "models/vle"])
-    ['a/vqa', 'b/vqa', 'vle']
-    """
-    parts = [[part for part in Path(source).parts if part != "/"] for source in sources]
-    names = []
-    for own in parts:
-        length = 1
-        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(own[-length:]) or Path.cwd().name)
-    return names
 
 
 def choose(models: Sequence[ServedModel], name: str | None, *abilities: str) -> tuple[ServedModel, str]:
