@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedConfig
 
 from evle.engine.optim import OptimConfig
-from evle.engine.trainer import TrainConfig
+from evle.engine.train_config import TrainConfig
 from evle.models.eve import EVEConfig
 from evle.models.vle import VLEConfig
 from evle.report import plain

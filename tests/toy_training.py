@@ -17,9 +17,12 @@ from transformers.utils import ModelOutput
 
 from evle.data.loader import Loader
 from evle.engine.devices import join_processes
+from evle.engine.failures import Interrupted
 from evle.engine.optim import OptimConfig
 from evle.engine.run_folder import Run
-from evle.engine.trainer import FitResult, Interrupted, TrainConfig, fit
+from evle.engine.steps import FitResult
+from evle.engine.train_config import TrainConfig
+from evle.engine.trainer import fit
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.pretraining import EVEForPreTraining
 

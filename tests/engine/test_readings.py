@@ -8,11 +8,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evle.engine import trainer
+from evle.engine import steps
+from evle.engine.failures import Diverged
 from evle.engine.optim import OptimConfig, build_optimizer, skip_update_unless_finite
 from evle.engine.readings import Readings, not_finite, spike_above
 from evle.engine.run_folder import Run, read_events, read_log
-from evle.engine.trainer import Diverged
 from toy_training import make_loader, make_model, train, weights
 
 
@@ -46,14 +46,14 @@ class Operators(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Training on the CPU reads its numbers late and updates by fused AdamW, as it does on a GPU."""
-    prepare, build = trainer._Training.__init__, trainer.build_optimizer
+    prepare, build = steps.Training.__init__, steps.build_optimizer
 
     def late(training, *args):
         prepare(training, *args)
         training.reads_late = True
 
-    monkeypatch.setattr(trainer._Training, "__init__", late)
-    monkeypatch.setattr(trainer, "build_optimizer", lambda *args, **options: build(*args, fused=True))
+    monkeypatch.setattr(steps.Training, "__init__", late)
+    monkeypatch.setattr(steps, "build_optimizer", lambda *args, **options: build(*args, fused=True))
 
 
 @contextlib.contextmanager
@@ -98,8 +98,8 @@ def test_no_step_waits_for_the_device_and_numbers_are_read_one_step_late(tmp_pat
 
 
 def test_late_readings_change_neither_weights_nor_log(tmp_path, monkeypatch, request):
-    build = trainer.build_optimizer
-    monkeypatch.setattr(trainer, "build_optimizer", lambda *args, **options: build(*args, fused=True))
+    build = steps.build_optimizer
+    monkeypatch.setattr(steps, "build_optimizer", lambda *args, **options: build(*args, fused=True))
     at_once, late = make_model(dropout=0.2), make_model(dropout=0.2)
     train(at_once, tmp_path / "at once", steps=50, log_every=2, save_every=7)
     request.getfixturevalue("as_on_a_gpu")

@@ -10,10 +10,11 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from evle.engine import devices, trainer
+from evle.engine import checkpoint, devices, trainer
 from evle.engine.checkpoint import Average, Position
+from evle.engine.failures import Diverged, Interrupted
 from evle.engine.run_folder import Run, read_events, read_log
-from evle.engine.trainer import Diverged, Interrupted, TrainConfig
+from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.heads import EVEForVQA
@@ -211,14 +212,14 @@ def test_a_finished_run_resumed_does_nothing_more(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, caplog):
-    write, calls = trainer.checkpoint.write_optimizer, iter(range(10))
+    write, calls = checkpoint.write_optimizer, iter(range(10))
 
     def full(state, path):
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         write(state, path)
 
-    monkeypatch.setattr(trainer.checkpoint, "write_optimizer", full)
+    monkeypatch.setattr(checkpoint, "write_optimizer", full)
     result = train(make_model(), tmp_path / "run", steps=5, save_every=2)
     assert result.steps == 5
     said = caplog.text
@@ -333,7 +334,7 @@ def test_short_runs_log_at_least_twenty_points():
 
 
 def test_a_checkpoint_is_written_while_training_continues(tmp_path, monkeypatch):
-    write, steps_seen, gate = trainer.checkpoint.write_optimizer, [], threading.Event()
+    write, steps_seen, gate = checkpoint.write_optimizer, [], threading.Event()
     forward = ToyModel.forward
 
     def slow(state, path):
@@ -346,7 +347,7 @@ def test_a_checkpoint_is_written_while_training_continues(tmp_path, monkeypatch)
             gate.set()
         return forward(model, **batch)
 
-    monkeypatch.setattr(trainer.checkpoint, "write_optimizer", slow)
+    monkeypatch.setattr(checkpoint, "write_optimizer", slow)
     monkeypatch.setattr(ToyModel, "forward", counted)
     straight = make_model(dropout=0.3)
     train(straight, tmp_path / "run", steps=7, save_every=4)
@@ -355,7 +356,7 @@ def test_a_checkpoint_is_written_while_training_continues(tmp_path, monkeypatch)
 
 def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, monkeypatch):
     # The disk is slow: the checkpoint of step 4 is written when the weights are those of step 6, and the run is killed.
-    write, gate, forward = trainer.checkpoint.write_tensors, threading.Event(), ToyModel.forward
+    write, gate, forward = checkpoint.write_tensors, threading.Event(), ToyModel.forward
 
     def slow(state, path):
         assert gate.wait(20)
@@ -367,7 +368,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
             raise RuntimeError("power cut")
         return forward(model, **batch)
 
-    monkeypatch.setattr(trainer.checkpoint, "write_tensors", slow)
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
     monkeypatch.setattr(ToyModel, "forward", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         train(make_model(dropout=0.3), tmp_path / "killed", steps=9, save_every=4, ema=0.9)

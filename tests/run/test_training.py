@@ -101,7 +101,7 @@ def test_the_whole_road_from_scenes_to_a_report(tmp_path):
     ("family", "name"), [("eve", "retrieval"), ("vle", "pretraining"), ("vle", "vqa"), ("vle", "vcr-qa2r")]
 )
 def test_an_interrupted_run_resumes_to_the_same_weights(family, name, tmp_path):
-    from evle.engine.trainer import Diverged
+    from evle.engine.failures import Diverged
 
     changes = {"train": {"steps": 12, "save_every": 4}, "image": {"flip": 0.5}}
     if family == "vle":  # dropout too draws the same again

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from evle.config import Config, apply_overrides, load_yaml, merge, unknown_key
 from evle.engine.optim import OptimConfig
-from evle.engine.trainer import TrainConfig
+from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError, nearest
 from evle.precision import Precision
 from evle.recipes import find_recipe

@@ -26,7 +26,7 @@ from evle.data.samples import SPLITS, Samples, Split
 from evle.distributed import world_size
 from evle.engine.checkpoint import model_state
 from evle.engine.devices import checkpoint_activations, join_processes
-from evle.engine.trainer import TrainConfig
+from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, ConfigError, EvleError
 from evle.models.folders import is_hub_name
 from evle.models.loading import without_bars

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from evle.data.loader import Loader
 from evle.data.samples import Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
-from evle.engine.trainer import TrainConfig
+from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
 from evle.inspection.texts import sample_texts
 from evle.run.config import RunConfig, task_class

@@ -13,7 +13,8 @@ from evle.distributed import is_main
 from evle.engine.devices import join_processes
 from evle.engine.lock import locked
 from evle.engine.run_folder import Run
-from evle.engine.trainer import FitResult, fit
+from evle.engine.steps import FitResult
+from evle.engine.trainer import fit
 from evle.report import Report, plain, write_whole
 from evle.run.config import RunConfig
 from evle.run.prepare import Prepared, prepare

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from evle.config import Config, refuse_no_pattern
-from evle.engine.trainer import write_whole_model
+from evle.engine.steps import write_whole_model
 from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, nearest
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.eve.heads import answers_from_words

@@ -1,0 +1,397 @@
+"""One training in progress: the prepared model, its optimizer and its position, and what the loop does with them."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evle.data.loader import Loader
+from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
+from evle.engine import checkpoint
+from evle.engine.checkpoint import Average, Position
+from evle.engine.devices import build_accelerator, checkpoint_activations
+from evle.engine.failures import Diverged
+from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, skip_update_unless_finite
+from evle.engine.readings import SPIKE_WINDOW, Readings, not_finite, spike_above
+from evle.engine.run_folder import Run, standing
+from evle.engine.saving import FolderWriter, try_to_write
+from evle.engine.train_config import TrainConfig
+from evle.errors import CheckpointError, ConfigError, nearest
+from evle.models.loading import without_bars
+from evle.tasks.task import Batch, Task
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[PreTrainedModel], dict[str, float]]
+WriteModel = Callable[[PreTrainedModel, Mapping[str, Tensor], Path], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training did. `history` holds a record a validation (step, epoch, scores); `seconds` leave those out."""
+
+    steps: int
+    best_score: float | None
+    best_step: int | None
+    last_losses: dict[str, float]
+    history: list[dict[str, Any]]
+    seconds: float
+    samples_per_second: float
+    skipped: list[str]
+
+
+def write_whole_model(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a model folder of `weights`, as transformers reads it."""
+    model.save_pretrained(folder, state_dict=dict(weights))
+
+
+class Training:
+    """What the loop holds (the prepared model, optimizer, schedule, and where it stands: `at`), and its verbs."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        loader: Loader,
+        train: TrainConfig,
+        optim: OptimConfig,
+        run: Run,
+        seed: int,
+        new_parameters: Collection[str],
+    ):
+        self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
+        self.num_steps = train.num_steps(loader.num_batches)
+        self.accelerator = build_accelerator(
+            train.precision,
+            train.trackers,
+            run.folder / "trackers",
+            find_unused_parameters=train.find_unused_parameters,
+        )
+        # Reading a number is free on a CPU, and stops a GPU: there, a step is read while the next one is queued.
+        self.reads_late = self.accelerator.device.type != "cpu"
+        self.readings: Readings | None = None
+        self.grad_norm = math.nan
+        self.writer = FolderWriter()
+        self.bare = model
+        if train.gradient_checkpointing:
+            checkpoint_activations(model, True)
+        if train.compile:
+            model.compile()  # in place: the names of the weights stay
+        model.train()
+
+        folder = standing(run.checkpoints / "last") if run.resumes else None
+        if folder:
+            checkpoint.verify(folder, "restore it from a copy, or start again with --overwrite")
+        self.at = self._read_position(folder)
+        optimizer = build_optimizer(model, optim, new_parameters, fused=self.accelerator.device.type == "cuda")
+        if folder:
+            where = folder / "model.safetensors"
+            checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
+        self.scalars = checkpoint.widen_scalars(model) if self.accelerator.is_fsdp2 else set()
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
+        self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
+        self.average = Average(self.bare, train.ema) if train.ema else None
+        if folder:
+            self._resume(folder)
+
+    def _read_position(self, folder: Path | None) -> Position:
+        num_batches = self.loader.num_batches
+        if folder is None:
+            self.run.rewind_log(0)
+            return Position(num_batches=num_batches)
+        at = Position.read(folder)
+        if at.num_batches != num_batches:
+            raise CheckpointError(
+                f"{folder}: made with {at.num_batches} batches an epoch, but the loader has {num_batches}; resume with "
+                "the same data, batch size and number of processes"
+            )
+        self.run.rewind_log(at.step)
+        return at
+
+    def _resume(self, folder: Path) -> None:
+        where = folder / "optimizer.safetensors"
+        checkpoint.load_optimizer_state(self.optimizer.optimizer, checkpoint.read_optimizer(where), str(where))
+        self.schedule.last_epoch = self.at.step
+        if self.average is not None:
+            where = folder / "ema.safetensors"
+            self.average.load(checkpoint.read_tensors(where), str(where))
+        if self.accelerator.scaler is not None and self.at.scaler:
+            self.accelerator.scaler.load_state_dict(self.at.scaler)
+
+    def agree(self, group: list[Batch], stop: bool, late: bool) -> tuple[int, bool, bool]:
+        """The samples of this step over all processes, whether any process was asked to stop, or has no time left."""
+        num_samples, stops, lates = host_sum([sum(map(_num_rows, group)), int(stop), int(late)])
+        return num_samples, bool(stops), bool(lates)
+
+    def step(self, group: list[Batch], num_samples: int) -> None:
+        """One optimizer step on the micro-batches of `group`; its mean losses and gradient's norm become `readings`."""
+        accelerator = self.accelerator
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(group):
+            torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            share = _num_rows(batch) * world_size() / num_samples  # DDP and FSDP average over processes
+            is_last = index == len(group) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
+                outputs = self.model(**batch)
+                accelerator.backward(outputs.loss * share)
+            for name, value in {"loss": outputs.loss, **outputs.losses}.items():
+                value = value.detach().float() * share
+                sums[name] = sums[name] + value if name in sums else value
+
+        losses: Any = accelerator.reduce(torch.stack(list(sums.values())), "mean")
+        norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
+        numbers = torch.cat([losses, checkpoint.whole(norm).float().reshape(1)])
+        before, self.readings = self.readings, Readings(self.at.step + 1, list(sums), numbers)
+        if not self.reads_late:
+            self.settle()
+        elif before is not None:
+            self._take(before)
+
+        if accelerator.scaler is None:
+            skip_update_unless_finite(self.optimizer.optimizer, numbers)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.at.step + 1)
+
+    def settle(self) -> None:
+        """Read the numbers of the last step, if that is still to be done. Raises Diverged."""
+        readings, self.readings = self.readings, None
+        if readings is not None:
+            self._take(readings)
+
+    def _take(self, readings: Readings) -> None:
+        """Losses and norm of a step, for log and progress: refused where not finite, reported where far above usual."""
+        at = self.at
+        at.losses, self.grad_norm = readings.read()
+        # With fp16 the scaler skips a step whose gradient is not finite, and scales less.
+        self._refuse_not_finite(readings.step, self.grad_norm if self.accelerator.scaler is None else None)
+        loss = at.losses["loss"]
+        if (usual := spike_above(at.recent, loss)) is not None:
+            self.run.log("spike", {"step": readings.step, "value": loss, "usual": usual})
+            if is_main():
+                logger.warning("step %d: the loss is %.4g, usual is %.4g", readings.step, loss, usual)
+        at.recent = [*at.recent[1 - SPIKE_WINDOW :], loss]
+
+    def _refuse_not_finite(self, step: int, grad_norm: float | None) -> None:
+        bad = not_finite(self.at.losses, grad_norm)
+        if not bad:
+            return
+        self.writer.wait()
+        last = standing(self.run.checkpoints / "last")
+        kept = (
+            f"the weights of step {Position.read(last).step} are in {last}" if last else "no checkpoint was saved yet"
+        )
+        raise Diverged(
+            f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}; stopped before the "
+            f"update; {kept}; try a lower optim.lr, a longer optim.warmup, or train.precision=no"
+        )
+
+    def log(self) -> None:
+        """One line of the log and of the trackers."""
+        self.settle()
+        at, losses = self.at, self.at.losses
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        numbers = {"lr": lr, "grad_norm": self.grad_norm, "samples_per_second": at.samples / at.seconds}
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        record = {"step": at.step, "epoch": self.epoch(), "loss": losses["loss"], "losses": parts, **numbers}
+        self.run.log("train", {**record, "seconds": round(at.seconds, 3)})
+        named = {f"loss/{name}": value for name, value in parts.items()}
+        self._track({"loss": losses["loss"], **named, **numbers})
+
+    def _track(self, values: dict[str, Any]) -> None:
+        """Hand values to the trackers. One that fails (a lost connection) is named and left out from now on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=self.at.step)
+            except Exception as error:  # whatever its library raises: the run is worth more than its log elsewhere
+                self.accelerator.trackers.remove(tracker)
+                logger.warning("the tracker %s failed (%s); the run continues without it", tracker.name, error)
+
+    def validate(self, evaluate: Evaluate, metric: str, higher_is_better: bool) -> str:
+        """Score the weights (the averaged ones, when kept), keep them if they are the best so far; return a summary.
+
+        Before the share `choose_from` of the steps, they are only scored.
+        """
+        self.settle()
+        self.writer.wait()  # validation forks data workers, which must not meet a thread at work
+        at = self.at
+        with self._final_weights():
+            self.bare.eval()
+            with checkpoint.unsharded(self.bare), torch.inference_mode():
+                scores = gather_objects([evaluate(self.bare)])[0]  # every process goes by the main one's
+            self.bare.train()
+            if metric not in scores:
+                raise ConfigError(
+                    f"validation has no score {metric!r} to choose the best by; {nearest(metric, scores)}"
+                )
+            score, best = scores[metric], at.best_score
+            is_better = best is None or (score > best if higher_is_better else score < best)
+            chooses = at.step >= self.train.choose_from * self.num_steps
+            if chooses and is_better and math.isfinite(score):
+                at.bad_evaluations = 0
+                if self._write_best():
+                    at.best_score, at.best_step = score, at.step
+            elif chooses:
+                at.bad_evaluations += 1
+        at.history.append({"step": at.step, "epoch": self.epoch(), "scores": scores})
+        self.run.log("eval", at.history[-1])
+        self._track({f"eval/{name}": value for name, value in scores.items()})
+        said = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        return f"step {at.step}: {said}" + ("  (best)" if at.best_step == at.step else "")
+
+    def save(self) -> None:
+        """Write checkpoints/last in the background. Where that fails, training continues and the last good one stays.
+
+        The weights, moments and averages are copied to the host first.
+        """
+        self.settle()
+        at, target, step = self.at, self.run.checkpoints / "last", self.at.step
+        at.skipped = self.skipped()
+        at.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        weights = checkpoint.model_state(self.bare, self.scalars)
+        moments = checkpoint.optimizer_state(self.optimizer.optimizer)
+        averages = self.average.state() if self.average is not None else None
+        position = at.to_json()
+
+        def write(folder: Path) -> None:
+            checkpoint.write_tensors(weights, folder / "model.safetensors")
+            checkpoint.write_optimizer(moments, folder / "optimizer.safetensors")
+            if averages is not None:
+                checkpoint.write_tensors(averages, folder / "ema.safetensors")
+            (folder / "state.json").write_text(position, encoding="utf-8")
+            checkpoint.write_sums(folder)
+
+        def finish(problem: str) -> None:
+            self.run.set_status("running", step)
+            if problem:
+                logger.warning("step %d could not be saved (%s); %s", step, problem, _kept(target))
+
+        if is_main():
+            self.writer.start(target, write, finish)
+
+    def saved(self) -> str:
+        """Wait for the checkpoint that is being written; where it is, or why it is not."""
+        target = self.run.checkpoints / "last"
+        problem = gather_objects([self.writer.wait()])[0]
+        return f"not saved ({problem}); {_kept(target)}" if problem else f"saved in {target}"
+
+    def keep(self, task: Task, write_model: WriteModel) -> None:
+        """Put the weights that the run is for into the model and, with the processor, into the run's model folder."""
+        self.settle()
+        self.saved()
+        best = standing(self.run.checkpoints / "best") if self.train.keep == "best" else None
+        if best and self.at.best_step is not None:
+            checkpoint.verify(best, "restore it from a copy, or set train.keep=last and repeat the command")
+            where = best / "model.safetensors"
+            weights = checkpoint.read_tensors(where)
+            checkpoint.load_model_state(self.bare, weights, str(where))
+        else:
+            if self.average is not None:
+                self.average.swap()
+            weights = checkpoint.model_state(self.bare, self.scalars)
+        bare, processor = self.bare, task.processor
+
+        def write(folder: Path) -> None:
+            with without_bars():
+                write_model(bare, weights, folder)
+            processor.save_pretrained(folder)
+
+        if problem := self._try_to_write(self.run.model_folder, write):
+            raise CheckpointError(
+                f"the trained model could not be written to {self.run.model_folder} ({problem}); "
+                f"make room and repeat the command: {self.run.checkpoints / 'last'} holds step {self.at.step}"
+            )
+        checkpoint.unshard(self.bare)
+        checkpoint.narrow_scalars(self.bare, self.scalars)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Undo what accelerate and the options did to the model, close trackers: it may be trained or saved again."""
+        self.writer.close()
+        for tracker in self.accelerator.trackers:
+            with contextlib.suppress(Exception):  # it may have lost its connection
+                tracker.finish()
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
+            self.bare.__dict__.pop(name, None)
+        if self.train.gradient_checkpointing:
+            checkpoint_activations(self.bare, False)
+        self.bare.eval()
+
+    def epoch(self) -> float:
+        """Epochs done, with the part of the running one."""
+        return round(self.at.epoch + self.at.batch / self.at.num_batches, 4)
+
+    def skipped(self) -> list[str]:
+        """The samples skipped so far in all processes, one line each, with those before an interruption."""
+        return list(dict.fromkeys([*self.at.skipped, *gather_objects(self.loader.skipped)]))
+
+    def result(self) -> FitResult:
+        """The outcome of the run so far; every process must call it."""
+        return FitResult(
+            steps=self.at.step,
+            best_score=self.at.best_score,
+            best_step=self.at.best_step,
+            last_losses=self.at.losses,
+            history=self.at.history,
+            seconds=self.at.seconds,
+            samples_per_second=self.at.samples / max(self.at.seconds, 1e-9),
+            skipped=self.skipped(),
+        )
+
+    @contextlib.contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """The averaged weights in the model's place, when the run keeps them."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
+
+    def _write_best(self) -> bool:
+        weights = checkpoint.model_state(self.bare, self.scalars)
+
+        def write(folder: Path) -> None:
+            checkpoint.write_tensors(weights, folder / "model.safetensors")
+            checkpoint.write_sums(folder)
+
+        problem = self._try_to_write(self.run.checkpoints / "best", write)
+        if problem and is_main():
+            logger.warning("the best weights (step %d) could not be saved (%s)", self.at.step, problem)
+        return not problem
+
+    def _try_to_write(self, target: Path, write: Callable[[Path], None]) -> str:
+        """Let the main process write a folder; the problem in words, the same in every process, or an empty string."""
+        problem = ""
+        if is_main():
+            problem = try_to_write(target, write)
+        return gather_objects([problem])[0]
+
+
+def _kept(target: Path) -> str:
+    """Which checkpoint is still there after one could not be written."""
+    good = standing(target)
+    return f"step {Position.read(good).step} stays in {good}" if good else "no earlier checkpoint exists"
+
+
+def _num_rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _step_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
+    """The seed of dropout and sampling inside the model: a resumed run needs no state of random generators."""
+    return int(np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(1, np.uint64)[0])

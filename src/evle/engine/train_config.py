@@ -1,0 +1,90 @@
+"""The section `train` of a configuration: how long to train, on how large batches, and what to keep."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from evle.config import Config
+from evle.errors import ConfigError
+from evle.precision import Precision
+
+Every = int | Literal["epoch"]
+
+
+class TrainConfig(Config):
+    """How long and how to train. Steps are optimizer steps throughout."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps. Give either steps or epochs."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data. Give either steps or epochs."""
+    minutes: float | None = Field(None, gt=0)
+    """Stop after this many minutes of training, evaluations not counted, if steps or epochs take longer. The learning
+    rate follows steps or epochs: for comparisons at equal time, use optim.schedule=constant."""
+    batch_size: int = Field(32, ge=1)
+    """Samples per optimizer step, over all processes and micro-batches."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimizer step. More of them need less memory."""
+    precision: Precision = "no"
+    """Autocast type. fp16 needs a GPU; auto is bf16 where the hardware has it, else fp16 on a GPU and no on a CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them in memory."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, then faster."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of averaged weights, which are then evaluated and kept; 0 disables averaging."""
+    eval_every: Every = "epoch"
+    """Steps between validations, or epoch; 0 validates at the end only."""
+    save_every: Every = 500
+    """Steps between checkpoints, or epoch; 0 saves at the end only."""
+    log_every: int = Field(10, ge=1)
+    """Steps between log lines. Shorter runs log more often, for at least 20 points."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that prepare data, for each training process."""
+    choose_from: float = Field(0.0, ge=0, le=1)
+    """Fraction of training during which validation does not select the best checkpoint, because the learning rate is
+    still high."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many validations without a better score; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the run's model."""
+    find_unused_parameters: bool = True
+    """Several processes: look in each step for parameters without a gradient. False saves that search and a
+    synchronisation where every parameter takes part in every step; elsewhere the run stops with an error."""
+    trackers: tuple[str, ...] = ()
+    """Also log to these trackers of accelerate: tensorboard, trackio, wandb, ..."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, and not both")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
+        for name in ("eval_every", "save_every"):
+            value = getattr(self, name)
+            if value != "epoch" and value < 0:
+                raise ValueError(f"{name}={value}: must be 0 or more, or epoch")
+        return self
+
+    def micro_batch_size(self, num_processes: int) -> int:
+        """Rows that one process takes at once: the loader's batch_size.
+
+        Raises:
+            ConfigError: the total batch cannot be split evenly.
+        """
+        parts = self.accumulation * num_processes
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} cannot be split over {num_processes} processes x "
+                f"{self.accumulation} micro-batches; make it a multiple of {parts}"
+            )
+        return self.batch_size // parts
+
+    def steps_between_logs(self, num_steps: int) -> int:
+        """`log_every`, or less in a short run: a curve has at least 20 points, or one for each step."""
+        return min(self.log_every, max(1, num_steps // 20))
+
+    def num_steps(self, num_batches: int) -> int:
+        """Optimizer steps of the whole training, for epochs of `num_batches` micro-batches."""
+        return self.steps or max(1, round((self.epochs or 0) * math.ceil(num_batches / self.accumulation)))
