@@ -14,7 +14,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from evle.models.eve import EVEForPreTraining
-from evle.models.eve.modeling import EVEAttention, EVEImageEmbedding, EVETextEmbedding
+from evle.models.eve.embedding import EVEImageEmbedding, EVETextEmbedding
+from evle.models.eve.modeling import EVEAttention
 from evle.models.eve.pretraining import EVEPixelDecoder
 from evle.models.eve.routing import EVEExperts, FeedForward, SoftRouter
 

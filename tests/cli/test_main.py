@@ -21,7 +21,8 @@ import saved_tables
 from commands import call
 from evle import __version__
 from evle.cli import main as cli
-from evle.cli.completion import complete_key, complete_recipe
+from evle.cli.completion import KEYS, complete_key, complete_recipe
+from evle.cli.group import DEBUG, PANELS
 from evle.config import dump_yaml
 from micro import COLOURS, MICRO, THINGS, plain_image
 
@@ -105,7 +106,7 @@ def test_the_short_help_of_a_verb_fits_its_line_and_starts_with_a_verb(verb):
 
 def test_verbs_are_listed_in_groups():
     said = call("--help", width=80)
-    order = [said.index(f"\n{panel}:\n") for panel in cli.PANELS]
+    order = [said.index(f"\n{panel}:\n") for panel in PANELS]
     assert order == sorted(order)
     assert "Commands:" not in said
 
@@ -119,6 +120,24 @@ def test_the_shell_completes_recipes_and_keys(tmp_path, monkeypatch):
     assert "task.k_test=" in complete_key("task.")
     assert complete_key("optim.lr=") == []
     assert "--install-completion" in call("--help")
+
+
+def test_the_keys_that_the_shell_completes_are_those_of_the_configuration():
+    from evle.run.config import RunConfig
+
+    keys = "".join(f"{key}\n" for key in RunConfig.known_keys())
+    if KEYS.read_text(encoding="utf-8") != keys:
+        KEYS.write_text(keys, encoding="utf-8")
+        pytest.fail(f"{KEYS.name} was out of date and has been rewritten; commit it with the new keys")
+
+
+def test_completing_imports_nothing_heavy():
+    code = (
+        "import sys; from evle.cli.main import app; from evle.cli.completion import complete_key, complete_recipe; "
+        "assert complete_recipe('qui') == ['quickstart'] and complete_key('optim.lr_mult='[:-1]); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_help_answers_in_half_a_second():
@@ -207,9 +226,9 @@ def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):
 
 
 def test_developers_get_the_traceback(monkeypatch):
-    monkeypatch.delenv(cli.DEBUG, raising=False)
-    result = CliRunner().invoke(cli.app, ["--traceback", "train", "quickstrat"], env={cli.DEBUG: ""})
-    monkeypatch.delenv(cli.DEBUG, raising=False)
+    monkeypatch.delenv(DEBUG, raising=False)
+    result = CliRunner().invoke(cli.app, ["--traceback", "train", "quickstrat"], env={DEBUG: ""})
+    monkeypatch.delenv(DEBUG, raising=False)
     assert type(result.exception).__name__ == "ConfigError"
 
 

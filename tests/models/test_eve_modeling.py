@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 from eve_models import batch, build, pretraining_batch, relative_difference, tiny
 from evle.errors import ConfigError, DataError
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForRetrieval, EVEForVQA, EVEModel
-from evle.models.eve.modeling import patchify, resize_positions, unpatchify
+from evle.models.eve.embedding import patchify, unpatchify
+from evle.models.positions import resize_positions
 from evle.models.presets import PRESETS
 from references import patches
 

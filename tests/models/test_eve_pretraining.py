@@ -8,7 +8,7 @@ from eve_models import build, pretraining_batch, tiny
 from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.eve import EVEForPreTraining, EVEModel
-from evle.models.eve.modeling import patchify
+from evle.models.eve.embedding import patchify
 from evle.models.eve.pretraining import sincos_positions
 
 

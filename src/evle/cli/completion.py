@@ -1,6 +1,12 @@
-"""What the shell completes: names of recipes, and the keys of a configuration."""
+"""What the shell completes: names of recipes, and the keys of a configuration.
+
+The shell runs this at every press of the tab key, so nothing heavy is imported. The configuration's classes import
+torch; `keys.txt` beside this file lists their keys, and a test holds it to them.
+"""
 
 from pathlib import Path
+
+KEYS = Path(__file__).with_name("keys.txt")
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -18,6 +24,4 @@ def complete_key(incomplete: str) -> list[str]:
     """Keys of a configuration, each with its equals sign; nothing once a value has begun."""
     if "=" in incomplete:
         return []
-    from evle.run.config import RunConfig
-
-    return [f"{key}=" for key in RunConfig.known_keys() if key.startswith(incomplete)]
+    return [f"{key}=" for key in KEYS.read_text(encoding="utf-8").split() if key.startswith(incomplete)]

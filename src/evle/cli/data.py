@@ -1,6 +1,6 @@
-"""The verbs that look at data before training on it, `evle data ...`: `main` takes them in.
+"""The verbs that look at data before training on it, `evle data ...`.
 
-As there, nothing heavy is imported before a verb needs it.
+Nothing heavy is imported before a verb needs it.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from evle.cli.group import STYLE, Verbs
 
 Kind = Annotated[
     str | None,
@@ -210,4 +212,16 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-VERBS = (check, show, stats, answers, shards)
+app = typer.Typer(
+    cls=Verbs,
+    help="""Look at data before training on it.
+
+\b
+  evle data check FOLDER
+  evle data show karpathy path=COCO --split test -o look
+""",
+    add_completion=False,
+    **STYLE,
+)
+for verb in (check, show, stats, answers, shards):
+    app.command()(verb)

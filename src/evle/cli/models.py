@@ -1,4 +1,4 @@
-"""The verbs that make model folders of others: `main` takes them in."""
+"""The verbs that make model folders from other weights: `main` adds them to the command line."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,4 +29,48 @@ def merge(
     print_next("evle", "evaluate", output)
 
 
-VERBS = (merge,)
+def convert(
+    family: Annotated[str, typer.Argument(help="eve; a released VLE needs no conversion.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="A released checkpoint file, or a model folder of evle.", show_default=False)
+    ],
+    destination: Annotated[Path, typer.Argument(help="The model folder, or the file, to write.", show_default=False)],
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Not stored in the weights; width / 64 by default.", show_default=False)
+    ] = None,
+    released_routing: Annotated[
+        bool, typer.Option("--released-routing", help="Drop tokens over capacity, as the released code does.")
+    ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer's folder to save with the weights.", show_default=False)
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="A JSON list of the answers of a VQA checkpoint.", show_default=False)
+    ] = None,
+) -> None:
+    """Convert released weights, or convert back.
+
+    \b
+      evle convert eve eve_base_vqa.th models/eve-base-vqa --tokenizer tokenizers/eve --answers answer_list.json
+      evle convert eve models/eve-base-vqa eve_base_vqa.th
+    """
+    from evle.errors import ConfigError, nearest
+    from evle.models.eve.convert import convert_eve
+    from evle.share.card import save_card
+
+    if family != "eve":
+        raise ConfigError(f"there is nothing to convert for the family {family!r}; {nearest(family, ['eve'])}")
+    written = convert_eve(
+        source,
+        destination,
+        num_attention_heads=num_attention_heads,
+        released_routing=released_routing,
+        tokenizer=tokenizer,
+        answers=answers,
+    )
+    if destination.is_dir():
+        save_card(destination)
+    print(written)
+
+
+VERBS = (merge, convert)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -24,70 +24,16 @@ from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
 from evle.search.listing import folder_of, hashed, list_entries, path_inside
+from evle.search.results import Change, Hit
 from evle.search.store import DTYPES, Entry, Facts, Place, StaleError, Store, locked
 from evle.terminal import ProgressLine
 
-NAMED = 20
 FLUSH_ROWS = 1024
 FLUSH_SECONDS = 60.0
 """A build that is killed loses at most the work of FLUSH_ROWS images or FLUSH_SECONDS."""
 
 ATTEMPTS = 10
 """Attempts of a reader while another process changes the index."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One image of a result.
-
-    `score` is the cosine similarity; `match`, where hits were re-ranked, the probability that the text is true of it.
-    `key` is the image's path relative to the index's root, `path` its path on this machine, `fields` the columns of the
-    table that the index was built from, and `changed` the time of the file's last change in seconds.
-    """
-
-    score: float
-    key: str
-    path: Path
-    match: float | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
-    changed: float = 0.0
-
-    @property
-    def caption(self) -> str:
-        """The caption in the user's table, "" without one."""
-        value = self.fields.get("caption") or self.fields.get("captions") or self.fields.get("text") or ""
-        return str(value[0]) if isinstance(value, list) else str(value)
-
-
-@dataclass
-class Change:
-    """What a change of the index did.
-
-    `num_reused` counts images whose file was known by its contents (touched, renamed or copied): they were not embedded
-    again. `skipped` has one line per image that could not be read.
-    """
-
-    num_added: int = 0
-    num_kept: int = 0
-    vanished: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    num_reused: int = 0
-    recall: float | None = None
-
-    def __str__(self) -> str:
-        """The counts on one line, then up to NAMED of the images that could not be read, one per line."""
-        counts = f"{self.num_added} added, {self.num_kept} kept in {self.seconds:.1f} s"
-        if self.num_reused:
-            counts += f", {self.num_reused} recognised by their contents"
-        for names, what in ((self.changed, "changed"), (self.vanished, "gone"), (self.skipped, "could not be read")):
-            if names:
-                counts += f", {len(names)} {what}"
-        if self.recall is not None:
-            counts += f"; approximate search finds {self.recall:.1%} of the exact 10 best"
-        more = [f"... and {len(self.skipped) - NAMED} more"] if len(self.skipped) > NAMED else []
-        return "\n  ".join([counts, *self.skipped[:NAMED], *more])
 
 
 def build_index(

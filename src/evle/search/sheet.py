@@ -16,7 +16,8 @@ from evle.data.images import describe_source, open_image
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
 from evle.files import write_whole
-from evle.search.index import Hit, ImageIndex
+from evle.search.index import ImageIndex
+from evle.search.results import Hit
 from evle.search.store import writing
 from evle.terminal import printable
 

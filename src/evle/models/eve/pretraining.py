@@ -16,18 +16,9 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.contrast import total_loss
 from evle.models.eve.configuration import EVEConfig
+from evle.models.eve.embedding import patchify, take, unpatchify, visible_patches
 from evle.models.eve.heads import Pairs, add_balance, contrast_head, contrast_pairs, match_pairs, word_head
-from evle.models.eve.modeling import (
-    EVEAttention,
-    EVEModel,
-    EVEOutput,
-    EVEPreTrainedModel,
-    average_router,
-    patchify,
-    take,
-    unpatchify,
-    visible_patches,
-)
+from evle.models.eve.modeling import EVEAttention, EVEModel, EVEOutput, EVEPreTrainedModel, average_router
 from evle.models.eve.routing import FeedForward
 from evle.models.eve.targets import ImageTeacher
 from evle.models.even_rows import pad_rows

@@ -11,7 +11,8 @@ from transformers import (
 
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.heads import VLEForITM, VLEForMLM, VLEForNLVR2, VLEForPBC, VLEForRetrieval, VLEForVQA
-from evle.models.vle.modeling import VLEModel, VLEOutput
+from evle.models.vle.modeling import VLEModel
+from evle.models.vle.outputs import VLEOutput
 from evle.models.vle.pretraining import VLEForPreTraining
 from evle.models.vle.processing import VLEProcessor
 from evle.models.vle.vcr import VLEForVCRQ2A, VLEForVCRQA2R

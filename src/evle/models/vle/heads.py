@@ -22,15 +22,8 @@ from evle.models.vle.matching import (
     pair_logits,
     pair_negatives,
 )
-from evle.models.vle.modeling import (
-    IMAGE_TYPE,
-    TEXT_TYPE,
-    VLEModel,
-    VLEOutput,
-    VLEPreTrainedModel,
-    check_text,
-    returns_tuple_if_asked,
-)
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel, check_text
+from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 from evle.models.vle.text import word_head, word_head_ties
 
 

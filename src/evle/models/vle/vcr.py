@@ -18,7 +18,8 @@ from evle.errors import DataError
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Stream, key_mask
 from evle.models.vle.heads import VLEHead, two_layer_classifier
-from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEOutput, mean_states, returns_tuple_if_asked
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, mean_states
+from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 
 
 class VLEForVCR(VLEHead):

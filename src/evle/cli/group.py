@@ -1,0 +1,87 @@
+"""A group of verbs: help lists them by panel, and what a user can cause becomes one line on stderr."""
+
+import contextlib
+import errno
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from evle.errors import EvleError
+from evle.terminal import PrintableStream, log_to_terminal, printable
+
+DEBUG = "EVLE_DEBUG"
+"""The environment variable that shows where an error arose."""
+TRAIN, USE, DATA, SHARE = PANELS = ("Train", "Use", "Data", "Share")
+"""The groups of verbs, in the order of the help."""
+STYLE: dict[str, Any] = {
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
+}
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs: errors become one line, and help lists the verbs by panel."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = getattr(command, "rich_help_panel", None)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, _short(command)))
+        for panel in sorted(panels, key=lambda name: [*PANELS, name].index(name)):
+            with formatter.section(panel):
+                formatter.write_dl(panels[panel])
+
+    def invoke(self, ctx: Any) -> Any:
+        log_to_terminal()
+        try:
+            with contextlib.redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
+                return super().invoke(ctx)
+        except EvleError as error:
+            if os.environ.get(DEBUG):
+                raise
+            raise _end(str(error), error.exit_code) from None
+        except KeyboardInterrupt:
+            raise _end("interrupted; repeat the command to resume a run that has a checkpoint", 130) from None
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+                raise
+            raise _end("out of memory: take a smaller model, smaller images or a smaller batch", 2) from None
+        except OSError as error:
+            if os.environ.get(DEBUG) or error.errno == errno.EPIPE:
+                raise
+            if error.errno == errno.ENOSPC:
+                where = f" ({error.filename})" if error.filename else ""
+                raise _end(
+                    f"the disk is full{where}: make room and repeat the command, which resumes a run", 2
+                ) from None
+            raise _end(_in_words(error), 2) from None
+
+
+def _in_words(error: OSError) -> str:
+    """What the machine refused, of which file, and where there is one, the cure."""
+    if not error.filename:
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: may not be read or written; change its permissions, or choose another path"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename}: is a folder, where a file is needed; name the file, or move the folder away"
+    if isinstance(error, FileExistsError):
+        return f"{error.filename}: is a file, where a folder is needed; choose another output"
+    return f"{error.strerror}: {error.filename}"
+
+
+def _end(message: str, exit_code: int) -> typer.Exit:
+    print(f"evle: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return typer.Exit(exit_code)
+
+
+def _short(command: Any) -> str:
+    """The first sentence of a verb's help."""
+    first: str = (command.help or "").strip().splitlines()[0]
+    return first.rstrip(".")
