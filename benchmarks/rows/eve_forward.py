@@ -1,0 +1,33 @@
+"""EVE-Base, joint forward of image-text pairs: 384 pixels, batch 8, 40 text tokens of which 12 are real."""
+
+import torch
+
+from benchmarks.case import OURS, TEXTBOOK, Case, Setting, relative_difference
+from benchmarks.eve_batches import eve_config, pairs, product
+from benchmarks.textbook.eve import Encoder
+from evle.models.eve import EVEModel
+
+NOTE = ""
+
+
+def build(setting: Setting) -> Case:
+    config = eve_config(setting, 384)
+    model = EVEModel(config).eval()
+    textbook = Encoder(model).eval()
+    inputs = pairs(config, 2 if setting.quick else 8)
+    given = inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
+
+    def differences() -> dict[str, float]:
+        with torch.no_grad():
+            ours, (image, text, _) = model(**inputs), textbook(*given)
+        real = inputs["attention_mask"].bool()
+        return {
+            "image_hidden": relative_difference(image, ours.image_hidden),
+            "text_hidden": relative_difference(text[real], ours.text_hidden[real]),
+        }
+
+    return Case(
+        ways={OURS: setting.forward(lambda: model(**inputs)), TEXTBOOK: setting.forward(lambda: textbook(*given))},
+        product=product(config, len(given[0]) * (1 + config.num_patches + 40)),
+        differences=differences,
+    )

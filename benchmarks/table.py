@@ -1,0 +1,90 @@
+"""The table of what was measured, as Markdown and as JSON."""
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+HEADER = ("row", "precision", "ours", "against", "ratio (spread)", "of the peak", "memory: ours, other")
+
+
+def lines_of(name: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One line per comparison of a row; a base that nothing is compared with has a line of its own."""
+    rounds = record["rounds"]
+    if not rounds:
+        return
+    bases = record["bases"]
+    compared = {base for way, base in bases.items() if way != base}
+    for way, base in bases.items():
+        if way == base and base in compared:
+            continue
+        ratios = [each[way]["seconds"] / each[base]["seconds"] for each in rounds]
+        busy = [each[way]["processor_seconds"] / max(1e-9, each[base]["processor_seconds"]) for each in rounds]
+        units = record["units"].get(base)
+        seconds = median(each[base]["seconds"] for each in rounds)
+        yield {
+            "row": name,
+            "precision": record["conditions"]["dtype"],
+            "base": base,
+            "seconds": seconds,
+            "rate": None if units is None else units / seconds,
+            "unit": record["unit"],
+            "against": None if way == base else way,
+            "ratio": median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "processor_ratio": median(busy),
+            "share_of_peak": share_of_peak(record, base),
+            "share_of_peak_other": share_of_peak(record, way),
+            "flops": record["ways"][base]["flops"],
+            "flops_other": record["ways"][way]["flops"],
+            "memory": record["ways"][base]["memory"],
+            "memory_other": record["ways"][way]["memory"],
+            "rounds": len(rounds),
+        }
+
+
+def share_of_peak(record: Mapping[str, Any], way: str) -> float | None:
+    """The median share that a way reached of the product measured right before it; None without one."""
+    measured = [each[way] for each in record["rounds"]]
+    if measured[0]["peak"] is None:
+        return None
+    flops = record["ways"][way]["flops"]
+    return median(flops / each["seconds"] / each["peak"] for each in measured)
+
+
+def markdown(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of all rows, and a line of facts per row that has some. `records` are by file name."""
+    rows = [HEADER, tuple("---" for _ in HEADER)]
+    facts = []
+    for name, record in records.items():
+        row = name.rsplit(".", 1)[0]
+        rows += [_cells(line) for line in lines_of(row, record)]
+        if record["facts"]:
+            shown = ", ".join(f"{key} {_number(value)}" for key, value in record["facts"].items())
+            facts.append(f"- {row}, {record['conditions']['dtype']}: {shown}")
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n\n".join([table, *(["\n".join(facts)] if facts else [])]) + "\n"
+
+
+def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
+    what = "" if line["base"] == "ours" else f": {line['base'].removeprefix('ours, ')}"
+    rate = "" if line["rate"] is None else f" ({_number(line['rate'])} {line['unit']}/s)"
+    low, high = line["ratio_range"]
+    other = line["against"]
+    shares = [line["share_of_peak"], *([line["share_of_peak_other"]] if other else [])]
+    memory = [line["memory"], *([line["memory_other"]] if other else [])]
+    return (
+        line["row"] + what,
+        line["precision"],
+        f"{_number(line['seconds'])} s{rate}",
+        other or "",
+        f"**{line['ratio']:.2f}** ({low:.2f} to {high:.2f})" if other else "",
+        "" if None in shares else ", ".join(f"{share:.0%}" for share in shares),
+        "" if None in memory else ", ".join(f"{each / 1e9:.1f}" for each in memory) + " GB",
+    )
+
+
+def _number(value: Any) -> str:
+    """Three significant digits; texts and whole numbers as they are."""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

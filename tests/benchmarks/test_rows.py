@@ -1,0 +1,44 @@
+"""Every row of the benchmark, on the smallest sizes: it runs, and the textbook computes what ours computes."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+
+from benchmarks.__main__ import precisions_of, row_names
+from benchmarks.case import Setting
+from benchmarks.measuring import run_row
+from benchmarks.table import lines_of, markdown
+
+WITH_TEXTBOOK = (
+    "eve_forward",
+    "eve_vqa_step",
+    "eve_retrieval_step",
+    "soft_layer",
+    "masked_signal_8",
+)
+
+
+def build(row: str, setting: Setting):
+    torch.manual_seed(0)
+    return import_module(f"benchmarks.rows.{row}").build(setting)
+
+
+@pytest.mark.parametrize("row", WITH_TEXTBOOK)
+def test_the_textbook_has_our_outputs_and_gradients(row):
+    differences = build(row, Setting(quick=True, exact=True)).differences()
+    assert len(differences) > 1
+    assert max(differences.values()) < 1e-4, {name: value for name, value in differences.items() if value >= 1e-4}
+
+
+@pytest.mark.parametrize(("row", "precision"), [(row, one) for row in row_names() for one in precisions_of(row)])
+def test_a_row_measures_all_its_ways(row, precision, tmp_path):
+    file = tmp_path / f"{row}.{precision}.json"
+    record = run_row(import_module(f"benchmarks.rows.{row}").build, Setting(precision, quick=True), 1, file)
+    assert json.loads(file.read_text(encoding="utf-8"))["rounds"] == record["rounds"]
+    assert len(record["ways"]) > 0
+    for line in lines_of(row, record):
+        assert line["seconds"] > 0
+        assert line["ratio"] > 0
+    assert row in markdown({file.stem: record})
