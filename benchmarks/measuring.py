@@ -124,20 +124,23 @@ def _processor() -> str:
 def run_row(build: Callable[[Setting], Case], setting: Setting, rounds: int, file: Path) -> dict[str, Any]:
     """Measure a row until it has `rounds` rounds, keeping everything in `file`; rounds that are there stay."""
     record = _read(file, setting)
-    if len(record["rounds"]) >= rounds:
+    if record["rounds"] and len(record["rounds"]) >= rounds:
         return record
     torch.manual_seed(0)
     case = build(setting)
-    first = next(iter(case.ways))
+    first = next(iter(case.ways), "")
     record["bases"] = {name: case.base.get(name, first) for name in case.ways}
     record["unit"], record["units"] = case.unit, dict(case.units)
     peak = None if case.product is None else Peak(case.product, DTYPES[setting.dtype])
-    record["product"] = case.product
+    record["product"] = None if case.product is None else list(case.product)
     for name, work in case.ways.items():  # the round that warms up
         record["ways"][name] = _count(work)
         _note(file, f"{name}: {record['ways'][name]['flops'] / 1e12:.3f} Tflop")
     if case.facts is not None:
         record["facts"] = case.facts()
+    if not case.ways:
+        record["rounds"] = [{}]
+        _write(file, record)
     while len(record["rounds"]) < rounds:
         measured = {}
         for name, work in case.ways.items():

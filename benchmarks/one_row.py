@@ -1,4 +1,4 @@
-"""Measure one row in this process: `python -m benchmarks.one_row ROW DTYPE FILE`, which `python -m benchmarks` calls."""
+"""Measure one row in this process; `python -m benchmarks` calls it."""
 
 import argparse
 from importlib import import_module

@@ -19,7 +19,18 @@ FLOORS = {
     4: ["engine", "pipelines", "share"],
     3: ["tasks", "inspection", "recipes"],
     2: ["models", "data", "transforms", "config"],
-    1: ["objectives", "metrics", "registration", "report", "distributed", "precision", "files", "terminal", "errors"],
+    1: [
+        "objectives",
+        "metrics",
+        "registration",
+        "report",
+        "distributed",
+        "precision",
+        "machine",
+        "files",
+        "terminal",
+        "errors",
+    ],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 DOORS = {

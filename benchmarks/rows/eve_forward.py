@@ -1,10 +1,10 @@
 """EVE-Base, joint forward of image-text pairs: 384 pixels, batch 8, 40 text tokens of which 12 are real."""
 
 import torch
-
 from benchmarks.case import OURS, TEXTBOOK, Case, Setting, relative_difference
 from benchmarks.eve_batches import eve_config, pairs, product
 from benchmarks.textbook.eve import Encoder
+
 from evle.models.eve import EVEModel
 
 NOTE = ""

@@ -3,11 +3,11 @@
 from unittest import mock
 
 import torch
-
 from benchmarks.case import OURS, TEXTBOOK, Case, Setting, relative_difference
 from benchmarks.eve_batches import eve_config, pairs, product
 from benchmarks.textbook.equal import gradient_differences
 from benchmarks.textbook.eve import Retrieval
+
 from evle.models.contrast import Negatives
 from evle.models.eve import EVEForRetrieval
 

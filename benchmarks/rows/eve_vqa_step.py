@@ -1,11 +1,11 @@
 """EVE-Base, a fine-tuning step of VQA (forward and backward): 480 pixels, batch 4, 3,129 answers."""
 
 import torch
-
 from benchmarks.case import OURS, TEXTBOOK, Case, Setting, relative_difference
 from benchmarks.eve_batches import eve_config, pairs, product
 from benchmarks.textbook.equal import gradient_differences
 from benchmarks.textbook.eve import VQA
+
 from evle.models.eve import EVEForVQA
 
 NOTE = ""

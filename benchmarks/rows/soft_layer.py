@@ -6,12 +6,12 @@ Beside it dense feed-forwards of the same active work (each token through two of
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from benchmarks.case import OURS, TEXTBOOK, Case, Setting, relative_difference
 from benchmarks.eve_batches import eve_config, product
 from benchmarks.textbook.equal import gradient_differences
 from benchmarks.textbook.eve import MixtureOfExperts
+from torch import Tensor
+
 from evle.models.eve.routing import FeedForward, SoftRouter
 
 NOTE = ""

@@ -145,7 +145,7 @@ class Encoder(nn.Module):
     def __init__(self, ours: EVEModel):
         super().__init__()
         config, image, text = ours.config, ours.image_embedding, ours.text_embedding
-        assert not config.stem_channels and config.capacity_factor is None, "not written here"
+        assert not config.stem_channels, "convolutions are not written here"
         size, width = config.patch_size, config.hidden_size
         self.patch = nn.Conv2d(config.num_channels, width, size, size)
         self.patch.weight = shared(image.patch.weight.view(width, config.num_channels, size, size))

@@ -5,7 +5,6 @@ from importlib import import_module
 
 import pytest
 import torch
-
 from benchmarks.__main__ import precisions_of, row_names
 from benchmarks.case import Setting
 from benchmarks.measuring import run_row
@@ -17,6 +16,11 @@ WITH_TEXTBOOK = (
     "eve_retrieval_step",
     "soft_layer",
     "masked_signal_8",
+    "input_pipeline",
+    "vle_forward",
+    "vle_vqa_step",
+    "vle_pretraining_step",
+    "vle_vcr",
 )
 
 
@@ -26,10 +30,11 @@ def build(row: str, setting: Setting):
 
 
 @pytest.mark.parametrize("row", WITH_TEXTBOOK)
-def test_the_textbook_has_our_outputs_and_gradients(row):
+def test_what_ours_is_compared_with_computes_the_same(row):
     differences = build(row, Setting(quick=True, exact=True)).differences()
-    assert len(differences) > 1
-    assert max(differences.values()) < 1e-4, {name: value for name, value in differences.items() if value >= 1e-4}
+    assert differences
+    limit = 0.05 if row == "input_pipeline" else 1e-4  # decoders and resizing round differently
+    assert max(differences.values()) < limit, {name: value for name, value in differences.items() if value >= limit}
 
 
 @pytest.mark.parametrize(("row", "precision"), [(row, one) for row in row_names() for one in precisions_of(row)])
@@ -37,8 +42,9 @@ def test_a_row_measures_all_its_ways(row, precision, tmp_path):
     file = tmp_path / f"{row}.{precision}.json"
     record = run_row(import_module(f"benchmarks.rows.{row}").build, Setting(precision, quick=True), 1, file)
     assert json.loads(file.read_text(encoding="utf-8"))["rounds"] == record["rounds"]
-    assert len(record["ways"]) > 0
+    assert record["ways"] or record["facts"]
     for line in lines_of(row, record):
         assert line["seconds"] > 0
         assert line["ratio"] > 0
     assert row in markdown({file.stem: record})
+    assert run_row(None, Setting(precision, quick=True), 1, file) == record  # what was measured stays

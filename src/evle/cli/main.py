@@ -14,6 +14,7 @@ import typer
 from evle import __version__
 from evle.cli import ask, data, demo, models, new, search, serve, share, tokenizer, train
 from evle.cli.group import DATA, DEBUG, SHARE, STYLE, TRAIN, USE, Verbs
+from evle.machine import settle
 
 app = typer.Typer(
     cls=Verbs,
@@ -66,6 +67,7 @@ for panel, verbs in PANEL_VERBS.items():
 
 def main() -> None:
     """The entry point of `evle`."""
+    settle()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # every verb says itself what it reads and writes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8, byte for byte
