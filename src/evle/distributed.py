@@ -53,7 +53,7 @@ def all_gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     if tensor.is_floating_point():
-        return _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
+        return _AllGather.apply(tensor)
     return torch.cat(_gather_parts(tensor))
 
 
@@ -119,7 +119,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.own_rows]  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ class PrintableStream:
         return getattr(self._stream, name)
 
 
-class _TerminalHandler(logging.StreamHandler):
+class _TerminalHandler(logging.StreamHandler[TextIO]):
     """Log lines as the command line shows them: "evle: message", on whatever stderr is at that moment."""
 
     def __init__(self) -> None:

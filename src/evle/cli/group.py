@@ -40,7 +40,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         log_to_terminal()
         try:
-            with contextlib.redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
+            with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
                 return super().invoke(ctx)
         except EvleError as error:
             if os.environ.get(DEBUG):

@@ -83,7 +83,7 @@ def is_genome(name: str) -> bool:
     return _GENOME_NAME.fullmatch(name) is not None
 
 
-def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None) -> Exclusion:
+def read_exclusion(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> Exclusion:
     """The images that files name: Karpathy's JSON (its val and test images), or a .txt with one COCO number or file
     name per line. Add Visual Genome's image_data.json to find the same images in lists and shards of Visual Genome; the
     source visual-genome reads that file by itself.
@@ -123,7 +123,7 @@ def read_exclusion(files: str | os.PathLike | Sequence[str | os.PathLike] | None
     return replace(found, fingerprint=identity, genome_ids=frozenset(genome_ids))
 
 
-def excluded_genome_ids(path: str | os.PathLike, excluded: Exclusion) -> "tuple[array[int], str]":
+def excluded_genome_ids(path: str | os.PathLike[str], excluded: Exclusion) -> "tuple[array[int], str]":
     """The numbers in Visual Genome of the images to leave out, by its image_data.json, and that file's fingerprint."""
     arrays, out = JsonArrays(path), array("q")
     for number, element in enumerate(arrays):

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_image(
         if opened.format == "EPS":  # Pillow would run Ghostscript, a whole interpreter, on a file of unknown origin
             raise SampleError(f"{name}: PostScript is not read; convert it to PNG")
         if size_hint is not None and not isinstance(source, Image.Image):
-            opened.draft(None, (size_hint, size_hint))  # type: ignore[arg-type]
+            opened.draft(None, (size_hint, size_hint))
         width, height = opened.size
         if width * height > max_pixels:
             raise SampleError(
@@ -112,7 +113,7 @@ def _open(source: ImageSource, max_pixels: int) -> Image.Image:
 
 
 @contextmanager
-def _without_pillows_limit():
+def _without_pillows_limit() -> Iterator[None]:
     """Pillow's limit is one variable for the whole process: it is off only while a header is being read."""
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -125,7 +125,7 @@ class Loader:
         self._num_workers = num_workers
         self._skipped: dict[str, str] = {}
         self._plan = _Plan(self.num_batches)
-        self._workers: DataLoader | None = None
+        self._workers: DataLoader[Any] | None = None
 
     @property
     def skipped(self) -> list[str]:
@@ -192,7 +192,7 @@ def _about_waiting(batches: Any, epoch: int, number: int, position: int) -> str:
     )
 
 
-class _Plan(Sampler):
+class _Plan(Sampler[Any]):
     """(epoch, batch number) of each batch to come; changed between epochs so that workers live on."""
 
     def __init__(self, num_batches: int):
@@ -208,10 +208,20 @@ class _Plan(Sampler):
         return max(0, self.num_batches - self.start)
 
 
-class _BatchMaker(Dataset):
+class _BatchMaker(Dataset[Any]):
     """Makes the batch of (epoch, batch number), in the main process or in a worker."""
 
-    def __init__(self, samples, features, collate, batch_size, seed, shuffle, rank, world_size):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        features: FeatureFunction,
+        collate: CollateFunction,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int,
+        world_size: int,
+    ):
         self.samples, self.features, self.collate = samples, features, collate
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size

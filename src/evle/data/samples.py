@@ -33,7 +33,7 @@ class Stored(Protocol):
     def read(self) -> bytes: ...
 
 
-ImageSource = str | os.PathLike | bytes | Image.Image | Stored | Drawing
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | Stored | Drawing
 
 
 @dataclass(frozen=True, slots=True)

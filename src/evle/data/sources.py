@@ -72,7 +72,7 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
     return SOURCES[name](**options)
 
 
-def source_of(path: str | os.PathLike) -> str:
+def source_of(path: str | os.PathLike[str]) -> str:
     """The source that reads a folder or file as it is: a table (`folder`), `shards`, or a `saved-dataset`.
 
     A table under its usual name comes first: images and tars may be beside it.
@@ -104,7 +104,7 @@ def mix(sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = N
     return Mixture(list(sources), weights)
 
 
-class Mixture(Sequence):
+class Mixture(Sequence[Any]):
     """Sources one after another, each repeated or thinned by its weight. Returned by `mix`.
 
     A repetition has a key of its own ("a.jpg~2"), so that its augmentation and masks differ, and the same `match_id`.
@@ -136,7 +136,7 @@ class Mixture(Sequence):
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

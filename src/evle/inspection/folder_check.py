@@ -130,7 +130,7 @@ class FolderCheck:
 
 
 def check_folder(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     *,
     image_column: str | None = None,

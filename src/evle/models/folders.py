@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from evle.errors import CheckpointError, in_one_line, nearest
 from evle.files import read_json

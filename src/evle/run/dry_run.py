@@ -383,7 +383,7 @@ def _peak_bytes(model: PreTrainedModel, batch: Batch) -> Iterator[Callable[[], t
         yield lambda: (counted.peak, counted.weight_peak)
 
 
-class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TensorBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operators create within it, and the `peak` of those alive at once.
 
     Tensors with the same number of elements as one of `weights` (their gradients, copies in another precision) are

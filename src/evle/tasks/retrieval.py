@@ -240,7 +240,8 @@ class RetrievalTask(Task):
 
 def learns_matching(config: PreTrainedConfig) -> bool:
     """Whether a retrieval model of this configuration trains its matching head."""
-    return (config.objective_weights or {}).get("itm", 1.0) > 0
+    weight: float = (config.objective_weights or {}).get("itm", 1.0)
+    return weight > 0
 
 
 def _rows(features: Tensor) -> list[np.ndarray]:

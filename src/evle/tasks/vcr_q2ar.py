@@ -110,7 +110,8 @@ def leaderboard(answers: dict[str, np.ndarray], reasons: dict[str, np.ndarray]) 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """Along the last axis, in float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    probabilities: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def _galleries(

@@ -51,13 +51,13 @@ _SCHEMA = pa.schema(
 
 
 def karpathy(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | Sequence[str] | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> Rows:
     """Karpathy's splits of COCO (`dataset_coco.json`) or Flickr30K (`dataset_flickr30k.json`).
 
@@ -121,14 +121,14 @@ def _karpathy_rows(
 
 
 def coco_captions(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | Sequence[str] | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     year: int = 2014,
     pairs: bool = False,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> Rows:
     """COCO's own captions: `annotations/captions_{train,val}2014.json` below `path`, images in train2014 and val2014
     below `images` (by default `path`).
@@ -216,14 +216,14 @@ def _coco_table(
 
 
 def xvlm(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | None = None,
     *,
     files: str | Sequence[str] | None = None,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> Rows:
     """The retrieval lists that X-VLM, ALBEF and EVE fine-tune from: `[{"image", "caption", "image_id"}]` for training,
     `[{"image", "caption": [...]}]` for val and test.

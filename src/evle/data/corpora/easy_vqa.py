@@ -24,7 +24,7 @@ _SCHEMA = pa.schema([("question", pa.string()), ("answer", pa.string()), ("image
 
 
 def easy_vqa(
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     task: str = "vqa",
     split: str | None = None,
     *,
@@ -67,7 +67,7 @@ def easy_vqa(
     )
 
 
-def find_data(path: str | os.PathLike | None = None) -> Path:
+def find_data(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds `train` and `test`: below `path`, or in the installed package. Raises DataError."""
     if path is None:
         found = importlib.util.find_spec("easy_vqa")  # for a top-level name this imports nothing

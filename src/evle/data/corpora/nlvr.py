@@ -50,11 +50,11 @@ _SCHEMA = pa.schema(
 
 
 def nlvr(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "vqa",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     orders: int = ORDERS,
 ) -> Rows:
     """The statements of NLVR as VQASamples about one image each, with the answer true or false.

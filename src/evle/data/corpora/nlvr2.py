@@ -45,11 +45,11 @@ _SCHEMA = pa.schema(
 
 
 def nlvr2(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "nlvr2",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
 ) -> Rows:
     """The sentences of NLVR2 about pairs of images, as NLVR2Samples; a sample's key is its identifier.
 

@@ -81,7 +81,7 @@ def held_out_split(source: str, split: str | None, val_share: float) -> str:
     return name
 
 
-def find_file(path: str | os.PathLike, names: Iterable[str], what: str) -> Path:
+def find_file(path: str | os.PathLike[str], names: Iterable[str], what: str) -> Path:
     """The file at `path`, or the one of `names` in the folder `path`; errors call it `what`."""
     base, names = Path(path), list(names)
     if base.is_file():

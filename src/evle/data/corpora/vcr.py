@@ -43,11 +43,11 @@ _SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("
 
 
 def vcr(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "vcr",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
 ) -> Rows:
     """The questions of VCR as VCRSamples; a sample's key is its annot_id.
 
@@ -111,7 +111,7 @@ def _sample(row: Row, file: str, root: str) -> VCRSample:
     return vcr_sample(read_element(file, row["offset"], row["length"]), root)
 
 
-def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike) -> VCRSample:
+def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike[str]) -> VCRSample:
     """A record of VCR's annotations as a sample, with its image and metadata below `root`.
 
     Raises SampleError for a record that lacks a field, and for metadata that is missing or does not fit the record.

@@ -46,14 +46,14 @@ WHAT = "the unpacked files of Visual Genome"
 
 
 def visual_genome(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     objects: bool = True,
     pairs: bool = False,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
     """Visual Genome's images with their regions' phrases as captions.

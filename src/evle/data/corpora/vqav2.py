@@ -59,11 +59,11 @@ _ANSWERS = pa.schema(
 
 
 def vqav2(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "vqa",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     held_out: int = 1000,
 ) -> Rows:
     """The questions of VQAv2 as VQASamples, with ten answers each, none in test and test-dev.

@@ -69,13 +69,13 @@ class LinkFile(Protocol):
 
 
 def sbu(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     names: str | None = None,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
     """SBU: `sbu-captions-all.json` (at `path` or in that folder) and the downloaded images anywhere below `images`.
@@ -96,14 +96,14 @@ def sbu(
 
 
 def conceptual_captions(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | None = None,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
     names: str | None = None,
     columns: Sequence[str] | None = None,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     val_share: float = 0.0,
 ) -> Rows:
     """CC3M or CC12M: a TSV of captions and links (at `path`, or alone in that folder) and the downloaded images.
@@ -233,7 +233,7 @@ class _Reader:
 def _downloaded(
     source: str,
     file: LinkFile,
-    images: str | os.PathLike | None,
+    images: str | os.PathLike[str] | None,
     names: str | None,
     excluded: Exclusion,
     split: str,

@@ -56,15 +56,15 @@ _PAIR_NAME = re.compile(r"(?P<set>\w+-\d+)-\d+(?=-img0\.)")
 
 
 def xvlm(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | None = None,
     *,
     files: str | Sequence[str] | None = None,
-    images: str | os.PathLike | None = None,
-    vg_images: str | os.PathLike | None = None,
+    images: str | os.PathLike[str] | None = None,
+    vg_images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> Rows:
     """The samples of X-VLM's lists for `task` captions, vqa or nlvr2.
 

@@ -33,7 +33,7 @@ NAMED = 1000
 """Rows without text that are named; the others are counted."""
 
 
-class Folder(Sequence):
+class Folder(Sequence[Any]):
     """The samples of one table, read lazily. Returned by `folder`.
 
     `fingerprint` changes with the table's bytes and the options; `skipped` names the first rows that were left out for
@@ -56,7 +56,7 @@ class Folder(Sequence):
     def __len__(self) -> int:
         return len(self._starts) - 1 if self._task == "captions" else len(self._columns["image"])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -140,7 +140,7 @@ def _skipped_line(rows: TableRows, row: Row) -> str:
 
 
 def folder(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | Sequence[str] | None = None,
     *,
@@ -192,7 +192,7 @@ def folder(
 
 
 def read_folder(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str,
     columns: Columns,
     images: str | None = None,
@@ -279,7 +279,7 @@ def known_task(task: str) -> str:
     return task
 
 
-def holds_images(path: str | os.PathLike, task: str = "captions") -> bool:
+def holds_images(path: str | os.PathLike[str], task: str = "captions") -> bool:
     """Whether the table of a folder is Parquet with the images inside. Raises DataError where there is no table."""
     table = find_table(Path(path), known_task(task))
     return table.suffix.lower() == ".parquet" and embedded_column(table, None, EMBEDDED_COLUMNS) is not None

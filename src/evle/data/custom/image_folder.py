@@ -20,7 +20,7 @@ class ImageFolder:
     With `allow_outside`, names and links may lead out of the folder.
     """
 
-    def __init__(self, root: str | os.PathLike, allow_outside: bool = False):
+    def __init__(self, root: str | os.PathLike[str], allow_outside: bool = False):
         self.root, self.allow_outside = os.fspath(root), allow_outside
 
     def name_of(self, written: str, where: str) -> str:

@@ -60,7 +60,7 @@ class Packing:
 
 def pack(
     samples: Sequence[Sample],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     per_shard: int = 10_000,
     num_threads: int = 4,

@@ -29,7 +29,7 @@ _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
 
 
 def saved_dataset(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str | Sequence[str] | None = None,
     *,

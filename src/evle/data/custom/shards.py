@@ -53,7 +53,7 @@ NAMED = 1000
 """Lines about what was left out that are kept of a source; the others are counted."""
 
 
-class Shards(Sequence):
+class Shards(Sequence[Any]):
     """The samples of a list of tars. Returned by `shards`.
 
     In memory stays about a kilobyte a tar, and eight bytes a sample where a `split` selects some. `fingerprint`
@@ -77,7 +77,7 @@ class Shards(Sequence):
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -118,13 +118,13 @@ class Shards(Sequence):
 
 
 def shards(
-    path: str | os.PathLike | Sequence[str],
+    path: str | os.PathLike[str] | Sequence[str],
     task: str = "captions",
     split: str | Sequence[str] | None = None,
     *,
     caption_field: str | Sequence[str] | None = None,
     shares: Sequence[float] = (0.8, 0.1, 0.1),
-    exclude: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     cache: str | None = None,
 ) -> Shards:
     """The samples of webdataset shards.

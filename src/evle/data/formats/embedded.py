@@ -57,13 +57,13 @@ class Cell:
         return content
 
 
-class EmbeddedImages(Sequence):
+class EmbeddedImages(Sequence[Any]):
     """The images in the column `column` of Arrow or Parquet files, row after row over all the files.
 
     Raises DataError for a file that cannot be read, or whose row groups are too large.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike], column: str):
+    def __init__(self, files: Sequence[str | os.PathLike[str]], column: str):
         self.files, self.column = [os.fspath(file) for file in files], column
         self._stamps = [_stamp(file) for file in self.files]
         self._ends = list(accumulate(map(_num_rows, self.files)))
@@ -73,7 +73,7 @@ class EmbeddedImages(Sequence):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: Any) -> Any:
         number = bisect_right(self._ends, row)
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
@@ -102,7 +102,7 @@ class EmbeddedImages(Sequence):
                     yield number, {**blank, **row, self.column: f"{path}#{number - 1}"}
 
 
-def embedded_column(file: str | os.PathLike, named: str | None, usual: Sequence[str]) -> str | None:
+def embedded_column(file: str | os.PathLike[str], named: str | None, usual: Sequence[str]) -> str | None:
     """The column of a table that holds images: `named`, or the first of the `usual` names; None where there is none.
 
     Raises DataError for a file that cannot be read.
@@ -112,7 +112,7 @@ def embedded_column(file: str | os.PathLike, named: str | None, usual: Sequence[
     return next((name for name in names if name in schema.names and _holds_bytes(schema.field(name).type)), None)
 
 
-def table_columns(file: str | os.PathLike) -> list[str]:
+def table_columns(file: str | os.PathLike[str]) -> list[str]:
     """The names of the columns of an Arrow or Parquet file."""
     return list(_schema(os.fspath(file)).names)
 

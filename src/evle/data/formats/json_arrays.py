@@ -39,7 +39,7 @@ class JsonArrays:
     file that is missing, cut short, not JSON, or without one of the arrays.
     """
 
-    def __init__(self, path: str | os.PathLike, names: Sequence[str] = ("",)):
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str] = ("",)):
         self.path, self.names = os.fspath(path), tuple(names)
         self.fingerprint = ""
 
@@ -101,7 +101,7 @@ class JsonArrays:
         window.take("]")
 
 
-def read_element(path: str | os.PathLike, offset: int, length: int) -> Any:
+def read_element(path: str | os.PathLike[str], offset: int, length: int) -> Any:
     """The element at an offset from `JsonArrays`. Raises DataError when the file is no longer the same."""
     with open(path, "rb") as file:
         file.seek(offset)

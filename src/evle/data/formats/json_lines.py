@@ -24,7 +24,7 @@ class JsonLines:
     Raises DataError, with file and line, for a file that is missing, and for a line that is cut short or no object.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.fingerprint = ""
 

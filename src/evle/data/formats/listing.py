@@ -40,7 +40,7 @@ class Listing:
     unread: list[str] = field(default_factory=list)
 
 
-def list_folder(path: str | os.PathLike) -> Listing:
+def list_folder(path: str | os.PathLike[str]) -> Listing:
     """The images below a folder, by their endings, and what is not read there. Hidden files do not count.
 
     Linked folders are not followed: a link may lead anywhere, also back. Raises DataError where there is no folder.
@@ -77,7 +77,7 @@ def list_folder(path: str | os.PathLike) -> Listing:
     return Listing(sorted(images), lines + other_tables(Path(path)))
 
 
-def list_images(path: str | os.PathLike) -> list[str]:
+def list_images(path: str | os.PathLike[str]) -> list[str]:
     """Every image file below a folder (see `list_folder`)."""
     return list_folder(path).images
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 
 
-class Rows(Sequence):
+class Rows(Sequence[Any]):
     """The samples that `make` (picklable) makes of each row of `table`.
 
     `facts` is what a report says of them beside their number; `skipped` names the rows that were left out, all
@@ -42,7 +42,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -70,7 +70,7 @@ def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema=schema)
 
 
-def fingerprint(files: Iterable[str | os.PathLike], options: Any = None) -> str:
+def fingerprint(files: Iterable[str | os.PathLike[str]], options: Any = None) -> str:
     """A hash of what files hold and of the options they are read with."""
     digest = hashlib.blake2b(repr(options).encode(), digest_size=8)
     for name in files:

@@ -42,7 +42,7 @@ _SIGN_IN_WORD = re.compile(
 )
 
 
-def open_plain_file(path: str | os.PathLike) -> BufferedReader:
+def open_plain_file(path: str | os.PathLike[str]) -> BufferedReader:
     """Open an ordinary file for reading. Raises DataError for a pipe, device or folder, without waiting for one."""
     name = os.fspath(path)
     try:
@@ -69,7 +69,7 @@ def compression_of(start: bytes) -> str:
     return next((name for mark, name in COMPRESSED.items() if start.startswith(mark)), "")
 
 
-def encoding_of(path: str | os.PathLike, *, western: bool = False) -> str:
+def encoding_of(path: str | os.PathLike[str], *, western: bool = False) -> str:
     """The encoding of a text file: "utf-8", "utf-8-sig", "utf-16" (or -le, -be without a byte order mark) or "utf-32".
 
     With `western`, what is not UTF-8 may be "cp1252", unless its bytes make no words there. The whole file is read.

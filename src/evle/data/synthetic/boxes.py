@@ -145,14 +145,12 @@ def _all_same(rng: np.random.Generator) -> Statement:
 
 def _touching(rng: np.random.Generator) -> Statement:
     name, means = _kind(rng)
-    edge, touches = pick(
-        rng,
-        (
-            ("the top", lambda item: item.y <= 1),
-            ("the bottom", lambda item: item.y + item.size >= HEIGHT - 1),
-            ("the wall", lambda item: min(item.x, item.y, BOX - item.x - item.size, HEIGHT - item.y - item.size) <= 1),
-        ),
+    edges: tuple[tuple[str, Callable[[Item], bool]], ...] = (
+        ("the top", lambda item: item.y <= 1),
+        ("the bottom", lambda item: item.y + item.size >= HEIGHT - 1),
+        ("the wall", lambda item: min(item.x, item.y, BOX - item.x - item.size, HEIGHT - item.y - item.size) <= 1),
     )
+    edge, touches = pick(rng, edges)
     text = f"there is {a(name)} touching {edge}"
     return Statement(text, lambda boxes: any(means(item) and touches(item) for box in boxes for item in box))
 
@@ -173,7 +171,7 @@ def _tower_height(rng: np.random.Generator) -> Statement:
 FORMS = (_there_is, _box_with, _total, _every_box, _all_same, _touching, _tower_top, _tower_height)
 
 
-class BoxSamples(Sequence):
+class BoxSamples(Sequence[Any]):
     """Statements about images of three boxes, as VQASamples with the answer true or false. Created by `boxes`."""
 
     def __init__(self, split: str, count: int, seed: int, size: int):
@@ -186,7 +184,7 @@ class BoxSamples(Sequence):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

@@ -25,7 +25,7 @@ FEWEST_NAMES = 8
 
 
 def cutouts(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     task: str = "captions",
     split: str = "train",
     *,

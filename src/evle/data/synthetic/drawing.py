@@ -43,7 +43,9 @@ def _heart() -> list[tuple[float, float]]:
     return [(float(a / 17), float((b - 2.5) / 17)) for a, b in zip(x, y)]
 
 
-def _round(start: float, end: float, radius: float = 1.0, centre: tuple[float, float] = (0.0, 0.0), steps: int = 36):
+def _round(
+    start: float, end: float, radius: float = 1.0, centre: tuple[float, float] = (0.0, 0.0), steps: int = 36
+) -> list[tuple[float, float]]:
     angles = np.linspace(start, end, steps)
     return [(centre[0] + radius * float(np.cos(angle)), centre[1] + radius * float(np.sin(angle))) for angle in angles]
 

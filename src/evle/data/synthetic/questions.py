@@ -79,7 +79,7 @@ def _others(composer: Composer, rng: np.random.Generator, taken: int) -> int:
     return int(rng.integers(fewest, max(fewest, composer.max_things - taken) + 1))
 
 
-def _trait(asked: str, templates: Sequence[str]):
+def _trait(asked: str, templates: Sequence[str]) -> Callable[[Composer, np.random.Generator, bool], Question]:
     """A question for one trait of a thing that its other traits single out."""
 
     def ask(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:

@@ -136,7 +136,6 @@ def _as_many(composer: Composer, rng: np.random.Generator) -> tuple[str, MakePai
     def make(rng: np.random.Generator, label: bool) -> Pair:
         first, second = (int(i) for i in rng.permutation(4)[:2])
         return _two(_with_number(composer, rng, target, keys, each) for each in (first, first if label else second))
-        # type: ignore[return-value]
 
     return f"both pictures show the same number of {noun(target, keys, 2)}", make
 

@@ -76,7 +76,7 @@ def shape_composer(
     return Composer(usual, held, min_things=min(min_things, 2), max_things=max_things)
 
 
-class SceneSamples(Sequence):
+class SceneSamples(Sequence[Any]):
     """Samples of one task about composed scenes, composed one at a time and drawn when opened.
 
     `scenes` and `cutouts` create it.
@@ -128,7 +128,7 @@ class SceneSamples(Sequence):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

@@ -129,7 +129,7 @@ FEWEST_THINGS = 3
 """Things in a scene that counts of two kinds need."""
 
 
-class SwapSamples(Sequence):
+class SwapSamples(Sequence[Any]):
     """Samples about composed scenes; two after another are one set. Created by `swaps`."""
 
     def __init__(self, world: SceneSamples, split: str, count: int, seed: int, types: tuple[str, ...]):
@@ -141,7 +141,7 @@ class SwapSamples(Sequence):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -272,7 +272,7 @@ def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | N
     return swapped, (match[1].split()[-1].lower(), match[5].split()[-1].lower())
 
 
-class CaptionSwaps(Sequence):
+class CaptionSwaps(Sequence[Any]):
     """Captions of a source with a swapped form, balanced by the words that change. Created by `swaps`."""
 
     def __init__(self, source: Sequence[CaptionSample], split: str, count: int, types: tuple[str, ...]):
@@ -308,7 +308,7 @@ class CaptionSwaps(Sequence):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from evle import objectives
 from evle.distributed import all_gather

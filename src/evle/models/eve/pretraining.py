@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from evle import objectives
 from evle.errors import ConfigError, DataError

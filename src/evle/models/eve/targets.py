@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionModel,
 )
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evle.errors import CheckpointError, in_one_line
 from evle.models.folders import from_folder, model_folder

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from evle.models.folders import local_folder
 from evle.models.processing import PairProcessor
