@@ -105,7 +105,7 @@ def test_any_model_is_explained(world, tmp_path, run):
         (["ask", "retrieval", "red.png", "what?"], "holds EVEForRetrieval, but EVEForVQA is needed"),
         (["match", "nowhere", "red.png", "a"], "nowhere: no such folder"),
         (["locate", "vqa", "red.png", "a", "-o", "b.png"], "another family: model_type 'eve'"),
-        (["locate", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: not the name of an image; end it in .png"),
+        (["locate", "pbc", "red.png", "a", "-o", "b.txt"], "b.txt: not the name of a file to write; end it in .png"),
         (["explain", "vqa", "red.png", "a", "-o", "b.png", "--method", "roll"], "unknown method 'roll'"),
     ],
 )

@@ -5,7 +5,8 @@ import pytest
 from demo_models import make_models
 from evle.demo.served import TAB_OF, bundled, load_all, load_served
 from evle.errors import CheckpointError, ConfigError
-from evle.pipelines.abilities import PIPELINES, abilities
+from evle.pipelines.abilities import PIPELINES
+from evle.pipelines.heads import abilities
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from PIL import Image
 
 from evle.errors import ConfigError, SampleError
 from evle.models.eve import EVEConfig, EVEForVQA
-from evle.models.vle import VLEForITM, VLEForVQA
-from evle.pipelines import VQAPipeline
-from evle.pipelines.explaining import TILE, ExplainPipeline, Explanation, fusion_rollout, rollout
+from evle.models.vle import VLEForITM, VLEForPreTraining, VLEForVQA
+from evle.pipelines import LocalisePipeline, VQAPipeline
+from evle.pipelines.attention_maps import fusion_rollout, gradient_relevance, rollout
+from evle.pipelines.explaining import TILE, ExplainPipeline, Explanation
 from retrieval_models import SIZES, processor, save_vqa_model
 from vle_folders import ANSWERS, plain_image, save_released
 
@@ -156,10 +157,51 @@ def test_what_cannot_be_explained_is_refused(folders, tmp_path):
     explain = ExplainPipeline(folders["eve"])
     with pytest.raises(ConfigError, match="unknown method 'rolout'; did you mean 'rollout'"):
         explain(plain_image(), "a ball", method="rolout")
-    with pytest.raises(ConfigError, match="contains no word"):
+    with pytest.raises(
+        ConfigError, match=r"'pbc' needs a VLE pre-trained with pbc; .* has rollout, attention, gradient"
+    ):
+        explain(plain_image(), "a ball", method="pbc")
+    with pytest.raises(SampleError, match="contains no word"):
         explain(plain_image(), "?!")
     with pytest.raises(SampleError, match=r"none\.png"):
         explain(tmp_path / "none.png", "a ball")
+
+
+def test_gradient_relevance_is_that_of_a_naive_loop():
+    maps = [torch.stack([random_map(3, 3, 10 * layer + head) for head in range(2)]) for layer in range(2)]
+    slopes = [torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(layer)) for layer in range(2)]
+    expected = torch.eye(3)
+    for attention, slope in zip(maps, slopes, strict=True):
+        weighted = torch.zeros(3, 3)
+        for head in range(2):
+            for i in range(3):
+                for j in range(3):
+                    weighted[i, j] += max(0.0, float(attention[head, i, j] * slope[head, i, j])) / 2
+        expected = expected + weighted @ expected
+    torch.testing.assert_close(gradient_relevance(maps, slopes), expected)
+
+
+def test_the_gradient_explains_the_answer_that_the_pipeline_gives(folders):
+    explain, asked = ExplainPipeline(folders["eve"]), VQAPipeline(folders["eve"])
+    assert explain.methods == ("rollout", "attention", "gradient")
+    found = explain(plain_image(), "what colour", method="gradient")
+    expected = asked(plain_image(), "what colour")[0]
+    assert found.answer == expected["answer"]
+    assert found.score == pytest.approx(expected["score"], abs=1e-5)
+    assert (found.maps >= 0).all()
+    assert found.whole.max() > 0
+    assert all(parameter.grad is None for parameter in explain.model.parameters())
+
+
+def test_a_model_that_locates_is_explained_by_its_patches(tmp_path):
+    folder = save_released(tmp_path / "vle", VLEForPreTraining, objectives=["mlm", "itm", "pbc"])
+    explain = ExplainPipeline(folder)
+    assert explain.methods == ("rollout", "attention", "pbc")
+    found = explain(plain_image(), "red ball", method="pbc")
+    expected = LocalisePipeline(folder)([plain_image()] * 2, ["red ball", "ball"])
+    np.testing.assert_allclose(found.whole, expected[0].scores, atol=1e-5)
+    np.testing.assert_allclose(found.maps[1], expected[1].scores, atol=1e-5)
+    assert found.answer == "match"
 
 
 # --- the sheet
@@ -187,3 +229,13 @@ def test_the_sheet_shows_the_image_the_whole_text_and_every_word():
 def test_a_word_that_is_too_long_is_cut_to_its_image():
     sheet = np.asarray(explanation(["w" * 200]).to_image())
     assert (sheet[-25:, -8:] == 255).all()
+
+
+def test_the_page_holds_a_map_for_every_word_and_needs_no_other_file(tmp_path):
+    page = explanation(["one", "<b>two"]).save(tmp_path / "page.html").read_text()
+    assert page.count('<input type="radio"') == 4  # the image, all words, and two words
+    assert page.count("data:image/webp;base64,") == 4
+    assert "&lt;b&gt;two" in page
+    assert "<script" not in page
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+    assert "0.1 share of attention" in page

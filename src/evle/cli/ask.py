@@ -8,35 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evle.cli.shared import AsJson, image_source, print_json, print_next, text_list
+from evle.cli.shared import (
+    AsJson,
+    Image,
+    Model,
+    answering,
+    file_name,
+    image_source,
+    print_json,
+    print_next,
+    text_list,
+)
 from evle.errors import ConfigError
 
 if TYPE_CHECKING:
     from evle.pipelines import LanguageModel
 
-Run = Annotated[
-    Path, typer.Argument(help="A run's folder, a model folder or a hub name (owner/name@revision).", show_default=False)
-]
-Image = Annotated[Path, typer.Argument(help="An image; - reads stdin.", show_default=False)]
 CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def _image_name(path: Path) -> Path:
-    """Refused before any work is done for it."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output {path}: not the name of an image; end it in {', '.join(SUFFIXES)}")
-    return path
-
-
-Picture = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="The image to write.", show_default=False, callback=_image_name),
-]
 
 
 def ask(
-    run: Run,
+    model: Model,
     image: Image,
     question: Annotated[str, typer.Argument(help="The question; - reads one per line.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 5,
@@ -74,6 +66,7 @@ def ask(
 
     \b
       evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
+      cat questions.txt | evle ask a.jpg - --model runs/vqa --json
       evle ask runs/vqa a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
     """
     from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
@@ -93,24 +86,25 @@ def ask(
     elif language_model is not None:
         language = LocalLanguageModel(language_model)
     described = LocalCaptioner(captioner) if captioner is not None else None
-    questions = text_list([question], image)
-    pipeline = LanguageVQAPipeline(VQAPipeline(run), language, described)
-    for result in pipeline(image_source(image), questions, captions=caption, top_k=k):
-        if as_json:
-            print_json(result)
-            continue
-        if len(questions) > 1:
-            print(f"{result['question']}:")
-        for row in result["answers"]:
-            print(f"{row['score']:6.1%}  {row['answer']}")
-        if result["caption"]:
-            print(f"caption: {result['caption']}")
-        if language is not None:
-            print(result["reply"])
+    questions, source = text_list([question], image), image_source(image)
+    pipeline = LanguageVQAPipeline(VQAPipeline(model), language, described)
+    with answering() as answered:
+        for _, result in answered.each(questions, lambda some: pipeline(source, some, captions=caption, top_k=k)):
+            if as_json:
+                print_json(result)
+                continue
+            if len(questions) > 1:
+                print(f"{result['question']}:")
+            for row in result["answers"]:
+                print(f"{row['score']:6.1%}  {row['answer']}")
+            if result["caption"]:
+                print(f"caption: {result['caption']}")
+            if language is not None:
+                print(result["reply"])
 
 
 def match(
-    run: Run,
+    model: Model,
     image: Annotated[Path | None, typer.Argument(help="An image; - reads stdin.", show_default=False)] = None,
     texts: Annotated[
         list[str] | None,
@@ -138,35 +132,52 @@ def match(
       evle match runs/coco a.jpg "a red apple" "a green frog"
       evle match runs/coco --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
     """
-    from evle.pipelines import MatchPipeline, score_pairs
+    from evle.pipelines import MatchPipeline
 
     if (pairs is None) == (image is None) or (pairs is None) != bool(texts):
         raise ConfigError("give an image and texts, or a table with --pairs")
     if (pairs is None) != (output is None) or (pairs is None and (keep, top) != (None, None)):
         raise ConfigError("--pairs and --output (-o) belong together; --keep and --top are for them")
     if pairs is not None and output is not None:
-        pipeline = MatchPipeline(run, batch_size=batch_size, num_workers=num_workers)
-        scored = score_pairs(pipeline, pairs, output, keep=keep, top=top)
-        if as_json:
-            print_json(vars(scored))
-            return
+        matching = MatchPipeline(model, batch_size=batch_size, num_workers=num_workers)
+        _score_table(matching, pairs, output, keep, top, as_json)
+        return
+    assert image is not None
+    listed, source = text_list(texts or [], image), image_source(image)
+    pipeline = MatchPipeline(model, batch_size=batch_size, num_workers=num_workers)
+    with answering() as answered:
+        rows = [row for _, row in answered.each(listed, lambda some: pipeline(source, some))]
+        for row in sorted(rows, key=lambda row: -row["score"]):
+            print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
+
+
+def _score_table(
+    pipeline: object, pairs: Path, output: Path, keep: float | None, top: float | None, as_json: bool
+) -> None:
+    """Score a table; images that cannot be read make the exit code 1, as the head of `shared` says."""
+    from evle.pipelines import MatchPipeline, score_pairs
+
+    assert isinstance(pipeline, MatchPipeline)
+    scored = score_pairs(pipeline, pairs, output, keep=keep, top=top)
+    if as_json:
+        print_json(vars(scored))
+    else:
         print(f"{scored.output}: {scored.num_scored:,} texts scored, {scored.num_failed:,} could not be")
         if scored.kept_file is not None:
             print(f"{scored.kept_file}: {scored.num_kept:,} texts kept, from {scored.threshold:.3f} on")
         print(f"report: {scored.report}")
-        if scored.kept_file is not None:
-            print_next("evle", "data", "check", scored.kept_file)
-        return
-    assert image is not None
-    rows = MatchPipeline(run)(image_source(image), text_list(texts or [], image))
-    for row in sorted(rows, key=lambda row: -row["score"]):
-        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
+    if scored.kept_file is not None:
+        print_next("evle", "data", "check", scored.kept_file)
+    else:
+        print_next("evle", "match", pipeline.source, "--pairs", pairs, "-o", output, "--top", "0.5")
+    if scored.num_failed:
+        raise typer.Exit(1 if scored.num_scored else 2)
 
 
 def compare(
-    run: Run,
+    model: Model,
     left: Image,
-    right: Annotated[Path, typer.Argument(help="Another image.", show_default=False)],
+    right: Annotated[Path, typer.Argument(help="Another image; - reads stdin.", show_default=False)],
     text: Annotated[str, typer.Argument(help="A sentence about the two; - reads one per line.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
@@ -179,35 +190,64 @@ def compare(
     """
     from evle.pipelines import ComparePipeline
 
-    texts = text_list([text], left)
-    for row in ComparePipeline(run)(image_source(left), right, texts):
-        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
+    texts, lefts, rights = text_list([text], left, right), image_source(left), image_source(right)
+    pipeline = ComparePipeline(model)
+    with answering() as answered:
+        for _, row in answered.each(texts, lambda some: pipeline(lefts, rights, some)):
+            print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
 
 
 def embed(
-    run: Run,
-    inputs: Annotated[list[str], typer.Argument(help="Texts; - reads one per line.", show_default=False)],
-    images: Annotated[bool, typer.Option("--images", help="The inputs are paths of images.")] = False,
+    model: Model,
+    inputs: Annotated[
+        list[str], typer.Argument(help="Texts, or paths of images; - reads one per line.", show_default=False)
+    ],
+    images: Annotated[
+        bool, typer.Option("--images", help="The inputs are paths of images; a single - is an image.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the vectors to this .npy file.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines; the default without --output.")] = False,
 ) -> None:
-    """Print embeddings as JSON lines.
+    """Embed texts or images.
 
     Takes a retrieval run, a model folder or a hub name; also CLIP and SigLIP.
 
     \b
       evle embed runs/pictures/retrieval "a red apple" "a blue sky"
-      evle embed runs/pictures/retrieval --images a.jpg b.jpg
+      evle embed runs/pictures/retrieval --images a.jpg b.jpg -o vectors.npy
     """
+    import numpy as np
+
     from evle.pipelines import EmbedPipeline
 
-    listed = text_list(inputs)
-    pipeline = EmbedPipeline(run)
-    vectors = pipeline.images([image_source(Path(each)) for each in listed]) if images else pipeline.texts(listed)
-    for given, vector in zip(listed, vectors.tolist(), strict=True):
-        print_json({"image" if images else "text": given, "embedding": [round(value, 6) for value in vector]})
+    output = file_name(output, ".npy")
+    is_image = images and inputs == ["-"]
+    listed = inputs if is_image else text_list(inputs)
+    first = image_source(Path("-")) if is_image else None
+    pipeline = EmbedPipeline(model)
+
+    def vectors(some: list[str]) -> list[list[float]]:
+        sources = [first if first is not None else Path(each) for each in some]
+        result: list[list[float]] = (pipeline.images(sources) if images else pipeline.texts(some)).tolist()
+        return result
+
+    with answering() as answered:
+        rows = answered.each(listed, vectors)
+        if as_json or output is None:
+            for given, vector in rows:
+                rounded = [round(value, 6) for value in vector]
+                print_json({"image" if images else "text": given, "embedding": rounded})
+        if output is not None and rows:
+            np.save(output, np.array([vector for _, vector in rows], dtype=np.float32))
+            print(f"{output}: {len(rows)} vectors of {len(rows[0][1])} numbers")
+            print_next("python", "-c", f"import numpy; v = numpy.load({str(output)!r}); print(v @ v.T)")
 
 
 def classify(
-    run: Run,
+    model: Model,
     image: Image,
     labels: Annotated[list[str], typer.Argument(help="Labels; - reads one per line.", show_default=False)],
     template: Annotated[str, typer.Option(help="The text of a label, with {} for the label.")] = "a photo of a {}.",
@@ -222,59 +262,12 @@ def classify(
     """
     from evle.pipelines import ClassifyPipeline
 
-    for row in ClassifyPipeline(run)(image_source(image), text_list(labels, image), template=template)[0]:
-        print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['label']}")
+    listed, source = text_list(labels, image), image_source(image)
+    pipeline = ClassifyPipeline(model)
+    with answering() as answered:
+        usable = [label for label, _ in answered.each(listed, lambda some: some)]
+        for row in pipeline(source, usable, template=template)[0] if usable else ():
+            print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['label']}")
 
 
-def locate(
-    run: Run,
-    image: Image,
-    text: Annotated[str, typer.Argument(help="A phrase that names what to find.", show_default=False)],
-    output: Picture,
-    as_json: AsJson = False,
-) -> None:
-    """Paint where an image shows what a phrase names.
-
-    Takes a VLE pre-trained with patch-box classification (pbc).
-
-    \b
-      evle locate runs/vle a.jpg "the red circle" -o found.png
-    """
-    from evle.pipelines import LocalisePipeline
-
-    found = LocalisePipeline(run)(image_source(image), text)[0]
-    found.image.save(output)
-    if as_json:
-        print_json({"text": text, "output": output, "scores": found.scores.tolist()})
-        return
-    surer = int((found.scores > 0.5).sum())
-    print(
-        f"{output}: {surer} of {found.scores.numel()} patches above 50 %, the highest {float(found.scores.max()):.1%}"
-    )
-
-
-def explain(
-    run: Run,
-    image: Image,
-    text: Annotated[str, typer.Argument(help="A text or a question about it.", show_default=False)],
-    output: Picture,
-    method: Annotated[str, typer.Option(help="rollout (all layers) or attention (last layer).")] = "rollout",
-    as_json: AsJson = False,
-) -> None:
-    """Paint the attention for each word of a text.
-
-    \b
-      evle explain runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?" -o map.png
-    """
-    from evle.pipelines.explaining import ExplainPipeline
-
-    found = ExplainPipeline(run)(image_source(image), text, method=method)
-    found.to_image().save(output)
-    if as_json:
-        maps = [{"word": word, "map": each.tolist()} for word, each in zip(found.words, found.maps, strict=True)]
-        print_json({"text": text, "output": output, "words": maps})
-        return
-    print(f"{output}: {len(found.words)} words; brightest where attention is highest")
-
-
-VERBS = (ask, match, compare, locate, explain, embed, classify)
+VERBS = (ask, match, compare, embed, classify)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from evle.cli.group import STYLE, Verbs
+from evle.cli.shared import print_next, print_opening
 
 Kind = Annotated[
     str | None,
@@ -87,7 +88,9 @@ def show(
 
     folder = output or Path("look")
     title = source if kind is None else f"{source}: {kind}"
-    print(f"page: {showing.show(_samples(source, options, kind, split), num, title).write(folder)}")
+    page = showing.show(_samples(source, options, kind, split), num, title).write(folder)
+    print(f"page: {page}")
+    print_opening(page)
 
 
 def stats(source: Source, options: SourceOptions = None, kind: Kind = None, split: SplitOption = None) -> None:
@@ -126,6 +129,7 @@ def answers(
     from evle.tasks.answers import write_answers
 
     print(write_answers(_samples(source, options, "vqa", split), output, min_count))
+    print_next("evle", "train", "RECIPE", f"task.answers={output}")
 
 
 def shards(
@@ -153,6 +157,7 @@ def shards(
         done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=progress)
     left_out = list(getattr(samples, "skipped", ()))
     print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
+    print_next("evle", "data", "stats", "shards", f"path={output}")
 
 
 def _samples(source: str, options: list[str] | None, kind: str | None, split: str | None) -> Any:

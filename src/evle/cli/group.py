@@ -9,8 +9,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from evle.cli.shared import print_error
 from evle.errors import EvleError
-from evle.terminal import PrintableStream, log_to_terminal, printable
+from evle.terminal import PrintableStream, log_to_terminal
 
 DEBUG = "EVLE_DEBUG"
 """The environment variable that shows where an error arose."""
@@ -77,7 +78,7 @@ def _in_words(error: OSError) -> str:
 
 
 def _end(message: str, exit_code: int) -> typer.Exit:
-    print(f"evle: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print_error(message)
     return typer.Exit(exit_code)
 
 

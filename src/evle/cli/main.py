@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from evle import __version__
-from evle.cli import ask, data, demo, models, new, search, serve, share, tokenizer, train
+from evle.cli import ask, data, demo, look, models, new, search, serve, share, tokenizer, train
 from evle.cli.group import DATA, DEBUG, SHARE, STYLE, TRAIN, USE, Verbs
+from evle.cli.shared import ModelCommand
 from evle.machine import settle
 
 app = typer.Typer(
@@ -57,12 +58,13 @@ def options(
 
 PANEL_VERBS = {
     TRAIN: (*train.VERBS, *new.VERBS),
-    USE: (*search.VERBS, *ask.VERBS, *demo.VERBS, *serve.VERBS),
+    USE: (*search.VERBS, *ask.VERBS, *look.VERBS, *demo.VERBS, *serve.VERBS),
     SHARE: (*models.VERBS, *share.VERBS),
 }
 for panel, verbs in PANEL_VERBS.items():
     for verb in verbs:
-        app.command(rich_help_panel=panel)(verb)
+        asks = verb in ask.VERBS or verb in look.VERBS
+        app.command(rich_help_panel=panel, cls=ModelCommand if asks else None)(verb)
 
 
 def main() -> None:

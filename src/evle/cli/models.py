@@ -71,6 +71,8 @@ def convert(
     if destination.is_dir():
         save_card(destination)
     print(written)
+    if destination.is_dir():
+        print_next("evle", "card", destination)
 
 
 VERBS = (merge, convert)

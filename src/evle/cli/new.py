@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from evle.cli.shared import print_next
 from evle.errors import ConfigError, nearest
 
 
@@ -54,7 +55,7 @@ def new(
         f"{config.patches_per_side} x {config.patches_per_side} patches, texts of at most "
         f"{config.max_position_embeddings} tokens"
     )
-    print(f"train it: evle train vle-base-pretrain model.init={output}")
+    print_next("evle", "train", "vle-base-pretrain", f"model.init={output}")
 
 
 VERBS = (new,)

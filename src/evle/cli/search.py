@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evle.cli.shared import AsJson, image_source, print_json, print_next, text_list
+from evle.cli.shared import (
+    AsJson,
+    answering,
+    image_source,
+    print_error,
+    print_json,
+    print_next,
+    print_opening,
+    text_list,
+)
 from evle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +79,7 @@ def index(
             print_json({"index": output, "images": count, **vars(change)})
         else:
             print(f"{output}: {count} images; {change}")
-            print_next("evle", "search", output, "a dog on a beach")
+        print_next("evle", "search", output, "a dog on a beach")
     elif not (remove or list_images or stats or duplicates or similar is not None):
         raise ConfigError("nothing to do; name images, or one of --list, --stats, --remove, --duplicates, --similar")
     opened = _opened(output)
@@ -153,27 +162,32 @@ def search(
         "where": Filter(folder, since, until, where or ()),
         "exact": exact,
     }
-    texts = None if text is None else text_list([text], image)
+    if text is None and image is None:
+        raise ConfigError("nothing to look for; give a text, or an image with --image")
+    texts = [] if text is None else text_list([text], image)
     source = None if image is None else image_source(image)
-    if texts is not None and source is None:
-        results = opened.query_many(texts=texts, **options)
-        names = texts
-    else:
-        results = [opened.query(None if texts is None else texts[0], image=source, **options)]
-        names = [str(image)]
-    for name, hits in zip(names, results, strict=True):
-        if len(names) > 1 and not as_json:
-            print(f"{name}:")
-        for rank, hit in enumerate(hits, 1):
-            print_json(_row(name, rank, hit)) if as_json else print(_line(hit))
-    if any(not hit.path.exists() for hits in results for hit in hits):
-        typer.echo(f"evle: some images are not below {opened.root} any more; name their folder with --root", err=True)
-    if html is not None:
-        if len(names) > 1:
-            raise ConfigError("--html shows the results of one query; give one text")
-        page = write_contact_sheet(results[0], names[0], html, query_image=source, index=opened)
-        if not as_json:
-            print(f"page: {page}")
+    if html is not None and len(texts) > 1:
+        raise ConfigError("--html shows the results of one query; give one text")
+
+    def found(some: list[Any]) -> list[list["Hit"]]:
+        if source is None:
+            return opened.query_many(texts=some, **options)
+        return [opened.query(texts[0] if texts else None, image=source, **options)]
+
+    with answering() as answered:
+        rows = answered.each(texts if source is None else [image], found)
+        for name, hits in rows:
+            if len(rows) > 1 and not as_json:
+                print(f"{name}:")
+            for rank, hit in enumerate(hits, 1):
+                print_json(_row(str(name), rank, hit)) if as_json else print(_line(hit))
+        if any(not hit.path.exists() for _, hits in rows for hit in hits):
+            print_error(f"some images are not below {opened.root} any more; name their folder with --root")
+        if html is not None and rows:
+            page = write_contact_sheet(rows[0][1], str(rows[0][0]), html, query_image=source, index=opened)
+            if not as_json:
+                print(f"page: {page}")
+            print_opening(page)
 
 
 def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from evle.cli.shared import print_next
+
 Model = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
 
 
@@ -31,9 +33,9 @@ def card(
     from evle.models.folders import model_folder
     from evle.share.card import write_card
 
-    print(
-        write_card(model_folder(model), report=report, licence=licence, data_licence=data_licence, overwrite=overwrite)
-    )
+    folder = model_folder(model)
+    print(write_card(folder, report=report, licence=licence, data_licence=data_licence, overwrite=overwrite))
+    print_next("evle", "push", folder, "OWNER/NAME")
 
 
 def push(

@@ -1,11 +1,33 @@
-"""What a verb prints of a report."""
+"""What a verb prints of a report, and which command is useful after a training."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evle.cli.shared import print_next
+
 if TYPE_CHECKING:
     from evle.report import Report, Table
+
+
+AFTER_TRAINING = {
+    "pretraining": ("explain", "RUN", "IMAGE", "a text", "-o", "page.html"),
+    "retrieval": ("index", "FOLDER", "-o", "INDEX", "--model", "RUN"),
+    "vqa": ("ask", "RUN", "IMAGE", "a question"),
+    "nlvr2": ("compare", "RUN", "LEFT", "RIGHT", "a sentence about both images"),
+    "vcr-q2a": ("vcr", "RUN", "RUN-OF-VCR-QA2R"),
+    "vcr-qa2r": ("vcr", "RUN-OF-VCR-Q2A", "RUN"),
+}
+"""By task, the verb that uses its model; capital words are to be filled in, RUN is filled in here."""
+
+
+def show_use(task: str, run: Path) -> None:
+    """Print the command that uses the model in `run`. Only the main process prints."""
+    from evle.distributed import is_main
+
+    if is_main():
+        command = AFTER_TRAINING.get(task, ("evaluate", "RUN"))
+        print_next("evle", *(run if word == "RUN" else word for word in command))
 
 
 def show_report(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> None:

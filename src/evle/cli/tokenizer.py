@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.group import STYLE, Verbs
+from evle.cli.shared import print_next
 
 app = typer.Typer(
     cls=Verbs,
@@ -46,3 +47,4 @@ def train(
     trained = train_tokenizer((clean_caption(text, None) for text in texts) if clean else texts, vocab_size)
     trained.save_pretrained(output)
     print(f"{output}: {len(trained)} tokens")
+    print_next("evle", "train", "eve-base-pretrain", f"tokenizer.path={output}")

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from evle.cli.completion import complete_key, complete_recipe
-from evle.cli.showing import show_report
+from evle.cli.shared import print_opening
+from evle.cli.showing import show_report, show_use
 from evle.errors import EvleError
 
 Recipe = Annotated[
@@ -69,6 +70,7 @@ def train(
         return
     report = stages.train(read, overwrite=overwrite, on_stage=print)
     show_report(report, read.folder, report.all_tables()[:1] if len(read.every) > 1 else ())
+    show_use(read.stages[-1].task, read.stages[-1].output)
 
 
 def evaluate(
@@ -115,6 +117,7 @@ def evaluate(
     name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
     folder = output or Path(config.output) / name
     show_report(evaluation.evaluate(config, model=model, output=folder), folder)
+    print_opening(folder / "report.html")
 
 
 def vcr(
@@ -137,6 +140,7 @@ def vcr(
 
     folder = output or Path(qa2r) / "joint"
     show_report(judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
+    print_opening(folder / "report.html")
 
 
 def recipes() -> None:

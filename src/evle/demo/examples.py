@@ -3,14 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import evle
 from evle.data.images import open_image
-from evle.data.samples import Box, ImageSource, Tagged, VCRSample
+from evle.data.samples import Box, ImageSource, VCRSample
 from evle.data.synthetic.scenes import scenes
+from evle.pipelines.typed import written_text
 
 IMAGES = Path(evle.__file__).parents[2] / "examples" / "images"
 """The example images of a checkout; an installed package draws scenes instead."""
@@ -107,9 +107,9 @@ class ExampleImages:
             Story(
                 self._save(sample.image, f"vcr-{index}"),
                 sample.objects,
-                written(sample.question),
-                tuple(map(written, sample.answer_choices)),
-                tuple(map(written, sample.rationale_choices)),
+                written_text(sample.question),
+                tuple(map(written_text, sample.answer_choices)),
+                tuple(map(written_text, sample.rationale_choices)),
             )
             for index, sample in enumerate(samples)
         ]
@@ -126,16 +126,6 @@ class ExampleImages:
         if not path.is_file():
             open_image(image).save(path)
         return path
-
-
-def written(text: Tagged) -> str:
-    """A tagged text as it is typed on the page, objects counted from 1.
-
-    >>> written(("is", (0, 1), "red", "?"))
-    'is [1] [2] red ?'
-    """
-    words = chain.from_iterable([word] if isinstance(word, str) else [f"[{i + 1}]" for i in word] for word in text)
-    return " ".join(words)
 
 
 def _photos() -> list[tuple[Path, str]]:

@@ -1,38 +1,51 @@
-"""Where a model looked: for each word of a text, the share of its attention that went to each patch.
+"""Which patches a model drew on for each word of a text, and what it answered.
 
-Attention does not prove what decided an answer; it shows where information could flow. There are two measures.
-"rollout" follows attention through all layers (Abnar and Zuidema 2020, arXiv 2005.00928: each layer passes on half of
-what a token already holds and half of what it attends to, averaged over heads), in VLE through both towers and the
-fusion. "attention" is the last layer's attention alone, averaged over heads.
+Attention does not prove what decided an answer; it shows where information could flow. `attention_maps` has the
+measures; "pbc" is VLE's patch-box classification, which was trained to point.
 
-Legend: T text tokens, P image tokens ([CLS] first), G patches a side, H heads, W words.
+Legend: T text tokens, P image tokens ([CLS] first), G patches per side, W words.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError, nearest
-from evle.models.eve import EVEModel
-from evle.models.vle import VLEModel
-from evle.pipelines.pipeline import UNUSED, Pipeline, in_evaluation_mode
-from evle.tasks.retrieval import RetrievalTask
+from evle.errors import ConfigError, SampleError, nearest
+from evle.files import write_whole
+from evle.models.eve import EVEForRetrieval, EVEForVQA, EVEModel
+from evle.models.loading import load_model
+from evle.models.vle import VLEForITM, VLEForVQA, VLEModel
+from evle.pipelines.attention_maps import eve_maps, vle_maps
+from evle.pipelines.heads import abilities_of
+from evle.pipelines.localising import LocalisePipeline
+from evle.pipelines.pipeline import UNUSED, Pipeline
+from evle.report import maps_page
+from evle.tasks.retrieval import RetrievalTask, learns_matching
+from evle.tasks.trained import text_options
 from evle.tasks.vqa import has_slot
-from evle.transforms.heatmap import paint
+from evle.transforms.heatmap import heat, paint
 from evle.transforms.image import framing_of
 from evle.transforms.image_config import Framing
 from evle.transforms.text import encode_words
 
-METHODS = ("rollout", "attention")
+METHODS = ("rollout", "attention", "gradient", "pbc")
+"""All measures; `ExplainPipeline.methods` are those of a model."""
+
+ABOUT_METHODS = {
+    "rollout": "attention followed through all layers",
+    "attention": "attention of the last layer",
+    "gradient": "attention of all layers, weighted by the gradient of the answer",
+    "pbc": "probability that a patch belongs to the words (patch-box classification)",
+}
 
 TILE = 224
 """Longest side of one image on the sheet, in pixels."""
@@ -45,9 +58,10 @@ class Explanation:
     """The maps of one image and one text.
 
     `words` are the text's words as the tokenizer splits them; `maps` (W, G, G) float32 is the share of attention that
-    each word gave to each patch. `whole` (G, G) is that of the whole text: of the token that the head reads, which is
-    [CLS], or the answer's [MASK] where the model has one (`vqa_slot`). `framing` says which part of
-    `image` the patches cover.
+    each word gave to each patch, its relevance ("gradient") or its probability ("pbc"). `whole` (G, G) is that of the
+    whole text: of the token that the head reads, which is [CLS], or the answer's [MASK] where the model has one
+    (`vqa_slot`). `framing` names the part of `image` that the patches cover. `answer` is what the model answers, or
+    "match", with its probability `score`; it is "" for a model without a head for that.
     """
 
     image: Image.Image
@@ -56,9 +70,12 @@ class Explanation:
     maps: np.ndarray
     whole: np.ndarray
     framing: Framing
+    method: str = "rollout"
+    answer: str = ""
+    score: float = 0.0
 
     def to_image(self) -> Image.Image:
-        """One sheet: the image, then a copy for the whole text and for each word, bright where attention is high.
+        """One sheet: the image, then a copy for the whole text and for each word, bright where the map is high.
 
         Each map is scaled by its largest value. Two maps can therefore be compared in position, not in strength, and
         an even map is bright everywhere.
@@ -67,50 +84,136 @@ class Explanation:
         tiles += [(self._painted(each), word) for word, each in zip(self.words, self.maps, strict=True)]
         return _sheet(tiles)
 
+    def to_html(self) -> str:
+        """A page that needs no other file and no script: hover or choose a word to see its map in colour.
+
+        Each map is scaled by its largest value, which the page prints.
+        """
+        unit = {"pbc": "probability", "gradient": "relevance"}.get(self.method, "share of attention")
+        layers = [
+            (name, heat(self.image, each / max(float(each.max()), 1e-12), framing=self.framing), float(each.max()))
+            for name, each in [("all words", self.whole), *zip(self.words, self.maps, strict=True)]
+        ]
+        return maps_page(
+            title=self.text,
+            image=self.image,
+            layers=layers,
+            unit=unit,
+            answer=self.answer,
+            score=self.score,
+            about=f"{self.method}: {ABOUT_METHODS[self.method]}",
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (.html) or the sheet (an image) to `path`."""
+        path = Path(path)
+        if path.suffix.lower() in (".html", ".htm"):
+            write_whole(path, self.to_html())
+        else:
+            self.to_image().save(path)
+        return path
+
     def _painted(self, weights: np.ndarray) -> Image.Image:
         scaled = weights / max(float(weights.max()), 1e-12)
         return paint(self.image, scaled, framing=self.framing, smooth=True)
 
 
-class ExplainPipeline(Pipeline):
-    """Maps from words to patches, from the attention of any trained model of either family; its head is not used.
+HEADS: dict[str, Mapping[str, type[PreTrainedModel]]] = {
+    "ask": {"eve": EVEForVQA, "vle": VLEForVQA},
+    "match": {"eve": EVEForRetrieval, "vle": VLEForITM},
+}
+"""Heads whose answer is explained, by the ability that they give."""
 
-    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").to_image().save("map.png")  # doctest: +SKIP
+
+class ExplainPipeline(Pipeline):
+    """Maps from words to patches, of any trained model of either family.
+
+    `methods` are the measures that the model has: "gradient" needs an EVE with a head that answers or matches, "pbc" a
+    VLE pre-trained to locate. `localise` gives the latter for a model in memory.
+
+    >>> ExplainPipeline("runs/vqa")("a.jpg", "what colour is it?").save("map.html")  # doctest: +SKIP
     """
 
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"eve": EVEModel, "vle": VLEModel}
     task_type = RetrievalTask  # it reads an image and a text for any head
 
-    def __call__(self, image: ImageSource, text: str, *, method: str = "rollout") -> Explanation:
-        """The `Explanation` of one image and one text; `method` is one of METHODS.
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        *,
+        model: PreTrainedModel | None = None,
+        processor: ProcessorMixin | None = None,
+        localise: LocalisePipeline | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ):
+        name = source
+        if source is not None and model is None and processor is None:
+            able = abilities_of(source)
+            head = next((HEADS[each] for each in able if each in HEADS), self.models)
+            model, processor = load_model(source, head)
+            options.setdefault("text", text_options(source))
+            device = device or torch.accelerator.current_accelerator(check_available=True)
+            if "locate" in able:
+                localise = LocalisePipeline(source, device=device)
+            source = None
+        super().__init__(source, model=model, processor=processor, device=device, **options)
+        self.source = "" if name is None else str(name)
+        self._localise = localise
+        self.family = "vle" if isinstance(self.model.base_model, VLEModel) else "eve"
 
-        Raises SampleError for an image that cannot be read, ConfigError for an unknown method and for a text without a
-        word.
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The measures that this model has, the default first."""
+        more = {"gradient": self.family == "eve" and self._answers(), "pbc": self._localise is not None}
+        return ("rollout", "attention", *(name for name, has_it in more.items() if has_it))
+
+    def _answers(self) -> bool:
+        """Whether the model has a head whose answer can be explained."""
+        if isinstance(self.model, EVEForVQA | VLEForVQA | VLEForITM):
+            return True
+        return isinstance(self.model, EVEForRetrieval) and learns_matching(self.model.config)
+
+    def __call__(self, image: ImageSource, text: str, *, method: str = "rollout") -> Explanation:
+        """The `Explanation` of one image and one text; `method` is one of `methods`.
+
+        Raises SampleError for an image that cannot be read and for a text without a word, ConfigError for an unknown
+        method or one that this model lacks.
         """
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+        self._check(method)
         slot = has_slot(self.model.config)
         longest = self.task.options.text.max_length - slot
         token_ids, starts = encode_words(self.processor.tokenizer, self.task.clean(text), longest)
         words = self._words(token_ids, starts)
         if not words:
-            raise ConfigError(f"the text {text!r} contains no word; give a text to look for")
+            raise SampleError(f"the text {text[:80]!r} contains no word; give a text to look for")
         read = 0
         if slot:  # before [SEP], as the task puts it
             read = len(token_ids) - 1
             token_ids.insert(read, int(self.processor.tokenizer.mask_token_id))
         opened = open_image(image)
         pixel_values = self.pixel_values([self.task.read_image(opened, UNUSED, False, "")])
-        attended = self._attended(pixel_values, torch.tensor([token_ids], device=self.model.device), method)  # (T, P)
-        side = pixel_values.shape[-1] // self.model.config.patch_size
-        grids = attended[:, 1:].unflatten(1, (side, side)).numpy()  # without [CLS]
-        return Explanation(
-            image=opened,
-            text=text,
-            words=[name for name, _ in words],
-            maps=np.stack([grids[indices].mean(axis=0) for _, indices in words]),
-            whole=grids[read],
-            framing=framing_of(self.processor.image_processor)[1],
+        input_ids = torch.tensor([token_ids], device=self.model.device)
+        answer, score = self._answer(pixel_values, input_ids)
+        names = [name for name, _ in words]
+        if method == "pbc":
+            assert self._localise is not None
+            grids = self._localise.scores([opened] * (1 + len(names)), [text, *names]).numpy()
+            whole, maps = grids[0], grids[1:]
+        else:
+            grids = self._grids(pixel_values, input_ids, method)
+            whole, maps = grids[read], np.stack([grids[indices].mean(axis=0) for _, indices in words])
+        framing = framing_of(self.processor.image_processor)[1]
+        return Explanation(opened, text, names, maps, whole, framing, method, answer, score)
+
+    def _check(self, method: str) -> None:
+        if method in self.methods:
+            return
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}; {nearest(method, self.methods)}")
+        needs = {"gradient": "an EVE that answers questions or matches", "pbc": "a VLE pre-trained with pbc"}[method]
+        raise ConfigError(
+            f"the method {method!r} needs {needs}; {self.source or 'this model'} has {', '.join(self.methods)}"
         )
 
     def _words(self, token_ids: Sequence[int], starts: Sequence[bool]) -> list[tuple[str, list[int]]]:
@@ -126,57 +229,38 @@ class ExplainPipeline(Pipeline):
             groups[-1].append(index)
         return [(tokenizer.decode([token_ids[index] for index in group]).strip(), group) for group in groups]
 
-    def _attended(self, pixel_values: Tensor, input_ids: Tensor, method: str) -> Tensor:
-        """The share that each text token took from each image token, (T, P) float32 on the CPU."""
-        backbone = self.model.base_model
-        if isinstance(backbone, VLEModel):
-            with self.evaluating():
-                maps = backbone(input_ids, pixel_values, output_attentions=True).attentions
-            layers = {name: [heads[0].float().mean(dim=0).cpu() for heads in each] for name, each in maps.items()}
-            return layers["text_to_image"][-1] if method == "attention" else fusion_rollout(layers)
-        # "eager" is the attention that keeps its maps. It is set on a copy that shares the weights, because another
-        # thread may be using the model.
-        shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
-        backbone = copy.deepcopy(backbone, shared)
-        backbone.set_attn_implementation("eager")
-        with in_evaluation_mode(backbone), torch.inference_mode():
-            output = backbone(pixel_values, input_ids, output_attentions=True)
-        joint = [heads[0].float().mean(dim=0).cpu() for heads in output.attentions]
-        num_image = output.image_hidden.shape[1]
-        whole = joint[-1] if method == "attention" else rollout(joint)
-        return whole[num_image:, :num_image]
+    def _logits(self, model: Any, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
+        """The logits of the answers, (A,), or of match as (2,)."""
+        if isinstance(model, EVEForRetrieval):
+            return model.itm_logits(pixel_values, input_ids)[0]
+        logits: Tensor = model(pixel_values=pixel_values, input_ids=input_ids).logits[0]
+        return logits
 
+    def _answer(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[str, float]:
+        """The best answer, or "match", and its probability."""
+        if not self._answers():
+            return "", 0.0
+        with self.evaluating():
+            logits = self._logits(self.model, pixel_values, input_ids).float()
+        if isinstance(self.model, EVEForVQA | VLEForVQA):
+            best = int(logits.argmax())
+            names: Any = self.model.config.id2label
+            return str(names[best]), float(logits[best].sigmoid())
+        return "match", float(logits.softmax(dim=-1)[1])
 
-def rollout(maps: Sequence[Tensor]) -> Tensor:
-    """From attention maps (S, S) of successive layers, the share of each input token in each output token, (S, S).
+    def _grids(self, pixel_values: Tensor, input_ids: Tensor, method: str) -> np.ndarray:
+        """The map of each text token, (T, G, G)."""
+        if self.family == "vle":
+            attended = vle_maps(self.model, pixel_values, input_ids, method)
+        else:
 
-    Rows sum to 1, as those of the maps do.
-    """
-    held = torch.eye(len(maps[0]))
-    for attention in maps:
-        held = 0.5 * held + 0.5 * attention @ held
-    return held
+            def score(model: Any) -> Tensor:
+                logits = self._logits(model, pixel_values.requires_grad_(), input_ids)
+                return logits[1] - logits[0] if isinstance(model, EVEForRetrieval) else logits.max()
 
-
-def fusion_rollout(maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """VLE's maps, by the names of `VLEOutput.attentions` and averaged over heads, as the share of each image
-    token at the input in each text token at the output, (T, P).
-
-    In each block a stream attends to itself and then to what the other stream held before the block.
-    """
-    text_own, image_own = rollout(maps["text"]), rollout(maps["image"])
-    num_text, num_image = len(text_own), len(image_own)
-    # The shares that a token holds: of the T text tokens, then of the P image tokens.
-    text = torch.cat([text_own, torch.zeros(num_text, num_image)], dim=1)
-    image = torch.cat([torch.zeros(num_image, num_text), image_own], dim=1)
-    names = ("text_self", "text_to_image", "image_self", "image_to_text")
-    for text_self, text_to_image, image_self, image_to_text in zip(*(maps[name] for name in names), strict=True):
-        before_text, before_image = text, image
-        text = 0.5 * text + 0.5 * text_self @ text
-        text = 0.5 * text + 0.5 * text_to_image @ before_image
-        image = 0.5 * image + 0.5 * image_self @ image
-        image = 0.5 * image + 0.5 * image_to_text @ before_text
-    return text[:, num_text:]
+            attended = eve_maps(self.model, pixel_values, input_ids, method, score)
+        side = pixel_values.shape[-1] // self.model.config.patch_size
+        return attended[:, 1:].unflatten(1, (side, side)).numpy()  # without [CLS]
 
 
 def _sheet(tiles: Sequence[tuple[Image.Image, str]]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from evle.files import write_whole
 from evle.report.classes import class_table
+from evle.report.maps import maps_page
 from evle.report.markdown import text_table
 from evle.report.page import image_uri
 from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Mark, Table
@@ -21,6 +22,7 @@ __all__ = [
     "format_column",
     "image_uri",
     "is_number",
+    "maps_page",
     "plain",
     "read_galleries",
     "text_table",

@@ -27,11 +27,13 @@ NOT_FOR_A_PAGE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 @cache
-def _template() -> Template:
+def template(name: str, *styles: str) -> Template:
+    """The template `name` of this folder, which knows as `style` the rules of report.css and then those of `styles`."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
-    return environment.get_template("page.html")
+    rules = "".join((HERE / style).read_text(encoding="utf-8") for style in ("report.css", *styles))
+    return environment.get_template(name, globals={"style": Markup(rules)})
 
 
 def _visible(value: Any) -> Any:
@@ -72,9 +74,8 @@ def page(
     sections += [{"title": table.title, "kind": "table", "view": _table(table)} for table in tables if table.folded]
     if provenance:
         sections.append({"title": "Provenance", "kind": "provenance", "view": flatten(provenance)})
-    return _template().render(
+    return template("page.html").render(
         title=title,
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         summary=summary,
         links=[(name, quote(target)) for name, target in links],
         sections=sections,

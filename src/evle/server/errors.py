@@ -32,6 +32,8 @@ def headers_of(status: int) -> dict[str, str]:
     """The headers that a status needs beside the body."""
     if status in (429, 503):
         return {"Retry-After": str(RETRY_SECONDS)}
+    if status in (408, 413):
+        return {"Connection": "close"}  # the rest of the body is not wanted
     return {"WWW-Authenticate": "Bearer"} if status == 401 else {}
 
 

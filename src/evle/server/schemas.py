@@ -126,8 +126,9 @@ class ExplainRequest(Request):
 
     image: ImageBytes
     text: Text
-    method: Literal["rollout", "attention"] = Field(
-        default="rollout", description="Attention through all layers, or of the last one."
+    method: Literal["rollout", "attention", "gradient", "pbc"] = Field(
+        default="rollout",
+        description="Attention through all layers, of the last one, weighted by gradients (EVE), or PBC (VLE).",
     )
     sheet: bool = Field(default=False, description="Also return a PNG with one map per word.")
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from itertools import count
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
 from evle.demo import html
 from evle.demo.examples import Example
@@ -21,8 +19,7 @@ from evle.demo.parts import (
     text_of,
 )
 from evle.demo.served import Served
-from evle.pipelines.explaining import METHODS, Explanation
-from evle.transforms.heatmap import paint
+from evle.transforms.heatmap import heat
 
 numbers = count()
 
@@ -33,19 +30,23 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
     def explain(name: str, path: str | None, text: str, method: str) -> str:
         pipeline = model_called(models, name).pipelines["explain"]
         explanation = pipeline(image_of(path), text_of(text, "text"), method=method)
-        maps = [("all words", painted(explanation, explanation.whole))]
-        maps += [
-            (word, painted(explanation, weights))
-            for word, weights in zip(explanation.words, explanation.maps, strict=True)
+        maps = [
+            (name, heat(explanation.image, weights / max(float(weights.max()), 1e-12), framing=explanation.framing))
+            for name, weights in [
+                ("all words", explanation.whole),
+                *zip(explanation.words, explanation.maps, strict=True),
+            ]
         ]
-        remark = html.note("Hover a word, or choose it: its map covers the image.")
-        return html.layers(explanation.image, maps, f"words-{next(numbers)}") + remark
+        answer = html.headline(f"{explanation.answer} {explanation.score:.0%}") if explanation.answer else ""
+        remark = html.note("Hover a word, or choose it: its map covers the image, brightest where it is highest.")
+        return answer + html.layers(explanation.image, maps, f"words-{next(numbers)}") + remark
 
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
             image = image_input("Image", examples[0].images[0])
             text = text_input("Text", examples[0].text)
-            method = gr.Radio(list(METHODS), value=METHODS[0], label="Measure")
+            methods = dict.fromkeys(each for model in models for each in model.pipelines["explain"].methods)
+            method = gr.Radio(list(methods), value=next(iter(methods)), label="Measure")
             model = model_input(models)
             button = gr.Button("Explain", variant="primary")
         with gr.Column(min_width=280):
@@ -55,9 +56,3 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
     buttons = example_buttons([(example.text, example.images[0]) for example in examples])
     for example, chosen in zip(examples, buttons, strict=True):
         fill_on(chosen, [str(example.images[0]), example.text], [image, text], explain, read, answer)
-
-
-def painted(explanation: Explanation, weights: np.ndarray) -> Image.Image:
-    """The image, bright where `weights` (G, G) are high; each map is scaled by its largest value."""
-    scaled = weights / max(float(weights.max()), 1e-12)
-    return paint(explanation.image, scaled, framing=explanation.framing, smooth=True)

@@ -1,18 +1,18 @@
 """Choose one of four answers to a question about objects in an image, and then one of four reasons (VCR)."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageDraw, ImageFont
 
-from evle.data.samples import Box, Tagged, VCRSample
+from evle.data.samples import Box
 from evle.demo import html
 from evle.demo.examples import Story
 from evle.demo.parts import example_buttons, image_input, image_of, model_called, model_input, on_page, run_on, text_of
 from evle.demo.served import Served
 from evle.errors import ConfigError, EvleError
+from evle.pipelines.typed import check_inside, typed_boxes, typed_sample, written_boxes
 
 MODEL_CHOOSES = "let the model choose"
 NUM_CHOICES = 4
@@ -30,13 +30,12 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
             raise ConfigError("there is no object; click two corners on the image below, or write one into the list")
         check_inside(boxes, image)
         answers, reasons = texts[:NUM_CHOICES], texts[NUM_CHOICES:]
-        sample = VCRSample(
-            "question",
+        sample = typed_sample(
             image,
             boxes,
-            tagged(text_of(question, "question"), len(boxes)),
-            tuple(tagged(text_of(text, f"answer {i}"), len(boxes)) for i, text in enumerate(answers, 1)),
-            tuple(tagged(text_of(text, f"reason {i}"), len(boxes)) for i, text in enumerate(reasons, 1)),
+            text_of(question, "question"),
+            [text_of(text, f"answer {i}") for i, text in enumerate(answers, 1)],
+            [text_of(text, f"reason {i}") for i, text in enumerate(reasons, 1)],
         )
         shown = []
         if right == MODEL_CHOOSES:
@@ -62,7 +61,7 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
             )  # fmt: skip
             gr.HTML(html.note("Click two corners to draw an object. Click in a box to name it in the question."))
             objects = gr.Textbox(
-                listed(first.objects), label="Objects, one per line: name left top width height (pixels)",
+                written_boxes(first.objects), label="Objects, one per line: name left top width height (pixels)",
                 lines=4, max_lines=MAX_OBJECTS, elem_id="evle-objects",
             )  # fmt: skip
         with gr.Column(min_width=280):
@@ -88,7 +87,7 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
     for story, chosen in zip(
         stories, example_buttons([(story.question, story.image) for story in stories]), strict=True
     ):
-        values = [str(story.image), listed(story.objects), story.question, *story.answers, *story.reasons]
+        values = [str(story.image), written_boxes(story.objects), story.question, *story.answers, *story.reasons]
         chosen.click(lambda values=values: values, None, filled, show_progress="hidden", api_visibility="private").then(
             redrawn, [image, objects], [preview, corner], show_progress="hidden", api_visibility="private"
         ).then(on_page(choose), read, answer, show_progress="minimal", api_visibility="private")
@@ -133,7 +132,7 @@ def after_click(
         (left, right), (top, bottom) = sorted((start[0], point[0])), sorted((start[1], point[1]))
         if right - left < 2 or bottom - top < 2:
             raise ConfigError("both corners are at the same position; click two opposite corners of the object")
-        return listed([*boxes, Box(left, top, right - left, bottom - top, "thing")]), question, None
+        return written_boxes([*boxes, Box(left, top, right - left, bottom - top, "thing")]), question, None
     inside = [
         index
         for index, box in enumerate(boxes, 1)
@@ -146,60 +145,8 @@ def after_click(
 
 
 def boxes_of(text: str) -> tuple[Box, ...]:
-    """The objects of a list as `listed` writes it. Raises ConfigError naming the line that cannot be read."""
-    boxes = []
-    lines = text_of(text, "list of objects").splitlines() if (text or "").strip() else []
-    for number, line in enumerate(filter(None, map(str.strip, lines)), 1):
-        *name, left, top, width, height = line.split() if len(line.split()) > 4 else [""] * 5
-        try:
-            x, y, wide, high = (float(part) for part in (left, top, width, height))
-        except ValueError:
-            raise ConfigError(
-                f"object {number} is {line!r}; write a name and four numbers, such as: dog 10 20 80 60"
-            ) from None
-        if not (wide > 0 and high > 0 and x >= 0 and y >= 0 and max(x + wide, y + high) < 1e6):
-            raise ConfigError(f"object {number} is {line!r}; width and height must be above 0, left and top not below")
-        boxes.append(Box(x, y, wide, high, " ".join(name)))
-    if len(boxes) > MAX_OBJECTS:
-        raise ConfigError(f"there are {len(boxes)} objects; keep {MAX_OBJECTS} or fewer")
-    return tuple(boxes)
-
-
-def check_inside(boxes: Sequence[Box], image: Image.Image) -> None:
-    """Raises ConfigError for a box that begins outside of the image."""
-    for number, box in enumerate(boxes, 1):
-        if box.x >= image.width or box.y >= image.height:
-            raise ConfigError(
-                f"object {number} begins at {box.x:g}, {box.y:g}, outside of the image of {image.width} x "
-                f"{image.height} pixels"
-            )
-
-
-def listed(boxes: Sequence[Box]) -> str:
-    """Objects as the page lists them, one per line.
-
-    >>> listed([Box(10, 20, 80, 60, "dog")])
-    'dog 10 20 80 60'
-    """
-    return "\n".join(f"{box.label} {box.x:.0f} {box.y:.0f} {box.width:.0f} {box.height:.0f}" for box in boxes)
-
-
-def tagged(text: str, num_objects: int) -> Tagged:
-    """A typed text as words and tags. Raises ConfigError for a tag of an object that does not exist.
-
-    >>> tagged("why is [1] here?", 1)
-    ('why', 'is', (0,), 'here?')
-    """
-    words: list[str | tuple[int, ...]] = []
-    for word in re.findall(r"\[\d{1,6}\]|(?:(?!\[\d{1,6}\])\S)+", text):
-        if not re.fullmatch(r"\[\d+\]", word):
-            words.append(word)
-            continue
-        number = int(word[1:-1])
-        if not 1 <= number <= num_objects:
-            raise ConfigError(f"{word} names no object; there are {num_objects}, counted from 1")
-        words.append((number - 1,))
-    return tuple(words)
+    """The objects of the page's list, one per line. Raises SampleError that names the line that cannot be read."""
+    return typed_boxes(text_of(text, "list of objects").splitlines() if (text or "").strip() else [], MAX_OBJECTS)
 
 
 def drawn(image: Image.Image, boxes: Sequence[Box], start: tuple[float, float] | None = None) -> Image.Image:
