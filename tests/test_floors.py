@@ -17,7 +17,7 @@ FLOORS = {
     6: ["demo", "server"],
     5: ["run", "search", "export", "interop"],
     4: ["engine", "pipelines", "share"],
-    3: ["tasks", "inspection", "recipes"],
+    3: ["tasks", "inspection", "recipes", "exported"],
     2: ["models", "data", "transforms", "config"],
     1: [
         "objectives",
@@ -38,7 +38,7 @@ DOORS = {
     "webdataset": ["data/custom/shards.py"],
     "gradio": ["demo"],
     "fastapi": ["server"],
-    "onnxruntime": ["export"],
+    "onnxruntime": ["exported/folder.py", "export"],
     "onnxscript": ["export"],
     "sentence_transformers": ["interop"],
     "faiss": ["search"],

@@ -437,8 +437,8 @@ def test_half_precision_is_searched_exactly(tmp_path):
     queries = torch.nn.functional.normalize(torch.randn(5, 64, generator=torch.Generator().manual_seed(1)), dim=1)
     scores, rows = nearest.nearest_rows(held, queries, 20)
     expected = top_k(queries, vectors[:500].half().float(), 20)
-    assert torch.equal(rows, expected[1])
-    torch.testing.assert_close(scores, expected[0])
+    assert torch.equal(torch.from_numpy(rows), expected[1])
+    torch.testing.assert_close(torch.from_numpy(scores), expected[0])
 
 
 def test_the_approximate_index_is_built_for_many_images_and_reports_its_recall(index, embed, photos, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from evle.transforms.geometry import seen_region
+from evle.transforms.framing import seen_region
 from evle.transforms.heatmap import DIMMEST, paint
 
 WHITE = Image.new("RGB", (40, 20), "white")

@@ -14,13 +14,12 @@ from evle.transforms.text import (
     LONGEST_WORD,
     MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,
-    clean_caption,
-    clean_question,
     encode,
     encode_with_slot,
     encode_words,
     train_tokenizer,
 )
+from evle.transforms.words import clean_caption, clean_question
 
 CORPUS = [
     "a red ball on the table",

@@ -4,10 +4,11 @@ As there, nothing heavy is imported before a verb needs it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evle.cli.opening import open_pipeline
 from evle.cli.shared import (
     AsJson,
     Image,
@@ -69,8 +70,6 @@ def ask(
       cat questions.txt | evle ask a.jpg - --model runs/vqa --json
       evle ask runs/vqa a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
     """
-    from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
-
     if chat is not None and language_model is not None:
         raise ConfigError("--chat and --language-model both name a language model; give one of them")
     if chat is None and language_model is None and (caption is not None or captioner is not None):
@@ -80,16 +79,30 @@ def ask(
     if chat is None and not (chat_model is None and key_variable is None):
         option = "--chat-model" if chat_model is not None else "--key-variable"
         raise ConfigError(f"{option} is for a chat server; name the server with --chat")
-    language: LanguageModel | None = None
-    if chat is not None:
-        language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
-    elif language_model is not None:
-        language = LocalLanguageModel(language_model)
-    described = LocalCaptioner(captioner) if captioner is not None else None
+    words_it = chat is not None or language_model is not None
     questions, source = text_list([question], image), image_source(image)
-    pipeline = LanguageVQAPipeline(VQAPipeline(model), language, described)
+    vqa = open_pipeline("VQAPipeline", model)
+
+    def answer(some: list[str]) -> list[dict[str, Any]]:
+        if not words_it:
+            return [{**row, "caption": None, "reply": row["answer"]} for row in vqa(source, some, top_k=k)]
+        return worded(source, some, captions=caption, top_k=k)
+
+    if words_it:
+        from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
+
+        language: LanguageModel
+        if chat is not None:
+            language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
+        else:
+            assert language_model is not None
+            language = LocalLanguageModel(language_model)
+        described = LocalCaptioner(captioner) if captioner is not None else None
+        # An exported model is asked through the torch pipeline here: a language model needs torch, or a server.
+        of_torch = vqa if isinstance(vqa, VQAPipeline) else VQAPipeline(model)
+        worded = LanguageVQAPipeline(of_torch, language, described)
     with answering() as answered:
-        for _, result in answered.each(questions, lambda some: pipeline(source, some, captions=caption, top_k=k)):
+        for _, result in answered.each(questions, answer):
             if as_json:
                 print_json(result)
                 continue
@@ -99,7 +112,7 @@ def ask(
                 print(f"{row['score']:6.1%}  {row['answer']}")
             if result["caption"]:
                 print(f"caption: {result['caption']}")
-            if language is not None:
+            if words_it:
                 print(result["reply"])
 
 
@@ -132,19 +145,19 @@ def match(
       evle match runs/coco a.jpg "a red apple" "a green frog"
       evle match runs/coco --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
     """
-    from evle.pipelines import MatchPipeline
-
     if (pairs is None) == (image is None) or (pairs is None) != bool(texts):
         raise ConfigError("give an image and texts, or a table with --pairs")
     if (pairs is None) != (output is None) or (pairs is None and (keep, top) != (None, None)):
         raise ConfigError("--pairs and --output (-o) belong together; --keep and --top are for them")
     if pairs is not None and output is not None:
+        from evle.pipelines import MatchPipeline
+
         matching = MatchPipeline(model, batch_size=batch_size, num_workers=num_workers)
         _score_table(matching, pairs, output, keep, top, as_json)
         return
     assert image is not None
     listed, source = text_list(texts or [], image), image_source(image)
-    pipeline = MatchPipeline(model, batch_size=batch_size, num_workers=num_workers)
+    pipeline = open_pipeline("MatchPipeline", model, batch_size=batch_size, num_workers=num_workers)
     with answering() as answered:
         rows = [row for _, row in answered.each(listed, lambda some: pipeline(source, some))]
         for row in sorted(rows, key=lambda row: -row["score"]):
@@ -188,10 +201,8 @@ def compare(
     \b
       evle compare runs/nlvr2 a.jpg b.jpg "both images show a dog"
     """
-    from evle.pipelines import ComparePipeline
-
     texts, lefts, rights = text_list([text], left, right), image_source(left), image_source(right)
-    pipeline = ComparePipeline(model)
+    pipeline = open_pipeline("ComparePipeline", model)
     with answering() as answered:
         for _, row in answered.each(texts, lambda some: pipeline(lefts, rights, some)):
             print_json(row) if as_json else print(f"{row['score']:6.1%}  {row['text']}")
@@ -221,13 +232,11 @@ def embed(
     """
     import numpy as np
 
-    from evle.pipelines import EmbedPipeline
-
     output = file_name(output, ".npy")
     is_image = images and inputs == ["-"]
     listed = inputs if is_image else text_list(inputs)
     first = image_source(Path("-")) if is_image else None
-    pipeline = EmbedPipeline(model)
+    pipeline = open_pipeline("EmbedPipeline", model)
 
     def vectors(some: list[str]) -> list[list[float]]:
         sources = [first if first is not None else Path(each) for each in some]
@@ -260,10 +269,8 @@ def classify(
     \b
       evle classify openai/clip-vit-base-patch32 a.jpg dog cat horse
     """
-    from evle.pipelines import ClassifyPipeline
-
     listed, source = text_list(labels, image), image_source(image)
-    pipeline = ClassifyPipeline(model)
+    pipeline = open_pipeline("ClassifyPipeline", model)
     with answering() as answered:
         usable = [label for label, _ in answered.each(listed, lambda some: some)]
         for row in pipeline(source, usable, template=template)[0] if usable else ():

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from evle.cli.opening import open_pipeline
 from evle.cli.shared import (
     SHOWN_IMAGES,
     AsJson,
@@ -46,11 +47,9 @@ def locate(
     \b
       evle locate runs/vle a.jpg "the red circle" -o found.png
     """
-    from evle.pipelines import LocalisePipeline
-
     file_name(output, *SHOWN_IMAGES)
     texts, source = text_list([text], image), image_source(image)
-    pipeline = LocalisePipeline(model)
+    pipeline = open_pipeline("LocalisePipeline", model)
     with answering() as answered:
         rows = answered.each(texts, lambda some: pipeline(source, some))
         for number, (phrase, location) in enumerate(rows):
@@ -60,7 +59,7 @@ def locate(
                 print_json({"text": phrase, "output": file, "scores": location.scores.tolist()})
                 continue
             surer, most = int((location.scores > 0.5).sum()), float(location.scores.max())
-            print(f"{file}: {surer} of {location.scores.numel()} patches above 50 %, the highest {most:.1%}")
+            print(f"{file}: {surer} of {len(location.scores) ** 2} patches above 50 %, the highest {most:.1%}")
         if rows:
             print_next("evle", "explain", model, image, rows[0][0], "--method", "pbc", "-o", output.with_suffix(PAGE))
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.shared import print_next
+from evle.errors import ConfigError
 
 Model = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
 
@@ -62,19 +63,40 @@ def push(
 def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
-    form: Annotated[str, typer.Option("--format", help="onnx, or torch (a program of torch.export).")] = "onnx",
+    form: Annotated[str, typer.Option("--format", help="onnx, or torch (programs of torch.export).")] = "onnx",
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.", show_default="20")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Keep weights in 8 bits.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data to measure the change of scores on; the run's own by default.", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The split of that data.", show_default=False)] = None,
 ) -> None:
     """Export a model as ONNX or torch.export graphs.
 
+    Pipelines, index and search run from the folder without torch. With --int8, the scores of the model before and
+    after are printed.
+
     \b
       evle export runs/pictures/retrieval -o exported/photos
+      evle export runs/vqa -o exported/vqa-int8 --int8
+      evle export runs/vqa -o exported/vqa --format torch
     """
     from evle.export.graphs import export as write_graphs
     from evle.report.markdown import markdown_table
+    from evle.run.exported import change_of_scores
 
-    table = write_graphs(model, output, form)  # type: ignore[arg-type]
+    if not int8 and (data is not None or split is not None):
+        raise ConfigError("--data and --split are for --int8, whose scores they measure")
+    table = write_graphs(model, output, form, opset=opset, int8=int8)  # type: ignore[arg-type]
     print(markdown_table(table))
     print(f"{output}: {table.note}")
+    if int8:
+        change = change_of_scores(model, output, data=data, split=split)
+        if change is None:
+            print("the change of scores was not measured; name data with --data")
+        else:
+            print(f"\n{markdown_table(change)}\n{change.note}")
 
 
 VERBS = (export, card, push)

@@ -40,7 +40,8 @@ def train(
     """
     from evle.data.custom.corpus import read_texts
     from evle.engine.run_folder import make_output
-    from evle.transforms.text import clean_caption, train_tokenizer
+    from evle.transforms.text import train_tokenizer
+    from evle.transforms.words import clean_caption
 
     texts = read_texts(corpus)
     make_output(output)

@@ -1,14 +1,11 @@
-"""The graphs of a trained model, with a dynamic batch and text length, each held against the model itself.
-
-A retrieval model gives `image`, `text` (its embeddings) and `match` (its joint pass); other heads give `model`. B rows
-of a batch, T text tokens, S side of the images.
-"""
+"""Write the graphs of a trained model with a free batch and text length, each compared with the model itself."""
 
 import json
 import logging
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -17,154 +14,167 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
+from evle.export.facts import check_texts, facts_of
+from evle.export.heads import Graph, Sizes, example, free_axes, may_be_free, read_graphs, sizes_to_check
+from evle.export.int8 import quantise
+from evle.exported.folder import FACTS, open_graph
 from evle.files import write_whole
-from evle.models.folders import model_folder, read_fields
-from evle.models.loading import load_model
+from evle.models.exporting import AsModule
+from evle.models.folders import model_folder
 from evle.report import Table
 from evle.share.card import save_card
 from evle.share.facts import run_facts, write_run_facts
-from evle.tasks import TASKS
-from evle.tasks.retrieval import learns_matching
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
-PIXELS, IDS, MASK = "pixel_values", "input_ids", "attention_mask"
-SHAPES = ((2, 7), (1, 4), (5, 11))
-"""Rows and tokens that a graph is exported with (the first) and checked with (all)."""
-HEADS = ("retrieval", "vqa", "nlvr2")
-"""The tasks whose models are exported."""
+OPSETS = range(18, 24)
+"""The versions of ONNX's operators that graphs are written in; torch writes none older."""
+OPSET = 20
+TASK_STATE = "task.json"
+"""What a task learned beside its weights; evaluation reads it."""
+ALONE = ("image", "text", "match")
+"""Functions whose files have their name; a model's only other graph is the file `model`."""
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One function of a model: its name, the names of its inputs in order, and the name of its output."""
+class _Written:
+    """A graph that was written and agrees with the model."""
 
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-    run: Callable[..., Tensor]
-
-
-def graphs_of(model: Any, task: str) -> list[Graph]:
-    """The graphs of a model with the head of `task`."""
-    if task != "retrieval":
-        return [Graph("model", (PIXELS, IDS, MASK), "logits", lambda **inputs: model(**inputs).logits)]
-    graphs = [
-        Graph("image", (PIXELS,), "features", model.get_image_features),
-        Graph("text", (IDS, MASK), "features", model.get_text_features),
-    ]
-    if learns_matching(model.config):
-        graphs.append(Graph("match", (PIXELS, IDS, MASK), "logits", model.itm_logits))
-    return graphs
+    graph: Graph
+    file: Path
+    free: bool
+    difference: float
+    speed: float
+    megabytes: float
+    difference_int8: float | None = None
 
 
-def export(source: str | Path, output: Path, form: Format = "onnx") -> Table:
+def export(
+    source: str | Path, output: Path, form: Format = "onnx", *, opset: int | None = None, int8: bool = False
+) -> Table:
     """Write the graphs of a trained model into `output`, with its config.json, tokenizer, processor and card.
 
-    The table has a row for each graph: the largest difference from the model over all shapes, and how many times as
-    fast as torch it is.
+    The table has a row for each graph: the largest difference from the model over all sizes of inputs, in float32, how
+    many times as fast as torch it is, its megabytes, and whether the image size is free.
+
+    Args:
+        source: a run's folder, a model folder or a hub name.
+        output: a folder that does not exist or is empty.
+        form: "onnx", or "torch" for programs of torch.export.
+        opset: the version of ONNX's operators.
+        int8: keep the weights of matrix products in 8 bits; the table shows how far the outputs move.
 
     Raises:
-        ConfigError: an unknown format, a model of another task, an output that is not empty, a missing library.
-        CheckpointError: no model, a graph that torch cannot export, or that differs by more than TOLERANCE.
+        ConfigError: impossible options, an output that is not empty, a missing library.
+        CheckpointError: no model, a head that is not exported, a graph that torch cannot export, or that differs by
+            more than TOLERANCE.
     """
+    _check_options(output, form, opset, int8)
+    folder = model_folder(source)
+    graphs, heads = read_graphs(folder)
+    facts, pipeline = facts_of(folder, graphs, heads)
+    output.mkdir(parents=True, exist_ok=True)
+    graphs[0].config.save_pretrained(output)
+    pipeline.processor.save_pretrained(output)
+    check_texts(output, facts, pipeline)
+    written = []
+    for graph in graphs:
+        stem = graph.function if graph.function in ALONE or len(graphs) > 1 else "model"
+        written.append(_write_checked(graph, output / f"{stem}{SUFFIXES[form]}", form, opset or OPSET, int8))
+    write_run_facts(output, run_facts(folder))
+    if (folder / TASK_STATE).is_file():
+        shutil.copy(folder / TASK_STATE, output)
+    runs = {
+        each.graph.function: {"file": each.file.name, "inputs": list(each.graph.inputs), "output": each.graph.output}
+        for each in written
+    }
+    own = {"format": form, "int8": int8, "graphs": [each.file.name for each in written], "runs": runs}
+    if int8:
+        facts["fingerprint"] += "-int8"
+    free = all(each.free for each in written if "pixel_values" in each.graph.inputs)
+    facts["image"]["free"] = free
+    write_whole(output / FACTS, json.dumps({**own, **facts}, indent=1, ensure_ascii=False) + "\n")
+    save_card(output)
+    return _table(written, int8)
+
+
+def _table(written: list[_Written], int8: bool) -> Table:
+    columns = ["graph", "largest difference", "times as fast as torch", "MB", "image size"]
+    rows: list[list[Any]] = []
+    for each in written:
+        size = "-" if "pixel_values" not in each.graph.inputs else "free" if each.free else "fixed"
+        row = [each.file.stem, each.difference, each.speed, each.megabytes, size]
+        rows.append([*row, each.difference_int8] if int8 else row)
+    note = f"float32, at most {TOLERANCE:g} is accepted; batch and text length are free"
+    if int8:
+        columns.append("largest difference in int8")
+        note += "; speed and size are those of int8"
+    return Table("Export", columns, rows, note)
+
+
+def _check_options(output: Path, form: str, opset: int | None, int8: bool) -> None:
     if form not in SUFFIXES:
         raise ConfigError(f"--format {form}: cannot be written; {nearest(form, SUFFIXES)}")
+    if form != "onnx" and (int8 or opset is not None):
+        raise ConfigError(f"{'--int8' if int8 else '--opset'} is for ONNX files; leave out --format {form}")
+    if opset is not None and opset not in OPSETS:
+        trouble = "too old" if opset < OPSETS.start else "not known"
+        raise ConfigError(f"--opset {opset}: {trouble}; choose one from {OPSETS.start} to {OPSETS.stop - 1}")
     if form == "onnx":
-        _need_onnx()
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(f"{error.name} is missing; install it with pip install 'evle[export]'") from None
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output}: is not empty; choose another output")
-    folder = model_folder(source)
-    model, processor, task = _load(folder)
-    output.mkdir(parents=True, exist_ok=True)
-    rows: list[list[Any]] = []
-    for graph in graphs_of(model, task):
-        file = output / f"{graph.name}{SUFFIXES[form]}"
-        _write(model, graph, file, form, paired=task == "nlvr2")
-        rows.append([graph.name, *_compare(model, graph, file, form, paired=task == "nlvr2")])
-    model.config.save_pretrained(output)
-    processor.save_pretrained(output)
-    facts = run_facts(folder)
-    write_run_facts(output, facts)
-    save_card(output)
-    names = [f"{row[0]}{SUFFIXES[form]}" for row in rows]
-    write_whole(output / "export.json", json.dumps({"format": form, "task": task, "graphs": names}, indent=1) + "\n")
-    note = f"float32; checked with rows x tokens of {', '.join(f'{b} x {t}' for b, t in SHAPES)}"
-    return Table("Export", ["graph", "largest difference", "times as fast as torch"], rows, note)
 
 
-def _load(folder: Path) -> tuple[Any, Any, str]:
-    """The model with its own head, in float32, its processor, and the name of its task."""
-    fields = read_fields(folder, TASKS["retrieval"].models)
-    head = str((fields.get("architectures") or [""])[0])
-    for task in HEADS:
-        model_class = TASKS[task].models.get(fields["model_type"])
-        if model_class is not None and model_class.__name__ == head:
-            model: Any
-            model, processor = load_model(folder, {fields["model_type"]: model_class})
-            model = nn.Module.to(model, torch.float32).eval()
-            if fields["model_type"] == "eve":
-                if model.config.capacity_factor is not None:
-                    raise ConfigError(
-                        f"{folder}: routes with a capacity, which depends on the batch; export it without "
-                        "(config.json: capacity_factor null)"
-                    )
-                model.set_experts_implementation("batched_mm")  # the others read counts, and fix them in the graph
-            return model, processor, task
-    raise ConfigError(f"{folder}: holds {head}, which is not exported; export a model of: {', '.join(HEADS)}")
+def _write_checked(graph: Graph, file: Path, form: Format, opset: int, int8: bool) -> _Written:
+    """Write a graph with a free image size where the model can, else for its own size, and compare it."""
+    for free in (True, False) if may_be_free(graph) else (False,):
+        try:
+            _write(graph, file, form, opset, free)
+            difference = _largest_difference(graph, _runner(file, form, graph), free=free)
+            break
+        except CheckpointError as error:
+            if not free:
+                raise
+            logger.info("%s: the image size stays fixed (%s)", file.name, error)
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{file}: differs from the model by {difference:.2g}, more than {TOLERANCE:g}; do not use it"
+        )
+    moved = None
+    if int8:
+        small = file.with_suffix(".int8")
+        quantise(file, small)
+        small.replace(file)
+        moved = _largest_difference(graph, _runner(file, form, graph), free=False)
+    run = _runner(file, form, graph)
+    inputs = example(graph, sizes_to_check(graph, free=False)[-1])
+    with torch.no_grad():
+        speed = _seconds(lambda: graph.run(**inputs)) / _seconds(lambda: run(inputs))
+    return _Written(graph, file, free, difference, speed, file.stat().st_size / 1e6, moved)
 
 
-def _need_onnx() -> None:
+def _write(graph: Graph, file: Path, form: Format, opset: int, free: bool) -> None:
+    inputs = example(graph, sizes_to_check(graph, free=free)[0])
+    module = AsModule(graph.model, graph.run, graph.inputs)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
     try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; install it with pip install 'evle[export]'") from None
-
-
-class _Call:
-    """Example inputs of a graph, and their dynamic dimensions."""
-
-    def __init__(self, model: PreTrainedModel, rows: int, length: int, paired: bool):
-        config: Any = model.config
-        generator = torch.Generator().manual_seed(rows * 1000 + length)
-        side, words = config.image_size, config.vocab_size if hasattr(config, "vocab_size") else None
-        words = words or config.text_config.vocab_size
-        length = min(length, config.max_position_embeddings)
-        mask = torch.ones(rows, length, dtype=torch.long)
-        mask[0, max(1, length - 2) :] = 0  # a padded text
-        shape = (rows, 2, 3, side, side) if paired else (rows, 3, side, side)
-        self.values: dict[str, Tensor] = {
-            PIXELS: torch.randn(shape, generator=generator),
-            IDS: torch.randint(1, words, (rows, length), generator=generator),
-            MASK: mask,
-        }
-
-    def of(self, names: Sequence[str]) -> dict[str, Tensor]:
-        return {name: self.values[name] for name in names}
-
-
-def _dynamic(names: Sequence[str]) -> dict[str, dict[int, Any]]:
-    free = torch.export.Dim.DYNAMIC
-    return {name: {0: free} if name == PIXELS else {0: free, 1: free} for name in names}
-
-
-def _write(model: PreTrainedModel, graph: Graph, file: Path, form: Format, *, paired: bool) -> None:
-    from evle.models.exporting import AsModule  # parameters live under models
-
-    inputs = _Call(model, *SHAPES[0], paired).of(graph.inputs)
-    module = AsModule(model, graph.run, graph.inputs)
-    noise = StringIO()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(noise):
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
-            shapes = tuple(_dynamic(graph.inputs).values())
+            shapes = free_axes(graph, inputs, free=free)
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=(shapes,), strict=False)
             if form == "torch":
                 torch.export.save(program, file)
@@ -174,39 +184,45 @@ def _write(model: PreTrainedModel, graph: Graph, file: Path, form: Format, *, pa
                 dynamo=True,
                 external_data=False,
                 verbose=False,
+                opset_version=opset,
                 input_names=list(graph.inputs),
                 output_names=[graph.output],
             )
             exported.save(file)
     except Exception as error:  # torch raises a dozen kinds
         raise CheckpointError(f"{file.name}: torch cannot export this graph ({in_one_line(error)})") from error
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
-def _compare(model: PreTrainedModel, graph: Graph, file: Path, form: Format, *, paired: bool) -> tuple[float, float]:
-    """The largest difference between a written graph and the model, and its speed as a multiple of torch's."""
-    run = _runner(file, form, graph)
+def _largest_difference(graph: Graph, run: Callable[[Mapping[str, Tensor]], np.ndarray], *, free: bool) -> float:
+    """The largest difference between a written graph and the model over all sizes of inputs.
+
+    Raises CheckpointError for a size that the graph cannot take.
+    """
     largest = 0.0
-    for shape in SHAPES:
-        inputs = _Call(model, *shape, paired).of(graph.inputs)
+    for sizes in sizes_to_check(graph, free=free):
+        inputs = example(graph, sizes)
         with torch.no_grad():
             wanted = graph.run(**inputs).numpy()
-        largest = max(largest, float(np.abs(run(inputs) - wanted).max()))
-    if not largest <= TOLERANCE:
-        raise CheckpointError(f"{file}: differs from the model by {largest:.2g}, more than {TOLERANCE}; do not use it")
-    inputs = _Call(model, *SHAPES[-1], paired).of(graph.inputs)
-    with torch.no_grad():
-        return largest, _seconds(lambda: graph.run(**inputs)) / _seconds(lambda: run(inputs))
+        try:
+            given = run(inputs)
+        except Exception as error:  # onnxruntime and torch raise what they like
+            raise CheckpointError(f"{_named(sizes)}: the graph cannot take it ({in_one_line(error)})") from error
+        largest = max(largest, float(np.abs(given - wanted).max()))
+    return largest
+
+
+def _named(sizes: Sizes) -> str:
+    return f"{sizes.rows} rows of {sizes.tokens} tokens, {sizes.height} x {sizes.width} pixels"
 
 
 def _runner(file: Path, form: Format, graph: Graph) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
     if form == "torch":
         program = torch.export.load(file).module()
         return lambda inputs: program(*inputs.values()).detach().numpy()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = open_graph(file, torch.get_num_threads())
     return lambda inputs: np.asarray(session.run([graph.output], {k: v.numpy() for k, v in inputs.items()})[0])
 
 

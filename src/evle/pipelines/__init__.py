@@ -5,6 +5,7 @@ drawings, one or many. A task prepares texts and images as it does for evaluatio
 VLEFor are those of VLE's release, with its arguments and results.
 """
 
+from evle.data.requests import Images, Texts, as_images, as_texts, pairs
 from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.classifying import ClassifyPipeline
 from evle.pipelines.embedding import EmbeddedImages, EmbedPipeline
@@ -13,7 +14,7 @@ from evle.pipelines.filtering import Scored, score_pairs
 from evle.pipelines.language import ChatEndpoint, LanguageModel, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel
 from evle.pipelines.localising import LocalisePipeline, Location
 from evle.pipelines.matching import ComparePipeline, MatchPipeline
-from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, pairs
+from evle.pipelines.pipeline import Pipeline
 from evle.pipelines.reasoning import AnswerChoicePipeline, Choice, ReasonChoicePipeline
 from evle.pipelines.released import (
     VLEForITMPipeline,

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from evle.data.requests import Images, Texts, batches_by_length, pairs
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError
-from evle.pipelines.pipeline import Images, Pipeline, Texts, batches_by_length, pairs, readable
+from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.vqa import VQATask, has_slot
 
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
+
+from evle.data.requests import Images, Texts, as_texts
 from evle.errors import ConfigError
 from evle.pipelines.embedding import EmbedPipeline
-from evle.pipelines.pipeline import Images, Texts, as_texts
 
 TEMPLATE = "a photo of a {}."
 
@@ -27,14 +29,19 @@ class ClassifyPipeline(EmbedPipeline):
         if "{}" not in template:
             raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
         texts = self.texts([template.replace("{}", name) for name in names])
-        logits = self.images(images) @ texts.T * float(self._scale().detach())
+        logits = self.images(images) @ texts.T * float(self.scale())
         results = []
         for row in logits.softmax(dim=1).tolist():
             order = sorted(range(len(names)), key=lambda index: -row[index])
             results.append([{"label": names[index], "score": row[index]} for index in order])
         return results
 
-    def _scale(self) -> Any:
+    def scale(self) -> float:
+        """What cosines are multiplied by before the softmax."""
+        with torch.no_grad():
+            return self._scale()
+
+    def _scale(self) -> float:
         if hasattr(self.model, "similarity_scale"):
-            return self.model.similarity_scale()
-        return 1 / self.model.contrast.clamped_temperature()
+            return float(self.model.similarity_scale())
+        return 1 / float(self.model.contrast.clamped_temperature())

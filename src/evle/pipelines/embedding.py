@@ -1,5 +1,7 @@
 """Images and texts as vectors."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
 from evle.models.dual import DUAL_ENCODERS
-from evle.pipelines.pipeline import Images, Pipeline, Texts, as_images, as_texts, batches_by_length
+from evle.pipelines.pipeline import Pipeline
 from evle.tasks.dual import DualEncoderTask
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
@@ -103,3 +106,17 @@ class EmbedPipeline(Pipeline):
             return torch.empty(0, self.dimension)
         with self.evaluating():
             return self.model.get_image_features(self.pixel_values(pixels)).float().cpu()
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """A hash of all that decides an embedding: every weight, and how images and words become numbers."""
+    if hasattr(pipeline.model, "fingerprint"):  # exported: that of the model
+        return str(pipeline.model.fingerprint)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(pipeline.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    images = pipeline.processor.image_processor
+    facts = [dict(images.size), list(images.image_mean), list(images.image_std), pipeline.task.framing]
+    digest.update(json.dumps([*facts, sorted(pipeline.processor.tokenizer.get_vocab().items())]).encode())
+    return digest.hexdigest()

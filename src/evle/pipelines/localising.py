@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evle.data.images import open_image
+from evle.data.requests import Images, Texts, pairs
 from evle.models.vle import VLEForPBC
-from evle.pipelines.pipeline import UNUSED, Images, Pipeline, Texts, pairs
+from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.tasks.retrieval import RetrievalTask
 from evle.transforms.heatmap import paint
 from evle.transforms.image import framing_of

@@ -7,18 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, pairs
 from evle.errors import ConfigError, DataError, SampleError
 from evle.models.vle import VLEForITM
-from evle.pipelines.pipeline import (
-    Images,
-    Pipeline,
-    Texts,
-    as_images,
-    as_texts,
-    batches_by_length,
-    pairs,
-    readable,
-)
+from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.nlvr2 import NLVR2Task
 from evle.tasks.retrieval import RetrievalTask, learns_matching
 

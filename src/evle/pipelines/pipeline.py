@@ -4,9 +4,7 @@ Legend: B rows of a batch, T text tokens, S side of the model's images, N rows i
 """
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -18,14 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
+from evle.data.requests import read_ahead
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError, DataError, SampleError
-from evle.models.loading import load_model
+from evle.errors import ConfigError, SampleError
+from evle.exported.model import open_model
 from evle.tasks.task import Task, TextConfig
 from evle.tasks.trained import family_text_options, run_settings, text_options
-
-Images = ImageSource | Sequence[ImageSource]
-Texts = str | Sequence[str]
 
 UNUSED = np.random.default_rng(0)
 """Tasks ask for a generator, and use none outside of training."""
@@ -60,7 +56,7 @@ class Pipeline:
             raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
         self.trained_as: Mapping[str, Any] = {}  # the run's `task`: its name and options
         if source is not None and model is None and processor is None:
-            model, processor = load_model(source, self.models)
+            model, processor = open_model(source, self.models)
             text = text or text_options(source)
             self.trained_as = run_settings(source).get("task", {})
             device = device or torch.accelerator.current_accelerator(check_available=True)
@@ -116,21 +112,7 @@ class Pipeline:
 
     def read_ahead(self, sources: Iterable[ImageSource]) -> Iterator[Tensor | SampleError]:
         """`read` of each source in order, by threads, never more than two batches ahead."""
-        if not self.num_workers:
-            yield from map(self.read, sources)
-            return
-        waiting: deque[Future[Tensor | SampleError]] = deque()
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            try:
-                for source in sources:
-                    waiting.append(pool.submit(self.read, source))
-                    if len(waiting) >= 2 * self.batch_size:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        return read_ahead(self.read, sources, self.num_workers, 2 * self.batch_size)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -166,42 +148,8 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
-def batches_by_length(token_lists: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of texts in batches of similar length, so that little padding is computed; longest last."""
-    order = sorted(range(len(token_lists)), key=lambda index: len(token_lists[index]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 def readable(result: Tensor | SampleError) -> Tensor:
     """The pixels that `Pipeline.read` returned; raises the error that it returned instead."""
     if isinstance(result, SampleError):
         raise result
     return result
-
-
-def as_images(images: Images) -> list[ImageSource]:
-    """One image or many as a list."""
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        return list(images)
-    return [images]
-
-
-def as_texts(texts: Texts) -> list[str]:
-    """One text or many as a list."""
-    return [texts] if isinstance(texts, str) else list(texts)
-
-
-def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
-    """Images and texts of equal number; a single image or text is repeated for all of the others."""
-    sources, listed = as_images(images), as_texts(texts)
-    if len(sources) == 1:
-        sources = sources * len(listed)
-    elif len(listed) == 1:
-        listed = listed * len(sources)
-    if len(sources) != len(listed):
-        raise DataError(
-            f"{len(sources)} images and {len(listed)} texts do not pair up; give the same number of both, or one of "
-            "either"
-        )
-    return sources, listed

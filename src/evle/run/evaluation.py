@@ -16,6 +16,8 @@ from evle.data.samples import Samples, Split, describe
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, make_output
 from evle.errors import CheckpointError, ConfigError
+from evle.exported.folder import is_exported
+from evle.exported.model import open_model
 from evle.models.folders import from_folder, model_folder
 from evle.models.loading import load_model
 from evle.report import Report
@@ -74,8 +76,8 @@ def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel
     Pre-trained by contrast without matching, its matching head counts as never learned. Raises CheckpointError for a
     pre-trained model without contrast, and otherwise as `load_model`.
     """
-    if task.models is not RetrievalTask.models:
-        return load_model(folder, task.models)
+    if task.models is not RetrievalTask.models or is_exported(folder):
+        return open_model(folder, task.models)
     config: Any = read_config(folder)
     pretrained = PreTrainingTask.models.get(config.model_type)
     if pretrained is None or config.architectures != [pretrained.__name__] or {"itc", "itm"} <= set(config.objectives):
@@ -115,7 +117,7 @@ def evaluate(
     if samples is None:
         raise ConfigError("no data to evaluate on: name it with data.test.source=... data.test.split=...")
     trained, task = load_trained(config, folder, task_type)
-    torch.nn.Module.to(trained, device)
+    trained.to(device)  # type: ignore[arg-type]
     target = make_output(Path(output or folder / "evaluation"))
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     where, data = (split_read(config.data, split), data_read(config.data, split)) if named else (split, "")

@@ -22,7 +22,7 @@ from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
 from evle.tasks.vqa import has_slot
-from evle.transforms.text import clean_caption
+from evle.transforms.words import clean_caption
 
 
 @dataclass

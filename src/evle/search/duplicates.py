@@ -1,7 +1,6 @@
 """Images of an index that are the same file, or look the same to the model."""
 
 import numpy as np
-import torch
 
 from evle.errors import ConfigError
 from evle.search.index import ImageIndex
@@ -36,10 +35,10 @@ def find_duplicates(index: ImageIndex, *, similarity: float | None = None) -> li
                 "index folders apart, or look for equal files only"
             )
         for start in range(0, len(entries), BLOCK):
-            rows = store.vectors(range(start, min(start + BLOCK, len(entries)))).float()
+            rows = store.vectors(range(start, min(start + BLOCK, len(entries)))).astype(np.float32)
             for other in range(start, len(entries), BLOCK):
-                columns = store.vectors(range(other, min(other + BLOCK, len(entries)))).float()
-                for row, column in (rows @ columns.T >= similarity - 1e-3).nonzero().tolist():
+                columns = store.vectors(range(other, min(other + BLOCK, len(entries)))).astype(np.float32)
+                for row, column in np.argwhere(rows @ columns.T >= similarity - 1e-3).tolist():
                     if start + row < other + column and _cosine(rows[row], columns[column]) >= similarity:
                         _join(parents, start + row, other + column)
     groups: dict[int, list[str]] = {}
@@ -48,8 +47,8 @@ def find_duplicates(index: ImageIndex, *, similarity: float | None = None) -> li
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _cosine(left: torch.Tensor, right: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(left, right, dim=0)) + 1e-6
+def _cosine(left: np.ndarray, right: np.ndarray) -> float:
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right))) + 1e-6
 
 
 def _root(parents: np.ndarray, row: int) -> int:

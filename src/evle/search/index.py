@@ -5,7 +5,6 @@ Re-ranking looks at the best images again, together with the text.
 Legend: Q queries, N rows of the index, D dimension, k hits per query.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -13,20 +12,27 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from evle.data.requests import as_images, as_texts
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
-from evle.pipelines import EmbedPipeline, MatchPipeline, as_images, as_texts
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
 from evle.search.listing import folder_of, hashed, list_entries, path_inside
+from evle.search.models import can_match, fingerprint, open_embedder, open_matcher, sharing_matcher
 from evle.search.results import Change, Hit
 from evle.search.store import DTYPES, Entry, Facts, Place, StaleError, Store, locked
 from evle.terminal import ProgressLine
+
+if TYPE_CHECKING:
+    from evle.exported import pipelines as exported
+    from evle.pipelines import EmbedPipeline, MatchPipeline
+
+    Embedder = EmbedPipeline | exported.EmbedPipeline
+    Matcher = MatchPipeline | exported.MatchPipeline
 
 FLUSH_ROWS = 1024
 FLUSH_SECONDS = 60.0
@@ -37,7 +43,7 @@ ATTEMPTS = 10
 
 
 def build_index(
-    model: str | Path | EmbedPipeline,
+    model: "str | Path | Embedder",
     images: str | Path,
     output: str | Path,
     *,
@@ -48,8 +54,9 @@ def build_index(
     progress: bool = True,
 ) -> "ImageIndex":
     """`ImageIndex.build` with the pipeline's options; `.change` of the result reports what was done."""
-    if not isinstance(model, EmbedPipeline):
-        model = EmbedPipeline(model, batch_size=batch_size, num_workers=num_workers, device=device)
+    if isinstance(model, str | Path):
+        options = {} if device is None else {"device": device}
+        model = open_embedder(model, batch_size=batch_size, num_workers=num_workers, **options)
     return ImageIndex.build(model, images, output, dtype=dtype, progress=progress)
 
 
@@ -67,10 +74,10 @@ class ImageIndex:
     def __init__(
         self,
         store: Store,
-        model: EmbedPipeline | str | Path | None,
+        model: "Embedder | str | Path | None",
         *,
         root: Path | None = None,
-        match_model: MatchPipeline | str | Path | None = None,
+        match_model: "Matcher | str | Path | None" = None,
     ):
         self.store = store
         self.change = Change()
@@ -82,7 +89,7 @@ class ImageIndex:
     @classmethod
     def build(
         cls,
-        model: str | Path | EmbedPipeline,
+        model: "str | Path | Embedder",
         images: str | Path,
         output: str | Path,
         *,
@@ -100,7 +107,7 @@ class ImageIndex:
             raise ConfigError(f"dtype {dtype!r} cannot store embeddings; {nearest(dtype, DTYPES)}")
         output, root = Path(output), folder_of(Path(images))
         list_entries(Path(images), root)  # refuse a folder without images before anything is written
-        embed = model if isinstance(model, EmbedPipeline) else EmbedPipeline(model)
+        embed = open_embedder(model) if isinstance(model, str | Path) else model
         if output.exists() and not (output / "index.json").is_file() and not _is_empty(output):
             raise DataError(f"{output} exists and is not an index; give a new or empty folder as output")
         with locked(output):
@@ -127,9 +134,9 @@ class ImageIndex:
         cls,
         path: str | Path,
         *,
-        model: str | Path | EmbedPipeline | None = None,
+        model: "str | Path | Embedder | None" = None,
         root: str | Path | None = None,
-        match_model: str | Path | MatchPipeline | None = None,
+        match_model: "str | Path | Matcher | None" = None,
     ) -> Self:
         """Open an index. The model is loaded at the first query: `model`, or the one that the index remembers.
 
@@ -159,17 +166,17 @@ class ImageIndex:
         return [entry.path for entry in self._latest().entries()]
 
     @cached_property
-    def embed(self) -> EmbedPipeline:
+    def embed(self) -> "Embedder":
         """The model that made the index. Raises CheckpointError when it is gone or has changed."""
         facts = self.store.facts
-        if isinstance(self._model, EmbedPipeline):
-            pipeline = self._model
+        if isinstance(self._model, str | Path):
+            pipeline = open_embedder(self._model)
         elif self._model is not None:
-            pipeline = EmbedPipeline(self._model)
+            pipeline = self._model
         elif facts.model is not None:
-            pipeline = EmbedPipeline(facts.model.seen_from(self.path))
+            pipeline = open_embedder(facts.model.seen_from(self.path))
         elif facts.model_name:
-            pipeline = EmbedPipeline(facts.model_name)
+            pipeline = open_embedder(facts.model_name)
         else:
             raise CheckpointError(f"{self.path} was made by a model in memory; give that model")
         if fingerprint(pipeline) != facts.fingerprint:
@@ -181,25 +188,19 @@ class ImageIndex:
         return pipeline
 
     @cached_property
-    def match(self) -> MatchPipeline:
+    def match(self) -> "Matcher":
         """The model that judges image and text together: `match_model`, or the index's own model."""
-        if isinstance(self._match_model, MatchPipeline):
-            return self._match_model
+        if isinstance(self._match_model, str | Path):
+            return open_matcher(self._match_model)
         if self._match_model is not None:
-            return MatchPipeline(self._match_model)
+            return self._match_model
         embed = self.embed
-        if embed.model.config.model_type not in MatchPipeline.models:
+        if not can_match(embed):
             raise ConfigError(
                 f"{embed.source or 'the model of this index'} embeds images and texts and cannot match them; "
                 "name an EVE or VLE that can with --rerank-model (match_model=)"
             )
-        return MatchPipeline(
-            model=embed.model,
-            processor=embed.processor,
-            text=embed.text,
-            batch_size=embed.batch_size,
-            num_workers=embed.num_workers,
-        )
+        return sharing_matcher(embed)
 
     # --------------------------------------------------------------------------------------------------------- queries
 
@@ -252,7 +253,10 @@ class ImageIndex:
             raise DataError(f"{self.path}: the index is empty; add images to it with `evle index`")
         if rerank:
             _ = self.match  # an error of the matching model comes before the work
-        queries = self.embed.texts(as_texts(texts)) if texts is not None else self.embed.images(as_images(images or []))
+        if texts is not None:
+            queries = np.asarray(self.embed.texts(as_texts(texts)))
+        else:
+            queries = np.asarray(self.embed.images(as_images(images or [])))
         results = self._search(queries, max(k, rerank), where, exact)
         if rerank and texts is not None:
             results = [self._reranked(text, hits, rerank) for text, hits in zip(texts, results, strict=True)]
@@ -264,7 +268,7 @@ class ImageIndex:
             self.store = Store.load(self.path)
         return self.store
 
-    def _search(self, queries: Tensor, k: int, where: Filter | None, exact: bool) -> list[list[Hit]]:
+    def _search(self, queries: np.ndarray, k: int, where: Filter | None, exact: bool) -> list[list[Hit]]:
         for _ in range(ATTEMPTS):
             store = self._latest()
             try:
@@ -279,13 +283,13 @@ class ImageIndex:
 
     def nearest_rows(
         self,
-        queries: Tensor,
+        queries: np.ndarray,
         k: int,
         *,
         where: Filter | None = None,
         exact: bool = True,
         store: Store | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores (Q, k) float32 and rows (Q, k) int64 of the largest dot products with `queries` (Q, D).
 
         Equal scores stand in the order of the index.
@@ -305,10 +309,11 @@ class ImageIndex:
     def _reranked(self, text: str, hits: list[Hit], rerank: int) -> list[Hit]:
         """The first `rerank` hits by match probability; behind them those whose image has gone."""
         first = hits[:rerank]
-        margins, failures = self.match.margins([hit.path for hit in first], text)
+        found, failures = self.match.margins([hit.path for hit in first], text)
+        margins = np.asarray(found, np.float64)
         seen = [row for row in range(len(first)) if row not in failures]
         seen.sort(key=lambda row: -float(margins[row]))
-        judged = [replace(first[row], match=float(torch.sigmoid(margins[row]))) for row in seen]
+        judged = [replace(first[row], match=float(np.exp(-np.logaddexp(0, -margins[row])))) for row in seen]
         return judged + [first[row] for row in sorted(failures)] + hits[rerank:]
 
     def _hit(self, store: Store, row: int, score: float) -> Hit:
@@ -337,7 +342,7 @@ class ImageIndex:
             by_digest = {entry.digest: row for row, entry in known.values() if entry.digest}
             new = [hashed(entry, root) for entry in new]
             reused = [entry for entry in new if entry.digest in by_digest]
-            vectors = store.vectors([by_digest[entry.digest] for entry in reused]).float()
+            vectors = store.vectors([by_digest[entry.digest] for entry in reused]).astype(np.float32)
             change.num_reused = len(reused)
             change.changed = [path for path in change.changed if path not in {entry.path for entry in reused}]
             store = store.drop({*change.vanished, *(entry.path for entry in new if entry.path in known)})
@@ -378,26 +383,26 @@ class ImageIndex:
         change.num_kept = len(known) - len(change.vanished) - len(change.changed)
         return new
 
-    def _embed_new(self, new: list[Entry], embed: EmbedPipeline, change: Change, progress: bool) -> None:
-        features: list[Tensor] = []
+    def _embed_new(self, new: list[Entry], embed: "Embedder", change: Change, progress: bool) -> None:
+        features: list[np.ndarray] = []
         entries: list[Entry] = []
         flushed = time.monotonic()
         try:
             with ProgressLine(len(new), "images", visible=progress) as line:
                 for batch in embed.image_batches(self.root / entry.path for entry in new):
-                    features.append(batch.features)
+                    features.append(np.asarray(batch.features))
                     entries += [new[row] for row in batch.rows]
                     change.skipped += [_about(error, new[row].path) for row, error in batch.failures.items()]
                     line.advance(len(batch.rows) + len(batch.failures))
                     if len(entries) >= FLUSH_ROWS or (entries and time.monotonic() - flushed > FLUSH_SECONDS):
                         # Taken out first: should writing fail, the last attempt below must not write them twice.
-                        rows, features, done, entries = torch.cat(features), [], entries, []
+                        rows, features, done, entries = np.concatenate(features), [], entries, []
                         self.store = self.store.append(rows, done)
                         change.num_added += len(done)
                         flushed = time.monotonic()
         finally:
             if entries:
-                self.store = self.store.append(torch.cat(features), entries)
+                self.store = self.store.append(np.concatenate(features), entries)
                 change.num_added += len(entries)
 
     def remove(self, *patterns: str | Path) -> Change:
@@ -436,18 +441,6 @@ class ImageIndex:
             "model": facts.model_name or "(in memory)",
             "changed": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((self.path / "index.json").stat().st_mtime)),
         }
-
-
-def fingerprint(pipeline: EmbedPipeline) -> str:
-    """A hash of all that decides an embedding: every weight, and how images and words become numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(pipeline.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    images = pipeline.processor.image_processor
-    facts = [dict(images.size), list(images.image_mean), list(images.image_std), pipeline.task.framing]
-    digest.update(json.dumps([*facts, sorted(pipeline.processor.tokenizer.get_vocab().items())]).encode())
-    return digest.hexdigest()
 
 
 def _about(error: SampleError, path: str) -> str:

@@ -8,17 +8,15 @@ Legend: Q queries, N rows of the index, D dimension, k hits a query.
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from evle.errors import ConfigError
 from evle.files import read_json, write_whole
-from evle.metrics import stable_top_k
 from evle.search.store import Store, writing
 
 logger = logging.getLogger(__name__)
@@ -39,48 +37,63 @@ FILES = ("approximate.faiss", "approximate.json")
 Mask = Callable[[pa.Table], np.ndarray]
 
 
-def nearest_rows(store: Store, queries: Tensor, k: int, mask: Mask | None = None) -> tuple[Tensor, Tensor]:
+def nearest_rows(store: Store, queries: np.ndarray, k: int, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Scores (Q, k) float32 and rows (Q, k) int64 of the largest dot products with `queries` (Q, D), exact.
 
     `mask` says which rows of a shard count. Equal scores stand in the order of the index. Memory beyond the mapped
     files is of the order of one shard's scores.
     """
-    queries = queries.float()
-    best = [(torch.empty(0), torch.empty(0, dtype=torch.long)) for _ in queries]
+    queries = np.asarray(queries, np.float32)
+    best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
     for number, start in enumerate(store.starts[:-1]):
         features, table = store.read(number)
-        allowed = None if mask is None else torch.from_numpy(np.flatnonzero(mask(table)))
+        allowed = None if mask is None else np.flatnonzero(mask(table))
         if allowed is not None and not len(allowed):
             continue
         for index, query in enumerate(queries):
             scores, rows = _in_shard(features, query, k, best[index][0], allowed)
             best[index] = _merged(best[index], (scores, rows + start), k)
-    return torch.stack([scores for scores, _ in best]), torch.stack([rows for _, rows in best])
+    return np.stack([scores for scores, _ in best]), np.stack([rows for _, rows in best])
 
 
-def _in_shard(features: Tensor, query: Tensor, k: int, best: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _in_shard(
+    features: np.ndarray, query: np.ndarray, k: int, best: np.ndarray, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Exact scores and rows of all that may be among the k best: a fast pass finds them, a second one scores them."""
     if allowed is not None:
         features = features[allowed]
-    rough = (features @ query.to(features.dtype)).float()
-    error = HALF_ERROR if features.dtype == torch.float16 else 1e-5
-    least = rough.topk(min(k, len(rough))).values[-1] - 2 * error
+    rough = _rough_scores(features, query)
+    error = HALF_ERROR if features.dtype == np.float16 else 1e-5
+    least = np.partition(rough, -min(k, len(rough)))[-min(k, len(rough))] - 2 * error
     if len(best) >= k:
-        least = torch.maximum(least, best[k - 1] - error)
-    rows = (rough >= least).nonzero().flatten()
+        least = max(least, best[k - 1] - error)
+    rows = np.flatnonzero(rough >= least)
     scores = exact_scores(features[rows], query)
     return scores, rows if allowed is None else allowed[rows]
 
 
-def exact_scores(vectors: Tensor, query: Tensor) -> Tensor:
+def _rough_scores(features: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Dot products (N,) float32 up to rounding. numpy has no products in float16: torch computes them, several times
+    as fast, where the model has imported it; a search with an exported model does without."""
+    torch = sys.modules.get("torch")
+    if features.dtype == np.float16 and torch is not None:
+        product = torch.from_numpy(features) @ torch.from_numpy(query.astype(np.float16))
+        return np.asarray(product.float())
+    return np.asarray(features.astype(np.float32, copy=False) @ query)
+
+
+def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Dot products (N,) float32. Unlike a matrix product, each depends on its own row alone to the last bit."""
-    return (vectors.float() * query).sum(dim=1)
+    return np.asarray((vectors.astype(np.float32) * query).sum(axis=1))
 
 
-def _merged(best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    scores, rows = torch.cat([best[0], more[0]]), torch.cat([best[1], more[1]])
-    values, chosen = stable_top_k(scores[None], k)
-    return values[0], rows[chosen[0]]
+def _merged(
+    best: tuple[np.ndarray, np.ndarray], more: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of both; their rows ascend, so that a stable order keeps equal scores in the order of the index."""
+    scores, rows = np.concatenate([best[0], more[0]]), np.concatenate([best[1], more[1]])
+    chosen = np.argsort(-scores, kind="stable")[:k]
+    return scores[chosen], rows[chosen]
 
 
 class Approximate:
@@ -102,17 +115,18 @@ class Approximate:
         dimension = store.facts.dimension
         index = faiss.IndexPQFastScan(dimension, max(1, dimension // 2), 4, faiss.METRIC_INNER_PRODUCT)
         sample = np.sort(rng.choice(len(store), min(TRAINING_ROWS, len(store)), replace=False))
-        index.train(store.vectors(sample.tolist()).float().numpy())
+        index.train(store.vectors(sample).astype(np.float32))
         for number in range(len(store.shards)):
-            index.add(store.read(number)[0].float().numpy())
+            index.add(store.read(number)[0].astype(np.float32))
         approximate = cls(index, store, 0.0)
         rows = sample[rng.permutation(len(sample))[:MEASURED_QUERIES]]
-        noise = torch.from_numpy(rng.normal(size=(len(rows), dimension)).astype(np.float32)) * (0.3 / dimension**0.5)
-        queries = torch.nn.functional.normalize(store.vectors(rows.tolist()).float() + noise, dim=1)
+        noise = rng.normal(size=(len(rows), dimension)).astype(np.float32) * (0.3 / dimension**0.5)
+        queries = store.vectors(rows).astype(np.float32) + noise
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         k = min(10, len(store))
         exact, proposed = nearest_rows(store, queries, k)[1], approximate.nearest_rows(store, queries, k)[1]
         hits = sum(len(set(a) & set(b)) for a, b in zip(exact.tolist(), proposed.tolist(), strict=True))
-        approximate.recall = hits / max(1, exact.numel())
+        approximate.recall = hits / max(1, exact.size)
         with writing(store.path):
             write_whole(store.path / FILES[0], faiss.serialize_index(index).tobytes())
             facts = {"shards": approximate.names, "recall": approximate.recall}
@@ -141,17 +155,18 @@ class Approximate:
             return None
         return cls(index, store, float(facts.get("recall", 0.0)))
 
-    def nearest_rows(self, store: Store, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def nearest_rows(self, store: Store, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As the function of that name, over the rows that the approximate index proposes."""
-        _, proposed = self.index.search(queries.float().numpy(), min(len(store), max(CANDIDATES, 4 * k)))
+        queries = np.asarray(queries, np.float32)
+        _, proposed = self.index.search(queries, min(len(store), max(CANDIDATES, 4 * k)))
         all_scores, all_rows = [], []
-        for query, line in zip(queries.float(), proposed, strict=True):
+        for query, line in zip(queries, proposed, strict=True):
             rows = np.sort(line[line >= 0])
-            scores = exact_scores(store.vectors(rows.tolist()), query)
-            values, chosen = stable_top_k(scores[None], k)
-            all_scores.append(values[0])
-            all_rows.append(torch.from_numpy(rows)[chosen[0]])
-        return torch.stack(all_scores), torch.stack(all_rows)
+            scores = exact_scores(store.vectors(rows), query)
+            chosen = np.argsort(-scores, kind="stable")[:k]
+            all_scores.append(scores[chosen])
+            all_rows.append(rows[chosen])
+        return np.stack(all_scores), np.stack(all_rows)
 
 
 def _faiss() -> Any:

@@ -26,8 +26,6 @@ from typing import Any, Self
 import filelock
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from evle.errors import DataError
 from evle.files import read_json, write_whole
@@ -123,7 +121,7 @@ class Store:
     shards: tuple[Shard, ...] = ()
     stamp: tuple[int, ...] = ()
     """What the file system reports of index.json, to notice a change by another process."""
-    opened: dict[str, tuple[Tensor, pa.Table]] = field(default_factory=dict, compare=False, repr=False)
+    opened: dict[str, tuple[np.ndarray, pa.Table]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -168,7 +166,7 @@ class Store:
         """Whether no other process has changed the index since this state was read."""
         return self.stamp == stamp_of(self.path)
 
-    def read(self, number: int) -> tuple[Tensor, pa.Table]:
+    def read(self, number: int) -> tuple[np.ndarray, pa.Table]:
         """Vectors (rows, D) and images of one shard, memory-mapped; checked when they are first read.
 
         Raises DataError naming a damaged file, StaleError for one that a change by another process has deleted.
@@ -183,7 +181,7 @@ class Store:
                 raise self._damage(Path(error.filename), "it is missing") from error
         return self.opened[shard.name]
 
-    def _checked(self, shard: Shard) -> tuple[Tensor, pa.Table]:
+    def _checked(self, shard: Shard) -> tuple[np.ndarray, pa.Table]:
         vectors, entries = self._files(shard.name)
         for file, expected in ((vectors, shard.vectors), (entries, shard.entries)):
             if _sha256(file) != expected:
@@ -198,10 +196,9 @@ class Store:
             raise self._damage(vectors, f"it holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
         if table.num_rows != shard.rows or table.schema != COLUMNS:
             raise self._damage(entries, f"it lists {table.num_rows} images, but there are {shard.rows} vectors")
-        features = torch.from_numpy(array)
-        if not bool(torch.isfinite(features).all()):
+        if not np.isfinite(array).all():
             raise self._damage(vectors, "it holds vectors that are not finite (NaN)")
-        return features, table
+        return array, table
 
     def _damage(self, file: Path, reason: str) -> DataError:
         return DataError(f"{file}: damaged shard ({reason}); delete {self.path} and build the index again")
@@ -227,35 +224,36 @@ class Store:
             for row in self.read(number)[1].to_pylist():
                 yield Entry.of(row)
 
-    def vectors(self, rows: Sequence[int]) -> Tensor:
+    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors of some rows (N, D), in the index's own precision."""
         if not len(rows):
-            return torch.from_numpy(np.empty((0, self.facts.dimension), DTYPES[self.facts.dtype]))
+            return np.empty((0, self.facts.dimension), DTYPES[self.facts.dtype])
         wanted = np.asarray(rows)
         starts = np.asarray(self.starts)
         numbers = np.searchsorted(starts, wanted, side="right") - 1
         vectors = np.empty((len(wanted), self.facts.dimension), DTYPES[self.facts.dtype])
         for number in np.unique(numbers):
             inside = numbers == number
-            vectors[inside] = self.read(int(number))[0].numpy()[wanted[inside] - starts[number]]
-        return torch.from_numpy(vectors)
+            vectors[inside] = self.read(int(number))[0][wanted[inside] - starts[number]]
+        return vectors
 
     # ------------------------------------------------------------------------------------------------------- changes
 
-    def append(self, features: Tensor, entries: Sequence[Entry]) -> "Store":
+    def append(self, features: np.ndarray, entries: Sequence[Entry]) -> "Store":
         """The state with more rows; a last shard that is not full is written again with them.
 
         Raises DataError on a full disk and for vectors that are not finite.
         """
-        finite = torch.isfinite(features).all(dim=1)
-        if not bool(finite.all()):
-            bad = entries[int((~finite).nonzero()[0])].path
+        features = np.asarray(features)
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            bad = entries[int(np.flatnonzero(~finite)[0])].path
             raise DataError(f"{bad}: the model gives it a vector that is not finite (NaN); check the model's weights")
-        array = features.numpy().astype(DTYPES[self.facts.dtype])
+        array = features.astype(DTYPES[self.facts.dtype])
         shards, listed = list(self.shards), list(entries)
         if shards and shards[-1].rows < SHARD_ROWS:
             last, table = self.read(len(shards) - 1)
-            array = np.concatenate([last.numpy(), array])
+            array = np.concatenate([last, array])
             listed = [Entry.of(row) for row in table.to_pylist()] + listed
             shards.pop()
         with writing(self.path):
@@ -275,7 +273,7 @@ class Store:
                     if not kept:
                         continue
                     rows = table.take(kept).to_pylist()
-                    shard = self._write(features.numpy()[kept], [Entry.of(row) for row in rows])
+                    shard = self._write(features[kept], [Entry.of(row) for row in rows])
                 shards.append(shard)
             return self._commit(shards) if shards != list(self.shards) else self
 

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 from evle.data.samples import CaptionSample
 from evle.errors import SampleError
 from evle.tasks.task import TaskConfig
-from evle.transforms.text import clean_caption
+from evle.transforms.words import clean_caption
 
 
 class CaptionConfig(TaskConfig):

@@ -31,7 +31,8 @@ from evle.transforms.collate import number_ids, pad_rows, stack
 from evle.transforms.image import normalize
 from evle.transforms.masking import IGNORED, mask_patches, mask_tokens
 from evle.transforms.regions import box_patches, related_patches
-from evle.transforms.text import clean_caption, encode_words
+from evle.transforms.text import encode_words
+from evle.transforms.words import clean_caption
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -25,7 +25,8 @@ from evle.report import Gallery, Table
 from evle.transforms.collate import pad_text
 from evle.transforms.image import framing_of, normalize, set_framing, test_boxes, test_image, train_image
 from evle.transforms.image_config import Framing, ImageConfig
-from evle.transforms.text import clean_caption, encode
+from evle.transforms.text import encode
+from evle.transforms.words import clean_caption
 
 Features = dict[str, Any]
 Batch = dict[str, Tensor]

@@ -29,7 +29,8 @@ from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.submission import are_question_ids, vqa_submission
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
-from evle.transforms.text import clean_question, encode, encode_with_slot
+from evle.transforms.text import encode, encode_with_slot
+from evle.transforms.words import clean_question
 
 COLUMNS = 4  # questions side by side in the report
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evle.transforms.image_config import Framing, ImageConfig, Range
+from evle.transforms.image_config import ImageConfig, Range
 
 MIN_VISIBLE = 0.25
 """A box of which less than this share stays in the image counts as out of sight (our choice; no paper says)."""
@@ -32,21 +32,6 @@ class Geometry(NamedTuple):
     warp: np.ndarray | None
     bend: np.ndarray | None = None
     grey: bool = False
-
-
-def seen_region(size: tuple[int, int], framing: Framing) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what a model sees of an image of `size` (width, height). With "pad" the region is
-    larger than the image.
-
-    >>> [seen_region((40, 20), framing) for framing in ("whole", "pad", "centre")]
-    [(0, 0, 40, 20), (0, -10, 40, 30), (10, 0, 30, 20)]
-    """
-    width, height = size
-    if framing == "whole":
-        return 0, 0, width, height
-    side = max(size) if framing == "pad" else min(size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 def pick_geometry(

@@ -6,7 +6,7 @@ Legend: G patches per side of what the model sees of the image.
 import numpy as np
 from PIL import Image
 
-from evle.transforms.geometry import seen_region
+from evle.transforms.framing import seen_region
 from evle.transforms.image_config import Framing
 
 DIMMEST = 0.25

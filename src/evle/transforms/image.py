@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.image_utils import SizeDict
 
 from evle.transforms.colours import erase, outline, pick_colours, rand_augment_filter, random_ground, recolour, stylize
-from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry, seen_region
+from evle.transforms.framing import seen_region, test_geometry
+from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry
 from evle.transforms.image_config import Framing, ImageConfig
 
 RAND_AUGMENT_SHARE = 0.5
@@ -83,7 +84,7 @@ def test_image(image: Image.Image, size: int, *, framing: Framing = "whole") -> 
         image = _on_white(image)
     if framing == "pad":
         image, _ = _framed(image.convert("RGB"), "pad", ())
-    width, height, left, top = _test_geometry(image.size, size, framing)
+    width, height, left, top = test_geometry(image.size, size, framing)
     pixels = _resize_pixels(_pixels(image.convert("RGB")), width, height)
     return pixels[:, top : top + size, left : left + size].contiguous()
 
@@ -105,7 +106,7 @@ def test_boxes(
     if framing == "pad":
         left, top, right, bottom = seen_region(image_size, "pad")
         boxes, image_size = boxes - np.array([left, top, left, top]), (right - left, bottom - top)
-    width, height, left, top = _test_geometry(image_size, size, framing)
+    width, height, left, top = test_geometry(image_size, size, framing)
     scale = np.array([width / image_size[0], height / image_size[1]] * 2)
     moved = boxes * scale - np.array([left, top, left, top])
     return only_visible(moved, moved.clip(0, size))
@@ -178,15 +179,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     ground = Image.new("RGB", image.size, "white")
     ground.paste(image, mask=image)
     return ground
-
-
-def _test_geometry(source: tuple[int, int], size: int, framing: Framing) -> tuple[int, int, int, int]:
-    """The width and height to which an image is resized at test, and where in them the square of `size` begins."""
-    if framing != "centre":
-        return size, size, 0, 0
-    short = min(source)
-    width, height = (size * side // short for side in source)
-    return width, height, (width - size) // 2, (height - size) // 2
 
 
 def _place(image: Image.Image, geometry: Geometry, background: str, size: int, rng: np.random.Generator) -> Image.Image:

@@ -1,12 +1,13 @@
-"""Text to tokens: EVE's clean-up of captions and questions, and a byte-level BPE tokenizer trained on any corpus."""
+"""Text to tokens, and a byte-level BPE tokenizer trained on any corpus."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evle.errors import ConfigError, DataError
+from evle.transforms.words import kept_tokens
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Each token's id is its index here: padding is 0."""
@@ -14,27 +15,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 """Every byte is a token, so that no text of any script is unknown."""
 
-DROPPED = re.compile(r"[,.'!?\"()*#:;~`]")
 LONGEST_WORD = 200
 """Longest run of characters without a blank that a tokenizer is trained on: no merge is learnt from base64."""
-
-
-def clean_caption(text: str, max_words: int | None = 30) -> str:
-    """Lower case without punctuation, `-` and `/` as blanks, at most `max_words` words (X-VLM's rule, which EVE uses
-    for captions).
-
-    The result is empty if the text holds nothing but punctuation: the caller decides whether that is an error.
-
-    >>> clean_caption("A <person>'s well-known dog, asleep!")
-    'a persons well known dog asleep'
-    """
-    text = DROPPED.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
-    return " ".join(text.split()[:max_words])
-
-
-def clean_question(text: str, max_words: int | None = 30) -> str:
-    """The rule of `clean_caption` for a question; EVE keeps 30 words in training and 50 at test."""
-    return clean_caption(text, max_words)
 
 
 def train_tokenizer(
@@ -114,24 +96,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> li
     """Token ids of `text` with the tokenizer's special tokens, at most `max_length` in all."""
     encoding = _encoding(tokenizer, text)
     token_ids: list[int] = encoding["input_ids"]
-    return [token_ids[index] for index in _kept(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)]
+    return [
+        token_ids[index]
+        for index in kept_tokens(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)
+    ]
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding:
     """The whole text, not cut: a fast tokenizer keeps the length to cut at as state, which all threads would share."""
     return tokenizer(text, return_attention_mask=False, return_special_tokens_mask=True, verbose=False, **options)
-
-
-def _kept(special: Sequence[int], max_length: int, side: str) -> list[int]:
-    """The indices of at most `max_length` tokens: the special tokens at both ends, and of the tokens between them the
-    first, or the last if `side` is "left". `special` marks the tokens that the tokenizer added."""
-    if len(special) <= max_length:
-        return list(range(len(special)))
-    first = next((index for index, mark in enumerate(special) if not mark), len(special))
-    last = len(special) - next((index for index, mark in enumerate(reversed(special)) if not mark), 0)
-    room = max(0, max_length - first - (len(special) - last))
-    between = range(last - room, last) if side == "left" else range(first, first + room)
-    return [*range(first), *between, *range(last, len(special))]
 
 
 def encode_with_slot(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
@@ -152,7 +125,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
             "load its fast form, or mask single tokens"
         )
     encoding = _encoding(tokenizer, text, return_offsets_mapping=True)
-    kept = _kept(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)
+    kept = kept_tokens(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)
     word_ids = encoding.word_ids()
     words = [word_ids[index] for index in kept]
     offsets = [encoding["offset_mapping"][index] for index in kept]

@@ -270,7 +270,7 @@ class EVEForVQA(EVEPreTrainedModel):
             raise DataError("config.vqa_slot reads the last token but one; a question needs at least 2 tokens")
         if attention_mask is None:
             return text_hidden[:, -2]
-        rows = torch.arange(len(text_hidden), device=text_hidden.device)
+        rows = torch.arange(text_hidden.shape[0], device=text_hidden.device)
         return text_hidden[rows, (attention_mask.long().sum(dim=1) - 2).clamp(min=0)]
 
 
@@ -426,7 +426,7 @@ class EVEBiAttentionHead(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, attention_mask: Tensor) -> Tensor:
         """`left`, `right` (B, S, D), `attention_mask` (B, T) of the text at their end -> (B, 2)."""
-        image_mask = attention_mask.new_ones(len(left), left.shape[1] - attention_mask.shape[1])
+        image_mask = attention_mask.new_ones(left.shape[0], left.shape[1] - attention_mask.shape[1])
         padding = torch.cat([image_mask, attention_mask], dim=1) == 0  # (B, S), True = padding
         left_to_right = self.attn1(left, right, padding)
         right_to_left = self.attn2(right, left, padding)

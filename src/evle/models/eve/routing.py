@@ -130,8 +130,23 @@ def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: T
     return grouped_mm_experts_forward(cast(nn.Module, view), hidden.to(dtype), index, weights)
 
 
+def _dense(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Every expert for every token, weighted by 0 where it was not chosen: E / K times the work, and no shape depends
+    on the values. This is the form in which a model is exported: memory is that of one expert, and each product has
+    constant weights."""
+    shares = weights.new_zeros(hidden.shape[0], experts.num_experts).scatter_add(1, index, weights)  # (N, E)
+    output = torch.zeros_like(hidden)
+    for expert in range(experts.num_experts):
+        inner = experts.act_fn(F.linear(hidden, experts.up_proj[expert], experts.up_proj_bias[expert]))
+        output = output + shares[:, expert : expert + 1] * F.linear(
+            inner, experts.down_proj[expert], experts.down_proj_bias[expert]
+        )
+    return output.to(hidden.dtype)
+
+
 EXPERTS_FUNCTIONS = ExpertsInterface()
 EXPERTS_FUNCTIONS["grouped_mm"] = _grouped_mm
+EXPERTS_FUNCTIONS["dense"] = _dense
 
 
 @use_experts_implementation(experts_interface=EXPERTS_FUNCTIONS, has_gate=False, has_bias=True)
@@ -139,7 +154,7 @@ class EVEExperts(nn.Module):
     """E feed-forwards as stacked tensors; cost grows with N x K, whatever E is.
 
     `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager"
-    implementation; the others (grouped_mm, batched_mm) come from transformers:
+    implementation; grouped_mm and batched_mm come from transformers, and dense is the one that is exported:
     `model.set_experts_implementation(name)`.
     """
 

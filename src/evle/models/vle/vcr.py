@@ -79,7 +79,7 @@ class VLEForVCR(VLEHead):
             DataError: shapes that do not fit each other, or more types than `config.num_token_types`.
         """
         if image_rows is None:
-            image_rows = torch.arange(len(pixel_values), device=pixel_values.device)
+            image_rows = torch.arange(pixel_values.shape[0], device=pixel_values.device)
         self._check(pixel_values, image_rows, input_ids, box_patches, box_token_types, token_type_ids)
         num_candidates = input_ids.shape[1]
         image = self.vle.encode_image(pixel_values)  # (N, 1 + P, D)
@@ -104,7 +104,7 @@ class VLEForVCR(VLEHead):
             return Stream(self.vle.typed(image, IMAGE_TYPE), rows=rows)
         boxes = mean_states(image[image_rows, 1:], box_patches).flatten(0, 1)  # (B K, O, D)
         shown = ((box_token_types > 0) & box_patches.any(dim=-1)).flatten(0, 1)  # (B K, O)
-        mask = torch.cat([shown.new_ones(len(shown), image.shape[1]), shown], dim=1)
+        mask = torch.cat([shown.new_ones(shown.shape[0], image.shape[1]), shown], dim=1)
         box_types = box_token_types.flatten(0, 1) if self.config.vcr_token_types else None
         return Stream(
             self.vle.typed(image, IMAGE_TYPE),
@@ -125,13 +125,15 @@ class VLEForVCR(VLEHead):
         size = self.config.patch_size
         num_patches = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
         expected = (*input_ids.shape[:2], box_token_types.shape[-1], num_patches)
-        if len(image_rows) != len(input_ids) or box_patches.shape != expected:
+        if image_rows.shape[0] != input_ids.shape[0] or box_patches.shape != expected:
             given = (pixel_values, image_rows, input_ids, box_token_types, box_patches)
             raise DataError(
                 "VCR takes pixel_values (N, C, H, W), image_rows (B,) unless N = B, input_ids (B, K, T), "
                 f"box_token_types (B, K, O) and box_patches (B, K, O, {num_patches} patches); got "
                 + ", ".join(str(tuple(tensor.shape)) for tensor in given)
             )
+        if torch.compiler.is_compiling():
+            return  # what follows reads values, which a graph does not have
         highest = max((int(types.max()) for types in (box_token_types, token_type_ids) if types.numel()), default=0)
         if self.config.vcr_token_types and highest >= self.config.num_token_types:
             raise DataError(

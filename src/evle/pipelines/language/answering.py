@@ -8,12 +8,12 @@ machine. Without one, the VQA answer stands alone.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from evle.data.requests import Images, Texts, as_texts, pairs
 from evle.data.samples import ImageSource
 from evle.errors import DataError
 from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.language.chat import Messages
 from evle.pipelines.language.local_models import LocalCaptioner
-from evle.pipelines.pipeline import Images, Texts, as_texts, pairs
 
 INSTRUCTION = (
     "You answer a question about an image that you cannot see. A vision model has seen it: you are given a "

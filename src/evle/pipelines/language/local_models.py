@@ -8,10 +8,10 @@ from jinja2 import TemplateError
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from evle.data.images import open_image
+from evle.data.requests import Images, as_images
 from evle.errors import CheckpointError, ServiceError
 from evle.models.folders import from_folder
 from evle.pipelines.language.chat import Messages
-from evle.pipelines.pipeline import Images, as_images
 
 
 class LocalLanguageModel:

@@ -1,0 +1,114 @@
+"""A folder that `evle export` wrote: its graphs, and how images and texts become their inputs (export.json)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
+from evle.files import read_json
+
+FACTS = "export.json"
+"""In an exported folder: `format`, `runs` (graph by function), `heads`, and the fields `image`, `text` and `scores`."""
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether `path` is a folder that `evle export` wrote."""
+    return (Path(path) / FACTS).is_file()
+
+
+class ExportedModel:
+    """The graphs of an exported folder, opened when they are first run; threads may share one.
+
+    Raises CheckpointError for a folder that is damaged, or holds programs of torch instead of ONNX files.
+    """
+
+    def __init__(self, path: str | Path, num_threads: int | None = None):
+        self.path = Path(path)
+        file = self.path / FACTS
+        if not file.is_file():
+            raise CheckpointError(f"{path}: not an exported model (no {FACTS}); write one with `evle export`")
+        self.facts: dict[str, Any] = read_json(file, kind=dict, error=CheckpointError)
+        if self.facts.get("format") != "onnx":
+            raise CheckpointError(
+                f"{path}: holds programs of torch.export, which torch.export.load reads; export with --format onnx to "
+                "run it here"
+            )
+        missing = {"runs", "heads", "image", "text"} - self.facts.keys()
+        if missing or not isinstance(self.facts["runs"], dict):
+            raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing)) or 'its graphs'}; export the model again")
+        self._num_threads = num_threads
+        self._sessions: dict[str, Any] = {}
+        self._opening = Lock()
+
+    def __contains__(self, function: str) -> bool:
+        return function in self.facts["runs"]
+
+    def require(self, *functions: str) -> None:
+        """Raise CheckpointError unless the folder has graphs of these functions."""
+        for function in functions:
+            if function not in self:
+                runs = self.facts["runs"]
+                raise CheckpointError(f"{self.path}: has no graph {function!r}; it has: {', '.join(runs)}")
+
+    def run(self, function: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What a graph gives for the inputs that it names. Raises CheckpointError for a function that is not there."""
+        self.require(function)
+        graph = self.facts["runs"][function]
+        session = self._session(function)
+        given = {name: inputs[name] for name in graph["inputs"]}
+        return np.asarray(session.run([graph["output"]], given)[0])
+
+    def _session(self, function: str) -> Any:
+        with self._opening:
+            if function not in self._sessions:
+                file = self.path / str(self.facts["runs"][function]["file"])
+                self._sessions[function] = open_graph(file, self._num_threads)
+            return self._sessions[function]
+
+
+def open_graph(file: Path, num_threads: int | None = None) -> Any:
+    """An onnxruntime session of one file, on the CPU.
+
+    Raises ConfigError without onnxruntime, CheckpointError for a file that is missing or damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("an exported model needs onnxruntime; pip install 'evle[export]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; export the model again")
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class for each kind of damage
+        raise CheckpointError(f"{file}: onnxruntime cannot open it ({in_one_line(error)}); export again") from None
+
+
+def labels_of(path: Path) -> list[str]:
+    """The names of a model's answers, in order, from its config.json."""
+    file = path / "config.json"
+    labels = json.loads(file.read_text(encoding="utf-8")).get("id2label") if file.is_file() else None
+    if not isinstance(labels, dict):
+        raise CheckpointError(f"{file}: names no answers (id2label); export the model again")
+    return [str(label) for _, label in sorted(labels.items(), key=lambda item: int(item[0]))]
+
+
+def head_for(path: Path, wanted: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    """The name of the model class in `wanted` (by family) that an exported folder stands for. Raises CheckpointError
+    where it was exported from another head."""
+    family = str(facts.get("family"))
+    if family not in wanted:
+        raise CheckpointError(f"{path}: exported from a model of the family {family!r}; {nearest(family, wanted)}")
+    if wanted[family] not in facts["heads"]:
+        raise CheckpointError(
+            f"{path}: exported from {', '.join(facts['heads'])}, but {wanted[family]} is needed here; export a model "
+            "that was fine-tuned for this task"
+        )
+    return wanted[family]

@@ -1,0 +1,303 @@
+"""The pipelines of an exported model, which run without torch.
+
+They have the names, the calls and the results of `evle.pipelines`, with arrays of numpy for tensors.
+
+B rows of a batch, N rows in all, D embedding width.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from evle.data.images import open_image
+from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, pairs, read_ahead
+from evle.data.samples import ImageSource
+from evle.errors import ConfigError, DataError, SampleError
+from evle.exported.folder import ExportedModel, labels_of
+from evle.exported.reading import Arrays, ImageReader, TextReader
+from evle.transforms.heatmap import paint
+
+TEMPLATE = "a photo of a {}."
+
+
+class ExportedPipeline:
+    """What the pipelines of an exported folder share: its graphs, and its readers of images and texts.
+
+    `num_workers` threads read images; `num_threads` (by default all cores) compute. `graphs` are those of another
+    pipeline of the same folder, to share. Several threads may call one pipeline. Raises CheckpointError for a folder
+    without the graphs of this pipeline.
+    """
+
+    functions: ClassVar[tuple[str, ...]]
+    """The graphs that it runs."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        num_threads: int | None = None,
+        graphs: ExportedModel | None = None,
+    ):
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
+        self.source = str(source)
+        self.graphs = ExportedModel(source, num_threads) if graphs is None else graphs
+        self.graphs.require(*self.functions)
+        self.image_reader = ImageReader(self.graphs.facts["image"])
+        self.text_reader = TextReader(self.graphs.path, self.graphs.facts["text"])
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def read_ahead(self, sources: Iterable[Any]) -> Iterator[np.ndarray | SampleError]:
+        """The pixels of each source in order, or why there are none."""
+        return read_ahead(self.image_reader.read_or_error, sources, self.num_workers, 2 * self.batch_size)
+
+    def run_pairs(self, function: str, sources: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
+        """The output (N, ...) of a graph of image-text pairs. Raises SampleError for an image that cannot be read."""
+        token_lists = [self.text_reader.read(text) for text in texts]
+        batches = list(batches_by_length(token_lists, self.batch_size))
+        images = self.read_ahead(sources[index] for batch in batches for index in batch)
+        rows: list[np.ndarray] = [np.empty(0)] * len(texts)
+        for batch in batches:
+            pixels = self.image_reader.collate([readable(next(images)) for _ in batch])
+            tokens = self.text_reader.collate([token_lists[index] for index in batch])
+            for index, row in zip(batch, self.graphs.run(function, {**pixels, **tokens}), strict=True):
+                rows[index] = row
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+
+@dataclass
+class EmbeddedImages:
+    """A batch of embedded images, as `evle.pipelines.EmbeddedImages` with `features` (B, D) as an array."""
+
+    rows: list[int]
+    features: np.ndarray
+    failures: dict[int, SampleError] = field(default_factory=dict)
+
+
+class EmbedPipeline(ExportedPipeline):
+    """Images and texts as unit vectors (N, D) float32.
+
+    >>> embed = EmbedPipeline("exported/photos")  # doctest: +SKIP
+    >>> embed.texts(["a red circle"]) @ embed.images(["a.jpg", "b.jpg"]).T  # doctest: +SKIP
+    array([[0.61, 0.08]], dtype=float32)
+    """
+
+    functions = ("image", "text")
+
+    def texts(self, texts: Texts) -> np.ndarray:
+        """Embeddings (N, D) float32."""
+        token_lists = [self.text_reader.read(text) for text in as_texts(texts)]
+        if not token_lists:
+            return np.empty((0, self.dimension), np.float32)
+        rows: list[np.ndarray] = [np.empty(0)] * len(token_lists)
+        for indices in batches_by_length(token_lists, self.batch_size):
+            inputs = self.text_reader.collate([token_lists[index] for index in indices])
+            for index, row in zip(indices, self.graphs.run("text", inputs), strict=True):
+                rows[index] = row
+        return np.stack(rows)
+
+    def images(self, images: Images) -> np.ndarray:
+        """Embeddings (N, D) float32. Raises SampleError at the first image that cannot be read."""
+        parts = []
+        for batch in self.image_batches(as_images(images)):
+            for error in batch.failures.values():
+                raise error
+            parts.append(batch.features)
+        return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
+
+    def image_batches(self, sources: Iterable[ImageSource]) -> Iterator[EmbeddedImages]:
+        """Embeddings batch by batch, of any number of images; those that cannot be read are named and left out."""
+        rows: list[int] = []
+        pixels: list[np.ndarray] = []
+        failures: dict[int, SampleError] = {}
+        for row, read in enumerate(self.read_ahead(sources)):
+            if isinstance(read, SampleError):
+                failures[row] = read
+            else:
+                rows.append(row)
+                pixels.append(read)
+            if len(rows) == self.batch_size:
+                yield EmbeddedImages(rows, self._embed(pixels), failures)
+                rows, pixels, failures = [], [], {}
+        if rows or failures:
+            yield EmbeddedImages(rows, self._embed(pixels), failures)
+
+    @cached_property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.texts("a").shape[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model that was exported: an index of the one can be searched with the other."""
+        return str(self.graphs.facts["fingerprint"])
+
+    def _embed(self, pixels: list[np.ndarray]) -> np.ndarray:
+        if not pixels:
+            return np.empty((0, self.dimension), np.float32)
+        return self.graphs.run("image", self.image_reader.collate(pixels))
+
+
+class ClassifyPipeline(EmbedPipeline):
+    """The probability of each of some labels, by the similarity of image and label."""
+
+    def __call__(self, images: Images, labels: Texts, *, template: str = TEMPLATE) -> list[list[dict[str, Any]]]:
+        """For each image the labels as {"label", "score"}, best first; the scores of an image sum to 1.
+
+        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}.
+        """
+        names = as_texts(labels)
+        if not names:
+            raise ConfigError("there is no label; give at least one")
+        if "{}" not in template:
+            raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
+        texts = self.texts([template.replace("{}", name) for name in names])
+        shares = softmax(self.images(images) @ texts.T * np.float32(self.graphs.facts["scale"]))
+        order = np.argsort(-shares, axis=1, kind="stable")
+        return [
+            [{"label": names[index], "score": float(row[index])} for index in indices]
+            for row, indices in zip(shares, order)
+        ]
+
+
+class MatchPipeline(ExportedPipeline):
+    """The probability that a text is true of an image, from a joint pass over both."""
+
+    functions = ("match",)
+
+    def __call__(self, images: Images, texts: Texts) -> list[dict[str, Any]]:
+        """One {"text", "score"} per pair: the same number of images and texts, or one of either for all of the other.
+
+        Raises SampleError for an image that cannot be read.
+        """
+        margins, failures = self.margins(images, texts)
+        for error in failures.values():
+            raise error
+        _, listed = pairs(images, texts)
+        return [{"text": text, "score": score} for text, score in zip(listed, sigmoid(margins).tolist(), strict=True)]
+
+    def margins(self, images: Images, texts: Texts) -> tuple[np.ndarray, dict[int, SampleError]]:
+        """log(p / (1 - p)) of the match probability p, (N,) float32; nan for an image that cannot be read, whose error
+        is in the second result under its index."""
+        sources, listed = pairs(images, texts)
+        result: Sequence[Any] = list(self.read_ahead(sources[:1])) * len(sources) if _one(sources) else []
+        read = result or list(self.read_ahead(sources))
+        failures = {row: image for row, image in enumerate(read) if isinstance(image, SampleError)}
+        rows = [row for row in range(len(listed)) if row not in failures]
+        margins = np.full(len(listed), np.nan, np.float32)
+        if rows:
+            logits = self.run_pairs("match", [read[row] for row in rows], [listed[row] for row in rows])
+            margins[rows] = logits[:, 1] - logits[:, 0]
+        return margins, failures
+
+
+class VQAPipeline(ExportedPipeline):
+    """Answers to questions about images, chosen from the answers that the model was trained with."""
+
+    functions = ("answer",)
+
+    def __call__(self, images: Images, questions: Texts, *, top_k: int = 5) -> list[dict[str, Any]]:
+        """One {"question", "answer", "score", "answers"} per pair; `answers` are the `top_k` best {"answer", "score"}.
+
+        Raises SampleError for an image that cannot be read.
+        """
+        if top_k < 1:
+            raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
+        sources, listed = pairs(images, questions)
+        shares = sigmoid(self.run_pairs("answer", sources, listed))
+        names, result = labels_of(self.graphs.path), []
+        for question, row in zip(listed, shares, strict=True):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            answers = [{"answer": names[index], "score": float(row[index])} for index in best]
+            result.append({"question": question, **answers[0], "answers": answers})
+        return result
+
+
+class ComparePipeline(ExportedPipeline):
+    """The probability that a sentence is true of two images (NLVR2)."""
+
+    functions = ("compare",)
+
+    def __call__(self, left: Images, right: Images, texts: Texts) -> list[dict[str, Any]]:
+        """One {"text", "score"} per pair of images and its sentence; a single one of the three serves all rows.
+
+        Raises SampleError for an image that cannot be read.
+        """
+        lefts, rights, listed = as_images(left), as_images(right), as_texts(texts)
+        lengths = len(lefts), len(rights), len(listed)
+        count = max(lengths) if min(lengths) else 0
+        if not set(lengths) <= {1, count}:
+            raise DataError(
+                f"{lengths[0]} left images, {lengths[1]} right images and {lengths[2]} texts do not go together; "
+                "give the same number of each, or one"
+            )
+        sides = [side * (count // len(side) if side else 0) for side in (lefts, rights)]
+        listed = listed * (count // len(listed) if listed else 0)
+        read = [[readable(image) for image in self.read_ahead(side)] for side in sides]
+        result = []
+        for start in range(0, count, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            values = [self.image_reader.collate(side[rows])["pixel_values"] for side in read]
+            inputs: Arrays = {"pixel_values": np.stack(values, axis=1)}
+            inputs |= self.text_reader.collate([self.text_reader.read(text) for text in listed[rows]])
+            scores = softmax(self.graphs.run("compare", inputs))[:, 1]
+            result += [{"text": text, "score": float(score)} for text, score in zip(listed[rows], scores)]
+        return result
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an image shows what `text` describes, as `evle.pipelines.Location` with `scores` (G, G) as an array."""
+
+    text: str
+    scores: np.ndarray
+    image: Any
+
+
+class LocalisePipeline(ExportedPipeline):
+    """The patches of an image that a phrase describes (VLE, pre-trained with "pbc")."""
+
+    functions = ("locate",)
+
+    def __call__(self, images: Images, texts: Texts) -> list[Location]:
+        """One `Location` per pair: the same number of images and texts, or one of either for all of the other.
+
+        Raises SampleError for an image that cannot be read.
+        """
+        sources, listed = pairs(images, texts)
+        shares = softmax(self.run_pairs("locate", sources, listed))[..., 1]  # (N, P)
+        side = round(shares.shape[1] ** 0.5)
+        result = []
+        for source, text, row in zip(sources, listed, shares.reshape(-1, side, side), strict=True):
+            image = paint(open_image(source), row, framing=self.image_reader.framing)
+            result.append(Location(text, row, image))
+        return result
+
+
+def readable(read: np.ndarray | SampleError) -> np.ndarray:
+    """The pixels that were read. Raises the error that stands in their place."""
+    if isinstance(read, SampleError):
+        raise read
+    return read
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares over the last axis."""
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def _one(sources: Sequence[Any]) -> bool:
+    return len(sources) > 1 and all(source is sources[0] for source in sources)

@@ -1,0 +1,131 @@
+"""Exported models are asked without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from commands import call
+from evle.errors import CheckpointError, ConfigError, SampleError
+from evle.exported.folder import ExportedModel, is_exported
+from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
+from evle.search import ImageIndex
+from exported_models import COLOURS, save_exported
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+TEXTS = [f"A {colour} ball!" for colour in COLOURS]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_exported(tmp_path_factory.mktemp("exported") / "photos")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for colour in COLOURS:
+        Image.new("RGB", (20, 20), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def test_images_and_texts_of_one_colour_are_alike(model, photos):
+    embed = EmbedPipeline(model, batch_size=2)
+    similarity = embed.texts(TEXTS) @ embed.images([photos / f"{colour}.png" for colour in COLOURS]).T
+    np.testing.assert_allclose(similarity, np.eye(3), atol=0.01)
+    assert embed.texts([]).shape == (0, embed.dimension) == embed.images([]).shape
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(model, photos):
+    embed = EmbedPipeline(model, batch_size=2)
+    (batch,) = embed.image_batches([photos / "gone.png", photos / "red.png"])
+    assert batch.rows == [1]
+    assert "gone.png: no such file" in str(batch.failures[0])
+    with pytest.raises(SampleError, match="no such file"):
+        embed.images([photos / "gone.png"])
+
+
+def test_labels_are_scored_and_sorted(model, photos):
+    (row,) = ClassifyPipeline(model)(photos / "blue.png", COLOURS, template="a {} ball")
+    assert row[0]["label"] == "blue"
+    assert sum(each["score"] for each in row) == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"has no \{\}"):
+        ClassifyPipeline(model)(photos / "blue.png", COLOURS, template="ball")
+
+
+def test_pairs_are_matched_and_failures_leave_nan(model, photos):
+    match = MatchPipeline(model, batch_size=2)
+    scores = [row["score"] for row in match(photos / "red.png", TEXTS)]
+    assert np.argmax(scores) == 0
+    margins, failures = match.margins([photos / "gone.png", photos / "green.png"], "a green ball")
+    assert list(failures) == [0]
+    assert np.isnan(margins[0])
+    assert margins[1] == pytest.approx(2, abs=0.01)
+
+
+def test_a_folder_is_indexed_searched_and_ranked_again(model, photos, tmp_path):
+    index = ImageIndex.build(model, photos, tmp_path / "index", progress=False)
+    (hit,) = index.query("a green ball", k=1)
+    assert hit.key == "green.png"
+    hits = ImageIndex.load(tmp_path / "index").query("a blue ball", k=3, rerank=3)
+    assert hits[0].key == "blue.png"
+    assert hits[0].match > hits[1].match
+
+
+@pytest.mark.parametrize("missing", ["torch", "torch, transformers"])
+def test_no_torch_is_imported(model, photos, tmp_path, missing):
+    """With the modules blocked, every way to ask still works."""
+    code = f"""
+import sys
+for name in {missing!r}.split(", "):
+    sys.modules[name] = None  # an import of it fails
+from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline
+from evle.search import ImageIndex
+photos = {str(photos)!r}
+EmbedPipeline({str(model)!r}).texts(["a red ball"]); MatchPipeline({str(model)!r})(photos + "/red.png", "a ball")
+index = ImageIndex.build({str(model)!r}, photos, {str(tmp_path / "index")!r}, progress=False)
+print(index.query("a red ball", k=1, rerank=3)[0].key)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "red.png", done.stderr
+
+
+def test_the_verbs_import_no_torch(model, photos, tmp_path):
+    for arguments in (
+        ["index", photos, "-o", tmp_path / "index", "--model", model],
+        ["search", tmp_path / "index", "a red ball", "--rerank", "2"],
+        ["match", model, photos / "red.png", *TEXTS],
+        ["classify", model, photos / "red.png", *COLOURS],
+        ["embed", model, "a red ball"],
+    ):
+        code = "import sys; sys.modules['torch'] = None; from evle.cli.main import main; main()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "red" in done.stdout or "embedding" in done.stdout or "3 images" in done.stdout
+
+
+def test_what_is_missing_or_damaged_is_one_line(model, tmp_path):
+    assert is_exported(model)
+    with pytest.raises(CheckpointError, match="has no graph 'answer'; it has: image, text, match"):
+        VQAPipeline(model)
+    with pytest.raises(CheckpointError, match="not an exported model"):
+        EmbedPipeline(tmp_path)
+    other = save_exported(tmp_path / "torch", format="torch")
+    with pytest.raises(CheckpointError, match=r"holds programs of torch\.export"):
+        EmbedPipeline(other)
+    damaged = save_exported(tmp_path / "damaged")
+    (damaged / "text.onnx").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"text\.onnx: onnxruntime cannot open it"):
+        EmbedPipeline(damaged).texts("a")
+    (damaged / "text.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"text\.onnx: no such file"):
+        ExportedModel(damaged).run("text", {"input_ids": np.ones((1, 2)), "attention_mask": np.ones((1, 2))})
+    (damaged / "export.json").write_text(json.dumps({"format": "onnx"}))
+    with pytest.raises(CheckpointError, match="lacks heads, image, runs, text; export the model again"):
+        EmbedPipeline(damaged)
+    assert "has no graph 'answer'" in call("ask", model, "a.png", "what?", code=2)
