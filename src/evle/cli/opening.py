@@ -6,7 +6,7 @@ from typing import Any
 
 
 def open_pipeline(name: str, model: str | Path, **options: Any) -> Any:
-    """The pipeline `name`, such as "MatchPipeline", of a run's folder, a model folder, a hub name or an exported folder.
+    """The pipeline `name`, such as "MatchPipeline", of a model in a folder, an exported folder or on the hub.
 
     Raises what the pipeline raises.
     """
