@@ -30,6 +30,7 @@ from evle.run.config import read_recipe, read_run
 from evle.run.evaluation import evaluate
 from evle.run.stages import train
 from evle.search import ImageIndex, build_index
+from evle.transforms.text import encode
 from micro import caption_samples, micro_run
 from mutation import mutate_bytes, mutate_json
 from retrieval_models import save_retrieval_model
@@ -185,15 +186,16 @@ def damaged(source: Path, name: str, rng: random.Random) -> Iterator[Path]:
 
 
 MODEL_FILES = (
-    "config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json",
+    "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
-@fuzz(40)
+@fuzz(80)
 def test_model_folders(name, seed, model):
     with damaged(model, name, random.Random(seed)) as copy, one_line_at_most():
-        load_model(copy, {"eve": EVEForRetrieval})
+        _, processor = load_model(copy, {"eve": EVEForRetrieval})
+        encode(processor.tokenizer, "a red ball \u00e9 \u72ac", 20)
 
 
 @pytest.fixture(scope="module")

@@ -169,11 +169,17 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
     """`loader.from_pretrained(folder)` from local files alone, never running code that the folder brings.
 
     Code that a file names (`auto_map`) is reported in the log and ignored; where transformers cannot do without it, it
-    raises its own error, and it never asks at the terminal.
+    raises its own error, and it never asks at the terminal. Raises CheckpointError for a tokenizer.json on which the
+    tokenizers library panics; its panics are no `Exception`.
     """
     report_code(Path(folder))
     options = {"local_files_only": True, "trust_remote_code": False, **options}
-    return loader.from_pretrained(folder, **options)
+    try:
+        return loader.from_pretrained(folder, **options)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{folder}: the tokenizer is damaged ({in_one_line(error)}); copy it again") from None
 
 
 def merged_adapter(path: Any, config_class: type[PreTrainedConfig], options: dict[str, Any]) -> Any:
