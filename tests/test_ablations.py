@@ -34,10 +34,7 @@ def test_every_row_has_a_folder_of_its_own():
 def test_the_full_size_of_a_row_is_accepted(command):
     config = read_recipe("eve-base-pretrain", overrides_of(command)[1])
     assert (config.train.steps, config.train.batch_size) == (None, 2048)
-    start = starting_config(config.model)
-    assert isinstance(start, CONFIGS["eve"])
-    learns_contrast = "itc" in start.objectives
-    assert (config.train.accumulation == 1) == learns_contrast
+    assert isinstance(starting_config(config.model), CONFIGS["eve"])
 
 
 @pytest.mark.parametrize(

@@ -203,13 +203,16 @@ def contrastive_batch(rows: list[Tensor]) -> dict[str, Tensor]:
     }
 
 
-def train_contrastive(process: int, folder: str, num_processes: int, sharded: bool = False) -> None:
+def train_contrastive(
+    process: int, folder: str, num_processes: int, sharded: bool = False, accumulation: int = 1
+) -> None:
     """Two steps of EVE with ITC alone on 8 rows a step, by one process or two; the best weights are kept."""
     join_processes()
     if sharded:
         shard_parameters()
         os.environ.update(FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
-    loader = make_loader(8 // num_processes, num_samples=16, rank=process, world_size=num_processes)
+    rows = 8 // num_processes // accumulation
+    loader = make_loader(rows, num_samples=16, rank=process, world_size=num_processes)
     loader._maker.collate = contrastive_batch
     torch.manual_seed(0)
     small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "soft_layers": (1,)}
@@ -217,5 +220,6 @@ def train_contrastive(process: int, folder: str, num_processes: int, sharded: bo
     still: dict[str, Any] = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0, "second_choice": "top"}
     model: Any = EVEForPreTraining(EVEConfig(**small, **sizes, **still, num_experts=4, objectives=("itc",)))
     options: dict[str, Any] = {"steps": 2, "lr": 1e-3, "evaluate": lambda model: {"score": 1.0}}
+    options["accumulation"] = accumulation
     train(model, Path(folder), batch_size=8, loader=loader, **options)
     assert model.contrast.temperature.shape == ()

@@ -45,10 +45,10 @@ def test_sharded_parameters_learn_are_averaged_saved_and_resumed_as_whole_ones_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_path, sharded):
+@pytest.mark.parametrize(("sharded", "accumulation"), [(False, 1), (True, 1), (False, 2), (True, 4)])
+def test_a_contrastive_loss_over_two_processes_is_that_of_the_whole_batch(tmp_path, sharded, accumulation):
     train_contrastive(0, str(tmp_path / "one"), 1)
-    run_on_two(train_contrastive, str(tmp_path / "two"), 2, sharded)
+    run_on_two(train_contrastive, str(tmp_path / "two"), 2, sharded, accumulation)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     # Only nearly: the balance loss, a thousandth of the whole, is over each process's own tokens.
     for curve in ("loss/itc", "grad_norm"):

@@ -38,6 +38,13 @@ def test_every_task_can_be_rehearsed(tmp_path, task):
     assert "first losses: " in lines
 
 
+def test_objectives_on_objects_are_rehearsed_before_their_classes_are_known(tmp_path):
+    changes = {**SCENES, "model": {"overrides": {"objectives": ["mlm", "mpc"]}}}
+    lines = "\n".join(rehearse(micro_run(tmp_path / "run", "pretraining", changes, "vle")).lines)
+    assert "VLEForPreTraining" in lines
+    assert "mpc" in lines
+
+
 def test_all_that_is_missing_is_one_list(tmp_path):
     missing = {split: {"source": "folder", "path": str(tmp_path / split)} for split in ("train", "val", "test")}
     changes = {"data": missing, "model": {"preset": None, "init": "nowhere"}, "tokenizer": {"path": "no-tokenizer"}}

@@ -216,8 +216,13 @@ def test_choosing_on_test_data_is_refused(tmp_path):
     ],
 )
 def test_contrast_over_single_pairs_is_refused(tmp_path, task, changes):
-    with pytest.raises(ConfigError, match=r"compare the pairs of one micro-batch, which holds a single pair"):
+    with pytest.raises(ConfigError, match=r"compare the pairs of a batch that holds a single pair"):
         prepare(micro_run(tmp_path, task, changes), samples={"train": SAMPLES[task]()})
+
+
+def test_contrast_alone_needs_two_pairs_in_a_step_not_in_a_micro_batch(tmp_path):
+    changes = {"train": {"batch_size": 4, "accumulation": 4}, "model": {"overrides": {"objectives": ["mlm", "itc"]}}}
+    prepare(micro_run(tmp_path, "pretraining", changes), samples={"train": SAMPLES["pretraining"]()})
 
 
 def test_a_single_pair_is_enough_for_masked_signals_and_questions(tmp_path):

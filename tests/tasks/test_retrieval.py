@@ -200,13 +200,3 @@ def test_a_failed_query_shows_the_right_item_and_its_rank(k_test, tmp_path):
     )
     if k_test:  # of embeddings that are all alike, none counts as right
         assert [len(row.cells) for row in galleries["Text to images: right"].rows] == [5] * 3
-
-
-def test_contrast_refuses_accumulated_micro_batches(tmp_path):
-    """They are no larger batch for it: only the rows of one micro-batch are compared."""
-    cure = r"train\.accumulation=2: contrast compares the rows of one micro-batch.*set train\.accumulation=1"
-    for task, overrides in (("retrieval", {}), ("pretraining", {"objectives": ["mlm", "itc"]})):
-        changes = {"train": {"accumulation": 2}, "model": {"overrides": overrides}}
-        with pytest.raises(ConfigError, match=cure):
-            prepare(micro_run(tmp_path, task, changes), samples={"train": caption_samples()})
-    prepare(micro_run(tmp_path, "pretraining", {"train": {"accumulation": 2}}), samples={"train": caption_samples()})

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from evle.data.loader import Loader
 from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
 from evle.engine import checkpoint
+from evle.engine.cached_contrast import CachedContrast
 from evle.engine.checkpoint import Average, Position
 from evle.engine.devices import build_accelerator, checkpoint_activations
 from evle.engine.failures import Diverged
@@ -135,13 +136,16 @@ class Training:
         """One optimizer step on the micro-batches of `group`; its mean losses and gradient's norm become `readings`."""
         accelerator = self.accelerator
         sums: dict[str, Tensor] = {}
-        for index, batch in enumerate(group):
-            torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            share = _num_rows(batch) * world_size() / num_samples  # DDP and FSDP average over processes
+        shares = [_num_rows(batch) * world_size() / num_samples for batch in group]  # DDP, FSDP average over processes
+        cached = CachedContrast(self.bare, len(group))
+        for index, batch in enumerate(group if cached.heads else []):
+            with torch.no_grad(), cached.recording():
+                self.model(**cached.with_ids(self._ready(batch, index), index))
+        for index, (batch, share) in enumerate(zip(group, shares, strict=True)):
             is_last = index == len(group) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
-                outputs = self.model(**batch)
+            sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
+            with sync, cached.comparing(index, sum(shares) / share):
+                outputs = self.model(**cached.with_ids(self._ready(batch, index), index))
                 accelerator.backward(outputs.loss * share)
             for name, value in {"loss": outputs.loss, **outputs.losses}.items():
                 value = value.detach().float() * share
@@ -163,6 +167,11 @@ class Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.at.step + 1)
+
+    def _ready(self, batch: Batch, index: int) -> Batch:
+        """Micro-batch `index` of the step on the device, before a pass that draws the same numbers each time."""
+        torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def settle(self) -> None:
         """Read the numbers of the last step, if that is still to be done. Raises Diverged."""

@@ -2,9 +2,10 @@
 
 One optimizer step minimises the mean over all its samples, whatever the number of micro-batches and processes: each
 micro-batch's loss weighs as many rows as it holds. So 1 x 32 equals 4 x 8, also in the short last step of an epoch, as
-far as a loss is a mean over rows. Two kinds are not, and see the micro-batch only: a mean over masked tokens, whose
-number differs by row (each micro-batch's mean then counts by rows, not by tokens), and a contrastive loss, which
-compares the rows of one micro-batch (over all processes).
+far as a loss is a mean over rows. A contrastive loss compares all rows of the step as well: `cached_contrast` first
+records the embeddings of all micro-batches, which costs one more forward pass. Two losses see the micro-batch only: a
+mean over masked tokens, whose number differs by row (each micro-batch's mean then counts by rows, not by tokens), and
+matching, whose hard negatives are drawn from the rows of one micro-batch (over all processes).
 """
 
 import itertools

@@ -3,6 +3,7 @@
 B batch, G batch gathered over all processes, P image tokens, T text tokens, D width.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,11 +26,80 @@ class Contrast(NamedTuple):
     text_to_image: Tensor
 
 
+class Embedded(NamedTuple):
+    """Unit vectors (B, projection) of images and texts, and the match ids (B,) of their pairs."""
+
+    image: Tensor
+    text: Tensor
+    match_ids: Tensor
+
+    def gathered(self) -> "Embedded":
+        """The rows of all processes."""
+        return Embedded(*map(all_gather, self))
+
+    def detached(self) -> "Embedded":
+        return Embedded(*(each.detach() for each in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Embedded"]) -> "Embedded":
+        return cls(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def compare(own: Embedded, others: Embedded, temperature: Tensor) -> Contrast:
+    """Contrast of `own` rows with `others`, which hold them; pairs of id -100 are left out of the loss."""
+    image_to_text = own.image @ others.text.T / temperature
+    text_to_image = own.text @ others.image.T / temperature
+    rows, columns = own.match_ids != objectives.IGNORE, others.match_ids != objectives.IGNORE
+    targets = objectives.match_targets(own.match_ids[rows], others.match_ids[columns])
+    loss = objectives.itc(image_to_text[rows][:, columns], text_to_image[rows][:, columns], targets)
+    return Contrast(loss, image_to_text, text_to_image)
+
+
+class StepContrast:
+    """The embeddings of all micro-batches of a step, with which contrast compares the rows of each of them (cached
+    gradients: Gao et al. 2021, https://arxiv.org/abs/2101.06983).
+
+    A first pass records the embeddings without gradients. In the second pass, each micro-batch puts its own embeddings,
+    with their gradients, in the place of the recorded ones and computes the loss of the whole step. The gradients of
+    all micro-batches add up to those of one large batch, as long as both passes draw the same random numbers.
+    """
+
+    def __init__(self) -> None:
+        self._own: list[Embedded] = []
+        self._all: list[Embedded] = []
+        self._index = 0
+        self._weight = 1.0
+        self.is_recording = True
+
+    def choose(self, index: int, weight: float) -> None:
+        """Begin the second pass of micro-batch `index`; its gradient, but not its loss, is multiplied by `weight`."""
+        self.is_recording, self._index, self._weight = False, index, weight
+
+    def loss(self, own: Embedded, gathered: Embedded, temperature: Tensor) -> Tensor:
+        """The ITC loss of all rows of the step. While it is recording, 0."""
+        if self.is_recording:
+            self._own.append(own.detached())
+            self._all.append(gathered.detached())
+            return own.image.new_zeros(())
+        index = self._index
+        rows = Embedded.joined([*self._own[:index], own, *self._own[index + 1 :]])
+        columns = Embedded.joined([*self._all[:index], gathered, *self._all[index + 1 :]])
+        # Every micro-batch computes the whole loss, but an embedding's gradient once and the temperature's each time.
+        loss = compare(rows, columns, _scaled_gradient(temperature, 1 / len(self._own))).loss
+        return _scaled_gradient(loss, self._weight)
+
+
+def _scaled_gradient(value: Tensor, factor: float) -> Tensor:
+    """`value` itself, through which gradients are multiplied by `factor`."""
+    return value.detach() + (value - value.detach()) * factor
+
+
 class ContrastHead(nn.Module):
     """The parameters of contrast: one projection per modality and a temperature.
 
     `pooling` says what is projected: "cls", the first token of each modality, or "mean", the mean of the patch states
-    and of the real text tokens.
+    and of the real text tokens. While the engine trains on several micro-batches per step, `step` holds what they
+    share; otherwise it is None.
     """
 
     def __init__(self, width: int, dimension: int, pooling: str, temperature_init: float):
@@ -38,23 +108,31 @@ class ContrastHead(nn.Module):
         self.image_projection = nn.Linear(width, dimension, bias=False)
         self.text_projection = nn.Linear(width, dimension, bias=False)
         self.temperature = nn.Parameter(torch.tensor(temperature_init))
+        self.step: StepContrast | None = None
+
+    @property
+    def only_records(self) -> bool:
+        """Whether this pass is for the embeddings alone, so that a model may stop after contrast."""
+        return self.step is not None and self.step.is_recording
 
     def forward(
         self, image_hidden: Tensor, text_hidden: Tensor, attention_mask: Tensor | None, match_ids: Tensor
     ) -> Contrast:
-        """ITC of single-modality states (B, P, D) and (B, T, D) over all processes; pairs of id -100 are left out."""
+        """ITC of single-modality states (B, P, D) and (B, T, D) over all processes; pairs of id -100 are left out.
+
+        With `step`, the loss is over all micro-batches of the step, and the similarities over this one.
+        """
         dtype = self.temperature.dtype
         with torch.autocast(image_hidden.device.type, enabled=False):
             image_embeds = self.embed_image(image_hidden.to(dtype))
             text_embeds = self.embed_text(text_hidden.to(dtype), attention_mask)
             temperature = self.clamped_temperature()
-            image_to_text = image_embeds @ all_gather(text_embeds).T / temperature
-            text_to_image = text_embeds @ all_gather(image_embeds).T / temperature
-        all_ids = all_gather(match_ids)
-        rows, columns = match_ids != objectives.IGNORE, all_ids != objectives.IGNORE
-        targets = objectives.match_targets(match_ids[rows], all_ids[columns])
-        loss = objectives.itc(image_to_text[rows][:, columns], text_to_image[rows][:, columns], targets)
-        return Contrast(loss, image_to_text, text_to_image)
+            own = Embedded(image_embeds, text_embeds, match_ids)
+            gathered = own.gathered()
+            contrast = compare(own, gathered, temperature)
+            if self.step is not None:
+                contrast = contrast._replace(loss=self.step.loss(own, gathered, temperature))
+        return contrast
 
     def embed_image(self, image_hidden: Tensor) -> Tensor:
         """Image states (B, P, D) -> unit vectors (B, projection), float32."""

@@ -245,10 +245,9 @@ def _size(config: RunConfig) -> int | None:
     """The approximate number of parameters of the run's model, without creating them; None if unknown."""
     try:
         start = starting_config(config.model)
-        model_class = task_class(config).model_class(start.model_type)
-    except EvleError:
+        return count_parameters(task_class(config).model_class(start.model_type), start)
+    except EvleError:  # such as classes of objects that are known once the samples have been read
         return None
-    return count_parameters(model_class, start)
 
 
 def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> int:

@@ -130,26 +130,24 @@ def _model(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, st
     loaded = build_model(task.model_class(start.model_type), config.model, start, changes)
     loaded.choose_trained(config.model)
     task.bind(loaded.model.config)
-    if config.train.accumulation > 1 and task.contrasts(loaded.model.config):
-        raise ConfigError(
-            f"train.accumulation={config.train.accumulation}: contrast compares the rows of one micro-batch, so "
-            "accumulated micro-batches are not one larger batch; set train.accumulation=1 (to save memory, "
-            "train.gradient_checkpointing=true) or use more processes"
-        )
     return loaded
 
 
 def _refuse_lonely_rows(config: RunConfig, task: Task, loaded: Loaded, training: Samples) -> None:
-    """Raise ConfigError where contrast or matching would compare one pair with none other: their losses would be 0."""
+    """Raise ConfigError where contrast or matching would compare one pair with none other: their losses would be 0.
+
+    Contrast compares the pairs of all micro-batches of a step, matching those of one.
+    """
     objectives = {"itc", "itm"}
     if isinstance(task, PreTrainingTask):
         objectives &= set(loaded.model.config.objectives)
     elif not isinstance(task, RetrievalTask):
         return
-    rows = min(config.train.micro_batch_size(world_size()) * world_size(), len(training))
-    if objectives and rows < 2:
+    rows = {"itc": config.train.batch_size, "itm": config.train.micro_batch_size(world_size()) * world_size()}
+    lonely = sorted(name for name in objectives if min(rows[name], len(training)) < 2)
+    if lonely:
         raise ConfigError(
-            f"{' and '.join(sorted(objectives))} compare the pairs of one micro-batch, which holds a single pair "
+            f"{' and '.join(lonely)} would compare the pairs of a batch that holds a single pair "
             f"(train.batch_size={config.train.batch_size}, train.accumulation={config.train.accumulation}, "
             f"{len(training)} training samples): nothing would be learned; raise train.batch_size or lower "
             "train.accumulation"

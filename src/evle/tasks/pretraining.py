@@ -116,9 +116,6 @@ class PreTrainingTask(Task):
             overrides |= {"mim_teacher": folder, "mim_target": self.options.mim_target, "mim_target_size": size}
         return overrides
 
-    def contrasts(self, config: PreTrainedConfig) -> bool:
-        return "itc" in config.objectives
-
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)
         self.takes_indices = config.model_type == EVEConfig.model_type

@@ -84,9 +84,6 @@ class RetrievalTask(Task):
     quick_metric = "by embeddings alone, not re-ranked"
     options: RetrievalConfig
 
-    def contrasts(self, config: PreTrainedConfig) -> bool:
-        return True
-
     def bind(self, config: PreTrainedConfig) -> None:
         if self.options.k_test and not learns_matching(config):
             raise ConfigError(

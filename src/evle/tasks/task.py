@@ -143,10 +143,6 @@ class Task(ABC):
         cannot fit."""
         return None
 
-    def contrasts(self, config: PreTrainedConfig) -> bool:
-        """Whether training compares the rows of a batch, so that the loss of a batch is not that of its parts."""
-        return False
-
     def notes(self) -> list[str]:
         """What `prepare` found that a person should know, a line each."""
         return []

@@ -180,6 +180,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
         pairs = Pairs.of(pixel_values, input_ids, attention_mask, match_ids)
         contrast, (image, text) = contrast_pairs(self.eve, self.contrast, pairs)
         losses: dict[str, Tensor] = {"itc": contrast.loss} if return_loss else {}
+        if self.contrast.only_records:
+            return EVEOutput(loss=contrast.loss, losses=losses)
         matching = None
         if return_loss and self.config.weight_of("itm") > 0:
             matching = match_pairs(self.eve, self.matching, pairs, (contrast.image_to_text, contrast.text_to_image))

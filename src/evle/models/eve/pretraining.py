@@ -173,6 +173,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
             contrast, single = contrast_pairs(self.eve, self.contrast, pairs)
             losses["itc"] = contrast.loss
             passes.extend(single)
+            if self.contrast.only_records:
+                return EVEOutput(loss=contrast.loss, losses={"itc": contrast.loss})
         if "itm" in names:
             similarities = None if contrast is None else (contrast.image_to_text, contrast.text_to_image)
             matching = match_pairs(self.eve, self.matching, pairs, similarities)

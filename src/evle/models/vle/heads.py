@@ -337,6 +337,8 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         losses["itc"], image_to_text, text_to_image = self.contrast(image, text, mask, ids)
         if not return_loss:
             return VLEOutput(logits=image_to_text)
+        if self.contrast.only_records:
+            return VLEOutput(loss=losses["itc"], losses=losses)
         itm_logits = itm_labels = None
         if self.config.weight_of("itm") > 0:
             batch = FusionBatch(self.vle)

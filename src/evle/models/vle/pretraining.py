@@ -143,6 +143,8 @@ class VLEForPreTraining(VLEPreTrainedModel):
         losses: dict[str, Tensor] = {}
         if "itc" in names:  # first: its similarities choose the negatives of itm
             losses["itc"] = self._itc(step)
+            if self.contrast.only_records:
+                return VLEOutput(loss=losses["itc"], losses=losses)
         self._fuse(step)
         if mlm_labels is not None and "mlm" in names:
             losses["mlm"], output.logits = self._mlm(step, mlm_labels)
