@@ -27,6 +27,7 @@ FLOORS = {
         "distributed",
         "precision",
         "machine",
+        "storage",
         "files",
         "terminal",
         "errors",
@@ -44,6 +45,7 @@ DOORS = {
     "faiss": ["search"],
     "peft": ["run/adapting.py"],
     "typer": ["cli"],
+    "fsspec": ["storage", "data/custom/shards.py", "data/formats/tars.py"],
 }
 # Errors, whole files and the terminal serve every room; the configuration class is what options of a floor's other
 # rooms are made of.

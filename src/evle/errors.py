@@ -32,6 +32,10 @@ class CheckpointError(EvleError):
     """Weights that are missing, damaged, or of another model."""
 
 
+class StorageError(EvleError):
+    """Remote storage that cannot be read or written: no such bucket, no credentials, no connection."""
+
+
 class ServiceError(EvleError):
     """Another program, such as a language model's server, that gives no usable answer."""
 

@@ -30,13 +30,13 @@ def printable(text: str) -> str:
 
 
 class PrintableStream:
-    """A text stream that writes `printable` text and otherwise behaves as the stream it wraps."""
+    """A text stream that writes `printable` text, changed by `edit`, and otherwise behaves as the one it wraps."""
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO, edit: Callable[[str], str] = str):
+        self._stream, self._edit = stream, edit
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
+        return self._stream.write(printable(self._edit(text)))
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

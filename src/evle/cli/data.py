@@ -12,6 +12,7 @@ import typer
 
 from evle.cli.group import STYLE, Verbs
 from evle.cli.shared import print_next, print_opening
+from evle.cli.urls import App
 
 Kind = Annotated[
     str | None,
@@ -217,7 +218,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-app = typer.Typer(
+app = App(
     cls=Verbs,
     help="""Look at data before training on it.
 

@@ -39,9 +39,11 @@ class Verbs(TyperGroup):
                 formatter.write_dl(panels[panel])
 
     def invoke(self, ctx: Any) -> Any:
+        from evle.storage import session, with_urls
+
         log_to_terminal()
         try:
-            with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            with contextlib.redirect_stdout(PrintableStream(sys.stdout, with_urls)), session():
                 return super().invoke(ctx)
         except EvleError as error:
             if os.environ.get(DEBUG):

@@ -15,9 +15,10 @@ from evle import __version__
 from evle.cli import ask, data, demo, look, models, new, search, serve, share, tokenizer, train
 from evle.cli.group import DATA, DEBUG, SHARE, STYLE, TRAIN, USE, Verbs
 from evle.cli.shared import ModelCommand
+from evle.cli.urls import App
 from evle.machine import settle
 
-app = typer.Typer(
+app = App(
     cls=Verbs,
     help="""Train and use the vision-language encoders EVE and VLE.
 

@@ -34,9 +34,10 @@ def show_report(report: "Report", folder: Path, tables: Sequence["Table"] = ()) 
     """Print the report's summary, some of its tables, and where its page is. Only the main process prints."""
     from evle.distributed import is_main
     from evle.report import text_table
+    from evle.storage import shown
 
     if is_main():
         print("\n".join([report.title, *(f"  {line}" for line in report.summary)]))
         for table in tables:
             print(f"\n{text_table(table)}\n")
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {shown(folder / 'report.html')}")

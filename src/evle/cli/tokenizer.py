@@ -7,8 +7,9 @@ import typer
 
 from evle.cli.group import STYLE, Verbs
 from evle.cli.shared import print_next
+from evle.cli.urls import App
 
-app = typer.Typer(
+app = App(
     cls=Verbs,
     help="""Train a tokenizer.
 

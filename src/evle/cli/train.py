@@ -36,7 +36,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder 
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    output: Output = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The folder or URL to write.", show_default=False)
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete earlier runs in the output and start again.")
     ] = False,

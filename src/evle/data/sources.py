@@ -28,6 +28,7 @@ from evle.data.synthetic.cutouts import cutouts
 from evle.data.synthetic.scenes import scenes
 from evle.data.synthetic.swaps import swaps
 from evle.errors import ConfigError, nearest
+from evle.storage import fetch, is_url
 
 SOURCES: dict[str, Callable[..., Sequence[Sample]]] = {
     "scenes": scenes,
@@ -69,7 +70,16 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
     ]
     if missing:
         raise ConfigError(f"data source {name!r} needs {', '.join(f'{key}=...' for key in missing)}")
-    return SOURCES[name](**options)
+    return SOURCES[name](**{key: _local(value, name, key) for key, value in options.items()})
+
+
+def _local(value: Any, source: str, option: str) -> Any:
+    """An option with what it names by URL downloaded. Shards stay where they are: they are read at their offsets."""
+    if isinstance(value, list):
+        return [_local(each, source, option) for each in value]
+    if not is_url(value) or (source == "shards" and option == "path"):
+        return value
+    return str(fetch(value))
 
 
 def source_of(path: str | os.PathLike[str]) -> str:

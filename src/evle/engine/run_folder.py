@@ -30,6 +30,7 @@ from evle.distributed import barrier, is_main, world_size
 from evle.engine.lock import LOCK
 from evle.errors import CheckpointError, ConfigError
 from evle.files import flush_file, flush_folder, parse_json, read_json, write_whole
+from evle.storage import mirror_of
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,11 @@ class Run:
         if is_main():
             status = {"state": state, "step": step, "message": message, "time": _now()}
             self._write_or_say("status.json", lambda: self._write_json("status.json", status))
+
+    def upload(self) -> None:
+        """Upload the folder in the background, where it stands for a URL. Call it when its files are whole."""
+        if is_main() and (mirror := mirror_of(self.folder)) is not None:
+            mirror.push()
 
     def environment(self) -> dict[str, Any]:
         """What environment.json holds; `resumed` lists the later sessions. Empty where it is lost or damaged."""

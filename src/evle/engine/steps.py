@@ -283,6 +283,7 @@ class Training:
 
         def finish(problem: str) -> None:
             self.run.set_status("running", step)
+            self.run.upload()
             if problem:
                 logger.warning("step %d could not be saved (%s); %s", step, problem, _kept(target))
 

@@ -30,6 +30,7 @@ from transformers.utils.hub import cached_file
 from evle.errors import CheckpointError, in_one_line, nearest
 from evle.files import read_json
 from evle.models.adapters import has_adapter, merged_tensors
+from evle.storage import fetch
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,11 @@ TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 def model_folder(path: str | Path) -> Path:
     """The folder with the weights: `path` itself, `path`/model when `path` is a run's folder, or a download.
 
-    A name such as "owner/name" or "owner/name@revision" is looked up on the Hugging Face hub where there is no such
-    path (see `hub_folder`). Raises CheckpointError that names what is there instead.
+    A URL is downloaded first. A name such as "owner/name" or "owner/name@revision" is looked up on the Hugging Face
+    hub where there is no such path (see `hub_folder`). Raises CheckpointError that names what is there instead.
     """
-    name, path = str(path), Path(path)
+    path = fetch(path)
+    name = str(path)
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder

@@ -6,6 +6,7 @@ from typing import Any
 from evle.config import load_yaml, merge
 from evle.errors import ConfigError, nearest
 from evle.report import Table
+from evle.storage import fetch
 
 
 def recipes() -> dict[str, Path]:
@@ -15,7 +16,7 @@ def recipes() -> dict[str, Path]:
 
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe: a path to a .yaml file, or the name of one that comes with evle. Raises ConfigError."""
-    path = Path(name)
+    path = fetch(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path

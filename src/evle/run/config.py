@@ -22,6 +22,7 @@ from evle.recipes import find_recipe
 from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
 from evle.run.tokenizer import TokenizerConfig
 from evle.run.weights import CONFIGS, ModelConfig, config_fields
+from evle.storage import fetch, is_url, join, local
 from evle.tasks import TASKS
 from evle.tasks.task import EvaluationSettings, Task, TextConfig
 from evle.tasks.trained import run_settings
@@ -126,14 +127,30 @@ class RunConfig(Config):
         """As plain values, for config.yaml; `build` reads them back."""
         return self.model_dump(mode="json")
 
+    def with_local_inputs(self) -> "RunConfig":
+        """The same run with what its model, tokenizer and task read from URLs downloaded. Raises StorageError."""
+        tree = self.plain()
+        fetched = {part: _fetched(tree[part]) for part in ("model", "tokenizer", "task")}
+        if all(tree[part] == own for part, own in fetched.items()):
+            return self
+        return RunConfig.build({**tree, **fetched}, "the configuration")
+
     def by_seed(self) -> list["RunConfig"]:
         """The runs that this configuration stands for: itself, or one per seed."""
         if not self.seeds:
             return [self]
         return [
-            self.model_copy(update={"seed": seed, "seeds": (), "output": str(Path(self.output) / f"seed-{seed}")})
+            self.model_copy(update={"seed": seed, "seeds": (), "output": join(self.output, f"seed-{seed}")})
             for seed in self.seeds
         ]
+
+
+def _fetched(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _fetched(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_fetched(each) for each in value]
+    return str(fetch(value)) if is_url(value) else value
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,8 @@ class Stage:
 
     @property
     def output(self) -> Path:
-        return Path(self.config.output)
+        """The local folder; where `config.output` is a URL, the one that is uploaded."""
+        return local(self.config.output)
 
     @property
     def start(self) -> str:
@@ -244,15 +262,15 @@ def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = ()) -
     everywhere = [each for each in overrides if each not in top]
     tree = apply_overrides(tree, top)
     _refuse_malformed(path, tree)
-    output = Path(tree.get("output") or f"runs/{path.stem}")
+    output = str(tree.get("output") or f"runs/{path.stem}")
     is_alone = len(tree["stages"]) == 1
     stages: list[Stage] = []
     for group, own in tree["stages"].items():
         own = apply_overrides(merge(tree.get("defaults") or {}, own or {}), everywhere)
-        stages += _read_stage(f"{path}, stage {group}", group, own, output if is_alone else output / group, stages)
+        stages += _read_stage(f"{path}, stage {group}", group, own, output if is_alone else join(output, group), stages)
     refuse_unread_path([stage.config.data for stage in stages])
-    joint = list(_joint_stages(path, tree.get("vcr") or {}, stages, output))
-    return Stages(str(tree.get("title") or path.stem), str(tree.get("about") or ""), output, stages, joint)
+    joint = list(_joint_stages(path, tree.get("vcr") or {}, stages, local(output)))
+    return Stages(str(tree.get("title") or path.stem), str(tree.get("about") or ""), local(output), stages, joint)
 
 
 def _read_one(path: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -266,8 +284,8 @@ def _read_one(path: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -> 
 
 
 def _one_stage(config: RunConfig) -> Stages:
-    output = Path(config.output)
-    stages = [Stage(Path(each.output).name, output.name, each) for each in config.by_seed()]
+    output = local(config.output)
+    stages = [Stage(local(each.output).name, output.name, each) for each in config.by_seed()]
     return Stages(config.title or output.name, "", output, stages, [])
 
 
@@ -292,7 +310,7 @@ def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
             raise ConfigError(f"{path}: {name}.output has no effect; every stage's folder is in the recipe's output")
 
 
-def _read_stage(where: str, group: str, own: dict[str, Any], output: Path, earlier: Sequence[Stage]) -> list[Stage]:
+def _read_stage(where: str, group: str, own: dict[str, Any], output: str, earlier: Sequence[Stage]) -> list[Stage]:
     """A stage of a recipe, once per seed; `earlier` are those that it may start from."""
     init = (own.get("model") or {}).get("init")
     start = init.removeprefix(STAGE) if isinstance(init, str) and init.startswith(STAGE) else ""
@@ -301,7 +319,7 @@ def _read_stage(where: str, group: str, own: dict[str, Any], output: Path, earli
         names = dict.fromkeys(stage.group for stage in earlier)
         hint = nearest(start, names) if names else "the first stage has none before it"
         raise ConfigError(f"{where}: starts from {init}, which is no earlier stage; {hint}")
-    config = RunConfig.build({"title": group, **own, "output": str(output)}, where)
+    config = RunConfig.build({"title": group, **own, "output": output}, where)
     if not start:
         return [Stage(_name(group, config, each), group, each) for each in config.by_seed()]
     seeds = [source.config.seed for source in sources]
@@ -378,12 +396,14 @@ def read_to_score(
     `model` is the folder of another model to score, whose own settings then stand under `model`. Raises ConfigError,
     and CheckpointError where a recipe's run or `model` is not there.
     """
+    run = str(fetch(run)) if is_url(run) else run
+    model = fetch(model) if is_url(model) else model
     is_run = recipe is not None or Path(run).is_dir()
     refuse_training_settings(overrides)
     config = read_run(run, overrides, recipe) if is_run else read_recipe(run, overrides)
     if is_run and model is None:
         return config
-    folder = model or config.output
+    folder = model or fetch(config.output)
     own = {"model": run_settings(folder).get("model") or {}}
     asked = apply_overrides(own, [each for each in overrides if each.startswith("model.")])
     return config.model_copy(update={"model": ModelConfig.build(asked["model"], str(folder))})

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.samples import Samples, Split, describe
+from evle.distributed import is_main
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, make_output
 from evle.errors import CheckpointError, ConfigError
@@ -36,6 +37,7 @@ from evle.run.reporting import (
 )
 from evle.run.splits import read_split
 from evle.run.weights import read_config, read_processor
+from evle.storage import fetch, join, open_mirror, session, shown
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
@@ -95,6 +97,7 @@ def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel
     return model, read_processor(folder, config.model_type)
 
 
+@session()
 def evaluate(
     config: RunConfig,
     *,
@@ -108,7 +111,7 @@ def evaluate(
     its subfolder `evaluation`. `samples` stand in for what the configuration names.
     """
     device = join_processes()
-    folder = Path(model or config.output)
+    folder = fetch(model or config.output)
     task_type = task_class(config)
     split: Split = "test" if config.data.test is not None else "val"
     named = samples is None
@@ -118,14 +121,14 @@ def evaluate(
         raise ConfigError("no data to evaluate on: name it with data.test.source=... data.test.split=...")
     trained, task = load_trained(config, folder, task_type)
     trained.to(device)  # type: ignore[arg-type]
-    target = make_output(Path(output or folder / "evaluation"))
+    target = make_output(open_mirror(output or join(shown(folder), "evaluation"), writes=is_main()))
     found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
     where, data = (split_read(config.data, split), data_read(config.data, split)) if named else (split, "")
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
         summary=[*score_lines(task, found, where, data), *file_lines(found), *skipped_lines(found.skipped)],
         provenance={
-            "model": str(folder),
+            "model": shown(folder),
             "data": {split: describe(samples)},
             "config": config.plain(),
             "trained in": Run(folder).environment(),

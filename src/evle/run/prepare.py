@@ -46,6 +46,7 @@ def prepare(
     `task` and `samples` are used instead of what the configuration names. Raises EvleError for whatever a user can
     cause.
     """
+    config = config.with_local_inputs()
     task_type = task or task_class(config)
     start = starting_config(config.model)
     splits = _samples(config, task_type, samples)

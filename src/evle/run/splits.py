@@ -12,6 +12,7 @@ from evle.config import Config
 from evle.data.samples import SPLITS, Samples, Split, readable
 from evle.data.sources import SOURCES, mix, read_source
 from evle.errors import ConfigError, DataError
+from evle.storage import join
 
 ROOT = "$root"
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
@@ -116,7 +117,7 @@ def below_root(value: Any, root: str | None) -> Any:
         return value
     if root is None:
         raise ConfigError(f"{value} is below a root that is not given: set data.root=FOLDER, or write the whole path")
-    return str(PurePath(root, *value.split("/")[1:]))
+    return join(root, *value.split("/")[1:])
 
 
 def _takes_path(name: str) -> bool:

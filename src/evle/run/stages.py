@@ -1,7 +1,8 @@
 """Train a recipe of one or several stages: pre-train once, fine-tune from it, compare. Each stage has a folder in the
 recipe's output; a recipe of one run has its folder at the output itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from evle.data.samples import Samples, Split
@@ -14,6 +15,7 @@ from evle.run.comparison import compare
 from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
 from evle.run.training import in_full, train_run
 from evle.run.vcr import judge_vcr
+from evle.storage import is_training_state, open_mirror, session, shown
 from evle.tasks.task import Task
 
 
@@ -52,9 +54,28 @@ def train(
     if (task is not None or samples is not None) and len({stage.group for stage in stages.stages}) > 1:
         raise ConfigError("task and samples stand in for those of one stage, but the recipe has several")
     join_processes()
-    if len(stages.every) == 1:
-        return train_run(stages.stages[0].config, task=task, samples=samples, overwrite=overwrite)
-    return _train_stages(stages, task, samples, overwrite, on_stage or (lambda line: None))
+    with _uploaded(stages, overwrite):
+        if len(stages.every) == 1:
+            return train_run(stages.stages[0].config, task=task, samples=samples, overwrite=overwrite)
+        return _train_stages(stages, task, samples, overwrite, on_stage or (lambda line: None))
+
+
+@contextmanager
+def _uploaded(recipe: Stages, overwrite: bool) -> Iterator[None]:
+    """Where the output is a URL: first bring what is there to this machine, upload each checkpoint while training
+    continues, and everything at the end. The main process uploads; the others only download."""
+
+    def is_unneeded(name: str) -> bool:
+        return overwrite and is_training_state(name)
+
+    with session():
+        if is_main():
+            open_mirror(recipe.folder, skip=is_unneeded)
+        barrier()
+        if not is_main():
+            open_mirror(recipe.folder, writes=False, skip=is_unneeded)
+        barrier()
+        yield
 
 
 def _train_stages(
@@ -69,7 +90,7 @@ def _train_stages(
         again = overwrite or bool(ran & _needed(stage))
         is_kept = not again and _is_finished(stage)
         if is_main():
-            state = "finished before, kept" if is_kept else str(stage.output)
+            state = "finished before, kept" if is_kept else shown(stage.output)
             on_stage(f"[{number}/{len(recipe.every)}] {stage.name}: {state}")
         if is_kept:
             continue

@@ -5,6 +5,7 @@ RunConfig -> samples -> tokenizer -> task -> model -> loader -> fit -> evaluatio
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from evle.run.reporting import (
     write_report,
 )
 from evle.share.card import save_card
+from evle.storage import local
 from evle.tasks.task import Evaluation, Task
 
 
@@ -57,12 +59,12 @@ def train_run(
         EvleError: whatever a user can cause; the message says what to do.
     """
     join_processes()
-    asked = config.plain()
-    with locked(Path(config.output)):
-        Run(config.output).check(asked, overwrite=overwrite, complete=in_full)  # before anything takes time
+    asked, folder = config.plain(), local(config.output)
+    with locked(folder) if is_main() else nullcontext():
+        Run(folder).check(asked, overwrite=overwrite, complete=in_full)  # before anything takes time
         ready = prepare(config, task, samples)
         run = Run.start(
-            config.output,
+            folder,
             asked,
             seed=config.seed,
             data_hash=ready.data_hash,
@@ -118,7 +120,7 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
         how = f" ({task.quick_metric})" if task.quick_metric else ""
         summary.append(f"best {task.metric} on val{how} {result.best_score:.4g} at step {result.best_step}")
     report = Report(
-        title=config.title or Path(config.output).name,
+        title=config.title or local(config.output).name,
         summary=summary,
         provenance={
             **run.environment(),

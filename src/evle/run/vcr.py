@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from evle.config import apply_overrides
 from evle.data.samples import Samples, Split, describe
+from evle.distributed import is_main
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import make_output
 from evle.errors import ConfigError
@@ -22,12 +23,14 @@ from evle.run.config import RunConfig, read_run, refuse_training_settings
 from evle.run.evaluation import load_trained
 from evle.run.reporting import score_rows, skipped_table, write_report
 from evle.run.splits import read_split
+from evle.storage import fetch, join, open_mirror, session, shown
 from evle.tasks.task import Task
 from evle.tasks.trained import family_text_options
 from evle.tasks.vcr import VCRQ2ATask
 from evle.tasks.vcr_q2ar import CHANCE, LEADERBOARD, ReasonsForEachAnswer, judge
 
 
+@session()
 def judge_vcr(
     q2a: str | Path,
     qa2r: str | Path,
@@ -51,6 +54,7 @@ def judge_vcr(
         EvleError: folders, settings or data that cannot be used.
     """
     device = join_processes()
+    q2a, qa2r = fetch(q2a), fetch(qa2r)
     configs = [_read(q2a, "vcr-q2a", overrides), _read(qa2r, "vcr-qa2r", overrides)]
     split: Split = "test" if configs[0].data.test is not None else "val"
     samples = samples if samples is not None else read_split(configs[0].data, split, "vcr")
@@ -62,14 +66,14 @@ def judge_vcr(
         model, task = load_trained(config, folder, task_type)
         torch.nn.Module.to(model, device)
         loaded.append((model, task))
-    target = make_output(Path(output or Path(qa2r) / "joint"))
+    target = make_output(open_mirror(output or join(shown(qa2r), "joint"), writes=is_main()))
     found = judge(*loaded[0], *loaded[1], samples, configs[0].evaluate.settings(quick=False))
     said = [f"{name} on {split}: {found.scores[name]:.2f} (chance {CHANCE[name]:.2f})" for name in found.scores]
     report = Report(
         title=title,
         summary=[*said, f"to submit: {LEADERBOARD}"],
         provenance={
-            "models": {"q2a": str(q2a), "qa2r": str(qa2r)},
+            "models": {"q2a": shown(q2a), "qa2r": shown(qa2r)},
             "data": {split: describe(samples)},
             "config": {"q2a": configs[0].plain(), "qa2r": configs[1].plain()},
         },

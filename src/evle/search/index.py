@@ -25,6 +25,7 @@ from evle.search.listing import folder_of, hashed, list_entries, path_inside
 from evle.search.models import can_match, fingerprint, open_embedder, open_matcher, sharing_matcher
 from evle.search.results import Change, Hit
 from evle.search.store import DTYPES, Entry, Facts, Place, StaleError, Store, locked
+from evle.storage import fetch, shown
 from evle.terminal import ProgressLine
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ class ImageIndex:
         """
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} cannot store embeddings; {nearest(dtype, DTYPES)}")
-        output, root = Path(output), folder_of(Path(images))
-        list_entries(Path(images), root)  # refuse a folder without images before anything is written
+        images, output = fetch(images), Path(output)
+        root = folder_of(images)
+        list_entries(images, root)  # refuse a folder without images before anything is written
         embed = open_embedder(model) if isinstance(model, str | Path) else model
         if output.exists() and not (output / "index.json").is_file() and not _is_empty(output):
             raise DataError(f"{output} exists and is not an index; give a new or empty folder as output")
@@ -122,7 +124,7 @@ class ImageIndex:
                     fingerprint=fingerprint(embed),
                     dimension=embed.dimension,
                     dtype=dtype,
-                    model_name=embed.source,
+                    model_name=shown(embed.source) if embed.source else embed.source,
                 )
                 index = cls(Store(output, facts).create(), embed)
                 index.embed = embed  # its fingerprint is the header's: no need to read all weights again
@@ -145,7 +147,7 @@ class ImageIndex:
         """
         if root is not None and not Path(root).is_dir():
             raise DataError(f"root {root}: no such folder; give the folder that holds the indexed images")
-        return cls(Store.load(Path(path)), model, root=None if root is None else Path(root), match_model=match_model)
+        return cls(Store.load(fetch(path)), model, root=None if root is None else Path(root), match_model=match_model)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -174,7 +176,7 @@ class ImageIndex:
         elif self._model is not None:
             pipeline = self._model
         elif facts.model is not None:
-            pipeline = open_embedder(facts.model.seen_from(self.path))
+            pipeline = open_embedder(fetch(shown(facts.model.seen_from(self.path))))
         elif facts.model_name:
             pipeline = open_embedder(facts.model_name)
         else:
@@ -331,7 +333,7 @@ class ImageIndex:
         FLUSH_ROWS images or FLUSH_SECONDS, and when the work is interrupted.
         """
         started = time.monotonic()
-        images, embed = Path(images), self.embed
+        images, embed = fetch(images), self.embed
         with locked(self.path):
             store = self.store = self._latest()
             self.change = change = Change()

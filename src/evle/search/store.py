@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from evle.errors import DataError
 from evle.files import read_json, write_whole
+from evle.storage import is_url, local, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +72,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """A path remembered by itself and as seen from the index, so that both may move together."""
+    """A path remembered by itself and as seen from the index, so that both may move together; or a URL."""
 
     path: str
     from_index: str
 
     @classmethod
     def of(cls, target: Path, index: Path) -> Self:
-        return cls(str(target.resolve()), os.path.relpath(target.resolve(), index.resolve()))
+        return cls(url_of(target) or str(target.resolve()), os.path.relpath(target.resolve(), index.resolve()))
 
     def seen_from(self, index: Path) -> Path:
         """The path relative to where the index is now, or the remembered path where nothing is there."""
+        if is_url(self.path):
+            return local(self.path, "inputs")
         beside = Path(os.path.normpath(index.resolve() / self.from_index))
         return beside if beside.exists() else Path(self.path)
 
