@@ -9,6 +9,7 @@ import functools
 import inspect
 import operator
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -58,11 +59,11 @@ def takes_urls(verb: Callable[..., Any]) -> Callable[..., Any]:
 
     changed = {name: _as_text(hint) if name not in own else hint for name, hint in hints.items()}
     parameters = inspect.signature(verb).parameters.values()
-    with_local_paths.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    with_local_paths.__signature__ = inspect.Signature(
         [each.replace(annotation=changed[each.name]) for each in parameters]
     )
     with_local_paths.__annotations__ = changed
-    del with_local_paths.__wrapped__  # type: ignore[attr-defined]
+    del with_local_paths.__wrapped__
     return with_local_paths
 
 
@@ -85,14 +86,14 @@ def _as_text(hint: Any) -> Any:
             extra.metavar = extra.metavar or "<path>"
         if extra.callback is not None:
             extra.callback = _checking_path(extra.callback)
-    return Annotated[_replaced(inner), *extras]  # type: ignore[return-value]
+    return Annotated[_replaced(inner), *extras]
 
 
 def _replaced(hint: Any) -> Any:
     if hint is Path:
         return str
     if get_origin(hint) is list:
-        return list[_replaced(get_args(hint)[0])]  # type: ignore[misc]
+        return types.GenericAlias(list, (_replaced(get_args(hint)[0]),))
     if get_args(hint):
         return functools.reduce(operator.or_, map(_replaced, get_args(hint)))
     return hint
