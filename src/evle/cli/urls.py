@@ -59,12 +59,11 @@ def takes_urls(verb: Callable[..., Any]) -> Callable[..., Any]:
 
     changed = {name: _as_text(hint) if name not in own else hint for name, hint in hints.items()}
     parameters = inspect.signature(verb).parameters.values()
-    with_local_paths.__signature__ = inspect.Signature(
-        [each.replace(annotation=changed[each.name]) for each in parameters]
-    )
-    with_local_paths.__annotations__ = changed
-    del with_local_paths.__wrapped__
-    return with_local_paths
+    shown: Any = with_local_paths
+    shown.__signature__ = inspect.Signature([each.replace(annotation=changed[each.name]) for each in parameters])
+    shown.__annotations__ = changed
+    del shown.__wrapped__
+    return shown
 
 
 def _is_path(hint: Any) -> bool:
