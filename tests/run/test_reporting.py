@@ -41,6 +41,15 @@ def test_the_interval_holds_the_mean_and_narrows_as_the_root_of_the_samples():
     assert interval_table(Evaluation({"accuracy": 50.0})) == []
 
 
+def test_a_mean_of_two_means_resamples_each_of_them():
+    halves = ([100.0, 0.0] * 50, [100.0, 0.0] * 50)
+    low, high = interval(*halves)
+    # Two means with a standard error of 5 each: their mean has 5 / sqrt(2), so 95 % are within 1.96 x 3.5.
+    assert (low, high) == pytest.approx((43.1, 56.9), abs=1.5)
+    (table,) = interval_table(Evaluation({"R@mean": 50.0}, halves={"R@mean": halves}))
+    assert table.rows == [["R@mean", 50.0, low, high, 200]]
+
+
 def test_the_log_is_a_table_of_evenly_spread_lines_up_to_the_last(tmp_path):
     run = Run.start(tmp_path / "run", {}, seed=0)
     assert log_table(run) == []

@@ -73,6 +73,11 @@ def test_reranking_orders_the_candidates_by_the_match_logit(task):
     assert found.scores["TR@1"] == 100
     assert found.scores["IR@1"] == 100
     assert found.scores["itc/TR@1"] == 0  # equal scores count against the model
+    means = {
+        name: np.mean([np.mean(part) for part in found.averaged(name)]) for name in found.scores if "/" not in name
+    }
+    assert means == pytest.approx({name: found.scores[name] for name in means})
+    assert {"TR@1", "IR@10", "R@mean"} <= means.keys()
     assert found.chance["TR@1"] == pytest.approx(100 / 8)
     assert model.pairs == 64  # 8 images x 8 texts, each pair once though both directions ask for it
     assert model.images == 8  # in one batch, each handed over once

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.completion import complete_key, complete_recipe
-from evle.cli.shared import print_opening
+from evle.cli.shared import AsJson, print_json, print_opening
 from evle.cli.showing import show_report, show_use
 from evle.errors import EvleError
 
@@ -70,8 +70,8 @@ def train(
         if result.missing:
             raise typer.Exit(2)
         return
-    report = stages.train(read, overwrite=overwrite, on_stage=print)
-    show_report(report, read.folder, report.all_tables()[:1] if len(read.every) > 1 else ())
+    trained = stages.train(read, overwrite=overwrite, on_stage=print)
+    show_report(trained, read.folder, trained.all_tables()[:1] if len(read.every) > 1 else ())
     show_use(read.stages[-1].task, read.stages[-1].output)
 
 
@@ -145,6 +145,37 @@ def vcr(
     print_opening(folder / "report.html")
 
 
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, evaluations or recipes.", metavar="RUN...", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("comparison"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished runs on one page.
+
+    Scores are rows with confidence intervals, curves share their axes, and images that several runs show are side by
+    side. Of a recipe all stages are taken.
+
+    \b
+      evle report runs/quickstart
+      evle report runs/vqa-a runs/vqa-b runs/vqa-c/evaluation -o compared
+    """
+    from evle.engine.run_folder import make_output
+    from evle.run.side_by_side import compare_runs
+
+    compared = compare_runs(runs, output)
+    make_output(output)
+    page = compared.write(output)
+    if as_json:
+        for name, scores in compared.scores.items():
+            print_json({"run": name, "scores": scores})
+    else:
+        show_report(compared, output, compared.all_tables()[:1])
+    print_opening(page)
+
+
 def recipes() -> None:
     """List the bundled recipes.
 
@@ -162,4 +193,4 @@ def recipes() -> None:
     print(f"The files: {next(iter(known().values())).parent}")
 
 
-VERBS = (train, evaluate, vcr, recipes)
+VERBS = (train, evaluate, vcr, report, recipes)

@@ -165,12 +165,18 @@ class ExplainPipeline(Pipeline):
     @property
     def methods(self) -> tuple[str, ...]:
         """The measures that this model has, the default first."""
-        more = {"gradient": self.family == "eve" and self._answers(), "pbc": self._localise is not None}
+        more = {"gradient": self.family == "eve" and self.answers, "pbc": self._localise is not None}
         return ("rollout", "attention", *(name for name, has_it in more.items() if has_it))
 
-    def _answers(self) -> bool:
-        """Whether the model has a head whose answer can be explained."""
-        if isinstance(self.model, EVEForVQA | VLEForVQA | VLEForITM):
+    @property
+    def asks(self) -> bool:
+        """Whether the model answers questions."""
+        return isinstance(self.model, EVEForVQA | VLEForVQA)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model has a head whose answer, or whose probability of a match, can be explained."""
+        if self.asks or isinstance(self.model, VLEForITM):
             return True
         return isinstance(self.model, EVEForRetrieval) and learns_matching(self.model.config)
 
@@ -238,11 +244,11 @@ class ExplainPipeline(Pipeline):
 
     def _answer(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[str, float]:
         """The best answer, or "match", and its probability."""
-        if not self._answers():
+        if not self.answers:
             return "", 0.0
         with self.evaluating():
             logits = self._logits(self.model, pixel_values, input_ids).float()
-        if isinstance(self.model, EVEForVQA | VLEForVQA):
+        if self.asks:
             best = int(logits.argmax())
             names: Any = self.model.config.id2label
             return str(names[best]), float(logits[best].sigmoid())

@@ -46,8 +46,8 @@ def score_lines(task: Task, found: Evaluation, split: str, data: str = "") -> li
     if task.metric not in found.scores:
         return []
     facts = []
-    if values := found.values.get(task.metric):
-        low, high = interval(values)
+    if values := found.averaged(task.metric):
+        low, high = interval(*values)
         facts.append(f"95 % interval {low:.2f} to {high:.2f}")
     if task.metric in found.chance:
         facts.append(f"chance {found.chance[task.metric]:.2f}")
@@ -55,11 +55,12 @@ def score_lines(task: Task, found: Evaluation, split: str, data: str = "") -> li
     return [f"{task.metric} on {where}: {found.scores[task.metric]:.2f}" + (f" ({', '.join(facts)})" if facts else "")]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % confidence interval of a mean over samples, by 1,000 bootstrap resamples; always the same for the same
-    values."""
-    array, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
-    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(1000)]
+def interval(*parts: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of a mean over samples, or of the mean of several such means, by 1,000 bootstrap
+    resamples of each; always the same for the same values."""
+    rng = np.random.default_rng(0)
+    arrays = [np.asarray(values, dtype=np.float64) for values in parts]
+    means = [np.mean([array[rng.integers(0, len(array), len(array))].mean() for array in arrays]) for _ in range(1000)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
@@ -67,9 +68,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def interval_table(found: Evaluation) -> list[Table]:
     """The confidence intervals of the scores that are means over samples."""
     rows = [
-        [name, found.scores[name], *interval(values), len(values)]
-        for name, values in found.values.items()
-        if values and name in found.scores
+        [name, value, *interval(*values), sum(map(len, values))]
+        for name, value in found.scores.items()
+        if (values := found.averaged(name))
     ]
     note = "95 % intervals by 1,000 bootstrap resamples of the test samples: they leave out how training varies."
     return [Table("Confidence intervals", ["score", "value", "low", "high", "samples"], rows, note)] if rows else []

@@ -153,6 +153,7 @@ class RetrievalTask(Task):
             galleries=_galleries(corpus, to_text, to_image, _Ranks(to_text_ranks, to_image_ranks), settings),
             predictions=_records(corpus, to_text, to_image),
             skipped=images.skipped,
+            **_averaged(to_text_ranks, to_image_ranks),
         )
 
     def _corpus(self, samples: Sequence[Sample], results: dict[str, Any]) -> _Corpus:
@@ -233,6 +234,17 @@ class RetrievalTask(Task):
             _reordered(to_text, logits[np.searchsorted(codes, text_codes)]),
             _reordered(to_image, logits[np.searchsorted(codes, image_codes)]),
         )
+
+
+def _averaged(to_text_ranks: Tensor, to_image_ranks: Tensor) -> dict[str, Any]:
+    """What `retrieval_scores` averages, as `Evaluation` takes it: recalls over queries, R@mean over both directions."""
+    values: dict[str, list[float]] = {}
+    halves = []
+    for name, ranks in (("TR", to_text_ranks), ("IR", to_image_ranks)):
+        hits = [100.0 * (ranks < k).double() for k in RANKS]
+        values |= {f"{name}@{k}": each.tolist() for k, each in zip(RANKS, hits, strict=True)}
+        halves.append(torch.stack(hits).mean(dim=0).tolist())
+    return {"values": values, "halves": {"R@mean": tuple(halves)}}
 
 
 def learns_matching(config: PreTrainedConfig) -> bool:

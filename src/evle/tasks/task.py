@@ -42,8 +42,8 @@ class Evaluation:
     `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
     same names, `galleries` images for the report, `predictions` one JSON-able record a sample, `skipped` what
     could not be read, a line each, `files` the text of each file to write beside the report, by name (see
-    `evle.tasks.submission`), `tables` more tables for the report, and `values` for each score that is a mean over
-    samples what it averages, for confidence intervals.
+    `evle.tasks.submission`), and `tables` more tables for the report. For confidence intervals, `values` has what is
+    averaged for each score that is a mean over samples, and `halves` for each that is the mean of two such means.
     """
 
     scores: dict[str, float]
@@ -54,6 +54,11 @@ class Evaluation:
     files: dict[str, str] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    halves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+
+    def averaged(self, score: str) -> tuple[list[float], ...]:
+        """What a score averages: one list, two for a mean of two means, none for another score."""
+        return self.halves.get(score) or ((self.values[score],) if self.values.get(score) else ())
 
 
 @dataclass(frozen=True)
