@@ -42,6 +42,7 @@ DOORS = {
     "onnxruntime": ["exported/folder.py", "export"],
     "onnxscript": ["export"],
     "sentence_transformers": ["interop"],
+    "mteb": ["interop"],
     "faiss": ["search"],
     "peft": ["run/adapting.py"],
     "typer": ["cli"],

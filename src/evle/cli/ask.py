@@ -23,7 +23,7 @@ from evle.cli.shared import (
 from evle.errors import ConfigError
 
 if TYPE_CHECKING:
-    from evle.pipelines import LanguageModel
+    from evle.pipelines import LanguageModel, LanguageVQAPipeline
 
 CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
 
@@ -79,28 +79,19 @@ def ask(
     if chat is None and not (chat_model is None and key_variable is None):
         option = "--chat-model" if chat_model is not None else "--key-variable"
         raise ConfigError(f"{option} is for a chat server; name the server with --chat")
-    words_it = chat is not None or language_model is not None
     questions, source = text_list([question], image), image_source(image)
+    words_it = chat is not None or language_model is not None
     vqa = open_pipeline("VQAPipeline", model)
+    worded = None
+    if words_it:
+        endpoint = None if chat is None else (chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
+        worded = _worded(vqa, model, endpoint, language_model, captioner)
 
     def answer(some: list[str]) -> list[dict[str, Any]]:
-        if not words_it:
-            return [{**row, "caption": None, "reply": row["answer"]} for row in vqa(source, some, top_k=k)]
-        return worded(source, some, captions=caption, top_k=k)
+        if worded is not None:
+            return worded(source, some, captions=caption, top_k=k)
+        return [{**row, "caption": None, "reply": row["answer"]} for row in vqa(source, some, top_k=k)]
 
-    if words_it:
-        from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
-
-        language: LanguageModel
-        if chat is not None:
-            language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
-        else:
-            assert language_model is not None
-            language = LocalLanguageModel(language_model)
-        described = LocalCaptioner(captioner) if captioner is not None else None
-        # An exported model is asked through the torch pipeline here: a language model needs torch, or a server.
-        of_torch = vqa if isinstance(vqa, VQAPipeline) else VQAPipeline(model)
-        worded = LanguageVQAPipeline(of_torch, language, described)
     with answering() as answered:
         for _, result in answered.each(questions, answer):
             if as_json:
@@ -114,6 +105,22 @@ def ask(
                 print(f"caption: {result['caption']}")
             if words_it:
                 print(result["reply"])
+
+
+def _worded(
+    vqa: Any, model: str, endpoint: tuple[str, str, str] | None, language_model: Path | None, captioner: Path | None
+) -> "LanguageVQAPipeline":
+    """The pipeline whose answers a language model words; for an exported model, too, which torch then runs."""
+    from evle.pipelines import ChatEndpoint, LanguageVQAPipeline, LocalCaptioner, LocalLanguageModel, VQAPipeline
+
+    language: LanguageModel
+    if endpoint is not None:
+        language = ChatEndpoint(*endpoint)
+    else:
+        assert language_model is not None
+        language = LocalLanguageModel(language_model)
+    described = LocalCaptioner(captioner) if captioner is not None else None
+    return LanguageVQAPipeline(vqa if isinstance(vqa, VQAPipeline) else VQAPipeline(model), language, described)
 
 
 def match(
