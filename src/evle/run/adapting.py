@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from evle.config import Config, refuse_no_pattern
@@ -71,7 +72,8 @@ class Adapter:
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Stop the training of the parameters whose names match one of `patterns` (re.search); their names.
 
-    Raises ConfigError for a pattern that matches none.
+    A batch norm whose parameters are frozen also keeps its statistics and normalises by them, as in evaluation. Raises
+    ConfigError for a pattern that matches none.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
@@ -83,7 +85,15 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         frozen |= matching
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not any(each.requires_grad for each in module.parameters()):
+            module.register_forward_pre_hook(_stay_in_evaluation)
     return sorted(frozen)
+
+
+def _stay_in_evaluation(module: nn.Module, inputs: object) -> None:
+    """Undo `train()` of a whole model for one module, which is about to run."""
+    module.eval()
 
 
 def adapt(model: PreTrainedModel, options: LoraConfig, init: str, untrained: Collection[str]) -> Adapter:

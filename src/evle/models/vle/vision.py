@@ -88,6 +88,7 @@ class VLEVisionTower(nn.Module):
         self.interpolates: bool = "interpolate_pos_encoding" in arguments
         self.takes_patches: bool = "spatial_shapes" in arguments
         self.gives_maps = "timm_model" not in dict(self.vision_model.named_children())
+        self.is_convolutional = any(isinstance(each, nn.BatchNorm2d) for each in self.vision_model.modules())
 
     def forward(self, pixel_values: Tensor, keep_maps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`pixel_values` (B, C, H, W) -> states (B, P, vision width) and, if asked for, the encoder's own maps.
@@ -96,6 +97,8 @@ class VLEVisionTower(nn.Module):
         """
         self._check(pixel_values)
         height, width = pixel_values.shape[-2:]
+        if self.is_convolutional and not torch.compiler.is_compiling():  # halves the time of a step on a CPU
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         options: dict[str, Any] = {"pixel_values": pixel_values}
         if self.interpolates:
             size = read_image_size(self.config)
