@@ -58,8 +58,8 @@ library_name: {library}
 
 {text}
 
-Written by `examples/real_towers/build.py` of evle, from the PyPI package `{package}` {version}. The tensors are those of the
-package; only names and file format changed.
+Written by `examples/real_towers/build.py` of evle, from the PyPI package `{package}` {version}. The tensors are those
+of the package; only names and file format changed.
 """
 
 

@@ -1,5 +1,6 @@
 """CLIP and SigLIP of transformers in our pipelines, and models by their hub names."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    pipeline,
 )
 
 from commands import call
 from evle.data.samples import CaptionSample
 from evle.errors import CheckpointError, ConfigError
 from evle.models.folders import hub_folder, model_folder
+from evle.models.vle import VLEConfig, VLEForRetrieval, VLEProcessor
 from evle.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline
+from evle.run.evaluation import load_to_score
 from evle.search import ImageIndex
-from evle.tasks.task import EvaluationSettings
+from evle.tasks.task import EvaluationSettings, TextConfig
+from evle.tasks.vqa import VQATask
 from evle.transforms.text import train_tokenizer
 from retrieval_models import COLOURS, save_retrieval_model
 
@@ -114,6 +119,72 @@ def test_retrieval_is_evaluated_by_our_protocol(folders):
     scores = embed.task.evaluate(embed.model, samples, EvaluationSettings(batch_size=2)).scores
     best = (embed.texts([s.captions[0] for s in samples]) @ embed.images([s.image for s in samples]).T).argmax(dim=1)
     assert scores["IR@1"] == pytest.approx(100 * float((best == torch.arange(5)).float().mean()))
+
+
+@pytest.fixture(scope="module")
+def captions(folders):
+    """The images of `folders` as a user's own folder."""
+    rows = [{"image": f"{colour}.png", "captions": [f"a {colour} ball"]} for colour in COLOURS]
+    (folders["images"] / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folders["images"]
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_evaluate_scores_a_model_folder_as_its_pipeline_embeds(folders, captions, family, tmp_path):
+    data = (f"data.path={captions}", "data.test.source=folder")
+    call("evaluate", folders[family], "task.name=retrieval", *data, "-o", tmp_path / "named")
+    recipe = tmp_path / "retrieval.yaml"
+    recipe.write_text("task: {name: retrieval, k_test: 4}\nimage: {size: 384, framing: whole}\ntrain: {steps: 1}\n")
+    call("evaluate", folders[family], "--recipe", recipe, *data, "-o", tmp_path / "recipe")
+    named, by_recipe = (
+        json.loads((tmp_path / name / "report.json").read_text())["scores"]["test"] for name in ("named", "recipe")
+    )
+    embed = EmbedPipeline(folders[family])
+    texts, images = ([f"a {c} ball" for c in COLOURS], [captions / f"{c}.png" for c in COLOURS])
+    similarities = embed.texts(texts) @ embed.images(images).T
+    first = 100 * float((similarities.argmax(dim=1) == torch.arange(len(COLOURS))).float().mean())
+    assert named == by_recipe
+    assert named["IR@1"] == pytest.approx(first)
+
+
+def test_evaluate_scores_a_hub_name(cache, captions):
+    call("evaluate", "someone/tiny@small", "task.name=retrieval", f"data.path={captions}", "data.test.source=folder")
+    assert (Path("runs/someone/tiny@small/evaluation/report.json")).is_file()
+
+
+def test_evaluate_names_what_is_missing(folders, captions, tmp_path):
+    message = call("evaluate", folders["clip"], f"data.path={captions}", code=2)
+    assert "no run documents what to score it by; name a recipe with --recipe, or task and data" in message
+    with pytest.raises(CheckpointError, match="model_type 'clip'"):
+        load_to_score(folders["clip"], VQATask)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2"}')
+    with pytest.raises(CheckpointError, match=r"any shape \(NaFlex\), which is not supported; take a SigLIP 2 of one"):
+        EmbedPipeline(tmp_path)
+
+
+def save_vle(folder: Path) -> Path:
+    tokenizer = train_tokenizer([f"a {colour} ball" for colour in COLOURS], 300)
+    torch.manual_seed(0)
+    model = VLEForRetrieval(VLEConfig.from_preset("vle-tiny", image_size=32, vocab_size=len(tokenizer)))
+    model.save_pretrained(folder)
+    VLEProcessor.for_size(32, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["eve", "vle"])
+def test_transformers_classifies_zero_shot_with_our_models(family, folders, tmp_path):
+    (save_retrieval_model if family == "eve" else save_vle)(tmp_path)
+    labels = [f"a {colour} ball" for colour in COLOURS]
+    image = folders["images"] / "red.png"
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    result = classify(str(image), candidate_labels=labels, hypothesis_template="{}")
+    embed = EmbedPipeline(tmp_path, device="cpu", text=TextConfig(clean=False))
+    scale = 1 / embed.model.contrast.clamped_temperature()
+    expected = torch.softmax(scale * (embed.images(image) @ embed.texts(labels).T)[0], dim=0)
+    scores = {each["label"]: each["score"] for each in result}
+    torch.testing.assert_close(torch.tensor([scores[label] for label in labels]), expected.detach(), atol=1e-4, rtol=0)
+    one = classify([str(image)] * 2, candidate_labels=labels[:1], hypothesis_template="{}", batch_size=2)
+    assert [each[0]["label"] for each in one] == labels[:1] * 2
 
 
 def test_a_dual_encoder_is_no_matcher(folders):

@@ -13,6 +13,7 @@ from evle.errors import ConfigError
 from evle.run.prepare import prepare
 from evle.tasks.captions import CaptionConfig, training_text
 from evle.tasks.predict import predict_all
+from evle.tasks.reranking import Candidates
 from micro import SAMPLES, caption_samples, micro_run
 
 
@@ -82,6 +83,29 @@ def test_reranking_orders_the_candidates_by_the_match_logit(task):
     assert model.pairs == 64  # 8 images x 8 texts, each pair once though both directions ask for it
     assert model.images == 8  # in one batch, each handed over once
     assert found.predictions[0]["texts"][0] == samples[0].captions[0]
+
+
+def test_the_similarity_orders_candidates_as_far_as_its_weight_says(task):
+    samples = caption_samples()
+    model = oracle(task, samples)
+    alone = evaluate(task, model, samples).scores["itc/TR@1"]
+    rows = {row[0]: row[1:] for row in evaluate(task, model, samples).tables[0].rows}
+    assert rows["embeddings alone"] == [alone, evaluate(task, model, samples).scores["itc/IR@1"]]
+    assert rows["0"] == [100, 100]
+    indices = np.array([[2, 0, 1]])
+    candidates = Candidates(
+        indices,
+        np.array([[0.9, 0.5, 0.1]]),
+        np.array([[0.0, 1.0]]),
+        torch.tensor([3]),
+        torch.tensor([0]),
+        torch.arange(3),
+    )
+    assert candidates.order(0.0).tolist() == [[0, 2, 1]]  # the third has no match logit and stays behind
+    assert candidates.order(2.4).tolist() == [[0, 2, 1]]  # 2.2 against 2.16
+    assert candidates.order(2.6).tolist() == [[2, 0, 1]]  # 2.3 against 2.34
+    assert candidates.ranks(candidates.order(2.6)).tolist() == [1]
+    assert candidates._replace(query_ids=torch.tensor([7])).ranks(indices).tolist() == [3]
 
 
 def test_joint_passes_never_exceed_the_batch_size(task):

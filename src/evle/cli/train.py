@@ -79,7 +79,7 @@ def evaluate(
     run: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, or a recipe whose output folder holds its run.",
+            help="A run's folder, a model's folder or hub name, or a recipe whose output folder holds its run.",
             show_default=False,
             autocompletion=complete_recipe,
         ),
@@ -109,15 +109,19 @@ def evaluate(
       evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
       evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 -o scores
+      evle evaluate openai/clip-vit-base-patch32 task.name=retrieval data.path=FOLDER data.test.source=folder
     """
+    from evle.models.folders import is_hub_name
     from evle.run import config as reading
     from evle.run import evaluation
 
-    if by is None and not Path(run).is_dir() and "/" in run and Path(run).suffix not in (".yaml", ".yml"):
-        raise EvleError(f"{run}: no such folder; give a run's folder, or a recipe")
+    is_file = Path(run).suffix in (".yaml", ".yml")
+    on_hub = is_hub_name(run) and not is_file
+    if by is None and not Path(run).is_dir() and "/" in run and not on_hub and not is_file:
+        raise EvleError(f"{run}: no such folder; give a run's folder, a model's folder or hub name, or a recipe")
     config = reading.read_to_score(run, overrides or [], recipe=by, model=model)
     name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
-    folder = output or Path(config.output) / name
+    folder = output or Path("runs" if on_hub else "") / config.output / name
     show_report(evaluation.evaluate(config, model=model, output=folder), folder)
     print_opening(folder / "report.html")
 

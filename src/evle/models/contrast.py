@@ -150,6 +150,10 @@ class ContrastHead(nn.Module):
             pooled = (text_hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
         return nn.functional.normalize(self.text_projection(pooled).float(), dim=-1)
 
+    def similarities(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Unit vectors (B, projection) and (N, projection) -> similarities (B, N) divided by the temperature."""
+        return image_embeds @ text_embeds.T / self.clamped_temperature()
+
     def clamped_temperature(self) -> Tensor:
         """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can return into the range."""
         value = self.temperature.float()

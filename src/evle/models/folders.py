@@ -160,6 +160,11 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
         raise CheckpointError(f"{file}: architectures is {str(heads)[:40]!r}, where a list of names is needed")
     family = str(fields.get("model_type", ""))
+    if family == "siglip2" and family not in families:
+        raise CheckpointError(
+            f"{folder} holds a SigLIP 2 that takes images of any shape (NaFlex), which is not supported; take a SigLIP "
+            "2 of one image size, such as google/siglip2-base-patch16-224"
+        )
     if family not in families:
         raise CheckpointError(
             f"{folder} holds a checkpoint of another family: model_type {family!r}; {nearest(family, families)}"

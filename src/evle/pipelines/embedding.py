@@ -17,7 +17,7 @@ from evle.errors import SampleError
 from evle.models.dual import DUAL_ENCODERS
 from evle.pipelines.pipeline import Pipeline
 from evle.tasks.dual import DualEncoderTask
-from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.retrieval import RetrievalConfig, RetrievalTask
 from evle.tasks.task import Task
 
 
@@ -48,14 +48,10 @@ class EmbedPipeline(Pipeline):
 
     def make_task(self, **options: Any) -> Task:
         """Retrieval as evaluation reads it; for CLIP and SigLIP, by their own processor."""
-        family = self.model.config.model_type
-        if family not in DUAL_ENCODERS:
+        if self.model.config.model_type not in DUAL_ENCODERS:
             return super().make_task(k_test=0, **options)
-        longest = min(self.text.max_length, int(self.model.config.text_config.max_position_embeddings))
-        text = self.text.model_copy(update={"max_length": longest})
-        task = DualEncoderTask(DualEncoderTask.config_type(text=text, k_test=0), self.processor)
-        task.family = family
-        return task
+        settings = RetrievalConfig(text=self.text, k_test=0)
+        return DualEncoderTask.for_model(settings, self.processor, self.model.config)
 
     def texts(self, texts: Texts) -> Tensor:
         """Embeddings (N, D) float32 on the CPU."""

@@ -17,6 +17,9 @@ from evle.config import Config, apply_overrides, load_yaml, merge, unknown_key
 from evle.engine.optim import OptimConfig
 from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError, nearest
+from evle.models.dual import DUAL_ENCODERS
+from evle.models.folders import is_hub_name, model_folder, read_fields
+from evle.models.loading import ALL_PROCESSORS
 from evle.precision import Precision
 from evle.recipes import find_recipe
 from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
@@ -25,7 +28,7 @@ from evle.run.weights import CONFIGS, ModelConfig, config_fields
 from evle.storage import fetch, is_url, join, local
 from evle.tasks import TASKS
 from evle.tasks.task import EvaluationSettings, Task, TextConfig
-from evle.tasks.trained import run_settings
+from evle.tasks.trained import family_text_options, run_settings
 from evle.transforms.image_config import ImageConfig
 
 TRAINING = ("optim", "train", "tokenizer", "seed")
@@ -362,12 +365,27 @@ def _joint_stages(path: Path, pairs: Mapping[str, Any], stages: Sequence[Stage],
 
 def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Path | None = None) -> RunConfig:
     """The configuration of the run in `folder` with `key=value` overrides, to evaluate by; with `recipe`, its task and
-    data instead (see `evle.run.evaluation`). Raises ConfigError."""
+    data instead (see `evle.run.evaluation`).
+
+    A model folder or a hub name serves, too; of a model without a run, `recipe` or `overrides` name task and data.
+    Raises ConfigError, and CheckpointError for a name that holds no model.
+    """
     refuse_training_settings(overrides)
-    file = Path(folder) / "config.yaml" if recipe is None else find_recipe(recipe)
-    if not file.is_file():
-        raise ConfigError(f"{folder}: no run's folder (no config.yaml)")
-    tree = apply_overrides(load_yaml(file) if recipe is None else recipe_for(folder, recipe), overrides)
+    file = Path(folder) / "config.yaml"
+    if recipe is not None:
+        file, tree = find_recipe(recipe), recipe_for(folder, recipe)
+    elif file.is_file():
+        tree = load_yaml(file)
+    elif (Path(folder) / "config.json").is_file() or is_hub_name(folder):
+        file, tree = Path(folder), settings_of(folder)
+    else:
+        raise ConfigError(f"{folder}: neither a run's folder (no config.yaml) nor a model folder (no config.json)")
+    tree = apply_overrides(tree, overrides)
+    if "task" not in tree:
+        raise ConfigError(
+            f"{folder}: no run documents what to score it by; name a recipe with --recipe, or task and data, such as "
+            "task.name=retrieval data.path=FOLDER data.test.source=folder"
+        )
     is_tested = (tree.get("data") or {}).get("test") is not None
     for override in overrides:
         if is_tested and override.startswith(("data.val.", "data.val=")):
@@ -398,7 +416,8 @@ def read_to_score(
     """
     run = str(fetch(run)) if is_url(run) else run
     model = fetch(model) if is_url(model) else model
-    is_run = recipe is not None or Path(run).is_dir()
+    is_file = Path(run).suffix in (".yaml", ".yml")
+    is_run = recipe is not None or Path(run).is_dir() or (is_hub_name(run) and not is_file)
     refuse_training_settings(overrides)
     config = read_run(run, overrides, recipe) if is_run else read_recipe(run, overrides)
     if is_run and model is None:
@@ -413,17 +432,28 @@ def recipe_for(folder: str | Path, recipe: str | Path) -> dict[str, Any]:
     """The settings by which `recipe` scores the model in a run's or model's folder.
 
     `image.size`, `text` and `model` are those of the run; of a model without a run, its processor's size, the recipe's
-    text, and nothing.
+    text, and nothing. CLIP and SigLIP read texts as they are.
     Raises ConfigError for a recipe that does not exist or has several stages, CheckpointError without a model.
     """
     path = find_recipe(recipe)
     tree = load_yaml(path)
     if "stages" in tree:
         raise ConfigError(f"{path} has several stages ({', '.join(tree['stages'])}): score by a recipe of one run")
-    settings = run_settings(folder)
+    settings = settings_of(folder)
     tree = merge(tree, {"image": {"size": (settings.get("image") or {}).get("size")}})
     tree["model"] = settings.get("model") or {}
     return merge(tree, {"text": settings["text"]}) if "text" in settings else tree
+
+
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """The configuration of the run that trained a model; without a run, little more than how a CLIP or SigLIP reads
+    texts."""
+    if settings := run_settings(folder):
+        return settings
+    family = read_fields(model_folder(folder), ALL_PROCESSORS)["model_type"]
+    nothing = {"train": {"steps": 1}}  # every configuration has a number of steps; an evaluation takes none
+    as_it_is = {"text": family_text_options(family).model_dump(mode="json")}
+    return nothing | as_it_is if family in DUAL_ENCODERS else nothing
 
 
 def refuse_training_settings(overrides: Sequence[str]) -> None:

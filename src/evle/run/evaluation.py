@@ -19,11 +19,12 @@ from evle.engine.run_folder import Run, make_output
 from evle.errors import CheckpointError, ConfigError
 from evle.exported.folder import is_exported
 from evle.exported.model import open_model
-from evle.models.folders import from_folder, model_folder
-from evle.models.loading import load_model
+from evle.models.dual import DUAL_ENCODERS
+from evle.models.folders import from_folder, model_folder, read_fields
+from evle.models.loading import ALL_PROCESSORS, load_model
 from evle.report import Report
 from evle.run.config import RunConfig, task_class
-from evle.run.prepare import build_task
+from evle.run.prepare import build_task, task_options
 from evle.run.reporting import (
     data_read,
     file_lines,
@@ -38,6 +39,7 @@ from evle.run.reporting import (
 from evle.run.splits import read_split
 from evle.run.weights import read_config, read_processor
 from evle.storage import fetch, join, open_mirror, session, shown
+from evle.tasks.dual import DualEncoderTask
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task
@@ -73,13 +75,16 @@ def with_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> PreTrained
 
 
 def load_to_score(folder: str | Path, task: type[Task]) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model in `folder` with the head of `task`, as `load_model`; a pre-trained one scores retrieval as it is.
+    """The model in `folder` with the head of `task`, as `load_model`; a pre-trained one scores retrieval as it is,
+    and so do CLIP and SigLIP.
 
     Pre-trained by contrast without matching, its matching head counts as never learned. Raises CheckpointError for a
     pre-trained model without contrast, and otherwise as `load_model`.
     """
     if task.models is not RetrievalTask.models or is_exported(folder):
         return open_model(folder, task.models)
+    if read_fields(model_folder(folder), ALL_PROCESSORS)["model_type"] in DUAL_ENCODERS:
+        return load_model(folder, DUAL_ENCODERS)
     config: Any = read_config(folder)
     pretrained = PreTrainingTask.models.get(config.model_type)
     if pretrained is None or config.architectures != [pretrained.__name__] or {"itc", "itm"} <= set(config.objectives):
@@ -146,6 +151,9 @@ def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -
     options of `config`. Raises CheckpointError, and ConfigError for overrides that need other weights."""
     model, processor = load_to_score(folder, task_type)
     model = with_fields(model, asked_fields(config.plain()["model"]["overrides"], folder))
+    if model.config.model_type in DUAL_ENCODERS:
+        options: Any = task_options(task_type, config)
+        return model, DualEncoderTask.for_model(options, processor, model.config)
     task = build_task(task_type, config, processor)
     task.restore(_read_state(model_folder(folder)))
     task.bind(model.config)

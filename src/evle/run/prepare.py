@@ -20,7 +20,7 @@ from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size
 from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
-from evle.tasks.task import Task
+from evle.tasks.task import Task, TaskConfig
 from evle.tasks.vqa import has_slot
 from evle.transforms.words import clean_caption
 
@@ -63,8 +63,13 @@ def prepare(
 
 def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
     """A task with the options that the configuration gives it. Raises ConfigError for options that it does not have."""
+    return task(task_options(task, config), processor)
+
+
+def task_options(task: type[Task], config: RunConfig) -> TaskConfig:
+    """The options that a configuration gives to a task. Raises ConfigError for those that it does not have."""
     options = {name: value for name, value in config.task.items() if name != "name"}
-    return task(task.config_type.build({**options, "image": config.image, "text": config.text}, "task"), processor)
+    return task.config_type.build({**options, "image": config.image, "text": config.text}, "task")
 
 
 def _samples(config: RunConfig, task: type[Task], samples: Mapping[Split, Samples] | None) -> dict[Split, Samples]:

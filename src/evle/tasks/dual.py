@@ -1,18 +1,19 @@
 """Retrieval with a dual encoder of transformers: images and texts are prepared by the model's own processor."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.models.dual import DUAL_ENCODERS, PADDED_TO_THE_END
-from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.retrieval import RetrievalConfig, RetrievalTask
 from evle.tasks.task import Batch
 from evle.transforms.collate import pad_rows, pad_text
+from evle.transforms.image_config import ImageConfig
 
 
 class DualEncoderTask(RetrievalTask):
@@ -20,7 +21,22 @@ class DualEncoderTask(RetrievalTask):
 
     name = "dual"
     models: ClassVar[dict[str, type[PreTrainedModel]]] = DUAL_ENCODERS
-    family = ""
+
+    def __init__(self, options: RetrievalConfig, processor: ProcessorMixin, family: str):
+        super().__init__(options, processor)
+        self.family = family
+
+    @classmethod
+    def for_model(cls, options: RetrievalConfig, processor: ProcessorMixin, config: PreTrainedConfig) -> Self:
+        """The task for a model of `config`: nothing is re-ranked, texts are cut where its positions end, and images are
+        as its own processor frames them."""
+        positions = int(config.get_text_config().max_position_embeddings)
+        text = options.text.model_copy(update={"max_length": min(options.text.max_length, positions)})
+        return cls(
+            options.model_copy(update={"k_test": 0, "text": text, "image": ImageConfig()}),
+            processor,
+            str(config.model_type),
+        )
 
     def read_image(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
         """One image as the processor prepares it, float32 (3, H, W)."""

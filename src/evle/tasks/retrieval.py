@@ -18,13 +18,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.images import open_image
 from evle.data.samples import CaptionSample, Sample, readable
 from evle.errors import ConfigError
-from evle.metrics import NOT_FOUND, best_ranks, list_ranks, retrieval_chance, retrieval_scores, top_k
+from evle.metrics import NOT_FOUND, best_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.captions import CaptionConfig, match_name, match_of, training_text
 from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
+from evle.tasks.reranking import Candidates, weights_table
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids
 
@@ -36,8 +37,11 @@ class RetrievalConfig(CaptionConfig):
     """Options of retrieval. EVE evaluates with `k_test` 128 on COCO and Flickr30K."""
 
     k_test: int = Field(default=128, ge=0)
-    """So many candidates of each query are ranked again by the match logit of joint passes; 0 ranks by embeddings
-    alone."""
+    """Number of candidates of each query that are ranked again by the match logit of joint passes; 0 ranks by
+    embeddings alone."""
+    similarity_weight: float = Field(default=0.0, ge=0)
+    """Re-ranking adds this many times the cosine similarity of the embeddings to the match logit; 0 orders by matching
+    alone, as published. BLIP adds the similarity with weight 1. The report compares several weights."""
 
 
 @dataclass(frozen=True)
@@ -136,20 +140,23 @@ class RetrievalTask(Task):
             return Evaluation(scores, retrieval_chance(corpus.image_ids.tolist(), corpus.text_ids.tolist(), RANKS))
 
         kept = max(*RANKS, self.options.k_test)
-        to_text = top_k(image_vectors, text_vectors, kept)[1].numpy()  # (N, K)
-        to_image = top_k(text_vectors, image_vectors, kept)[1].numpy()  # (M, K)
+        text_scores, to_text = (each.numpy() for each in top_k(image_vectors, text_vectors, kept))  # (N, K)
+        image_scores, to_image = (each.numpy() for each in top_k(text_vectors, image_vectors, kept))  # (M, K)
+        tables = []
         if self.options.k_test:
+            text_logits, image_logits = self._match_logits(model, corpus, to_text, to_image, settings)
+            ids = corpus.image_ids, corpus.text_ids
+            texts_found = Candidates(to_text, text_scores, text_logits, to_text_ranks, *ids)
+            images_found = Candidates(to_image, image_scores, image_logits, to_image_ranks, *reversed(ids))
+            tables = [weights_table(texts_found, images_found, scores)]
+            to_text, to_image = (each.order(self.options.similarity_weight) for each in (texts_found, images_found))
+            to_text_ranks, to_image_ranks = texts_found.ranks(to_text), images_found.ranks(to_image)
             by_embeddings = {f"itc/{name}": value for name, value in scores.items()}
-            to_text, to_image = self._rerank(model, corpus, to_text, to_image, settings)
-            # An item that is not among the candidates keeps its rank by embeddings, which is behind all of them.
-            reranked = list_ranks(corpus.text_ids[torch.from_numpy(to_text)], corpus.image_ids)
-            to_text_ranks = torch.where(reranked == NOT_FOUND, to_text_ranks, reranked)
-            reranked = list_ranks(corpus.image_ids[torch.from_numpy(to_image)], corpus.text_ids)
-            to_image_ranks = torch.where(reranked == NOT_FOUND, to_image_ranks, reranked)
             scores = retrieval_scores(to_text_ranks, to_image_ranks, RANKS) | by_embeddings
         return Evaluation(
             scores=scores,
             chance=retrieval_chance(corpus.image_ids.tolist(), corpus.text_ids.tolist(), RANKS),
+            tables=tables,
             galleries=_galleries(corpus, to_text, to_image, _Ranks(to_text_ranks, to_image_ranks), settings),
             predictions=_records(corpus, to_text, to_image),
             skipped=images.skipped,
@@ -182,7 +189,7 @@ class RetrievalTask(Task):
     def _collate_texts(self, features: list[Features]) -> Batch:
         return self.collate_tokens([each["tokens"] for each in features])
 
-    def _rerank(
+    def _match_logits(
         self,
         model: Any,
         corpus: _Corpus,
@@ -190,7 +197,7 @@ class RetrievalTask(Task):
         to_image: np.ndarray,
         settings: EvaluationSettings,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same candidates, the first `k_test` of each query ordered by the match logit.
+        """The match logits of the first `k_test` candidates of each image (N, k) and of each text (M, k).
 
         Every image is decoded once, with all the texts it is paired with in either direction; only (N + M) * k_test
         numbers are kept.
@@ -230,10 +237,7 @@ class RetrievalTask(Task):
             model, corpus.samples, self._image_features, self._collate_images, match_logits, settings
         )
         logits = np.concatenate([predicted.results[sample.key] for sample in corpus.samples])
-        return (
-            _reordered(to_text, logits[np.searchsorted(codes, text_codes)]),
-            _reordered(to_image, logits[np.searchsorted(codes, image_codes)]),
-        )
+        return logits[np.searchsorted(codes, text_codes)], logits[np.searchsorted(codes, image_codes)]
 
 
 def _averaged(to_text_ranks: Tensor, to_image_ranks: Tensor) -> dict[str, Any]:
@@ -257,13 +261,6 @@ def _rows(features: Tensor) -> list[np.ndarray]:
     """Embeddings (B, D) one by one, as arrays: a row of a tensor would travel between processes, and stay in memory
     there, with the whole batch that it is a view of."""
     return list(features.float().cpu().numpy())
-
-
-def _reordered(candidates: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """`candidates` (Q, K) with the first of each row, as many as `logits` (Q, k), put in falling order of logits."""
-    head = candidates[:, : logits.shape[1]]
-    order = np.argsort(-logits, axis=1, kind="stable")
-    return np.concatenate([np.take_along_axis(head, order, axis=1), candidates[:, logits.shape[1] :]], axis=1)
 
 
 class _Ranks(NamedTuple):

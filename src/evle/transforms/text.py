@@ -74,6 +74,7 @@ def train_tokenizer(
         sep_token="[SEP]",
         mask_token="[MASK]",
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # transformers' own pipelines pass on whatever it returns
     )
 
 

@@ -175,8 +175,13 @@ class EVEForRetrieval(EVEPreTrainedModel):
             return_loss: False leaves out the losses and the joint pass of matching.
 
         `config.objective_weights` weighs itc and itm (equal as published); an ITM of weight 0 is not computed. `logits`
-        of the output are the scaled similarities image to text (B, G), the states those of the single passes.
+        of the output are the scaled similarities image to text (B, G), the states those of the single passes. Without
+        training, the numbers of images and texts may differ, as in zero-shot classification; then the similarities are
+        all that is computed.
         """
+        if len(pixel_values) != len(input_ids) and not self.training and match_ids is None:
+            texts = self.get_text_features(input_ids, attention_mask)
+            return EVEOutput(logits=self.contrast.similarities(self.get_image_features(pixel_values), texts))
         pairs = Pairs.of(pixel_values, input_ids, attention_mask, match_ids)
         contrast, (image, text) = contrast_pairs(self.eve, self.contrast, pairs)
         losses: dict[str, Tensor] = {"itc": contrast.loss} if return_loss else {}

@@ -61,6 +61,11 @@ class EVEOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
+    @property
+    def logits_per_image(self) -> Tensor | None:
+        """transformers' name of the similarities image to text."""
+        return self.logits
+
 
 def eager_attention_forward(
     module: nn.Module,

@@ -322,10 +322,14 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
         is its own. `config.objective_weights` weighs itc and itm; an ITM of weight 0 is not computed. `logits` of the
         output are the scaled similarities image to text (B, G); without `return_loss` they are all that is computed.
-        The towers run once: negatives reuse their states.
+        So they are in evaluation where the numbers of images and texts differ, as in zero-shot classification. The
+        towers run once: negatives reuse their states.
         """
         check_text(input_ids, attention_mask)
         if pixel_values.shape[0] != input_ids.shape[0]:
+            if not self.training and match_ids is None:
+                texts = self.get_text_features(input_ids, attention_mask)
+                return VLEOutput(logits=self.contrast.similarities(self.get_image_features(pixel_values), texts))
             raise DataError(
                 f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; pair each image "
                 "with one text"

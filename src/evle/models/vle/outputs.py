@@ -52,6 +52,11 @@ class VLEOutput(ModelOutput):
         return self.image_hidden
 
     @property
+    def logits_per_image(self) -> Tensor | None:
+        """transformers' name of the similarities image to text."""
+        return self.logits
+
+    @property
     def text_embeds(self) -> Tensor | None:
         """The released name of `text_hidden`."""
         return self.text_hidden
