@@ -154,9 +154,7 @@ def test_an_image_tower_is_read_from_tensors_under_the_names_of_the_package(towe
 def test_other_weights_than_the_pinned_ones_are_refused(towers, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"other")
-    with pytest.raises(
-        towers.BuildError, match=r"install the version that examples/real_towers/requi"
-    ):
+    with pytest.raises(towers.BuildError, match=r"install the version that examples/real_towers/requi"):
         towers.check_sum(file)
 
 
@@ -189,9 +187,9 @@ def test_towers_of_the_real_packages_make_a_vle_that_trains(towers, tmp_path):
         "pictures-vle",
         [
             f"data.path={EXAMPLES / 'images'}",
-            f"model.vision={tmp_path / 'image'}",
-            f"model.text={tmp_path / 'text'}",
-            *("data.train.split=null", "data.val.split=null", "data.test.split=null"),
+            f"stages.heads.model.vision={tmp_path / 'image'}",
+            f"stages.heads.model.text={tmp_path / 'text'}",
+            *("data.train.split=null", "data.val=null", "data.test=null", "stages.matching.seeds=[0]"),
             *("train.epochs=null", "train.steps=2", "train.batch_size=8", f"output={tmp_path / 'run'}"),
         ],
     )

@@ -5,6 +5,7 @@ from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 
@@ -18,6 +19,7 @@ AutoConfig.register(EVEConfig.model_type, EVEConfig, exist_ok=True)
 AutoModel.register(EVEConfig, EVEModel, exist_ok=True)
 AutoModelForPreTraining.register(EVEConfig, EVEForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(EVEConfig, EVEForVQA, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(EVEConfig, EVEForRetrieval, exist_ok=True)
 AutoProcessor.register(EVEConfig, EVEProcessor, exist_ok=True)
 
 __all__ = [

@@ -6,6 +6,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 
@@ -22,6 +23,7 @@ AutoModel.register(VLEConfig, VLEModel, exist_ok=True)
 AutoModelForMaskedLM.register(VLEConfig, VLEForMLM, exist_ok=True)
 AutoModelForPreTraining.register(VLEConfig, VLEForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(VLEConfig, VLEForVQA, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(VLEConfig, VLEForRetrieval, exist_ok=True)
 AutoProcessor.register(VLEConfig, VLEProcessor, exist_ok=True)
 
 __all__ = [
