@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
+from evle.engine.operations import EXTRA_FLOPS
 from evle.models.eve import EVEConfig, EVEForPreTraining
 from pretraining_profile import profile_step
 
@@ -136,32 +137,6 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         self.step(inputs)
         return torch.cuda.max_memory_allocated() - held
-
-
-def _grouped_mm_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
-    """Rows times columns of the left, times columns of the right: whether the groups cut rows or the inner side."""
-    return 2 * left[0] * left[1] * right[-1]
-
-
-def _cpu_attention_flops(query: Any, *_: Any, **__: Any) -> int:
-    batch, heads, length, width = query
-    return 4 * batch * heads * length * length * width
-
-
-def _cpu_attention_backward_flops(gradient: Any, *rest: Any, **__: Any) -> int:
-    return 5 * _cpu_attention_flops(gradient) // 2  # five products for the forward's two
-
-
-# What torch's counter does not know.
-EXTRA_FLOPS = {
-    operator: formula
-    for operator, formula in (
-        (torch.ops.aten._grouped_mm, _grouped_mm_flops),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _cpu_attention_flops),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _cpu_attention_backward_flops),
-    )
-    if operator not in flop_registry
-}
 
 
 def measure_update(bench: Bench, rounds: int) -> list[float]:

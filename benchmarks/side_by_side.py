@@ -13,9 +13,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
+from evle.engine.operations import EXTRA_FLOPS
 from evle.models.vle.modeling import VLEPreTrainedModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,25 +31,6 @@ def stock_port(model: VLEPreTrainedModel) -> VLEPreTrainedModel:
         stock.load_state_dict(ours.state_dict())
         layer.attention.self = stock.train(model.training)
     return model
-
-
-def _attention_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:
-    batch, heads, length, width = query
-    return 4 * batch * heads * length * key[-2] * width
-
-
-def _attention_backward_flops(_: Any, query: Any, key: Any, *__: Any, **___: Any) -> int:
-    return 5 * _attention_flops(query, key) // 2  # five products for the forward's two
-
-
-EXTRA_FLOPS = {
-    operator: formula
-    for operator, formula in (
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _attention_flops),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _attention_backward_flops),
-    )
-    if operator not in flop_registry
-}
 
 
 def synchronize() -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from evle.engine.operations import EXTRA_FLOPS
 from evle.models.vle import VLEConfig, VLEForVCRQ2A
-from side_by_side import EXTRA_FLOPS, add_options, autocast, machine, measure, show, stock_port
+from side_by_side import add_options, autocast, machine, measure, show, stock_port
 
 CANDIDATES = 4
 

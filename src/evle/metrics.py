@@ -5,11 +5,11 @@ Pure functions of lists and tensors. Scores are percentages in a dict by name. T
 and inputs are never written to. Retrieval never holds more than one block of the score matrix.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from math import comb
 from typing import Literal
 
 import torch
@@ -144,7 +144,7 @@ def retrieval_chance(
 
     def recall(queries: Sequence[int], gallery: Sequence[int], k: int) -> float:
         counts, k = Counter(gallery), min(k, len(gallery))
-        missed = sum(comb(len(gallery) - counts[query], k) / comb(len(gallery), k) for query in queries)
+        missed = sum(math.comb(len(gallery) - counts[query], k) / math.comb(len(gallery), k) for query in queries)
         return 100.0 * (1 - missed / len(queries))
 
     scores = {f"TR@{k}": recall(image_ids, text_ids, k) for k in ks}
@@ -386,6 +386,22 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
     found = hits[ends]
     precision = found / (ends + 1)
     return (precision * found.diff(prepend=torch.zeros(1)) / found[-1]).sum().item()
+
+
+def shared_information(one: Sequence[float], other: Sequence[float]) -> float:
+    """How much the outcome tells about which of two equally frequent groups it comes from, in bits: 0 to 1.
+
+    `one` and `other` are the groups' distributions over the same outcomes, on any scale (Jensen-Shannon divergence).
+
+    >>> shared_information([50, 50], [50, 50]), shared_information([100, 0], [0, 100])
+    (0.0, 1.0)
+    """
+    groups = torch.tensor([list(one), list(other)], dtype=torch.float64)
+    groups /= groups.sum(dim=1, keepdim=True)
+    entropies = -torch.special.xlogy(groups, groups).sum(dim=1)
+    mixed = groups.mean(dim=0)
+    bits = (-torch.special.xlogy(mixed, mixed).sum() - entropies.mean()) / math.log(2)
+    return max(0.0, float(bits))
 
 
 def _percent(points: Sequence[float]) -> float:

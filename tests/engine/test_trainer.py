@@ -383,7 +383,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(tmp_path, mo
 
 
 def test_the_length_and_the_split_of_the_batch_are_checked():
-    with pytest.raises(ConfigError, match="give either steps or epochs"):
+    with pytest.raises(ConfigError, match="give one of steps, epochs and teraflops"):
         TrainConfig.build({}, "recipe")
     with pytest.raises(ConfigError, match="multiple of accumulation"):
         TrainConfig.build({"steps": 1, "batch_size": 10, "accumulation": 4}, "recipe")

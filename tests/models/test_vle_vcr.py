@@ -194,3 +194,17 @@ def test_each_way_to_point_at_objects_can_be_switched_off(types, boxes):
     full = build(VLEForVCRQ2A)
     assert relative_difference(given.logits, full(**without).logits) < 1e-4
     assert relative_difference(full(**inputs).logits, given.logits) > 1e-3
+
+
+@torch.no_grad()
+def test_an_image_encoded_for_every_candidate_gives_the_same_scores():
+    inputs = vcr_batch()
+    once, each = build(VLEForVCRQ2A), build(VLEForVCRQ2A, vcr_shares_image=False)
+    sizes: list[int] = []
+    for model in (once, each):
+        model.vle.vision_model.register_forward_pre_hook(
+            lambda _, args, kwargs: sizes.append(len(kwargs.get("pixel_values", args[0] if args else ()))),
+            with_kwargs=True,
+        )
+    assert relative_difference(once(**inputs).logits, each(**inputs).logits) < 1e-5
+    assert sizes == [len(inputs["pixel_values"]), 4 * len(inputs["input_ids"])]

@@ -2,43 +2,18 @@
 
 import json
 import statistics
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 import evle
-from evle.config import dump_yaml, load_yaml, merge
+from evle.config import load_yaml, merge
 from evle.engine.lock import locked
 from evle.errors import ConfigError, EvleError
 from evle.run.config import read_recipe, read_stages
 from evle.run.dry_run import rehearse_stages
 from evle.run.stages import train
-from micro import MICRO, SAMPLES, micro_run
-
-SCENES = {"source": "scenes", "size": 24}
-DEFAULTS: dict[str, Any] = {
-    "model": {"preset": "eve-tiny", "overrides": MICRO},
-    "tokenizer": {"vocab_size": 400, "reads": ["captions", "vqa"]},
-    "data": {
-        "train": {**SCENES, "split": "train", "count": 16},
-        "test": {**SCENES, "split": "test", "count": 8},
-    },
-    "text": {"max_length": 24},
-    "train": {"steps": 2, "batch_size": 8, "eval_every": 0},
-    "evaluate": {"batch_size": 8, "examples": 1},
-}
-VQA = {"task": {"name": "vqa"}}
-TWO = {
-    "defaults": DEFAULTS,
-    "stages": {"pretrain": {"task": {"name": "pretraining"}}, "vqa": {**VQA, "model": {"init": "stage:pretrain"}}},
-}
-
-
-def write(folder: Path, tree: dict[str, Any]) -> Path:
-    path = folder / "r.yaml"
-    path.write_text(dump_yaml(tree), encoding="utf-8")
-    return path
+from micro import SAMPLES, micro_run
+from staged import DEFAULTS, TWO, VQA, write
 
 
 def test_a_recipe_of_one_run_has_it_at_the_output_itself(tmp_path):
@@ -137,7 +112,7 @@ def test_a_recipe_of_one_run_takes_seeds_too(tmp_path):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"pretrain": {"seeds": [0, 1]}}, r"stage vqa: starts from stage:pretrain, which has seeds=\[0, 1\]; give"),
+        ({"pretrain": {"seeds": [0, 1]}}, r"stage vqa: model.init=stage:pretrain has seeds=\[0, 1\]; give"),
         ({"vqa": {"seeds": [1, 1]}}, "a seed is repeated"),
         ({"vqa": {"seeds": [-1]}}, "seeds.0=-1"),
         ({"vqa": {"output": "there"}}, "vqa.output has no effect"),
@@ -170,7 +145,7 @@ def test_a_dry_run_says_of_a_stage_that_it_could_not_be_tried(tmp_path):
     tree = merge(TWO, {"stages": {"pretrain": {"tokenizer": {"path": "nowhere"}}}})
     result = rehearse_stages(read_stages(write(tmp_path, tree)))
     assert any(line.startswith("pretrain: tokenizer.path=nowhere") for line in result.missing)
-    assert any(line.startswith("  not tried: it starts from pretrain") for line in result.lines)
+    assert any(line.startswith("  not tried: it reads pretrain") for line in result.lines)
 
 
 def test_the_door_of_the_package_takes_a_name_a_file_or_a_configuration(tmp_path):

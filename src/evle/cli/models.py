@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.shared import print_next
+from evle.cli.showing import show_report
 
 
 def merge(
@@ -75,4 +76,27 @@ def convert(
         print_next("evle", "card", destination)
 
 
-VERBS = (merge, convert)
+def interpolate(
+    before: Annotated[str, typer.Argument(help="The run or model folder before fine-tuning.", show_default=False)],
+    after: Annotated[str, typer.Argument(help="The one after it.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
+    weight: Annotated[float, typer.Option(help="Weight of the fine-tuned model, from 0 to 1.")] = 0.5,
+    curve: Annotated[bool, typer.Option("--curve", help="Score several weights on both runs' test data.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output.")] = False,
+) -> None:
+    """Blend weights before and after fine-tuning.
+
+    The blend learns the new data and forgets less of the old. `model.interpolate` does the same at the end of training.
+
+    \b
+      evle interpolate runs/pictures/retrieval runs/mine -o runs/both --weight 0.5 --curve
+      evle train mine.yaml model.init=runs/pictures/retrieval model.interpolate=0.5 -o runs/mine
+    """
+    from evle.run import interpolating
+
+    show_report(
+        interpolating.interpolate(before, after, output, weight=weight, curve=curve, overwrite=overwrite), output
+    )
+
+
+VERBS = (merge, interpolate, convert)

@@ -42,6 +42,9 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete earlier runs in the output and start again.")
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train the recipe's quick form: fewer steps and seeds.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try two batches, and write nothing.")
     ] = False,
@@ -55,6 +58,7 @@ def train(
       evle train quickstart
       evle train pictures data.path=FOLDER
       evle train pictures data.path=FOLDER stages.retrieval.train.epochs=5 -o runs/short
+      evle train claims-eve --quick
       evle train eve-base-pretrain train.batch_size=512 -o runs/base --dry-run
       evle train my-vqa.yaml model.init=runs/base optim.lr=1e-4 -o runs/vqa
       accelerate launch -m evle train eve-base-pretrain
@@ -63,7 +67,7 @@ def train(
     from evle.run import stages
     from evle.run.config import read_stages
 
-    read = read_stages(recipe, [*(overrides or []), *([f"output={output}"] if output is not None else [])])
+    read = read_stages(recipe, [*(overrides or []), *([f"output={output}"] if output is not None else [])], quick=quick)
     if dry_run:
         result = trying.rehearse_stages(read)
         print("\n".join(result.as_lines()))

@@ -16,9 +16,12 @@ class TrainConfig(Config):
     """How long and how to train. Steps are optimizer steps throughout."""
 
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps. Give either steps or epochs."""
+    """Optimizer steps. Give one of steps, epochs and teraflops."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the data. Give either steps or epochs."""
+    """Passes over the data. Give one of steps, epochs and teraflops."""
+    teraflops: float | None = Field(None, gt=0)
+    """Floating-point operations of the whole training, in 10^12, for comparisons at equal cost. The number of steps
+    follows from the operations of the first batches, forward and backward."""
     minutes: float | None = Field(None, gt=0)
     """Stop after this many minutes of training, evaluations not counted, if steps or epochs take longer. The learning
     rate follows steps or epochs: for comparisons at equal time, use optim.schedule=constant."""
@@ -57,8 +60,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs, and not both")
+        if sum(length is not None for length in (self.steps, self.epochs, self.teraflops)) != 1:
+            raise ValueError("give one of steps, epochs and teraflops, and no more")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
         for name in ("eval_every", "save_every"):

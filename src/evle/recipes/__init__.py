@@ -53,5 +53,6 @@ def _sources(split: Any) -> list[str]:
 
 
 def _length(train: dict[str, Any]) -> str:
-    turns = f"{train['steps']:,} steps" if "steps" in train else f"{train['epochs']} epochs"
+    units = {"steps": "{:,} steps", "epochs": "{} epochs", "teraflops": "{:g} teraflop"}
+    turns = next(unit.format(train[name]) for name, unit in units.items() if name in train)
     return f"{turns} x {train['batch_size']}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from evle.files import read_json
 from evle.report import Curve, Gallery, Report, Table, read_galleries
+from evle.run.claims import claims_table, judge
 from evle.run.config import JointStage, Stage, Stages
 from evle.tasks import TASKS
 
@@ -44,10 +45,12 @@ class Result:
 
 
 def compare(recipe: Stages) -> Report:
-    """The report of a recipe whose stages are all finished: what each task's stages reached, beside chance; all scores
-    task by task; mean and standard deviation over seeds; the losses; the first images of every stage."""
-    reports = {stage.name: _read(stage.output) for stage in recipe.every}
-    results = [_result(stages, reports) for stages in _groups(recipe).values()]
+    """The report of a recipe's finished stages: the verdicts on its claims; what each task's stages reached, beside
+    chance; all scores task by task; mean and standard deviation over seeds; the losses; the first images of every
+    stage."""
+    finished = [stage for stage in recipe.every if (stage.output / "report.json").is_file()]
+    reports = {stage.name: _read(stage.output) for stage in finished}
+    results = [_result(stages, reports) for stages in _groups(finished).values()]
     tasks: dict[str, list[Result]] = {}
     for result in results:
         tasks.setdefault(result.task, []).append(result)
@@ -63,13 +66,17 @@ def compare(recipe: Stages) -> Report:
         title=recipe.title,
         summary=[
             *([recipe.about] if recipe.about else []),
+            *(
+                [f"{len(finished)} of {len(recipe.every)} runs are finished"]
+                if len(finished) < len(recipe.every)
+                else []
+            ),
             *(_in_words(task, own) for task, own in tasks.items()),
         ],
-        links=[
-            (stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in recipe.every
-        ],
+        links=[(stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in finished],
         provenance={name: report["provenance"] for name, report in reports.items()},
         tables=[
+            *claims_table(judge(recipe.claims, *_by_stage_and_seed(recipe, reports))),
             *_overview(tasks),
             *(_score_table(task, own) for task, own in tasks.items()),
             *(_seed_table(result) for result in results if result.spread),
@@ -81,18 +88,40 @@ def compare(recipe: Stages) -> Report:
         ],
         galleries=[
             Gallery(f"{stage.name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note)
-            for stage in recipe.every
+            for stage in finished
             for gallery in read_galleries(stage.output)
         ],
         scores=scores,
     )
 
 
-def _groups(recipe: Stages) -> dict[str, list[Stage | JointStage]]:
+def _unfinished(finished: int, number: int) -> list[str]:
+    return [] if finished == number else [f"{finished} of {number} runs are finished"]
+
+
+def _groups(stages: Sequence[Stage | JointStage]) -> dict[str, list[Stage | JointStage]]:
     groups: dict[str, list[Stage | JointStage]] = {}
-    for stage in recipe.every:
+    for stage in stages:
         groups.setdefault(stage.group, []).append(stage)
     return groups
+
+
+def _by_stage_and_seed(
+    recipe: Stages, reports: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, str]]:
+    """Scores by stage, seed and name, with the speed of training among them, and the metric of each stage's task."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for stage in recipe.every:
+        if stage.name in reports:
+            report = reports[stage.name]
+            speed = report["provenance"].get("training", {})
+            scores.setdefault(stage.group, {})[stage.seed] = {**speed, **_measured(report)}
+    return scores, {stage.group: METRICS[stage.task] for stage in recipe.every}
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a run's report, without those of chance."""
+    return next((row for name, row in report["scores"].items() if name != "chance"), {})
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -107,7 +136,7 @@ def _result(stages: Sequence[Stage | JointStage], reports: Mapping[str, dict[str
     for stage in stages:
         rows = reports[stage.name]["scores"]
         chance = chance or rows.get("chance", {})
-        runs[stage.name] = next((row for name, row in rows.items() if name != "chance"), {})
+        runs[stage.name] = _measured(reports[stage.name])
     values = {
         score: [row[score] for row in runs.values()]
         for score in next(iter(runs.values()))

@@ -2,8 +2,9 @@
 score.
 
 A recipe of several stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}.
-`model.init: stage:NAME` starts from the model of an earlier stage. `vcr: {NAME: [Q2A_STAGE, QA2R_STAGE]}` beside the
-stages scores two of them together, VCR's Q to AR.
+`model.init: stage:NAME` starts from the model of an earlier stage. Beside the stages, `vcr: {NAME: [Q2A_STAGE,
+QA2R_STAGE]}` scores two of them together, VCR's Q to AR; `claims: {NAME: {...}}` compares two of them (see
+`evle.run.claims`); and `quick: {...}` is a short form (see `evle.run.quick`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from evle.models.folders import is_hub_name, model_folder, read_fields
 from evle.models.loading import ALL_PROCESSORS
 from evle.precision import Precision
 from evle.recipes import find_recipe
+from evle.run.claims import Claim
+from evle.run.quick import quick_form
 from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
 from evle.run.tokenizer import TokenizerConfig
 from evle.run.weights import CONFIGS, ModelConfig, config_fields
@@ -36,7 +39,7 @@ TRAINING = ("optim", "train", "tokenizer", "seed")
 EVALUATED = ("batch_size", "num_workers", "precision")
 """Settings of training that an evaluation has of its own."""
 STAGE = "stage:"
-TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr"}
+TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr", "claims", "quick"}
 """The keys of a recipe of several stages."""
 BESIDE = {"image", "text"}
 """Options of every task that a recipe writes beside `task`."""
@@ -138,6 +141,14 @@ class RunConfig(Config):
             return self
         return RunConfig.build({**tree, **fetched}, "the configuration")
 
+    def with_init(self, folder: str) -> Self:
+        """The same run from the model in another folder."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"init": folder})})
+
+    def with_teacher(self, folder: str) -> Self:
+        """The same run with another teacher of MIM."""
+        return self.model_copy(update={"task": {**self.task, "mim_teacher": folder}})
+
     def by_seed(self) -> list["RunConfig"]:
         """The runs that this configuration stands for: itself, or one per seed."""
         if not self.seeds:
@@ -160,13 +171,15 @@ def _fetched(value: Any) -> Any:
 class Stage:
     """One run of a recipe: `name` is its folder in the recipe's output, `group` its name there without a seed.
 
-    `after` is the name of the earlier stage whose model it starts from, "" where it starts from something else.
+    `after` is the name of the earlier stage whose model it starts from, `teacher` of the one whose image states MIM
+    predicts; "" where these come from elsewhere.
     """
 
     name: str
     group: str
     config: RunConfig
     after: str = ""
+    teacher: str = ""
 
     @property
     def task(self) -> str:
@@ -176,6 +189,10 @@ class Stage:
     def output(self) -> Path:
         """The local folder; where `config.output` is a URL, the one that is uploaded."""
         return local(self.config.output)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
 
     @property
     def start(self) -> str:
@@ -198,6 +215,10 @@ class JointStage:
         return "vcr"
 
     @property
+    def seed(self) -> int:
+        return self.q2a.seed
+
+    @property
     def start(self) -> str:
         return self.q2a.start if self.q2a.start == self.qa2r.start else f"{self.q2a.start} and {self.qa2r.start}"
 
@@ -211,6 +232,7 @@ class Stages:
     output: Path
     stages: list[Stage]
     joint: list[JointStage]
+    claims: tuple[Claim, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -248,9 +270,9 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _read_one(path, load_yaml(path), overrides)
 
 
-def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = ()) -> Stages:
+def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = (), *, quick: bool = False) -> Stages:
     """A recipe of one or several stages with `key=value` overrides, which hold for every stage;
-    `stages.NAME.key=value` for one. A configuration is a recipe of one stage.
+    `stages.NAME.key=value` for one. A configuration is a recipe of one stage. With `quick`, the recipe's quick form.
 
     Raises ConfigError naming all that is wrong.
     """
@@ -259,13 +281,19 @@ def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = ()) -
         return _one_stage(RunConfig.build(tree, "the configuration") if overrides else recipe)
     path = find_recipe(recipe)
     tree = load_yaml(path)
+    of_quick = [each for each in overrides if each.split("=")[0].split(".")[0] == "quick"]
+    if of_quick and not quick:
+        raise ConfigError(f"{of_quick[0]} has no effect without the quick form; add --quick, or leave it out")
+    if quick:
+        tree = quick_form(apply_overrides(tree, of_quick), str(path))
+        overrides = [each for each in overrides if each not in of_quick]
     if "stages" not in tree:
         return _one_stage(_read_one(path, tree, overrides))
     top = [each for each in overrides if each.split("=")[0].split(".")[0] in TOP_KEYS]
     everywhere = [each for each in overrides if each not in top]
     tree = apply_overrides(tree, top)
     _refuse_malformed(path, tree)
-    output = str(tree.get("output") or f"runs/{path.stem}")
+    output = str(tree.get("output") or f"runs/{path.stem}{'-quick' if quick else ''}")
     is_alone = len(tree["stages"]) == 1
     stages: list[Stage] = []
     for group, own in tree["stages"].items():
@@ -273,7 +301,9 @@ def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = ()) -
         stages += _read_stage(f"{path}, stage {group}", group, own, output if is_alone else join(output, group), stages)
     refuse_unread_path([stage.config.data for stage in stages])
     joint = list(_joint_stages(path, tree.get("vcr") or {}, stages, local(output)))
-    return Stages(str(tree.get("title") or path.stem), str(tree.get("about") or ""), local(output), stages, joint)
+    claims = _claims(path, tree.get("claims") or {}, [*stages, *joint])
+    title, about = str(tree.get("title") or path.stem), str(tree.get("about") or "")
+    return Stages(title, about, local(output), stages, joint, claims)
 
 
 def _read_one(path: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -298,7 +328,7 @@ def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{path}: unknown key {', '.join(unknown)} beside stages; put what all stages share in defaults"
         )
-    for key in ("stages", "defaults", "vcr"):
+    for key in ("stages", "defaults", "vcr", "claims", "quick"):
         if not isinstance(tree.get(key) or {}, Mapping):
             raise ConfigError(f"{path}: {key} must hold NAME: {{...}}, not {tree[key]!r}")
     if not tree["stages"]:
@@ -314,26 +344,39 @@ def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def _read_stage(where: str, group: str, own: dict[str, Any], output: str, earlier: Sequence[Stage]) -> list[Stage]:
-    """A stage of a recipe, once per seed; `earlier` are those that it may start from."""
-    init = (own.get("model") or {}).get("init")
-    start = init.removeprefix(STAGE) if isinstance(init, str) and init.startswith(STAGE) else ""
-    sources = [stage for stage in earlier if stage.group == start]
-    if start and not sources:
-        names = dict.fromkeys(stage.group for stage in earlier)
-        hint = nearest(start, names) if names else "the first stage has none before it"
-        raise ConfigError(f"{where}: starts from {init}, which is no earlier stage; {hint}")
+    """A stage of a recipe, once per seed; `earlier` are those whose models it may read: to start from (model.init), and
+    as a teacher (task.mim_teacher)."""
     config = RunConfig.build({"title": group, **own, "output": output}, where)
-    if not start:
-        return [Stage(_name(group, config, each), group, each) for each in config.by_seed()]
-    seeds = [source.config.seed for source in sources]
-    if len(sources) > 1 and sorted(config.seeds) != sorted(seeds):
-        raise ConfigError(f"{where}: starts from {init}, which has seeds={seeds}; give this stage the same seeds")
+    start = _runs_read(where, config, "model.init", config.model.init, earlier)
+    teacher = _runs_read(where, config, "task.mim_teacher", config.task.get("mim_teacher"), earlier)
     stages = []
     for each in config.by_seed():
-        source = sources[0] if len(sources) == 1 else sources[seeds.index(each.seed)]
-        model = each.model.model_copy(update={"init": source.config.output})
-        stages.append(Stage(_name(group, config, each), group, each.model_copy(update={"model": model}), source.name))
+        read = {}
+        if start:
+            read["after"] = start[each.seed].name
+            each = each.with_init(start[each.seed].config.output)
+        if teacher:
+            read["teacher"] = teacher[each.seed].name
+            each = each.with_teacher(teacher[each.seed].config.output)
+        stages.append(Stage(_name(group, config, each), group, each, **read))
     return stages
+
+
+def _runs_read(where: str, config: RunConfig, key: str, value: Any, earlier: Sequence[Stage]) -> dict[int, Stage]:
+    """The run whose model each seed of a stage reads, where `value` of its setting `key` names an earlier stage."""
+    if not isinstance(value, str) or not value.startswith(STAGE):
+        return {}
+    sources = [stage for stage in earlier if stage.group == value.removeprefix(STAGE)]
+    if not sources:
+        names = dict.fromkeys(stage.group for stage in earlier)
+        hint = nearest(value.removeprefix(STAGE), names) if names else "the first stage has none before it"
+        raise ConfigError(f"{where}: {key}={value} is no earlier stage; {hint}")
+    seeds = [source.seed for source in sources]
+    if len(sources) > 1 and sorted(config.seeds) != sorted(seeds):
+        raise ConfigError(f"{where}: {key}={value} has seeds={seeds}; give this stage the same seeds")
+    if len(sources) == 1:
+        return dict.fromkeys(config.seeds or (config.seed,), sources[0])
+    return dict(zip(seeds, sources, strict=True))
 
 
 def _name(group: str, whole: RunConfig, one: RunConfig) -> str:
@@ -358,6 +401,21 @@ def _joint_stages(path: Path, pairs: Mapping[str, Any], stages: Sequence[Stage],
         for q2a, qa2r in zip(*named, strict=True):
             own = q2a.name.replace(q2a.group, name, 1)
             yield JointStage(own, name, q2a, qa2r, output / own)
+
+
+def _claims(path: Path, trees: Mapping[str, Any], stages: Sequence[Stage | JointStage]) -> tuple[Claim, ...]:
+    """The claims of a recipe. Raises ConfigError for one about a stage that the recipe does not have."""
+    groups = list(dict.fromkeys(stage.group for stage in stages))
+    claims = []
+    for name, tree in trees.items():
+        if not isinstance(tree, Mapping):
+            raise ConfigError(f"{path}: claims.{name} must hold `key: value` lines, not {tree!r}")
+        claim = Claim.build(tree, f"{path}, claims.{name}")
+        for stage in (claim.of, claim.than):
+            if stage not in groups:
+                raise ConfigError(f"{path}: claims.{name}: there is no stage {stage!r}; {nearest(stage, groups)}")
+        claims.append(claim)
+    return tuple(claims)
 
 
 # Trained models

@@ -102,20 +102,29 @@ def rehearse_stages(recipe: Stages) -> Rehearsal:
 
 
 def _rehearse_stage(stage: Stage, scratch: Path) -> Rehearsal:
-    config, start = stage.config, scratch / stage.after.replace("/", "_")
-    is_trained = bool(stage.after) and (Path(str(config.model.init)) / "model" / "config.json").is_file()
-    if stage.after and not is_trained:
-        if not start.is_dir():
-            return Rehearsal(
-                [f"not tried: it starts from {stage.after}, and this machine cannot build a model of that stage"]
-            )
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(start)})})
+    config = stage.config
+    untrained: dict[str, str] = {}
+    reads: list[tuple[str, Any, Callable[[RunConfig, str], RunConfig]]] = [
+        (stage.after, config.model.init, RunConfig.with_init),
+        (stage.teacher, config.task.get("mim_teacher"), RunConfig.with_teacher),
+    ]
+    for name, trained, using in reads:
+        if not name or (Path(str(trained)) / "model" / "config.json").is_file():
+            continue
+        folder = scratch / name.replace("/", "_")
+        if not folder.is_dir():
+            return Rehearsal([f"not tried: it reads {name}, and this machine cannot build a model of that stage"])
+        config, untrained[str(folder)] = using(config, str(folder)), name
     try:
         result = rehearse(config, keep=scratch / stage.name.replace("/", "_"))
     except EvleError as error:
-        raise type(error)(f"stage {stage.name}: {error}".replace(str(start), stage.after)) from None
-    shown = f"{STAGE}{stage.after} (untrained here)"
-    return Rehearsal([line.replace(str(start), shown) for line in result.lines], result.missing)
+        message = f"stage {stage.name}: {error}"
+        for path, name in untrained.items():
+            message = message.replace(path, name)
+        raise type(error)(message) from None
+    for path, name in untrained.items():
+        result.lines = [line.replace(path, f"{STAGE}{name} (untrained here)") for line in result.lines]
+    return result
 
 
 def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from evle.data.loader import Loader
 from evle.data.samples import Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
+from evle.engine.operations import operations_per_batch
 from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
 from evle.inspection.texts import sample_texts
@@ -57,8 +58,9 @@ def prepare(
     training = built.training_samples(splits["train"])
     _refuse_lonely_rows(config, built, loaded, training)
     loader = _loader(config, built, training)
+    train = config.train if config.train.teraflops is None else _in_steps(config.train, loaded, loader)
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
-    return Prepared(built, loaded, splits, loader, config.train, hash_samples(splits), notes)
+    return Prepared(built, loaded, splits, loader, train, hash_samples(splits), notes)
 
 
 def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
@@ -173,3 +175,10 @@ def _loader(config: RunConfig, task: Task, training: Samples) -> Loader:
         rank=rank(),
         world_size=world_size(),
     )
+
+
+def _in_steps(train: TrainConfig, loaded: Loaded, loader: Loader) -> TrainConfig:
+    """`train` with the number of optimizer steps that its operations are enough for."""
+    per_step = operations_per_batch(loaded.model, loader.batches(0)) * train.accumulation * world_size()
+    steps = max(1, round((train.teraflops or 0) * 1e12 / per_step))
+    return train.model_copy(update={"steps": steps, "teraflops": None})

@@ -85,6 +85,21 @@ def _train_stages(
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> Report:
+    try:
+        _run_stages(recipe, task, samples, overwrite, on_stage)
+    finally:  # what is finished is reported, also where a stage was interrupted or failed
+        if is_main() and any((stage.output / "report.json").is_file() for stage in recipe.every):
+            compare(recipe).write(recipe.folder)
+    return compare(recipe)
+
+
+def _run_stages(
+    recipe: Stages,
+    task: type[Task] | None,
+    samples: Mapping[Split, Samples] | None,
+    overwrite: bool,
+    on_stage: Callable[[str], None],
+) -> None:
     ran: set[str] = set()
     for number, stage in enumerate(recipe.every, 1):
         again = overwrite or bool(ran & _needed(stage))
@@ -100,15 +115,11 @@ def _train_stages(
             judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
         ran.add(stage.name)
         barrier()  # the main process writes the report that all processes read
-    report = compare(recipe)
-    if is_main():
-        report.write(recipe.folder)
-    return report
 
 
 def _needed(stage: Stage | JointStage) -> set[str]:
     """The stages whose models this one reads."""
-    return {stage.after} if isinstance(stage, Stage) else {stage.q2a.name, stage.qa2r.name}
+    return {stage.after, stage.teacher} if isinstance(stage, Stage) else {stage.q2a.name, stage.qa2r.name}
 
 
 def _is_finished(stage: Stage | JointStage) -> bool:

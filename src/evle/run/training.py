@@ -16,8 +16,10 @@ from evle.engine.lock import locked
 from evle.engine.run_folder import Run
 from evle.engine.steps import FitResult
 from evle.engine.trainer import fit
+from evle.models.folders import read_tensors
 from evle.report import Report, plain, write_whole
 from evle.run.config import RunConfig
+from evle.run.interpolating import Between, old_samples, retention
 from evle.run.prepare import Prepared, prepare
 from evle.run.reporting import (
     curves,
@@ -86,8 +88,19 @@ def train_run(
             metric=ready.task.metric,
             write_model=ready.loaded.write,
         )
+        between = None if config.model.interpolate == 1 else _keep_between(config, ready, run.model_folder)
         write_state(ready.task, run.model_folder)
-        return _report_run(config, ready, run, result)
+        return _report_run(config, ready, run, result, between)
+
+
+def _keep_between(config: RunConfig, ready: Prepared, folder: Path) -> Between:
+    """Put the weights that `model.interpolate` asks for into the trained model and its folder."""
+    model, tokenizer = ready.loaded.model, ready.task.processor.tokenizer
+    between = Between(str(config.model.init), model, read_tensors(folder), tokenizer)
+    between.go_to(config.model.interpolate)
+    if is_main():
+        ready.loaded.write(model, between.at(config.model.interpolate), folder)
+    return between
 
 
 def in_full(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +108,9 @@ def in_full(tree: Mapping[str, Any]) -> dict[str, Any]:
     return RunConfig.build(tree, "config.yaml of the run").plain()
 
 
-def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult) -> Report:
+def _report_run(
+    config: RunConfig, ready: Prepared, run: Run, result: FitResult, between: Between | None = None
+) -> Report:
     """Score the finished model on test (on val where there is none) and write the run's report."""
     task, model = ready.task, ready.loaded.model
     split: Split = "test" if "test" in ready.samples else "val"
@@ -104,6 +119,11 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
     found = Evaluation({})
     if measured is not None:
         found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
+    tables, drawn = [], curves(run, task)
+    if between is not None and measured is not None and (old := old_samples(config)) is not None:
+        settings = config.evaluate.settings(quick=True)
+        table, curve = retention(between, task, old, measured, settings, config.model.interpolate)
+        tables, drawn = [table], [*drawn, curve]
     left_out, num_left = left_out_by(ready.samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     summary = [
@@ -126,9 +146,14 @@ def _report_run(config: RunConfig, ready: Prepared, run: Run, result: FitResult)
             **run.environment(),
             "data": {split: describe(samples) for split, samples in ready.samples.items()},
             "config": config.plain(),
+            "training": {
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "samples_per_second": round(result.samples_per_second, 2),
+            },
         },
-        tables=[*interval_table(found), *found.tables, *skipped_table(skipped, num_skipped), *log_table(run)],
-        curves=curves(run, task),
+        tables=[*tables, *interval_table(found), *found.tables, *skipped_table(skipped, num_skipped), *log_table(run)],
+        curves=drawn,
         galleries=found.galleries,
         scores=score_rows(where, found),
     )

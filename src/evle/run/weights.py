@@ -70,6 +70,10 @@ class ModelConfig(Config):
     """Patterns (re.search on a parameter's name) of parameters that are not trained, such as vision_model."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of `init` in place of its weights."""
+    interpolate: float = Field(default=1.0, ge=0, le=1)
+    """After training, keep the weights at this point between those of `init` (0) and the trained ones (1), which
+    forgets less of what `init` was trained on (WiSE-FT). Heads that `init` lacks stay as trained. The report has the
+    curve."""
     overrides: dict[str, Any] = Field(default={})
     """Fields of the model's config, such as num_experts, objectives, drop_path_rate."""
 
@@ -81,6 +85,8 @@ class ModelConfig(Config):
             raise ValueError(
                 "lora adapts trained weights: name them with model.init (`evle new vle` builds such a model)"
             )
+        if self.interpolate < 1 and (self.init is None or self.lora is not None):
+            raise ValueError("interpolate blends whole trained weights with those of init; it needs init, and no lora")
         return self
 
 

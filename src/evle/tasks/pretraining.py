@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.samples import Box, CaptionSample, Sample, readable
 from evle.errors import ConfigError
-from evle.metrics import average_precision
+from evle.metrics import average_precision, shared_information
 from evle.models.eve import EVEConfig, EVEForPreTraining
 from evle.models.eve.targets import ImageTeacher
 from evle.models.vle import VLEForPreTraining
@@ -327,13 +327,15 @@ def _scores(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, flo
 
 def _router_scores(rows: list[dict[str, np.ndarray]], *, every_expert: bool) -> dict[str, float]:
     """For each modality's tokens in the last soft-routed block: the mean entropy of the router in nats, the load of the
-    busiest expert in percent, and with `every_expert` that of each (EVE, figure 6).
+    busiest expert in percent, and with `every_expert` that of each (EVE, figure 6). For both, how much an expert tells
+    about a token's modality: their mutual information in bits, from 0 to 1, as if both modalities had equally many
+    tokens.
 
     >>> row = {"image_load": np.array([[0.25, 0.75]]), "image_entropy": np.array([0.5])}
     >>> _router_scores([row], every_expert=False)
     {'router_image_entropy': 0.5, 'router_image_largest_load': 75.0}
     """
-    scores = {}
+    scores, by_modality = {}, []
     for modality in ("image", "text"):
         if f"{modality}_load" not in rows[0]:
             continue
@@ -341,7 +343,10 @@ def _router_scores(rows: list[dict[str, np.ndarray]], *, every_expert: bool) -> 
         with_tokens = [row for row in rows if row[f"{modality}_load"][-1].any()] or rows[:1]
         scores[f"router_{modality}_entropy"] = float(np.mean([row[f"{modality}_entropy"][-1] for row in with_tokens]))
         loads = 100 * np.mean([row[f"{modality}_load"][-1] for row in with_tokens], axis=0)
+        by_modality.append(loads)
         scores[f"router_{modality}_largest_load"] = float(loads.max())
         if every_expert:
             scores |= {f"router_{modality}_load_{expert}": float(load) for expert, load in enumerate(loads)}
+    if len(by_modality) == 2:
+        scores["router_modality_information"] = shared_information(*by_modality)
     return scores

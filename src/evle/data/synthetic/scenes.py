@@ -58,16 +58,16 @@ def held_out(traits: Traits) -> str:
 def shape_composer(
     split: str,
     max_things: int = 6,
-    shapes: int = len(KINDS),
-    colours: int = len(HUES),
+    shapes: tuple[str, ...] = KINDS,
+    colours: tuple[str, ...] = HUES,
     patterns: bool = True,
     min_things: int = 2,
 ) -> Composer:
     """The composer of a split: the things of training, and for val and test equally often those held out for them."""
     every = [
         Traits(kind, size, colour, pattern)
-        for kind in KINDS[:shapes]
-        for colour in HUES[:colours]
+        for kind in shapes
+        for colour in colours
         for pattern in (PATTERNS if patterns else ("",))
         for size in SIZES
     ]
@@ -227,8 +227,8 @@ def scenes(
     questions: float = 0.0,
     kinds: Sequence[str] | None = None,
     statements: Sequence[str] | None = None,
-    shapes: int = len(KINDS),
-    colours: int = len(HUES),
+    shapes: int | Sequence[str] = len(KINDS),
+    colours: int | Sequence[str] = len(HUES),
     patterns: bool = True,
 ) -> Sequence[Sample]:
     """`count` samples about synthetic scenes of shapes, `size` pixels wide.
@@ -244,8 +244,8 @@ def scenes(
     `kinds` are the types of question asked, such as ["colour", "count"], and `statements` the types of statement
     about two images, such as ["both", "one"]; by default all of them.
 
-    A smaller world is learned in fewer steps: the first so many `shapes` and `colours` (4 to all; for "vcr" 6),
-    and without `patterns` all things are plain.
+    A smaller world is learned in fewer steps: `shapes` and `colours` are their names, or a number of them in the order
+    of `drawing.SHAPES` and `drawing.COLOURS` (4 to all; for "vcr" 6). Without `patterns` all things are plain.
 
     >>> sample = scenes("vqa", "test", count=20)[4]
     >>> sample.question_type, sample.answer_type
@@ -253,11 +253,10 @@ def scenes(
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split!r} of scenes does not exist; {nearest(split, SPLITS)}")
-    for name, number, most in (("shapes", shapes, len(KINDS)), ("colours", colours, len(HUES))):
-        least = 6 if task == "vcr" else 4
-        if not least <= number <= most:
-            raise ConfigError(f"{name}={number} must be from {least} to {most} for {task}")
-    composer = shape_composer(split, max_things, shapes, colours, patterns, min_things)
+    least = 6 if task == "vcr" else 4
+    kinds_shown = _named("shapes", shapes, KINDS, least, task)
+    hues_shown = _named("colours", colours, HUES, least, task)
+    composer = shape_composer(split, max_things, kinds_shown, hues_shown, patterns, min_things)
     return SceneSamples(
         composer, ShapeDrawing, name="scenes", task=task, split=split, count=count, seed=seed,
         size=size, min_things=min_things, num_captions=num_captions, questions=questions,
@@ -271,3 +270,13 @@ def _chosen(option: str, what: str, chosen: Sequence[str] | None, known: tuple[s
     if unknown:
         raise ConfigError(f"{option}: no {what} of the type {unknown[0]!r} here; {nearest(unknown[0], known)}")
     return tuple(chosen or known)
+
+
+def _named(option: str, chosen: int | Sequence[str], known: tuple[str, ...], least: int, task: str) -> tuple[str, ...]:
+    """The names that `option` stands for, a number of them or names. Raises ConfigError for too few or unknown ones."""
+    names = known[:chosen] if isinstance(chosen, int) else tuple(chosen)
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{option}: there is no {unknown[0]!r}; {nearest(str(unknown[0]), known)}")
+    if not least <= len(set(names)) or (isinstance(chosen, int) and chosen > len(known)):
+        raise ConfigError(f"{option}={chosen} must be from {least} to {len(known)} for {task}")
+    return tuple(name for name in known if name in names)

@@ -2,7 +2,7 @@
 
 The paper compares pixels with tokens of BEiT v2 and of DALL-E (EVE, tables 1 and 3). Any model folder of transformers
 serves: a tokenizer (FLAVA's form of DALL-E's, the VQ models of Chameleon or Janus) gives codes, and any image
-encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network) gives features.
+encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network, another EVE) gives features.
 
 B batch, N patches, F width of the features.
 """
@@ -100,7 +100,8 @@ class ImageTeacher:
             side = math.isqrt(indices.numel() // len(images))
             rows = side if images.shape[2] == images.shape[3] else images.shape[2] // self.cell
             return indices.reshape(len(images), rows, -1)
-        states = self.model(pixel_values=images).last_hidden_state
+        output = self.model(pixel_values=images)
+        states = output.image_hidden if is_eve(self.model) else output.last_hidden_state
         if states.dim() == 4:
             return states
         side = math.isqrt(states.shape[1])  # [CLS], distillation and register tokens are fewer than a grid's next row
@@ -113,6 +114,11 @@ class ImageTeacher:
         if size is None:
             raise CheckpointError(f"{self.folder}: config.json does not tell the number of codes ({', '.join(names)})")
         return int(size)
+
+
+def is_eve(model: PreTrainedModel) -> bool:
+    """Whether a teacher is an EVE itself, which encodes images alone, too."""
+    return bool(model.config.model_type == "eve")
 
 
 def _codes_of(model: PreTrainedModel) -> Any:
@@ -156,6 +162,7 @@ def _preprocessing(folder: Path, model: PreTrainedModel) -> tuple[Tensor, Tensor
         mean, std, side = fields.get("image_mean", [0.5] * 3), fields.get("image_std", [0.5] * 3), TOKENIZER_SIDE
     else:
         mean, std = fields.get("image_mean", mean), fields.get("image_std", std)
+        mean, std = ([OURS] * 3, [OURS] * 3) if is_eve(model) else (mean, std)
         side = getattr(config, "image_size", None) or side
     side = side[0] if isinstance(side, list | tuple) else side
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1), int(side)

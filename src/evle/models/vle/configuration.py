@@ -128,6 +128,8 @@ class VLEConfig(PreTrainedConfig):
         num_labels, id2label: the answers of VQA (transformers' fields).
         vcr_token_types: give the objects that a VCR text names types of their own [R]; false leaves them out, as METER.
         vcr_box_tokens: append a token for each named object to the image [R]; false leaves them out.
+        vcr_shares_image: encode an image once for all candidates [D]; false encodes it again for each, as the release,
+            with the same scores.
     """
 
     model_type = "vle"
@@ -170,6 +172,7 @@ class VLEConfig(PreTrainedConfig):
     mpc_readout: str = "box_token"
     vcr_token_types: bool = True
     vcr_box_tokens: bool = True
+    vcr_shares_image: bool = True
 
     projection_dim: Count | None = None
     pooling: str = "cls"

@@ -1,8 +1,8 @@
 """VCR's heads: which of the candidate answers, or rationales, is right?
 
-The release encodes the image again for every candidate; here it is encoded once, for all candidates of all questions
-about it, and text and fusion run over all candidates of a batch at once. Nothing is kept between calls, and labels are
-only needed for the loss.
+The release encodes the image again for every candidate. Here it is encoded once, for all candidates of all questions
+about it (`config.vcr_shares_image`); text and fusion run over all candidates of a batch at once. Nothing is kept
+between calls, and labels are only needed for the loss.
 
 B questions, N images, K candidates (4 in VCR), T text tokens, P patches without [CLS], O objects that a text names,
 D width.
@@ -82,11 +82,14 @@ class VLEForVCR(VLEHead):
             image_rows = torch.arange(pixel_values.shape[0], device=pixel_values.device)
         self._check(pixel_values, image_rows, input_ids, box_patches, box_token_types, token_type_ids)
         num_candidates = input_ids.shape[1]
+        rows = image_rows.repeat_interleave(num_candidates)  # (B K,) the image states of each candidate
+        if not self.config.vcr_shares_image:
+            pixel_values, rows = pixel_values[rows], torch.arange(len(rows), device=rows.device)
         image = self.vle.encode_image(pixel_values)  # (N, 1 + P, D)
         text = self.vle.encode_text(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
         text_types = token_type_ids.flatten(0, 1) if self.config.vcr_token_types else None
         fused = self.vle.fuse(
-            self._image_stream(image, image_rows, box_patches, box_token_types),
+            self._image_stream(image, rows, box_patches, box_token_types),
             Stream(
                 self.vle.typed(text, TEXT_TYPE, text_types),
                 key_mask(attention_mask.flatten(0, 1), text.dtype),
@@ -97,12 +100,13 @@ class VLEForVCR(VLEHead):
         )
         return self.with_score(VLEOutput(attentions=fused.attentions, **fused.grouped(num_candidates)), labels)
 
-    def _image_stream(self, image: Tensor, image_rows: Tensor, box_patches: Tensor, box_token_types: Tensor) -> Stream:
-        """Image states (N, 1 + P, D) for each of B K candidates, followed by the box tokens of its objects."""
-        rows = image_rows.repeat_interleave(box_patches.shape[1])
+    def _image_stream(self, image: Tensor, rows: Tensor, box_patches: Tensor, box_token_types: Tensor) -> Stream:
+        """Image states (N, 1 + P, D), of which candidate b sees those of rows[b], (B K,), followed by the box tokens of
+        its objects."""
         if not self.config.vcr_box_tokens:
             return Stream(self.vle.typed(image, IMAGE_TYPE), rows=rows)
-        boxes = mean_states(image[image_rows, 1:], box_patches).flatten(0, 1)  # (B K, O, D)
+        of_question = image[rows[:: box_patches.shape[1]], 1:]  # all candidates of a question have the same image
+        boxes = mean_states(of_question, box_patches).flatten(0, 1)  # (B K, O, D)
         shown = ((box_token_types > 0) & box_patches.any(dim=-1)).flatten(0, 1)  # (B K, O)
         mask = torch.cat([shown.new_ones(shown.shape[0], image.shape[1]), shown], dim=1)
         box_types = box_token_types.flatten(0, 1) if self.config.vcr_token_types else None

@@ -1,0 +1,231 @@
+"""The contenders of `benchmarks.peers`: each takes the batches of evle's retrieval task, and is scored by it.
+
+A contender gives `loss(batch)`, and either `get_image_features` and `get_text_features`, or `itm_logits` of pairs.
+
+B pairs of a batch, D width of the embeddings.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    BertConfig,
+    ViltConfig,
+    ViltModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+)
+
+from evle.models.eve import EVEConfig, EVEForRetrieval
+from evle.models.vle import VLEForRetrieval
+from evle.run.prepare import Prepared
+from evle.transforms.masking import IGNORED
+
+Batch = Mapping[str, Tensor]
+SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+"""ViT-Tiny's width and heads (DeiT, table 1), and a third of its layers."""
+SMALL_BERT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+"""BERT-Tiny (Turc et al. 2019)."""
+MASKED_WORDS = 0.15
+"""ViLT's share of masked tokens."""
+
+
+class Contender(nn.Module):
+    """What all have in common. `k_test` is the number of candidates that a joint model ranks again."""
+
+    k_test = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def loss(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+
+class DualEncoder(Contender):
+    """transformers' VisionTextDualEncoder, by CLIP's loss or by SigLIP's."""
+
+    def __init__(self, ready: Prepared, sigmoid: bool):
+        super().__init__()
+        size = ready.task.image_size
+        image = ViTConfig(image_size=size, patch_size=8, **SMALL_VIT)
+        text = BertConfig(vocab_size=len(ready.task.processor.tokenizer), **SMALL_BERT)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(image, text, projection_dim=256)
+        self.model = VisionTextDualEncoderModel(config)
+        self.sigmoid = sigmoid
+        if sigmoid:  # SigLIP's first temperature and bias (Zhai et al. 2023, section 3.2)
+            nn.init.constant_(self.model.logit_scale, 2.3026)
+            self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def loss(self, batch: Batch) -> Tensor:
+        inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        output = self.model(**inputs, return_loss=not self.sigmoid)
+        if not self.sigmoid:
+            return output.loss
+        pairs = 2 * torch.eye(len(output.logits_per_text), device=self.device) - 1
+        return -F.logsigmoid(pairs * (output.logits_per_text + self.bias)).sum(dim=-1).mean()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixel_values)), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        texts = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return F.normalize(_pooled(texts), dim=-1)
+
+
+class Vilt(Contender):
+    """ViLT by matching (one mismatched text per pair) and masked words; every pair is scored by a joint pass."""
+
+    def __init__(self, ready: Prepared):
+        super().__init__()
+        self.tokenizer = ready.task.processor.tokenizer
+        config = ViltConfig(
+            vocab_size=len(self.tokenizer), image_size=ready.task.image_size, patch_size=16, max_position_embeddings=64,
+            max_image_length=-1, **SMALL_VIT,
+        )  # fmt: skip
+        self.model = ViltModel(config)
+        self.matching = nn.Linear(config.hidden_size, 2)
+        self.words = nn.Sequential(
+            nn.Linear(config.hidden_size, config.hidden_size), nn.GELU(), nn.LayerNorm(config.hidden_size),
+            nn.Linear(config.hidden_size, len(self.tokenizer)),
+        )  # fmt: skip
+        self.k_test = 10**6
+
+    def loss(self, batch: Batch) -> Tensor:
+        images, tokens, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+        other = torch.randperm(len(images)).roll(1)
+        mismatched = batch["match_ids"] != batch["match_ids"][other]
+        kept = torch.cat([torch.ones_like(mismatched), mismatched])
+        pooled = self._pooled(images.repeat(2, 1, 1, 1), torch.cat([tokens, tokens[other]]), mask[_both(other)])
+        labels = torch.cat([torch.ones(len(images)), torch.zeros(len(images))]).long().to(images.device)
+        itm = F.cross_entropy(self.matching(pooled)[kept], labels[kept])
+        special = torch.isin(tokens, torch.tensor(self.tokenizer.all_special_ids))
+        hidden = (torch.rand(tokens.shape) < MASKED_WORDS) & ~special
+        states = self.model(
+            input_ids=tokens.masked_fill(hidden, self.tokenizer.mask_token_id), attention_mask=mask, pixel_values=images
+        ).last_hidden_state[:, : tokens.shape[1]]
+        if not hidden.any():
+            return itm
+        return itm + F.cross_entropy(self.words(states[hidden]), tokens[hidden], ignore_index=IGNORED)
+
+    def _pooled(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        pooled: Tensor = self.model(input_ids=tokens, attention_mask=mask, pixel_values=images).pooler_output
+        return pooled
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return torch.zeros(len(pixel_values), 1)  # no embeddings: matching ranks everything
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.zeros(len(input_ids), 1)
+
+    def itm_logits(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, image_rows: Tensor, text_rows: Tensor
+    ) -> Tensor:
+        pooled = self._pooled(pixel_values[image_rows], input_ids[text_rows], attention_mask[text_rows])
+        logits: Tensor = self.matching(pooled)
+        return logits
+
+
+class Ours(Contender):
+    """EVE from scratch, or VLE from towers, by contrast alone."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixel_values)
+        return features
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features: Tensor = self.model.get_text_features(input_ids, attention_mask)
+        return features
+
+
+class FrozenTowers(Contender):
+    """Towers that keep their weights, each with a trained projection, by CLIP's loss."""
+
+    def __init__(self, ready: Prepared, vision: str, text: str):
+        super().__init__()
+        self.vision, self.text = (AutoModel.from_pretrained(folder).requires_grad_(False) for folder in (vision, text))
+        with torch.no_grad():
+            size = ready.task.image_size
+            width = _mean_states(self.vision(pixel_values=torch.zeros(1, 3, size, size))).shape[1]
+        self.image_head = nn.Linear(width, 256, bias=False)
+        self.text_head = nn.Linear(self.text.config.hidden_size, 256, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.6593))
+
+    def loss(self, batch: Batch) -> Tensor:
+        images = self.get_image_features(batch["pixel_values"])
+        texts = self.get_text_features(batch["input_ids"], batch["attention_mask"])
+        logits = self.scale.exp() * images @ texts.T
+        labels = torch.arange(len(logits))
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        with torch.no_grad():
+            states = _mean_states(self.vision.eval()(pixel_values=pixel_values))
+        return F.normalize(self.image_head(states), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            states = self.text.eval()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            weights = attention_mask[..., None].to(states.dtype)
+            mean = (states * weights).sum(dim=1) / weights.sum(dim=1)
+        return F.normalize(self.text_head(mean), dim=-1)
+
+
+def _both(other: Tensor) -> Tensor:
+    return torch.cat([torch.arange(len(other)), other])
+
+
+def _pooled(output: Any) -> Tensor:
+    """The embeddings, which newer versions of transformers return inside of an output."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _mean_states(output: Any) -> Tensor:
+    """The mean of an image encoder's states, (B, D), of a sequence or of a map."""
+    states: Tensor = output.last_hidden_state
+    return states.flatten(2).mean(dim=2) if states.dim() == 4 else states.mean(dim=1)
+
+
+def eve(ready: Prepared, **_: Any) -> Contender:
+    config = ready.loaded.model.config
+    assert isinstance(config, EVEConfig)
+    return Ours(EVEForRetrieval(config))
+
+
+def vle(ready: Prepared, **_: Any) -> Contender:
+    assert isinstance(ready.loaded.model, VLEForRetrieval)
+    return Ours(ready.loaded.model)
+
+
+BUILDERS: dict[str, Callable[..., Contender]] = {
+    "clip": lambda ready, **_: DualEncoder(ready, sigmoid=False),
+    "siglip": lambda ready, **_: DualEncoder(ready, sigmoid=True),
+    "vilt": lambda ready, **_: Vilt(ready),
+    "eve": eve,
+    "frozen": lambda ready, vision, text: FrozenTowers(ready, vision, text),
+    "vle": vle,
+}
+"""The contenders that are trained here; open_clip trains itself."""
+ABOUT = {
+    "clip": "transformers' VisionTextDualEncoder (ViT of 4 layers, BERT-Tiny), CLIP's loss",
+    "siglip": "the same model, SigLIP's loss",
+    "vilt": "transformers' ViLT of 4 layers, matching and masked words; joint passes of all pairs",
+    "open-clip": "open_clip's CLIP (ViT of 4 layers, text Transformer of 2), trained by open_clip_train",
+    "eve": "EVE (eve-tiny) from random weights, contrast alone",
+    "frozen": "frozen towers, each with a trained projection, CLIP's loss",
+    "vle": "VLE on the same towers, all trained, contrast alone",
+}

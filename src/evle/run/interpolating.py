@@ -1,0 +1,177 @@
+"""Weights between those before and after fine-tuning (WiSE-FT, Wortsman et al. 2022): a model that learns the new data
+and forgets less of the old."""
+
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evle.data.samples import Samples, Split
+from evle.engine.checkpoint import load_model_state, model_state
+from evle.engine.run_folder import make_output
+from evle.engine.steps import write_whole_model
+from evle.errors import ConfigError
+from evle.models import eve, vle
+from evle.models.adapters import has_adapter
+from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
+from evle.models.loading import without_bars
+from evle.report import Curve, Report, Table
+from evle.run.config import RunConfig, read_run, task_class
+from evle.run.evaluation import load_trained
+from evle.run.splits import read_split
+from evle.run.weights import ModelConfig, build_model, read_processor
+from evle.tasks.task import EvaluationSettings, Task
+from evle.tasks.trained import run_settings
+
+State = Mapping[str, Tensor]
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Weights of the fine-tuned model at which a curve is measured; the asked one is added."""
+
+
+class Between:
+    """The models between the one in the folder `before` and a fine-tuned `model`, whose weights are `after`.
+
+    Heads and other tensors that `before` does not hold stay as in `after`. Raises CheckpointError for a `before` that
+    shares no backbone with the model, ConfigError for one with another vocabulary.
+    """
+
+    def __init__(
+        self,
+        before: str | Path,
+        model: PreTrainedModel,
+        after: Mapping[str, Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        config: Any = model.config
+        if read_processor(before, config.model_type).tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise ConfigError(
+                f"{before} has another vocabulary, so that word embeddings cannot be interpolated; give the model that "
+                "fine-tuning started from"
+            )
+        answers = {"id2label": config.id2label, "label2id": config.label2id}
+        start = build_model(type(model), ModelConfig(init=str(before)), config, answers)
+        self.model, self.after, self.new = model, dict(after), start.new
+        self.before = start.model.state_dict()
+
+    @property
+    def shared(self) -> list[str]:
+        """The tensors that both models have."""
+        return [name for name in self.after if name in self.before and name not in self.new]
+
+    def at(self, weight: float) -> dict[str, Tensor]:
+        """The tensors at `weight`: 0 is `before`, 1 is `after`."""
+        return blended(self.before, self.after, weight, self.new)
+
+    def go_to(self, weight: float) -> None:
+        """Give the model the tensors at `weight`. Every process must call it."""
+        own = model_state(self.model)  # with buffers, which no file holds
+        mixed = {name: tensor for name, tensor in self.at(weight).items() if name in own}
+        load_model_state(self.model, {**own, **mixed}, "interpolated weights")
+
+
+def blended(before: State, after: State, weight: float, new: Collection[str] = ()) -> dict[str, Tensor]:
+    """`after` with its numbers replaced by (1 - weight) * before + weight * after, where `before` has them.
+
+    >>> blended({"a": torch.zeros(1)}, {"a": torch.ones(1), "b": torch.ones(1)}, 0.25)
+    {'a': tensor([0.2500]), 'b': tensor([1.])}
+    """
+    mixed = dict(after)
+    for name, tensor in after.items():
+        if name in before and name not in new and tensor.is_floating_point():
+            mixed[name] = torch.lerp(before[name].float().to(tensor.device), tensor.float(), weight).to(tensor.dtype)
+    return mixed
+
+
+def interpolate(
+    before: str | Path,
+    after: str | Path,
+    output: str | Path,
+    *,
+    weight: float = 0.5,
+    curve: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Write the model between the run or model folders `before` and `after`; `weight` is that of `after`.
+
+    `output` becomes a folder of the same kind as `after`, with its processor and, of a run, its config.yaml. With
+    `curve`, both folders are runs of one task, and the report has the scores of several weights on the test data of
+    both. Raises ConfigError and CheckpointError for folders that do not fit each other.
+    """
+    folder, output = model_folder(after), Path(output)
+    is_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    target = output / "model" if is_run else output
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"weight={weight} must be from 0 (the model before) to 1 (the model after)")
+    if (target / "config.json").exists() and not overwrite:
+        raise ConfigError(f"{output} holds a model already; choose another output, or replace it with --overwrite")
+    if has_adapter(folder):
+        raise ConfigError(f"{after} holds an adapter; make its weights whole first with: evle merge {after} -o FOLDER")
+    configs = [read_run(path) for path in (before, after)] if curve else []
+    if configs and configs[0].task["name"] != configs[1].task["name"]:
+        tasks = " and ".join(str(config.task["name"]) for config in configs)
+        raise ConfigError(f"{before} and {after} are of different tasks ({tasks}): one model cannot be scored on both")
+    with without_bars():
+        fields = read_fields(folder, ("eve", "vle"))
+        family: Any = {"eve": eve, "vle": vle}[fields["model_type"]]
+        model: PreTrainedModel = from_folder(getattr(family, fields["architectures"][0]), folder)
+        tokenizer = read_processor(folder, fields["model_type"]).tokenizer
+        between = Between(before, model, read_tensors(folder), tokenizer)
+        make_output(target)
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        write_whole_model(model, between.at(weight), target)
+    if is_run:
+        shutil.copy(folder.parent / "config.yaml", output)
+    report = Report(
+        title=f"Between {before} and {after}",
+        summary=[f"{len(between.shared)} tensors at weight {weight:g} of {after}, {len(between.new)} are its own"],
+        provenance={"before": str(before), "after": str(after), "weight": weight},
+    )
+    if configs:
+        between.model, task = load_trained(configs[1], folder, task_class(configs[1]))
+        old, new = (_test_samples(config) for config in configs)
+        table, drawn = retention(between, task, old, new, configs[1].evaluate.settings(quick=True), weight)
+        report.tables, report.curves = [table], [drawn]
+    report.write(output)
+    return report
+
+
+def retention(
+    between: Between, task: Task, old: Samples, new: Samples, settings: EvaluationSettings, weight: float
+) -> tuple[Table, Curve]:
+    """What models between two score on the old and on the new data, as a table and as a curve; the model is afterwards
+    at `weight`."""
+    weights = sorted({*WEIGHTS, weight})
+    data: dict[str, Samples] = {"old data": old, "new data": new}
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in data}
+    for each in weights:
+        between.go_to(each)
+        for name, samples in data.items():
+            points[name].append((each, task.evaluate(between.model, samples, settings).scores[task.metric]))
+    between.go_to(weight)
+    rows = [[each, *(points[name][index][1] for name in data)] for index, each in enumerate(weights)]
+    note = f"Weight 0 is the model before fine-tuning, 1 the one after it; the kept model has {weight:g}."
+    table = Table(f"Retention: {task.metric} by weight", ["weight", *data], rows, note)
+    return table, Curve(f"Retention: {task.metric}", "weight of the fine-tuned model", task.metric, points)
+
+
+def old_samples(config: RunConfig) -> Samples | None:
+    """The test data of the run that a run starts from, where that run has the same task; None for other models."""
+    assert config.model.init is not None
+    settings = run_settings(config.model.init)
+    if not settings or settings["task"]["name"] != config.task["name"]:
+        return None
+    before = RunConfig.build({**settings, "output": config.model.init}, config.model.init)
+    return None if before.data.test is None else read_split(before.data, "test", task_class(before).reads)
+
+
+def _test_samples(config: RunConfig) -> Samples:
+    split: Split = "test" if config.data.test is not None else "val"
+    samples = read_split(config.data, split, task_class(config).reads)
+    if samples is None:
+        raise ConfigError(f"{config.output} has no test data to score on")
+    return samples

@@ -1,0 +1,38 @@
+"""The page of claims, from a recipe's report."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from evle.config import merge
+from evle.run.config import read_stages
+from evle.run.stages import train
+from staged import TWO, VQA, write
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    return importlib.import_module("benchmarks.claims")
+
+
+def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
+    claim = {"text": "Pre-training improves VQA", "of": "vqa", "than": "scratch"}
+    tree = merge(TWO, {"title": "Small", "about": "A test.", "stages": {"scratch": VQA}, "claims": {"one": claim}})
+    out = tmp_path / "out"
+    train(read_stages(write(tmp_path, tree), [f"output={out}"]))
+    claims.main([str(out), "-o", str(tmp_path / "claims.md"), "--note", "A note."])
+    page = (tmp_path / "claims.md").read_text()
+    assert "## Small\n\nA test.\n\n0 confirmed, 0 refuted, 1 undecided." in page
+    (row,) = [line for line in page.splitlines() if "Pre-training improves VQA" in line]
+    assert "`vqa`" in row
+    assert "`scratch`" in row
+    assert "undecided" in row
+    assert "A note." in page
+    assert "3 runs," in page
+    with pytest.raises(SystemExit, match="holds no claims"):
+        claims.main([str(out / "vqa"), "-o", str(tmp_path / "x.md")])
+    with pytest.raises(SystemExit, match="no report"):
+        claims.main([str(tmp_path), "-o", str(tmp_path / "x.md")])
+    capsys.readouterr()

@@ -1,0 +1,99 @@
+"""Weights between those before and after fine-tuning, by a key of training and by a verb."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from commands import call
+from evle import evaluate, train
+from evle.errors import ConfigError
+from evle.run.interpolating import blended
+from evle.run.weights import ModelConfig
+from micro import SAMPLES, micro_run
+
+VQA = {"train": {"steps": 3}}
+SCENES = {"source": "scenes", "size": 24, "count": 8}
+DATA = {"train": {**SCENES, "split": "train"}, "test": {**SCENES, "split": "test"}}
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_between(first, last, mid, weight):
+    for name, tensor in mid.items():
+        is_number = tensor.is_floating_point()  # token types and the like are as they were
+        expected = torch.lerp(first[name], last[name], weight) if is_number else last[name]
+        torch.testing.assert_close(tensor, expected, msg=name)
+
+
+@pytest.fixture(params=["eve", "vle"])
+def runs(request, tmp_path):
+    """A run, and one that starts from it with other data."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    train(micro_run(old, "vqa", {**VQA, "data": DATA}, request.param))
+    start = {"model": {"init": str(old), "preset": None}, "data": {**DATA, "test": {**SCENES, "split": "val"}}}
+    return old, new, micro_run(new, "vqa", {**VQA, **start}, request.param)
+
+
+def test_numbers_are_blended_and_what_is_new_is_kept():
+    before = {"a": torch.zeros(2), "head": torch.zeros(1), "steps": torch.tensor(1)}
+    after = {"a": torch.ones(2), "head": torch.ones(1), "own": torch.ones(1), "steps": torch.tensor(5)}
+    mixed = blended(before, after, 0.25, new={"head"})
+    assert mixed["a"].tolist() == [0.25, 0.25]
+    assert (mixed["head"].item(), mixed["own"].item(), mixed["steps"].item()) == (1, 1, 5)
+    half = blended({"a": torch.zeros(1)}, {"a": torch.ones(1, dtype=torch.bfloat16)}, 0.5)
+    assert half["a"].dtype == torch.bfloat16
+
+
+def test_the_verb_writes_the_model_between_and_its_curve(runs, tmp_path):
+    old, new, config = runs
+    train(config)
+    text = call("interpolate", old, new, "-o", tmp_path / "mid", "--weight", "0.3", "--curve")
+    first, last, mid = (weights(folder) for folder in (old, new, tmp_path / "mid"))
+    assert mid.keys() == last.keys()
+    assert_between(first, last, mid, 0.3)
+    assert "weight 0.3" in text
+    report = json.loads((tmp_path / "mid" / "report.json").read_text())
+    (table,) = report["tables"]
+    assert [row[0] for row in table["rows"]] == [0.0, 0.25, 0.3, 0.5, 0.75, 1.0]
+    by_weight = {row[0]: row[1:] for row in table["rows"]}
+    # The ends are the models before and after, each scored by its own run.
+    for folder, weight, column in ((old, 0.0, 0), (new, 1.0, 1)):
+        scores = json.loads((folder / "report.json").read_text())["scores"]
+        scores.pop("chance")
+        assert by_weight[weight][column] == pytest.approx(next(iter(scores.values()))["accuracy"])
+    assert "holds a model already" in call("interpolate", old, new, "-o", tmp_path / "mid", code=2)
+    assert "from 0 (the model before) to 1" in call(
+        "interpolate", old, new, "-o", tmp_path / "x", "--weight", "2", code=2
+    )
+
+
+def test_the_key_keeps_the_model_between_and_reports_the_curve(runs, tmp_path):
+    old, new, config = runs
+    train(config)
+    kept = config.model_copy(
+        update={"output": str(tmp_path / "kept"), "model": config.model.model_copy(update={"interpolate": 0.5})}
+    )
+    report = train(kept)
+    first, last, mid = (weights(folder) for folder in (old, new, tmp_path / "kept"))
+    assert_between(first, last, mid, 0.5)
+    assert report.tables[0].title == "Retention: accuracy by weight"
+    assert "Retention: accuracy" in [curve.title for curve in report.curves]
+    measured = report.tables[0].rows[[row[0] for row in report.tables[0].rows].index(0.5)][2]
+    assert next(iter(report.scores.values()))["accuracy"] == pytest.approx(measured)
+    again = evaluate(kept, output=tmp_path / "again").scores
+    assert next(iter(again.values()))["accuracy"] == pytest.approx(measured)
+
+
+def test_what_cannot_be_interpolated_is_refused(runs, tmp_path):
+    old, _, _ = runs
+    with pytest.raises(ConfigError, match="interpolate blends whole trained weights"):
+        ModelConfig.build({"preset": "eve-tiny", "interpolate": 0.5}, "model")
+    family = json.loads((old / "model" / "config.json").read_text())["model_type"]
+    other = micro_run(tmp_path / "other", "retrieval", {"train": {"steps": 1}}, family)
+    train(other, samples={"train": SAMPLES["retrieval"]()})
+    assert "another vocabulary" in call("interpolate", other.output, old, "-o", tmp_path / "x", code=2)
+    assert "different tasks" in call("interpolate", other.output, old, "-o", tmp_path / "x", "--curve", code=2)
