@@ -9,16 +9,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from adapter_processes import adapted, train_adapters
 from commands import call
 from evle import evaluate, train
+from evle.config import merge
+from evle.engine.failures import Diverged
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.pipelines import VQAPipeline
 from evle.run.adapting import freeze
+from evle.run.config import RunConfig
 from evle.run.prepare import prepare
 from evle.run.weights import ModelConfig
+from evle.tasks.vqa import VQATask
 from micro import SAMPLES, micro_run
+from processes import run_on_two
 
 PARTS = {"eve": "image_embedding", "vle": "vision_model"}
 
@@ -72,12 +78,6 @@ def base_of(family, folder):
     return folder
 
 
-def adapted(folder, base, family, task="vqa", **lora):
-    """The configuration of a run that adapts the model of the run `base`."""
-    changes = {"model": {"preset": None, "init": str(base), "overrides": {}, "lora": {"rank": 2, **lora}}}
-    return micro_run(folder, task, {**changes, "train": {"steps": 4}}, family)
-
-
 @pytest.fixture(scope="module", params=["eve", "vle"])
 def trained(request, tmp_path_factory):
     """A family, its base run, and a run of adapters of it."""
@@ -119,17 +119,53 @@ def test_peft_reads_the_adapter_on_top_of_the_base(trained):
         torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def test_an_interrupted_run_of_adapters_resumes_bit_for_bit(trained, tmp_path):
-    family, base, run = trained
-    again = tmp_path / "again"
-    shutil.copytree(run, again)
-    for name in ("model", "report.json"):
-        path = again / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    train(adapted(again, base, family, dora=True), samples={"train": SAMPLES["vqa"]()})
-    weights = (folder / "model" / "adapter" / "adapter_model.safetensors" for folder in (run, again))
-    first, second = map(load_file, weights)
-    assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+def test_an_interrupted_run_of_adapters_resumes_bit_for_bit(trained, tmp_path, monkeypatch):
+    """Stopped in the middle, with dropout in the adapters, it ends with the weights of a run that never stopped."""
+    family, base, _ = trained
+    folders = {name: tmp_path / name for name in ("whole", "cut")}
+    configs = {
+        name: RunConfig.build(
+            merge(
+                adapted(folder, base, family, dropout=0.2).plain(),
+                {"train": {"save_every": 2, "steps": 6, "batch_size": 4}},
+            ),
+            "test",
+        )
+        for name, folder in folders.items()
+    }
+    samples = {"train": SAMPLES["vqa"]()}
+    train(configs["whole"], samples=samples)
+    collate, calls = VQATask.collate, []
+
+    def failing(self, features):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Diverged("the power went out")
+        return collate(self, features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VQATask, "collate", failing)
+        with pytest.raises(Diverged):
+            train(configs["cut"], samples=samples)
+    assert (folders["cut"] / "checkpoints" / "last").is_dir()
+    assert not (folders["cut"] / "model" / "adapter").exists()
+    train(configs["cut"], samples=samples)
+    first, second = (
+        load_file(folder / "model" / "adapter" / "adapter_model.safetensors") for folder in folders.values()
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_train_one_adapter(tmp_path):
+    """Both see half of the rows; the adapter that they write is read, and learned."""
+    base = base_of("eve", tmp_path / "base")
+    run_on_two(train_adapters, str(base), str(tmp_path / "run"))
+    stored = load_file(tmp_path / "run" / "model" / "adapter" / "adapter_model.safetensors")
+    learned = [tensor for name, tensor in stored.items() if "lora_B" in name]
+    assert learned
+    assert any(bool(tensor.abs().max() > 0) for tensor in learned)
+    assert len(answers(tmp_path / "run")[0]["answers"]) > 1
 
 
 def test_an_adapter_merges_into_a_whole_model(trained, tmp_path):

@@ -18,10 +18,12 @@ from evle.models.folders import from_folder
 from evle.models.loading import ALL_PROCESSORS, load_model
 
 
-def open_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) -> tuple[Any, Any]:
+def open_model(
+    path: str | Path, models: Mapping[str, type[PreTrainedModel]], device: str | torch.device | None = None
+) -> tuple[Any, Any]:
     """The model and the processor in `path`, as `load_model`; for an exported folder, its graphs as a `GraphModel`."""
     if not is_exported(path):
-        return load_model(path, models)
+        return load_model(path, models, device)
     model = GraphModel(path, models)
     return model, from_folder(ALL_PROCESSORS[model.config.model_type], path)
 

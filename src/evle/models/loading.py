@@ -19,13 +19,16 @@ PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
 ALL_PROCESSORS: dict[str, Any] = {**PROCESSORS, **DUAL_PROCESSORS}
 
 
-def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(
+    path: str | Path, models: Mapping[str, type[PreTrainedModel]], device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model in `path` (see `model_folder`) as the class that `models` names for its family, and its processor.
 
     A checkpoint of several heads, as pre-training leaves it, serves each of them. Raises CheckpointError for a family
     that `models` does not have, a checkpoint with another head, and damaged or missing files. No weight is ever made
-    up: a tensor that the checkpoint lacks is an error. Without an accelerator, weights of float16 become float32, in
-    which a CPU computes faster and more exactly.
+    up: a tensor that the checkpoint lacks is an error. The model is not moved; `device` is
+    where it will compute, by default an accelerator if there is one. For a CPU, weights of float16 become float32, in
+    which it computes faster and more exactly.
     """
     folder = model_folder(path)
     fields = read_fields(folder, models)
@@ -36,7 +39,7 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
     logging.set_verbosity_error()  # transformers would warn of missing tensors, which are an error here
     try:
         with without_bars():
-            loaded: Any = from_folder(wanted, folder, output_loading_info=True, **_precision(fields))
+            loaded: Any = from_folder(wanted, folder, output_loading_info=True, **_precision(fields, device))
         processor = from_folder(ALL_PROCESSORS[family], folder)
     except CheckpointError:
         raise
@@ -57,11 +60,11 @@ def load_model(path: str | Path, models: Mapping[str, type[PreTrainedModel]]) ->
     return model, processor
 
 
-def _precision(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _precision(fields: Mapping[str, Any], device: str | torch.device | None) -> dict[str, Any]:
     """The type to load weights in, where it is not the type in the configuration."""
     is_half = (fields.get("dtype") or fields.get("torch_dtype")) in ("float16", torch.float16)
-    has_accelerator = torch.accelerator.current_accelerator(check_available=True) is not None
-    return {"dtype": torch.float32} if is_half and not has_accelerator else {}
+    where = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return {"dtype": torch.float32} if is_half and torch.device(where).type == "cpu" else {}
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Pipeline:
             raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
         self.trained_as: Mapping[str, Any] = {}  # the run's `task`: its name and options
         if source is not None and model is None and processor is None:
-            model, processor = open_model(source, self.models)
+            model, processor = open_model(source, self.models, device)
             text = text or text_options(source)
             self.trained_as = run_settings(source).get("task", {})
             device = device or torch.accelerator.current_accelerator(check_available=True)
