@@ -41,6 +41,9 @@ class FakeHub(BaseHTTPRequestHandler):
         body, hub = self._body(), self.server
         if self.headers.get("Authorization") != "Bearer right":
             return self._answer({"error": "Invalid credentials"}, 401)
+        for part, status in hub.fails.items():
+            if part in self.path:
+                return self._answer({"error": f"refused with {status}", "url": f"{hub.url}/me/photos"}, status)
         if self.path == "/api/repos/create":
             hub.created.append(json.loads(body))
             name = json.loads(body)["name"]
@@ -87,6 +90,8 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self._body()
+        if "/lfs/" in self.server.fails:
+            return self._answer({"error": "the upload broke"}, self.server.fails["/lfs/"])
         self.server.large[hashlib.sha256(body).hexdigest()] = body
         self._answer({})
 
@@ -100,6 +105,7 @@ class FakeHub(BaseHTTPRequestHandler):
 def hub(monkeypatch) -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     server.url = f"http://127.0.0.1:{server.server_port}"
+    server.fails = {}
     server.created, server.branches, server.commits, server.files, server.large = [], [], [], {}, {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for module in ("huggingface_hub.constants", "huggingface_hub.hf_api"):
@@ -157,6 +163,33 @@ def test_a_wrong_token_and_an_absent_hub_are_one_line(hub, scored, monkeypatch):
     monkeypatch.setattr("evle.share.hub.HfApi", lambda: HfApi("http://127.0.0.1:9"))
     with pytest.raises(ConfigError, match="the hub cannot be reached"):
         push(scored, "me/photos")
+
+
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [("/commit/", 403), ("/preupload/", 500), ("/lfs/", 400), ("/commit/", 409), ("/commit/", 413)],
+)
+def test_an_upload_that_breaks_is_one_line_and_can_be_repeated(hub, scored, part, status):
+    hub.fails = {part: status}
+    output = call("push", scored, "me/photos", code=2)
+    assert "me/photos: the hub refuses the upload" in output
+    assert "Traceback" not in output
+    assert not hub.commits
+    hub.fails = {}
+    call("push", scored, "me/photos")
+    assert "model.safetensors" in hub.files
+
+
+def test_a_reply_that_is_none_of_a_hub_is_one_line(hub, scored, monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: {}["url"])
+    with pytest.raises(ConfigError, match="me/photos: the reply of the hub cannot be read"):
+        push(scored, "me/photos")
+
+
+def test_a_model_that_exists_is_updated(hub, scored):
+    hub.fails = {"/repos/create": 409}
+    call("push", scored, "me/photos")
+    assert hub.commits
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):

@@ -59,6 +59,11 @@ def push(
         raise ConfigError(f"{name}: the hub refuses the upload ({in_one_line(error)})") from None
     except HFValidationError as error:
         raise ConfigError(f"{name}: no name on the hub ({in_one_line(error)})") from None
+    except (KeyError, TypeError, ValueError) as error:  # a proxy's page, or another program at that address
+        raise ConfigError(
+            f"{name}: the reply of the hub cannot be read ({type(error).__name__}: {in_one_line(error)}); "
+            "check HF_ENDPOINT"
+        ) from None
     except Exception as error:  # huggingface_hub lets the errors of its HTTP library (httpx, httpx2) through
         if not isinstance(error, OSError) and not type(error).__module__.startswith("http"):
             raise
