@@ -25,6 +25,7 @@ FLOORS = {
         "registration",
         "report",
         "distributed",
+        "proportions",
         "precision",
         "machine",
         "storage",

@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
 
+from evle.proportions import small_enough_to_pad, without_far_ends
+
 
 class PairProcessor(ProcessorMixin):
     """An image processor and a tokenizer, for images, texts or both."""
@@ -31,8 +33,11 @@ class PairProcessor(ProcessorMixin):
     def _framed(self, image: Image.Image) -> Image.Image:
         """An image as RGB, on a white square if the model was trained with `image.framing=pad`."""
         image = upright_rgb(image)
+        if getattr(self.image_processor, "do_center_crop", False):
+            return without_far_ends(image)
         if getattr(self.image_processor, "framing", None) != "pad":
             return image
+        image = small_enough_to_pad(image)
         side = max(image.size)
         square = Image.new("RGB", (side, side), "white")
         square.paste(image, ((side - image.width + 1) // 2, (side - image.height + 1) // 2))

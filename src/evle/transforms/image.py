@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from evle.proportions import small_enough_to_pad, without_far_ends
 from evle.transforms.colours import erase, outline, pick_colours, rand_augment_filter, random_ground, recolour, stylize
 from evle.transforms.framing import seen_region, test_geometry
 from evle.transforms.geometry import Geometry, bend_pixels, move_boxes, only_visible, pick_geometry
@@ -84,6 +85,8 @@ def test_image(image: Image.Image, size: int, *, framing: Framing = "whole") -> 
         image = _on_white(image)
     if framing == "pad":
         image, _ = _framed(image.convert("RGB"), "pad", ())
+    if framing == "centre":
+        image = without_far_ends(image)
     width, height, left, top = test_geometry(image.size, size, framing)
     pixels = _resize_pixels(_pixels(image.convert("RGB")), width, height)
     return pixels[:, top : top + size, left : left + size].contiguous()
@@ -161,7 +164,12 @@ def _framed(
     image: Image.Image, framing: Framing, boxes: Sequence[Sequence[float]] | np.ndarray, *, clear: bool = False
 ) -> tuple[Image.Image, np.ndarray]:
     """The region of an image that the model sees, and boxes in its pixels. Padding is white in an opaque image, and
-    transparent in any other or if `clear`."""
+    transparent in any other or if `clear`. A very long image is made smaller first (see `small_enough_to_pad`)."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if framing == "pad":
+        width, height = image.size
+        image = small_enough_to_pad(image)
+        boxes = boxes * np.array([image.width / width, image.height / height] * 2)
     region = seen_region(image.size, framing)
     left, top = region[:2]
     if framing == "pad" and (clear or image.mode == "RGBA"):
@@ -171,7 +179,7 @@ def _framed(
         framed.paste(image, (-left, -top))
     else:
         framed = image.crop(region)
-    return framed, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) - np.array([left, top, left, top])
+    return framed, boxes - np.array([left, top, left, top])
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from evle.errors import ConfigError
+from evle.transforms.text import readable_part
 
 PERSON_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry"),
@@ -106,7 +107,7 @@ def _encode_part(tokenizer: PreTrainedTokenizerBase, words: Spoken) -> list[tupl
     named: list[int | None] = []  # by character
     for word, index in words:
         named += ([None] if named else []) + [index] * len(word)
-    text = " ".join(word for word, _ in words)
+    text = readable_part(tokenizer, " ".join(word for word, _ in words))
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         (token, named[end - 1] if end else None)

@@ -17,6 +17,11 @@ MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 
 LONGEST_WORD = 200
 """Longest run of characters without a blank that a tokenizer is trained on: no merge is learnt from base64."""
+LONGEST_RUN = 10_000
+"""Of a longer run of characters without a blank, a tokenizer is trained on the beginning alone. A paragraph of a script
+that writes no blanks is shorter."""
+LONGEST_TEXT = 100_000
+"""Characters of a text that are turned into tokens; no model reads as many tokens as they make."""
 
 
 def train_tokenizer(
@@ -86,11 +91,12 @@ class _Counted:
         self.num_texts = 0
 
     def __iter__(self) -> Iterator[str]:
+        endless_run = re.compile(rf"(\S{{{LONGEST_RUN}}})\S+")
         endless = re.compile(rf"\S{{{LONGEST_WORD}}}")
         for text in self.texts:
             if text.strip():
                 self.num_texts += 1
-                yield endless.sub(lambda match: match.group() + " ", text)
+                yield endless.sub(lambda match: match.group() + " ", endless_run.sub(r"\1", text))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
@@ -103,8 +109,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> li
     ]
 
 
+def readable_part(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text, or of one of more than `LONGEST_TEXT` characters the end of it that `tokenizer` keeps."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return text[-LONGEST_TEXT:] if tokenizer.truncation_side == "left" else text[:LONGEST_TEXT]
+
+
 def _encoding(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding:
-    """The whole text, not cut: a fast tokenizer keeps the length to cut at as state, which all threads would share."""
+    """The text, not cut to a number of tokens: a fast tokenizer keeps that number as state, which all threads would
+    share."""
+    text = readable_part(tokenizer, text)
     return tokenizer(text, return_attention_mask=False, return_special_tokens_mask=True, verbose=False, **options)
 
 
@@ -125,6 +140,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
             f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one: "
             "load its fast form, or mask single tokens"
         )
+    text = readable_part(tokenizer, text)
     encoding = _encoding(tokenizer, text, return_offsets_mapping=True)
     kept = kept_tokens(encoding["special_tokens_mask"], max_length, tokenizer.truncation_side)
     word_ids = encoding.word_ids()

@@ -10,7 +10,7 @@ from PIL import Image
 from evle.data.custom.packing import encoded_image, pack
 from evle.data.custom.shards import shards
 from evle.data.images import open_image
-from evle.data.samples import Box, CaptionSample, NLVR2Sample, VCRSample, VQASample
+from evle.data.samples import Box, CaptionSample, NLVR2Sample, Swap, VCRSample, VQASample
 from evle.data.sources import read_source
 from evle.data.synthetic.scenes import scenes
 from evle.errors import ConfigError, DataError, SampleError
@@ -25,6 +25,18 @@ def without_image(sample):
     if isinstance(sample, NLVR2Sample):
         return replace(sample, images=("", ""))
     return replace(sample, image="")
+
+
+@pytest.mark.parametrize("image", [None, encoded(1)])
+def test_a_swapped_caption_and_its_image_survive(tmp_path, image):
+    sample = CaptionSample(
+        "k", encoded(), ("a dog left of a cat",), swap=Swap("a cat left of a dog", "order", image, "s")
+    )
+    pack([sample], tmp_path)
+    found = shards(tmp_path)[0]
+    assert found.image.read() == sample.image
+    assert replace(found.swap, image=None) == replace(sample.swap, image=None)
+    assert (found.swap.image and found.swap.image.read()) == image
 
 
 @pytest.mark.parametrize("kind", ["captions", "vqa", "nlvr2", "vcr"])

@@ -187,8 +187,8 @@ def _members(samples: Sequence[Sample], rows: range, pool: ThreadPoolExecutor) -
 def members_of(sample: Sample) -> Members:
     """(extension, bytes) of what a shard holds of a sample. Raises SampleError for images that cannot be read."""
     text = _text_of(sample)
-    sources = sample.images if isinstance(sample, NLVR2Sample) else (sample.image,)
-    sides = ("left.", "right.") if isinstance(sample, NLVR2Sample) else ("",)
+    sources = _images_of(sample)
+    sides = ("left.", "right.") if len(sources) == 2 else ("",)
     members, sizes, digests = list[tuple[str, bytes]](), [], []
     for side, source in zip(sides, sources):
         form, content = encoded_image(source)
@@ -199,6 +199,8 @@ def members_of(sample: Sample) -> Members:
     for name in ("boxes", "objects"):
         if name in own:
             own[name] = [asdict(box) for box in own[name]]
+    if swap := own.pop("swap", None):
+        own["swap"] = {"caption": swap.caption, "type": swap.type, "set_id": swap.set_id}
     about = {
         "caption": text,
         "kind": KIND_OF[type(sample)],
@@ -209,6 +211,15 @@ def members_of(sample: Sample) -> Members:
         **own,
     }
     return [*members, ("json", json.dumps(about).encode()), ("txt", text.encode("utf-8", "replace"))]
+
+
+def _images_of(sample: Sample) -> tuple[ImageSource, ...]:
+    """One image, or two: the pair of NLVR2, or a caption's image and the one of which its swap is true."""
+    if isinstance(sample, NLVR2Sample):
+        return sample.images
+    if isinstance(sample, CaptionSample) and sample.swap is not None and sample.swap.image is not None:
+        return sample.image, sample.swap.image
+    return (sample.image,)
 
 
 def encoded_image(source: ImageSource) -> tuple[str, bytes]:

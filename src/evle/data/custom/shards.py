@@ -34,6 +34,7 @@ from evle.data.samples import (
     CaptionSample,
     NLVR2Sample,
     Sample,
+    Swap,
     Tagged,
     VCRSample,
     VQASample,
@@ -385,7 +386,9 @@ def _caption_sample(
     if _is_packed(fields):
         captions = _captions(fields, caption_fields) if caption_fields else tuple(fields["captions"])
         match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
-        return CaptionSample(key, image, captions, tuple(map(_box, fields["boxes"])), tags, match_id)
+        boxes, other = tuple(map(_box, fields["boxes"])), tar.member(entry.second_image)
+        swap = Swap(image=other if other.size else None, **fields["swap"]) if fields.get("swap") else None
+        return CaptionSample(key, image, captions, boxes, tags, match_id, swap)
     captions = () if caption_fields or not entry.text.size else (_text(tar.member(entry.text), key),)
     if not any(map(says_something, captions)):
         captions = tuple(filter(says_something, _captions(fields, caption_fields or CAPTION_FIELDS)))

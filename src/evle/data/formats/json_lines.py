@@ -3,8 +3,10 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
+from evle.data.formats.text_files import MAX_LINE
 from evle.errors import DataError
 from evle.files import parse_json
 
@@ -33,7 +35,9 @@ class JsonLines:
             raise DataError(f"{self.path}: no such file")
         digest, offset = hashlib.blake2b(digest_size=8), 0
         with open(self.path, "rb") as file:
-            for number, data in enumerate(file, 1):
+            for number, data in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
+                if len(data) == MAX_LINE:
+                    raise DataError(f"{self.path}:{number}: a line of more than {MAX_LINE >> 20} MB; split it")
                 digest.update(data)
                 if data.strip():
                     yield Line(number, offset, len(data), self._record(data, number))

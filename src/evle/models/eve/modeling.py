@@ -22,13 +22,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.embedding import EVEImageEmbedding, EVETextEmbedding, visible_patches
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import HardRouter, Routing, SharedFeedForward, SoftRouter
 from evle.models.folders import merged_adapter, read_fields, weights_folder
+from evle.models.padding import refuse_left_padding
 from evle.models.plain import biased
 from evle.models.positions import resize_positions
 
@@ -391,7 +391,7 @@ class EVEModel(EVEPreTrainedModel):
 def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
     """Raise DataError for inputs that no EVE model can take.
 
-    Padding on the left is looked for where that costs no synchronisation; `EVEProcessor` always pads on the right.
+    Padding on the left is refused (see `refuse_left_padding`); `EVEProcessor` always pads on the right.
     """
     if pixel_values is None and input_ids is None:
         raise DataError("EVE needs pixel_values, input_ids, or both; it was given neither")
@@ -412,10 +412,7 @@ def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attentio
             f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
             "they must be equal"
         )
-    if objectives.is_eager_cpu(attention_mask.device):
-        is_left_padded = (attention_mask[:, 0] == 0) & (attention_mask != 0).any(dim=1)
-        if bool(is_left_padded.any()):
-            raise DataError("a text is padded on the left; EVE reads its first token: set padding_side='right'")
+    refuse_left_padding(attention_mask)
 
 
 def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:

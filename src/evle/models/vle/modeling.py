@@ -24,6 +24,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LM
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.folders import merged_adapter, weights_folder
+from evle.models.padding import refuse_left_padding
 from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
@@ -50,10 +51,7 @@ def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
             f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; give one "
             "mask value per token"
         )
-    if attention_mask.is_cpu and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
-        real = attention_mask.bool()
-        if bool((~real[..., 0] & real.any(dim=-1)).any()):
-            raise DataError("a text is padded on the left; set padding_side='right' on the tokenizer")
+    refuse_left_padding(attention_mask)
 
 
 def mean_states(states: Tensor, chosen: Tensor) -> Tensor:
