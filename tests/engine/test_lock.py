@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evle.engine.lock import LOCK, locked
+from evle.engine.run_folder import Run
 from evle.errors import ConfigError
 
 HOLD = """
@@ -72,3 +73,29 @@ def test_an_empty_folder_is_removed_again_and_a_file_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="is a file"):
             locked(path).__enter__()
+
+
+START = """
+import sys, time
+from evle.engine.run_folder import Run
+Run.start(sys.argv[1], {"a": 1}, seed=0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_started_without_train_locks_its_folder_too(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", START, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"another process is training this run \(process {process.pid} on "):
+            Run.start(tmp_path, {"a": 1}, seed=0)
+    finally:
+        process.kill()
+        process.wait()
+    run = Run.start(tmp_path, {"a": 1}, seed=0)
+    assert Run.start(tmp_path, {"a": 1}, seed=0).resumes  # the same process may look again
+    run.close()
+    with locked(tmp_path):
+        pass

@@ -4,6 +4,7 @@ The lock is the operating system's (a POSIX record lock on `.lock` in the folder
 that ends, and the data workers that a process forks do not inherit it.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -24,6 +25,9 @@ LOCK = ".lock"
 _held: set[Path] = set()
 """Folders that this process holds: the operating system would grant it the same lock again."""
 
+_kept: dict[Path, contextlib.ExitStack] = {}
+"""The locks that `hold` took, by folder."""
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -31,6 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ConfigError when a process, this one included, holds it already; the message names the process.
     """
+    release(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: choose another output")
     key = folder.resolve()
@@ -45,6 +50,25 @@ def locked(folder: Path) -> Iterator[None]:
         file.close()
         with contextlib.suppress(OSError):
             folder.rmdir()  # only if empty: the run was refused before it wrote anything
+
+
+def hold(folder: Path) -> None:
+    """Hold the lock of `folder` until `release`, or until this process ends, unless this process holds it already.
+
+    Raises ConfigError as `locked`.
+    """
+    if folder.resolve() not in _held:
+        stack = contextlib.ExitStack()
+        stack.enter_context(locked(folder))
+        _kept[folder.resolve()] = stack
+        owner = os.getpid()
+        atexit.register(lambda: release(folder) if os.getpid() == owner else None)
+
+
+def release(folder: Path) -> None:
+    """Give back a lock that `hold` took."""
+    if (stack := _kept.pop(folder.resolve(), None)) is not None:
+        stack.close()
 
 
 def _acquire(folder: Path, key: Path) -> IO[str]:

@@ -27,7 +27,7 @@ import torch
 import evle
 from evle.config import dump_yaml, load_yaml
 from evle.distributed import barrier, is_main, world_size
-from evle.engine.lock import LOCK
+from evle.engine.lock import LOCK, hold, release
 from evle.errors import CheckpointError, ConfigError
 from evle.files import flush_file, flush_folder, parse_json, read_json, write_whole
 from evle.storage import mirror_of
@@ -77,12 +77,15 @@ class Run:
     ) -> Self:
         """Open `folder` for a run of `config` (resolved, plain values) and record what is asked and where it runs.
 
-        An unfinished run of the same configuration is resumed (`resumes` is then true); `overwrite` starts again.
+        An unfinished run of the same configuration is resumed (`resumes` is then true); `overwrite` starts again. The
+        folder is locked until `close`, which `fit` calls at its end: no other process can start in it.
 
         Raises:
-            ConfigError: as `check`, or the data of an unfinished run changed.
+            ConfigError: as `check`, another process trains in the folder, or the data of an unfinished run changed.
         """
         run = cls(folder)
+        if is_main():
+            hold(run.folder)
         run.check(config, overwrite=overwrite, complete=complete)
         if run.resumes and run.environment().get("data_hash", data_hash) != data_hash:
             raise ConfigError(
@@ -95,6 +98,11 @@ class Run:
             run._prepare(config, seed, data_hash)
         barrier()
         return run
+
+    def close(self) -> None:
+        """Let other processes use the folder, unless the caller of `start` had locked it."""
+        if is_main():
+            release(self.folder)
 
     def check(self, config: Mapping[str, Any], *, overwrite: bool = False, complete: Complete = dict) -> None:
         """Decide whether a run of `config` in this folder resumes the run that is there, and set `resumes`.

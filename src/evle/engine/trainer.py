@@ -8,6 +8,7 @@ mean over masked tokens, whose number differs by row (each micro-batch's mean th
 matching, whose hard negatives are drawn from the rows of one micro-batch (over all processes).
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -55,7 +56,7 @@ def fit(
         CheckpointError: the checkpoint to resume from is damaged, or of another model or data.
         ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
     """
-    with report_failures(run) as reported:
+    with contextlib.closing(run), report_failures(run) as reported:
         training = Training(model, loader, train, optim, run, seed, new_parameters)
         at = reported.at = training.at
         num_steps, metric = training.num_steps, metric or task.metric

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from evle.errors import StorageError, in_one_line, nearest
+from evle.storage.deadline import TooSlowError, in_time
 from evle.storage.urls import URL
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ PAUSES = (1.0, 4.0, 15.0)
 """Seconds between attempts."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "memory"}
 """Schemes whose files appear whole or not at all, below folders that need not exist."""
-PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError)
+PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError, TooSlowError)
 
 
 class Remote:
@@ -88,7 +89,11 @@ class Remote:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            self._try("read", lambda: self._files.get_file(self._at(name), str(part)))
+            self._try(
+                "read",
+                lambda: self._files.get_file(self._at(name), str(part)),
+                received=lambda: part.stat().st_size if part.exists() else 0,
+            )
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
@@ -102,7 +107,7 @@ class Remote:
                 self._files.makedirs(self._files._parent(path), exist_ok=True)
             self._files.put_file(str(source), path)
 
-        self._try("written", work)
+        self._try("written", work, size=source.stat().st_size)
 
     def copy(self, source: str, name: str) -> None:
         """Copy a remote file over another one; most stores do it without sending its bytes."""
@@ -122,11 +127,21 @@ class Remote:
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}" if name else self._path
 
-    def _try(self, verb: str, work: Callable[[], T], **default: Any) -> T:
-        """The result of `work`, repeated while it may help; `missing` is the result where there is no such file."""
+    def _try(
+        self,
+        verb: str,
+        work: Callable[[], T],
+        received: Callable[[], int] | None = None,
+        size: int = 0,
+        **default: Any,
+    ) -> T:
+        """The result of `work`, repeated while it may help; `missing` is the result where there is no such file.
+
+        It is given up when it takes too long (see `in_time`, also for `received` and `size`).
+        """
         for pause in (*PAUSES, None):
             try:
-                return work()
+                return in_time(work, received, size)
             except Exception as error:  # a library of any scheme may raise anything
                 if isinstance(error, FileNotFoundError) and "missing" in default:
                     return default["missing"]  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
-from evle.data.samples import Sample, VQASample, readable
+from evle.data.samples import Sample, VQASample, describe, readable
 from evle.errors import ConfigError, SampleError
 from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
@@ -91,6 +91,9 @@ class VQATask(Task):
                 by_type[sample.question_type][normalised] += 1
                 by_type[""][normalised] += bool(sample.question_type)  # without a type it has been counted
                 spellings[normalised][" ".join(answer.split())] += 1
+        if not counts:
+            reason = describe(samples).get("answers") or "fill in the column of answers"
+            raise ConfigError(f"none of {len(samples):,} training questions has an answer: {reason}")
         self.prior = {
             kind: min(times, key=lambda answer: (-times[answer], answer)) for kind, times in by_type.items() if times
         }

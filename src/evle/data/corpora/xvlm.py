@@ -96,7 +96,7 @@ def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
     prints: list[str] = []
     left_out = LeftOut()
     table = table_of(_question_rows(files, prints, left_out), _QUESTIONS)
-    _refuse_nothing(table, files)
+    _refuse_nothing(table, files, left_out)
     refuse_duplicates(table.column("key").to_numpy(zero_copy_only=False), files[-1], "question_id")
     rows = Rows(
         table,
@@ -144,7 +144,7 @@ def _pairs(files: Sequence[Path], root: Path, _: Path) -> Rows:
     prints: list[str] = []
     left_out = LeftOut()
     table = table_of(_pair_rows(files, prints, left_out), _PAIRS)
-    _refuse_nothing(table, files)
+    _refuse_nothing(table, files, left_out)
     rows = Rows(
         table,
         partial(_pair, root=str(root)),
@@ -192,6 +192,7 @@ def _pair(row: Row, root: str) -> NLVR2Sample:
     return NLVR2Sample(row["key"], images, row["sentence"], row["label"], row["set_id"])
 
 
-def _refuse_nothing(table: pa.Table, files: Sequence[Path]) -> None:
+def _refuse_nothing(table: pa.Table, files: Sequence[Path], left_out: LeftOut) -> None:
     if not table.num_rows:
-        raise DataError(f"{', '.join(map(str, files))}: no entry that can be used; set files=[...] to other files")
+        reasons = f": {'; '.join(left_out.lines[:3])}" if left_out.count else ""
+        raise DataError(f"{', '.join(map(str, files))}: no entry that can be used{reasons}; set files=[...] to others")
