@@ -96,7 +96,7 @@ def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "captions.json").write_text("[]")
     text = "\n".join(check_folder(tmp_path).lines())
-    assert "only the images were looked at: " in text
+    assert "only the images were checked: " in text
     assert (
         "(captions.json: of no kind that is read; save it as CSV or JSON lines); write one, or set captions_from"
         in text
@@ -109,7 +109,7 @@ def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
     row = '{"image": "a.png", "caption": "x"}\n'
     (tmp_path / "captions.jsonl").write_text(row + row)
     check = check_folder(tmp_path)
-    assert check.repeated.lines == [f"{tmp_path / 'captions.jsonl'}:2: as line 1"]
+    assert check.repeated.lines == [f"{tmp_path / 'captions.jsonl'}:2: repeats line 1"]
     assert check.ok  # they become one
     rows = [{"image": "a.png", "question": "who?", "id": 1}, {"image": "a.png", "question": "where?", "id": 1}]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))

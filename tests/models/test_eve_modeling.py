@@ -218,7 +218,7 @@ def test_new_weights_are_what_the_configuration_says():
 
 
 def test_places_may_start_larger_than_other_weights():
-    sizes = {"place_init_range": 0.5, "initializer_range": 0.02, "max_position_embeddings": 512}
+    sizes = {"position_init_range": 0.5, "initializer_range": 0.02, "max_position_embeddings": 512}
     config = EVEConfig.from_preset("eve-tiny", **sizes)
     torch.manual_seed(0)
     model = EVEModel(config)

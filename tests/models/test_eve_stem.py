@@ -104,5 +104,5 @@ def test_residual_blocks_are_added_where_asked_for():
 
 @pytest.mark.parametrize("blocks", [(1,), (1, -1)])
 def test_as_many_numbers_of_blocks_as_stages(blocks):
-    with pytest.raises(ConfigError, match=r"stem_blocks .* must be as many numbers, none below 0, .* stages, 2"):
+    with pytest.raises(ConfigError, match=r"stem_blocks .* must hold one number of at least 0 .* 2 stages"):
         eve_models.tiny(**STEM, stem_blocks=blocks)

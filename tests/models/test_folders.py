@@ -80,7 +80,7 @@ def test_code_that_a_folder_names_is_reported_and_never_run(tmp_path, caplog, mo
     for loader in (AutoModel, AutoTokenizer):
         with caplog.at_level(logging.WARNING), pytest.raises((ValueError, OSError)):
             from_folder(loader, tmp_path)
-    assert "config.json: names code of its own (auto_map), which is never run" in caplog.text
+    assert "config.json: names its own code (auto_map), which is never run" in caplog.text
     assert not (tmp_path / "trapped").exists()
 
 

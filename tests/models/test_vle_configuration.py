@@ -102,7 +102,7 @@ def test_a_given_tower_configuration_is_not_written_to():
         ({"objectives": ("mln",)}, "unknown objective 'mln'"),
         ({"num_token_types": 1}, "must be at least 2"),
         ({"pooling": "max"}, "pooling 'max' is not one of cls, mean"),
-        ({"object_classes": ("a", "a")}, "names a class twice"),
+        ({"object_classes": ("a", "a")}, "contains a duplicate"),
     ],
 )
 def test_an_impossible_configuration_is_refused_by_name(fields, message):

@@ -365,7 +365,7 @@ def test_fields_that_do_not_fit_the_trained_weights_are_refused_and_the_image_si
     folders = (tmp_path / "clip", tmp_path / "text")
     sizes = {"hidden_size": 24, "num_attention_heads": 2}
     for fields, named in (
-        ({"vocab_size": 60}, r"DebertaV2Model do not fit vocab_size=60 .they have 50.; leave that out"),
+        ({"vocab_size": 60}, r"DebertaV2Model do not fit vocab_size=60 .they have 50.; leave these fields out"),
         ({"patch_size": 8}, r"do not fit patch_size=8 .they have 4."),
         (
             {"vision_config": {"num_hidden_layers": 2, "hidden_size": 21, "attention_dropout": 0.1}},
@@ -414,10 +414,10 @@ def test_folders_that_hold_no_tower_are_named(tmp_path):
 def test_places_of_the_image_tower_may_start_larger_and_a_checkpoints_stay(tmp_path):
     torch.manual_seed(0)
     for wanted, found in ((0.5, 0.5), (None, 0.02)):
-        model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, place_init_range=wanted))
+        model = VLEModel(VLEConfig.from_preset("vle-tiny", image_size=256, position_init_range=wanted))
         assert model.vision_model.position_table.std().item() == pytest.approx(found, rel=0.05)
-    model.config.place_init_range = 0.5
+    model.config.position_init_range = 0.5
     model.save_pretrained(tmp_path)
     loaded = VLEModel.from_pretrained(tmp_path)
-    assert loaded.config.place_init_range == 0.5
+    assert loaded.config.position_init_range == 0.5
     assert torch.equal(loaded.vision_model.position_table, model.vision_model.position_table)

@@ -150,8 +150,8 @@ def test_fields_that_change_no_weight_are_obeyed_by_an_evaluation(questions, tmp
         ("optim.lr=0.1", "which trains nothing; leave it out"),
         ("tokenizer.path=tokens", "which trains nothing; leave it out"),
         ("data.train.count=3", "which trains nothing; leave it out"),
-        ("data.val={source: scenes}", "as data.test is what is scored: set data.test instead"),
-        ("output=elsewhere", "say where its report goes with -o FOLDER"),
+        ("data.val={source: scenes}", "because data.test is scored; set data.test instead"),
+        ("output=elsewhere", "set the folder of its report with -o FOLDER"),
     ],
 )
 def test_what_an_evaluation_cannot_obey_is_refused(questions, override, message, tmp_path):

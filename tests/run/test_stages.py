@@ -116,7 +116,7 @@ def test_a_recipe_of_one_run_takes_seeds_too(tmp_path):
         ({"vqa": {"seeds": [1, 1]}}, "a seed is repeated"),
         ({"vqa": {"seeds": [-1]}}, "seeds.0=-1"),
         ({"vqa": {"output": "there"}}, "vqa.output has no effect"),
-        ({"a/b": VQA}, "cannot be a folder's name"),
+        ({"a/b": VQA}, "is not a valid folder name"),
         ({"vqa": [1]}, "must hold `key: value` lines"),
     ],
 )

@@ -133,9 +133,7 @@ def test_a_model_without_answers_takes_them_from_a_list_of_its_length(answer_fil
     config["id2label"] = {str(place): f"LABEL_{place}" for place in range(8)}
     config["label2id"] = {label: int(place) for place, label in config["id2label"].items()}
     (run / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ConfigError, match=r"does not say which 8 answers it knows; name their list with task.answers=FILE"
-    ):
+    with pytest.raises(ConfigError, match=r"does not contain its 8 answers; give their list with task.answers=FILE"):
         evaluate(micro_run(run, "vqa"), samples=vqa_samples())
     short = micro_run(run, "vqa", {"task": {"answers": answer_file(["red"])}})
     with pytest.raises(ConfigError, match="has 1 answers but the head was built for 8"):

@@ -137,7 +137,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
 def test_a_model_without_types_for_objects_is_refused(tmp_path):
     task = task_of(tmp_path)
     config = prepare(micro_run(tmp_path, "vqa", family="vle"), samples={"train": vqa_samples()}).loaded.model.config
-    with pytest.raises(ConfigError, match="2 token types, which leaves none for the objects"):
+    with pytest.raises(ConfigError, match="2 token types, none of them for the objects"):
         task.bind(config)
 
 
@@ -276,7 +276,7 @@ def test_a_recipe_scores_two_stages_together_and_keeps_what_is_finished(tmp_path
 @pytest.mark.parametrize(
     ("vcr", "message"),
     [
-        ({"both": ["r", "a"]}, r"vcr\.both: \['r', 'a'\] must be two stages, one of the task vcr-q2a, one of vcr-qa2r"),
+        ({"both": ["r", "a"]}, r"vcr\.both: \['r', 'a'\] must be two stages, of the tasks vcr-q2a and vcr-qa2r"),
         ({"both": ["a", "x"]}, r"must be two stages"),
         ({"both": "a"}, r"must be two stages"),
         ({"a": ["a", "r"]}, r"vcr\.a: a stage has that name already"),

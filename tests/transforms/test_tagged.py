@@ -119,5 +119,5 @@ def test_a_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(ConfigError, match="Slow is not one: load its fast form"):
+    with pytest.raises(ConfigError, match="Slow is not one; load its fast form"):
         encode_tagged(Slow(), [[("a", None)]], 8)

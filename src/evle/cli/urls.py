@@ -32,7 +32,7 @@ NAMED = re.compile(r"([\w.-]+)=(\w[\w+.-]+://.*)", re.DOTALL)
 class App(typer.Typer):
     """An application whose verbs take URLs."""
 
-    def command(self, *args: Any, **options: Any) -> Any:
+    def command(self, *args: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # type: ignore[override]
         register = super().command(*args, **options)
 
         def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +63,8 @@ def takes_urls(verb: Callable[..., Any]) -> Callable[..., Any]:
     shown.__signature__ = inspect.Signature([each.replace(annotation=changed[each.name]) for each in parameters])
     shown.__annotations__ = changed
     del shown.__wrapped__
-    return shown
+    verb_with_urls: Callable[..., Any] = shown
+    return verb_with_urls
 
 
 def _is_path(hint: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Looking at data before training on it."""
+"""Checks and previews of data before training on it."""

@@ -1,6 +1,6 @@
-"""How far guessing goes without looking: the best answer given the words alone.
+"""How well answers can be guessed from the words alone, without the images.
 
-A benchmark on which this is far above chance measures language, not sight. See Goyal et al., "Making the V in VQA
+A benchmark on which this is far above chance measures language, not vision. See Goyal et al., "Making the V in VQA
 matter" (2017).
 """
 
@@ -16,7 +16,7 @@ from evle.data.samples import CaptionSample, NLVR2Sample, Sample, Tagged, VCRSam
 class Blindness:
     """Accuracies in percent by question type.
 
-    `blind` is the guesser's, `chance` that of guessing evenly among the answers to such questions.
+    `blind` is that of the guesser, `chance` that of guessing uniformly among the answers to such questions.
     """
 
     blind: dict[str, float]
@@ -28,7 +28,7 @@ class Blindness:
 class _Riddle:
     """A question without its image.
 
-    `cues` are texts from the most to the least special, `choices` the texts to choose from (None: all answers seen).
+    `cues` are texts from the most to the least specific, `choices` the texts to choose from (None: all answers seen).
     """
 
     type: str
@@ -38,11 +38,11 @@ class _Riddle:
 
 
 def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness:
-    """Fit a guesser on the words of `train` and score it on `test`; samples without answers are passed over.
+    """Fit a guesser on the words of `train` and score it on `test`; samples without answers are skipped.
 
-    Questions are guessed by the likeliest answer to the very same question, to the same question type and first
-    words, or to the type, whichever is the most special that training has seen at least five times. Choices are
-    guessed by how often their words were right.
+    A question gets the most frequent answer to the same question, to the same question type and first words, or to the
+    type: the most specific of these that training has seen at least five times. Choices are guessed by how often their
+    words were right.
     """
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     offers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -98,7 +98,8 @@ def _riddles(samples: Iterable[Sample]) -> Iterator[_Riddle]:
 
 
 def _choices(sample: VCRSample) -> Iterator[_Riddle]:
-    """A tag's number says nothing: tags are numbered by their first mention in the question, then in the choice."""
+    """The choices of a sample. The numbers of tags carry no information: tags are numbered by their first mention in
+    the question, then in the choice."""
     question = [token for token in sample.question if isinstance(token, tuple)]
     template = _text(sample.question, question)
     if sample.answer_label is not None:

@@ -1,4 +1,4 @@
-"""What checks of data have in common: findings that are counted and named, and what is unusual about a text."""
+"""Shared by all checks of data: findings that are counted and listed, and what is unusual about a text."""
 
 import unicodedata
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ NAMED = 1000
 
 @dataclass
 class Findings:
-    """Findings of one kind: how many, and the first ones as lines. Of a `fatal` kind the data cannot be used."""
+    """Findings of one kind: their number, and the first ones as lines. `fatal` ones make data unusable."""
 
     name: str
     fatal: bool = False
@@ -25,7 +25,7 @@ class Findings:
             self.lines.append(line)
 
     def shown(self, most: int) -> list[str]:
-        """A heading and at most `most` lines; equal lines but for their row are shown once, with their number."""
+        """A heading and at most `most` lines; lines that differ only in their row are shown once, with their number."""
         if not self.count:
             return []
         lines = [f"  {line}" for line in self.lines[:most]]

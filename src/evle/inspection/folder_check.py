@@ -1,7 +1,6 @@
-"""Check the user's own folder before long work, naming every row and image that a run would refuse or leave out.
+"""Check the user's own folder before long work, and list every row and image that a run would refuse or leave out.
 
-The table is read by the code that a run reads it with. Memory holds the rows as Arrow arrays and some fifty bytes an
-image.
+The table is read by the same code as in a run. Memory holds the rows as Arrow arrays, and about fifty bytes per image.
 """
 
 import hashlib
@@ -40,12 +39,12 @@ _Size = tuple[int, int]
 
 @dataclass
 class FolderCheck:
-    """What a check found.
+    """The result of a check.
 
-    `images` counts different images by name, `texts` captions, questions or sentences; `sizes` are (width, height) with
-    how many images have them; `splits` how many images are in each split. `duplicates` are images with the same bytes,
-    `leaks` images in more than one split, `repeated` rows that repeat an earlier one, `unread` what the folder holds
-    and no run reads. `no_table` is why only the images were looked at.
+    `images` counts different images by name; `texts` counts captions, questions or sentences. `sizes` holds the number
+    of images for each (width, height), `splits` for each split. `duplicates` are images with the same bytes, `leaks`
+    images in more than one split, `repeated` rows that repeat an earlier one, and `unread` files that no run reads.
+    `no_table` is the reason why only the images were checked.
     """
 
     path: str
@@ -93,12 +92,12 @@ class FolderCheck:
         noun = NOUNS[self.task]
         lines = [f"{self.table or self.path}: {self.rows:,} rows, {self.images:,} images, {self.texts:,} {noun}"]
         if self.no_table:
-            lines.append(f"only the images were looked at: {self.no_table}")
+            lines.append(f"only the images were checked: {self.no_table}")
         if self.read_as:
             lines.append(f"read as: {self.read_as}")
         if self.unanswered:
             what = "sentences without a label" if self.task == "nlvr2" else "questions without an answer"
-            lines.append(f"{what}: {self.unanswered:,}; they can be asked, and not learned from")
+            lines.append(f"{what}: {self.unanswered:,}; they can be asked, but not trained on")
         if any(self.splits.values()) and self.table:
             how = "by the table" if self.split_column else "by a hash of the name, as the table has no split column"
             shares = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
@@ -142,9 +141,9 @@ def check_folder(
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> FolderCheck:
-    """Read a folder's whole table and decode each of its images once. A folder without a table: its images alone.
+    """Read a folder's whole table and decode each of its images once. Without a table, only the images are checked.
 
-    `progress(done, total)` is called as images are decoded. Raises DataError only where there is nothing to check.
+    `progress(done, total)` is called as images are decoded. Raises DataError only if there is nothing to check.
     """
     base = Path(path)
     listing = list_folder(base) if base.is_dir() else None
@@ -187,7 +186,7 @@ def check_folder(
 
 
 def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[tuple[str, ...]]]:
-    """Fill in what the rows say; returns the different images, and the splits of each."""
+    """Fill in the results for the rows; returns the different images, and the splits of each."""
     usable = rows.usable()
     check.rows, check.split_column = rows.table.num_rows + rows.num_broken, rows.by_column
     missing = rows.without_split()
@@ -234,7 +233,7 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
 
 
 def _read_texts(check: FolderCheck, rows: TableRows) -> np.ndarray:
-    """Fill in what the texts say; returns the number of texts in each row."""
+    """Fill in the results for the texts; returns the number of texts in each row."""
     counts, not_latin = [], 0
     for line, texts in _texts_of_rows(rows):
         counts.append(len(texts))
@@ -277,7 +276,7 @@ def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
     content = rows.table.drop_columns([name for name in ("line", "split", "key") if name in rows.table.column_names])
     hashes = (hash(repr(row)) for batch in content.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
     for row, first in _repeats(np.fromiter(hashes, np.int64, len(lines))):
-        check.repeated.add(f"{rows.origin}:{lines[row]}: as line {lines[first]}")
+        check.repeated.add(f"{rows.origin}:{lines[row]}: repeats line {lines[first]}")
 
 
 def _pieces(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -326,7 +325,7 @@ def _decode(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fill in what the images say."""
+    """Fill in the results for the images."""
     contents = np.zeros(len(names), np.int64)
     every = (name for start in range(0, len(names), _BLOCK) for name in names[start : start + _BLOCK].to_pylist())
     for index, look in enumerate(_looks(folder, every, num_threads)):
@@ -351,7 +350,7 @@ def _decode(
 
 @dataclass(frozen=True)
 class _Look:
-    """What decoding one image showed: its size and a hash of its bytes, or an error."""
+    """The result of decoding one image: its size and a hash of its bytes, or an error."""
 
     name: str
     size: _Size = (0, 0)
@@ -361,7 +360,7 @@ class _Look:
 
 
 def _looks(folder: ImageFolder, names: Iterable[str], num_threads: int) -> Iterator[_Look]:
-    """A look at each image, in order; some hundred are decoded together, so that memory stays small."""
+    """The result for each image, in order. A few hundred are decoded at a time, so that memory stays small."""
 
     def look(name: str) -> _Look:
         other_form = ""

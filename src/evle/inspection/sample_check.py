@@ -1,6 +1,6 @@
-"""Check any source before long work: read every sample, decode every image once, and name what cannot be used.
+"""Check any source before long work: read every sample, decode every image once, and list what cannot be used.
 
-Memory holds some forty bytes a sample, whatever its texts and images.
+Memory holds about forty bytes per sample, whatever its texts and images.
 """
 
 import hashlib
@@ -38,10 +38,11 @@ _Look = str | tuple[tuple[int, int], int, list[str]]  # why an image cannot be r
 
 @dataclass
 class SampleCheck:
-    """What a check found. `facts` is what the source says of itself, `left_out` what it did not offer at all.
+    """The result of a check.
 
-    `num_left_out` counts that, named or not, `images` different images, `sizes` how many have each (width, height),
-    `not_latin` is the share of texts that are mostly in another script.
+    `facts` is the source's own description. `left_out` lists what the source left out, and `num_left_out` counts all of
+    it, listed or not. `images` counts different images, `sizes` the images for each (width, height). `not_latin` is the
+    share of texts that are mostly in another script.
     """
 
     facts: dict[str, Any]
@@ -78,7 +79,7 @@ class SampleCheck:
         lines.append(f"{self.samples:,} samples, {self.images:,} different images, {self.texts:,} texts")
         if self.texts:
             script = f"{100 * self.not_latin:.1f} % not in Latin script"
-            lines.append(f"words a text: {self.words / self.texts:.1f} on average; {script}")
+            lines.append(f"words per text: {self.words / self.texts:.1f} on average; {script}")
         if self.boxes:
             lines.append(f"boxes: {self.boxes:,}")
         if self.sizes:
@@ -88,7 +89,7 @@ class SampleCheck:
             lines.append(f"pixels: {small} x {low} to {large} x {high}, most often {width} x {height} ({count:,})")
         for each in (*self.findings, Findings("left out by the source", False, self.num_left_out, self.left_out)):
             lines += each.shown(most)
-        lines.append("every sample can be used" if self.ok else "what is named above cannot be used as it is")
+        lines.append("every sample can be used" if self.ok else "the samples listed above cannot be used")
         return lines
 
 
@@ -97,8 +98,8 @@ def check_samples(
 ) -> SampleCheck:
     """Read every sample of a source and decode each of its different images once.
 
-    `progress(done, total)` is called as images are decoded. What cannot be used is counted and named; nothing stops
-    the check.
+    `progress(done, total)` is called as images are decoded. Unusable samples are counted and listed; nothing stops the
+    check.
     """
     own = samples.describe() if hasattr(samples, "describe") else {}
     named = list(getattr(samples, "skipped", ()))
@@ -168,7 +169,7 @@ def _decode(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fill in what the images say."""
+    """Fill in the results for the images."""
     hashes = array("q")
     for done, found in enumerate(_looked_at(samples, images, num_threads), 1):
         if isinstance(found, str):
@@ -190,7 +191,7 @@ def _decode(
 
 
 def _looked_at(samples: Sequence[Sample], images: np.ndarray, num_threads: int) -> Iterator[_Look]:
-    """What each image is, in order; some hundred are looked at together, so that memory stays small."""
+    """The result for each image, in order. A few hundred are decoded at a time, so that memory stays small."""
 
     def look(image: np.ndarray) -> _Look:
         sample = samples[int(image[0])]
@@ -252,7 +253,7 @@ def _identity(image: ImageSource, row: int, index: int) -> int:
 
 
 def _content(image: ImageSource) -> int:
-    """A hash of an image's bytes, 0 where it has none."""
+    """A hash of an image's bytes; 0 for an image without bytes."""
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
             content = file.read()

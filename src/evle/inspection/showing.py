@@ -1,4 +1,4 @@
-"""A look at data before training on it: samples as a page of images, and what the split holds in numbers."""
+"""Show data before training on it: samples as a page of images, and the contents of a split in numbers."""
 
 from collections import Counter
 from typing import Any

@@ -107,5 +107,5 @@ def _tables(source: Path, split: str | None, direction: Direction) -> Any:
     shown = Dataset.from_list(list(rows())).cast_column("image", Image())
     words = Dataset.from_list([{"id": key, "text": text} for key, text in texts.items()])
     queries, corpus = (words, shown) if direction == "t2i" else (shown, words)
-    asked = [row for row, key in enumerate(queries["id"]) if key in belongs]
-    return {"queries": queries.select(asked), "corpus": corpus, "relevant_docs": belongs, "top_ranked": None}
+    rows_asked = [row for row, key in enumerate(queries["id"]) if key in belongs]
+    return {"queries": queries.select(rows_asked), "corpus": corpus, "relevant_docs": belongs, "top_ranked": None}

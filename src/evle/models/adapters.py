@@ -5,7 +5,7 @@
     adapter/adapter_model.safetensors  the factors, and every other tensor that differs from the base, in peft's names
     adapter/base.json                  the model that is adapted, and a checksum of those of its tensors that are used
 
-peft loads the folder `adapter` on top of the base model; here the factors are multiplied out, which needs no peft.
+peft can load the folder `adapter` on top of the base model. Here the factors are multiplied out, which needs no peft.
 """
 
 import hashlib
@@ -102,7 +102,8 @@ def merged_tensors(folder: Path, read_base: Callable[[str], Mapping[str, Tensor]
 
 
 def _base(folder: Path, note: Mapping[str, Any]) -> str:
-    """Where the base is: beside the adapter as when it was written, or where it was then, or its hub name."""
+    """The path of the base: relative to the adapter or absolute, as recorded when the adapter was written, or a hub
+    name."""
     near = folder / str(note.get("model"))
     if note.get("absolute") is None:
         return str(note.get("model"))
@@ -117,7 +118,7 @@ def _stored(name: str) -> str:
 
 
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """A tensor of the base, which may be a backbone alone, without the prefix that a model with a head has."""
+    """A tensor of the base, which may be a bare backbone, without the prefix of a model with a head."""
     return tensors.get(name, tensors.get(name.partition(".")[2]))
 
 

@@ -14,7 +14,7 @@ from evle.distributed import all_gather, rank, world_size
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor | None:
-    """The sum of named losses, None when there is none."""
+    """The sum of named losses, None if there are none."""
     return torch.stack(list(losses.values())).sum() if losses else None
 
 
@@ -97,8 +97,8 @@ def _scaled_gradient(value: Tensor, factor: float) -> Tensor:
 class ContrastHead(nn.Module):
     """The parameters of contrast: one projection per modality and a temperature.
 
-    `pooling` says what is projected: "cls", the first token of each modality, or "mean", the mean of the patch states
-    and of the real text tokens. While the engine trains on several micro-batches per step, `step` holds what they
+    `pooling` selects what is projected: "cls", the first token of each modality, or "mean", the means of the patch
+    states and of the real text tokens. While a step has several micro-batches, `step` holds what they
     share; otherwise it is None.
     """
 
@@ -155,20 +155,22 @@ class ContrastHead(nn.Module):
         return image_embeds @ text_embeds.T / self.clamped_temperature()
 
     def clamped_temperature(self) -> Tensor:
-        """The temperature within [0.001, 0.5]; the gradient ignores the clamp, so that it can return into the range."""
+        """The temperature, clamped to [0.001, 0.5]; the gradient ignores the clamp, so that the temperature can return
+        into the range."""
         value = self.temperature.float()
         return value.clamp(0.001, 0.5).detach() + (value - value.detach())
 
 
 def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
-    """Ids under which every pair matches itself alone, on every process."""
+    """Ids with which every pair matches only itself, over all processes."""
     return torch.arange(num_rows, device=device) + rank() * 2**32
 
 
 class Negatives(NamedTuple):
-    """The rows, of all processes, of a text for each image and an image for each text that do not belong to it.
+    """For each image the row of a text, and for each text the row of an image, that do not belong to it.
 
-    All fields are (B,). `exists` is False for a row without any negative; its other two entries mean nothing.
+    All fields are (B,); rows are counted over all processes. `exists` is False for a row without any negative, whose
+    other two entries are then meaningless.
     """
 
     texts: Tensor
@@ -178,10 +180,10 @@ class Negatives(NamedTuple):
 
 @torch.no_grad()
 def draw_negatives(match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None) -> Negatives:
-    """Hard negatives of all processes' rows.
+    """Draw hard negatives from the rows of all processes.
 
-    They are drawn by `similarities` (image to text, text to image; each (B, G)), or evenly without them. A row of id
-    -100, whose text may describe any image, neither has a negative nor is one.
+    They are drawn by `similarities` (image to text, text to image; each (B, G)), or uniformly without them. A row of id
+    -100, whose text may describe any image, neither gets a negative nor is used as one.
     """
     all_ids = all_gather(match_ids)
     excluded = match_ids[:, None] == all_ids[None, :]

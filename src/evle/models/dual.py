@@ -1,6 +1,6 @@
 """Dual encoders of transformers (CLIP, MetaCLIP 2, SigLIP, SigLIP 2) with the methods of our retrieval models.
 
-They embed images and texts apart; they have no joint pass, and cannot match.
+They embed images and texts separately. They have no joint pass and cannot match.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import AutoProcessor, CLIPModel, MetaClip2Model, PreTrainedMod
 
 
 class _UnitFeatures:
-    """Embeddings as unit vectors (B, D), which transformers returns unscaled inside of an output."""
+    """Returns embeddings as unit vectors (B, D); transformers returns them without normalisation, inside an output."""
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         return normalize(_pooled(super().get_image_features(pixel_values=pixel_values)), dim=-1)  # type: ignore[misc]
@@ -22,7 +22,7 @@ class _UnitFeatures:
         return normalize(_pooled(features), dim=-1)
 
     def similarity_scale(self) -> Tensor:
-        """What cosines are multiplied by before a softmax."""
+        """The factor by which cosines are multiplied before a softmax."""
         scale: Tensor = self.logit_scale  # type: ignore[attr-defined]
         return scale.exp()
 

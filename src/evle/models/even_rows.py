@@ -1,4 +1,4 @@
-"""Products of ever new numbers of rows, made cheap on a CPU: experts' loads, masked words."""
+"""Make matrix products cheap on a CPU whose numbers of rows change in every step: experts' loads, masked words."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ FEWEST = 16
 
 
 def even_rows(num_rows: int) -> int:
-    """The next of four sizes an octave (16, 32, 48, 64, 80, 96, 112, 128, 160, 192 ...): few sizes, and at most a
-    quarter more rows, or 15, than asked for.
+    """The number of rows rounded up to one of four sizes per octave (16, 32, 48, 64, 80, 96, 112, 128, 160, 192 ...):
+    few different sizes, and at most a quarter, or 15, more rows than given.
 
     >>> [even_rows(n) for n in (0, 1, 64, 65, 129, 849)]
     [0, 16, 64, 80, 160, 896]
@@ -20,10 +20,10 @@ def even_rows(num_rows: int) -> int:
 
 
 def pad_rows(rows: Tensor) -> Tensor:
-    """`rows` (n, D), on a CPU in a short number format with rows of zeros up to `even_rows` of n.
+    """`rows` (n, D); on a CPU in a 16-bit format, zeros are appended up to `even_rows(n)` rows.
 
-    oneDNN compiles a kernel for every shape of such a product that it meets, which takes milliseconds. Take the first n
-    rows of what is computed; the others have no gradient.
+    oneDNN compiles a kernel for every new shape of such a product, which takes milliseconds. Use the first n rows of
+    the result; the others have no gradient.
     """
     dtype, device = rows.dtype, rows.device.type
     if torch.is_autocast_enabled(device):

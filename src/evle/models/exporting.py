@@ -1,4 +1,4 @@
-"""One function of a model as a module, which is what torch exports."""
+"""Wrap one function of a model as a module, because torch exports modules."""
 
 from collections.abc import Callable, Sequence
 

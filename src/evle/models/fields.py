@@ -1,4 +1,4 @@
-"""What a configuration asks of each of its fields alone: the kind of value, and its range."""
+"""Checks of the fields of a configuration one by one: the type of the value, and its range."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -20,15 +20,15 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def checker(kinds: Mapping[str, Any]) -> type[BaseModel]:
-    """What checks fields of these names and kinds, for `field_problems`."""
+    """A checker for fields with these names and types, for `field_problems`."""
     fields: dict[str, Any] = {name: (kind, None) for name, kind in kinds.items()}
     return create_model("Fields", __config__=STRICT, **fields)
 
 
 def field_problems(config: PreTrainedConfig, fields: type[BaseModel], where: str = "") -> Iterator[str]:
-    """A line for each field of `config` that has another kind or range than `fields` wants; `where` goes before names.
+    """One line for each field of `config` whose type or range differs from `fields`; `where` is put before names.
 
-    An activation, and attention where one is asked for, must be known to transformers.
+    Activations, and the attention implementation if one is given, must be known to transformers.
     """
     values = {name: getattr(config, name) for name in fields.model_fields if hasattr(config, name)}  # DeBERTa's vary
     try:
@@ -42,7 +42,7 @@ def field_problems(config: PreTrainedConfig, fields: type[BaseModel], where: str
     if isinstance(act, str) and act not in ACT2FN:
         yield f"{where}hidden_act {act!r} does not exist; {nearest(act, ACT2FN, 'ACT2FN of transformers')}"
     attention = config._attn_implementation
-    if isinstance(attention, str) and "/" not in attention and not where:  # a kernel's name on the hub has a stroke
+    if isinstance(attention, str) and "/" not in attention and not where:  # a kernel's name on the hub has a slash
         known = ("eager", *AttentionInterface().valid_keys())
         if attention not in known:
             yield f"attn_implementation {attention!r} does not exist; {nearest(attention, known)}"

@@ -1,4 +1,4 @@
-"""Files of weights and model folders, read without ever running code that they name or hold.
+"""Read files of weights and model folders, without ever running code that they name or contain.
 
 All loading of folders goes through `from_folder`, and all reading of tensors through `read_tensors` and `load_tensors`.
 """
@@ -46,11 +46,11 @@ HARMLESS = (argparse.Namespace,)
 OURS = ("eve", "vle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-"""Files beside the weights that configuration, tokenizer and processor are read from."""
+"""Files in a model folder from which configuration, tokenizer and processor are read."""
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder with the weights: `path` itself, `path`/model when `path` is a run's folder, or a download.
+    """The folder with the weights: `path` itself, `path`/model if `path` is a run's folder, or a download.
 
     A URL is downloaded first. A name such as "owner/name" or "owner/name@revision" is looked up on the Hugging Face
     hub where there is no such path (see `hub_folder`). Raises CheckpointError that names what is there instead.
@@ -82,7 +82,7 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def local_folder(path: str | Path) -> Path:
-    """`path`, or where it can only be a hub name, the folder of its files (see `hub_folder`)."""
+    """`path`, or, if that can only be a hub name, the folder of its files (see `hub_folder`)."""
     return hub_folder(str(path)) if is_hub_name(path) else Path(path)
 
 
@@ -90,9 +90,9 @@ def local_folder(path: str | Path) -> Path:
 def hub_folder(name: str, *, weights: bool = True) -> Path:
     """The folder of a model of the Hugging Face hub, "owner/name" or "owner/name@revision", in the local cache.
 
-    What the cache lacks is downloaded unless HF_HUB_OFFLINE is set. Of the weights, safetensors are preferred; no code
-    is fetched. Without `weights`, only the files beside them are, such as a tokenizer's. Raises CheckpointError for a
-    name that does not exist, is gated, or cannot be reached.
+    Missing files are downloaded unless HF_HUB_OFFLINE is set. safetensors are preferred over other formats; code is
+    never downloaded. Without `weights`, only the other files, such as a tokenizer's, are downloaded. Raises
+    CheckpointError if the name does not exist, is gated, or cannot be reached.
     """
     repository, _, revision = name.partition("@")
     try:
@@ -137,7 +137,7 @@ def is_ours(source: str, revision: str | None = None) -> bool:
 
 
 def weights_folder(path: Any) -> Any:
-    """`path`/model where `path` is a run's folder; anything else, such as a hub name, as it is."""
+    """`path`/model if `path` is a run's folder; anything else, such as a hub name, is returned unchanged."""
     if isinstance(path, str | Path) and not (Path(path) / "config.json").is_file():
         inside = Path(path) / "model"
         if (inside / "config.json").is_file():
@@ -149,7 +149,7 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
     """The fields of config.json in a model folder of one of `families`. Raises CheckpointError for another, or none."""
     file = folder / "config.json"
     try:
-        # get_config_dict takes a file for granted that holds an object
+        # get_config_dict assumes that the file holds an object
         fields: dict[str, Any] = read_json(file, kind=dict, error=CheckpointError)
         fields, _ = PreTrainedConfig.get_config_dict(folder)
     except CheckpointError:
@@ -173,7 +173,7 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
 
 
 def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
-    """`loader.from_pretrained(folder)` from local files alone, never running code that the folder brings.
+    """`loader.from_pretrained(folder)`, from local files only, without running code in the folder.
 
     Code that a file names (`auto_map`) is reported in the log and ignored; where transformers cannot do without it, it
     raises its own error, and it never asks at the terminal. Raises CheckpointError for a tokenizer.json on which the
@@ -190,8 +190,8 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
 
 
 def merged_adapter(path: Any, config_class: type[PreTrainedConfig], options: dict[str, Any]) -> Any:
-    """What `from_pretrained` is to be called with for `path`: for an adapter None, as its configuration and merged
-    weights are then in `options`; else `path` itself."""
+    """The path with which to call `from_pretrained` for `path`: None for an adapter, whose configuration and merged
+    weights are put into `options`; else `path` itself."""
     if not isinstance(path, str | Path) or not has_adapter(path):
         return path
     changed = config_class.__dataclass_fields__.keys() & options.keys() - {"dtype", "torch_dtype"}
@@ -203,7 +203,7 @@ def merged_adapter(path: Any, config_class: type[PreTrainedConfig], options: dic
 
 
 def report_code(folder: Path) -> None:
-    """Log a warning for each file of a folder that names code of its own."""
+    """Log a warning for each file of a folder that names its own code."""
     for name in CONFIG_FILES:
         file = folder / name
         try:
@@ -211,15 +211,15 @@ def report_code(folder: Path) -> None:
         except (OSError, ValueError, RecursionError):
             continue  # whoever reads the file reports it
         if isinstance(fields, dict) and "auto_map" in fields:
-            log.warning("%s: names code of its own (auto_map), which is never run", file)
+            log.warning("%s: names its own code (auto_map), which is never run", file)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model folder: model.safetensors, or the files that its index lists, as `from_pretrained` reads.
 
-    Without either, the older pytorch_model.bin or its index, of which tensors alone are read. Other files beside them
-    are not looked at. Of an adapter, the tensors of its base with the adapter multiplied into them. Raises
-    CheckpointError for none, missing or damaged ones.
+    Without these, the older pytorch_model.bin or its index is read, and only tensors from it. Other files are ignored.
+    For an adapter, the result is the base's tensors with the adapter multiplied in. Raises CheckpointError if weights
+    are missing or damaged.
     """
     if has_adapter(folder):
         return merged_tensors(folder, lambda base: read_tensors(model_folder(base)))
@@ -251,11 +251,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
     """The named tensors of one file of torch or safetensors, without wrappers and prefixes that training scripts add.
 
-    Read are `{"model": tensors, "args": Namespace, ...}` and its like (`WRAPPERS`, `PREFIXES`); nothing else than
-    tensors, plain containers and the classes of `HARMLESS` is ever built.
+    Files such as `{"model": tensors, "args": Namespace, ...}` are supported (`WRAPPERS`, `PREFIXES`). Only tensors,
+    plain containers and the classes of `HARMLESS` are ever built.
 
     Raises:
-        CheckpointError: no such file, or none with tensors; it names `wanted` and what the file is.
+        CheckpointError: no such file, or one without tensors; the message contains `wanted` and what the file is.
     """
     content = _read_file(Path(path), wanted)
     while isinstance(content, Mapping):
@@ -267,7 +267,7 @@ def load_tensors(path: str | Path, wanted: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path, wanted: str) -> Any:
-    """What a file of torch or safetensors holds."""
+    """The content of a file of torch or safetensors."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a directory; give {wanted}")
     if not path.is_file():
@@ -298,7 +298,7 @@ def first_keys(tensors: Mapping[str, Tensor], limit: int = 3) -> str:
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without prefixes of `PREFIXES` that all keys share."""
+    """The tensors, without those prefixes in `PREFIXES` that all keys share."""
     while True:
         shared = [prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in tensors)]
         if not shared:
@@ -307,7 +307,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
-    """Why a file is no checkpoint, by its first bytes or the reader's error."""
+    """Why a file is not a checkpoint, from its first bytes or the reader's error."""
     with path.open("rb") as file:
         start = file.read(512)
     text = start.lstrip().lower()

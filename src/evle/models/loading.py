@@ -22,12 +22,12 @@ ALL_PROCESSORS: dict[str, Any] = {**PROCESSORS, **DUAL_PROCESSORS}
 def load_model(
     path: str | Path, models: Mapping[str, type[PreTrainedModel]], device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model in `path` (see `model_folder`) as the class that `models` names for its family, and its processor.
+    """The model in `path` (see `model_folder`), as the class that `models` has for its family, and its processor.
 
-    A checkpoint of several heads, as pre-training leaves it, serves each of them. Raises CheckpointError for a family
-    that `models` does not have, a checkpoint with another head, and damaged or missing files. No weight is ever made
-    up: a tensor that the checkpoint lacks is an error. The model is not moved; `device` is
-    where it will compute, by default an accelerator if there is one. For a CPU, weights of float16 become float32, in
+    A checkpoint with several heads, as written by pre-training, can be loaded as each of them. Raises CheckpointError
+    for a family that `models` does not have, a checkpoint with another head, and damaged or missing files. A tensor
+    that the checkpoint lacks is an error; it is never initialised at random. The model is not moved to `device`, on
+    which it will compute; the default is an accelerator if there is one. For a CPU, float16 weights become float32, in
     which it computes faster and more exactly.
     """
     folder = model_folder(path)
@@ -36,14 +36,14 @@ def load_model(
     wanted = models[family]
     head = (fields.get("architectures") or ["unknown"])[0]
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would warn of missing tensors, which are an error here
+    logging.set_verbosity_error()  # transformers would warn about missing tensors, which are an error here
     try:
         with without_bars():
             loaded: Any = from_folder(wanted, folder, output_loading_info=True, **_precision(fields, device))
         processor = from_folder(ALL_PROCESSORS[family], folder)
     except CheckpointError:
         raise
-    except Exception as error:  # from_pretrained raises a dozen kinds on damaged files, none of them ours
+    except Exception as error:  # from_pretrained raises a dozen kinds of errors for damaged files, none of them ours
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:
         logging.set_verbosity(level)
@@ -61,7 +61,7 @@ def load_model(
 
 
 def _precision(fields: Mapping[str, Any], device: str | torch.device | None) -> dict[str, Any]:
-    """The type to load weights in, where it is not the type in the configuration."""
+    """The type in which to load weights, if it is not the type in the configuration."""
     is_half = (fields.get("dtype") or fields.get("torch_dtype")) in ("float16", torch.float16)
     where = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return {"dtype": torch.float32} if is_half and torch.device(where).type == "cpu" else {}
@@ -69,7 +69,7 @@ def _precision(fields: Mapping[str, Any], device: str | torch.device | None) -> 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Inside, transformers shows no progress bars, which it has for every model that is read or written."""
+    """A context in which transformers shows no progress bars, as it does for every model that is read or written."""
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

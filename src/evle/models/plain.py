@@ -1,4 +1,4 @@
-"""Whether a linear layer is no more than its weight, so that a faster form of its product may read the weight itself.
+"""Whether a linear layer is nothing but its weight, so that a faster form of its product may read the weight directly.
 
 Adapters, quantisation, offloading and hooks act when a module is called. A fast path that reads `module.weight` would
 skip them without an error, so it asks `is_plain` first and calls the module otherwise.
@@ -19,10 +19,10 @@ GLOBAL_HOOKS = (
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether calling `layer` does nothing but multiply by its weight and add its bias.
+    """Whether calling `layer` only multiplies by its weight and adds its bias.
 
     False for subclasses and replacements (adapters, quantised layers, parametrisations), for tensor subclasses and
-    offloaded weights, and where a hook of any kind, or a replaced `forward`, waits for the call.
+    offloaded weights, and for layers with any hook or a replaced `forward`.
     """
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or layer.weight.is_meta:
         return False
@@ -32,7 +32,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def biased(layer: nn.Module, states: Tensor, bias: Tensor) -> Tensor:
-    """`layer(states) + bias` for a linear layer without a bias of its own, in one product where it is plain."""
+    """`layer(states) + bias` for a linear layer without its own bias, in one product if the layer is plain."""
     if is_plain(layer):
         return F.linear(states, layer.get_parameter("weight"), bias)
     projected: Tensor = layer(states)

@@ -1,13 +1,13 @@
-"""The sizes one can ask for by name: preset -> (family, the fields that differ from the family's defaults).
+"""The named sizes: preset -> (family, the fields that differ from the family's defaults).
 
-The paper's sizes are EVE, section 4.1 and the released configurations. The CPU sizes are ours: they keep the paper's
-proportions (patches per side, feed-forward 4 x width, soft routing at the top) at a cost two cores can pay, with plain
-GELU, which a CPU computes twice as fast as quick_gelu. eve-tiny is made for runs of minutes from random weights: few
-tokens behind convolutions, LayerScale 1 (0.1 costs a short run its first minutes), positions that show from the first
-step, no dropout, mean pooling.
+The paper's sizes come from EVE, section 4.1, and the released configurations. The CPU sizes are ours: they keep the
+paper's proportions (patches per side, feed-forward 4 x width, soft routing at the top) at a cost that two cores can
+bear, with plain GELU, which a CPU computes twice as fast as quick_gelu. eve-tiny is for runs of minutes from random
+weights: few tokens after convolutions, LayerScale 1 (with 0.1 a short run loses its first minutes), positions that are
+large from the first step, no dropout, mean pooling.
 
 VLE's sizes are those of its released checkpoints: DeBERTa-v3 and CLIP of the same size, CLIP without its last layer. A
-preset names what differs from VLE-base in each tower.
+preset lists the differences from VLE-base in each tower.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "stem_channels": (32, 64, 128, 256),
             "max_position_embeddings": 64,
             "layer_scale_init": 1.0,
-            "place_init_range": 0.5,
+            "position_init_range": 0.5,
             "hidden_dropout_prob": 0.0,
             "soft_layers": (3,),
             "num_experts": 4,
@@ -99,7 +99,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "initializer_range": 0.05,
-            "place_init_range": 0.5,
+            "position_init_range": 0.5,
             "pooling": "mean",
         },
     ),

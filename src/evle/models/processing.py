@@ -1,4 +1,5 @@
-"""What both families' processors do: images of any kind as RGB, and files that hold no call's leftovers."""
+"""The parent of both families' processors: converts images of any kind to RGB, and saves files without the settings of
+the last call."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +18,9 @@ class PairProcessor(ProcessorMixin):
     def __call__(
         self, images: ImageInput | None = None, text: str | list[str] | None = None, **options: Any
     ) -> BatchFeature:
-        """Encode images, texts or both; `options` are transformers' (`padding`, `return_tensors`, ...).
+        """Encode images, texts or both; `options` are those of transformers (`padding`, `return_tensors`, ...).
 
-        Texts are padded on the right whatever the tokenizer prefers: the models read a text's first token.
+        Texts are padded on the right, whatever the tokenizer's setting, because the models read a text's first token.
         """
         options.setdefault("padding_side", "right")
         if isinstance(images, Image.Image):
@@ -46,8 +47,8 @@ class PairProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
         """Write the processor's files, as transformers does.
 
-        A tokenizer remembers how its last call truncated and padded, and would carry that into its file, from which
-        the next one would take it for its default.
+        A tokenizer remembers how its last call truncated and padded. These settings are reset first; otherwise they
+        would become the defaults of the saved tokenizer.
         """
         if isinstance(self.tokenizer, PreTrainedTokenizerFast):
             self.tokenizer.backend_tokenizer.no_truncation()
@@ -56,12 +57,12 @@ class PairProcessor(ProcessorMixin):
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB: EXIF rotation applied, transparency on white, 16 and 32 bits and floats
-    scaled to 8."""
+    """An image of any mode as RGB: EXIF rotation is applied, transparency is composed on white, and 16 bits, 32 bits
+    and floats are scaled to 8 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        # As `evle.data.images.open_image`, which models may not see: floats up to 1 are shares, beyond 16 bits the
-        # largest value is white.
+        # As in `evle.data.images.open_image`, which models may not import: floats up to 1 are fractions; beyond 16
+        # bits, the largest value is white.
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
         top = float(values.max(initial=0))
         steps = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))

@@ -1,7 +1,7 @@
 """The configuration of a run, and every way to read one: a recipe of one or several stages, a run's folder, a model to
 score.
 
-A recipe of several stages holds `defaults:`, which every stage starts from, and `stages:`, NAME: {what differs}.
+A recipe of several stages has `defaults:`, from which every stage starts, and `stages:`, each with its differences.
 `model.init: stage:NAME` starts from the model of an earlier stage. Beside the stages, `vcr: {NAME: [Q2A_STAGE,
 QA2R_STAGE]}` scores two of them together, VCR's Q to AR; `claims: {NAME: {...}}` compares two of them (see
 `evle.run.claims`); and `quick: {...}` is a short form (see `evle.run.quick`).
@@ -37,12 +37,12 @@ from evle.transforms.image_config import ImageConfig
 TRAINING = ("optim", "train", "tokenizer", "seed")
 """The parts of a configuration that only training reads."""
 EVALUATED = ("batch_size", "num_workers", "precision")
-"""Settings of training that an evaluation has of its own."""
+"""Settings of training for which an evaluation has its own values."""
 STAGE = "stage:"
 TOP_KEYS = {"title", "about", "needs", "output", "defaults", "stages", "vcr", "claims", "quick"}
 """The keys of a recipe of several stages."""
 BESIDE = {"image", "text"}
-"""Options of every task that a recipe writes beside `task`."""
+"""Options of every task that are beside `task` in a recipe."""
 VCR_TASKS = ("vcr-q2a", "vcr-qa2r")
 
 
@@ -57,9 +57,9 @@ class EvaluateConfig(Config):
     precision: Precision = "no"
     """Autocast type."""
     examples: int = Field(default=12, ge=0)
-    """Number of random examples in the report; a third of this number is added from the best and from the worst."""
+    """Number of random examples in the report. A third of this number is added from the best and from the worst."""
     seed: int = Field(default=0, ge=0)
-    """Draws the examples."""
+    """Seed of the choice of examples."""
 
     def settings(self, quick: bool) -> EvaluationSettings:
         return EvaluationSettings(self.batch_size, self.num_workers, self.precision, self.examples, quick, self.seed)
@@ -71,9 +71,9 @@ class RunConfig(Config):
     title: str = ""
     """Title of the report."""
     needs: str = ""
-    """What the run needs of a machine, for `evle recipes`."""
+    """Hardware that the run needs, printed by `evle recipes`."""
     task: dict[str, Any]
-    """`name` of the task, and its options."""
+    """The task's `name` and its options."""
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -99,7 +99,7 @@ class RunConfig(Config):
 
     @classmethod
     def read(cls, tree: Mapping[str, Any]) -> tuple[Self | None, list[str]]:
-        """As `Config.read`, with the options of the task that `tree` names."""
+        """As `Config.read`, including the options of the task in `tree`."""
         config, problems = super().read(tree)
         task = tree.get("task")
         kind = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
@@ -116,7 +116,7 @@ class RunConfig(Config):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """As `Config.known_keys`, with the options of all tasks and the fields of the model's configuration."""
+        """As `Config.known_keys`, including the options of all tasks and the fields of the model's configuration."""
         keys: list[str] = []
         for key in super().known_keys():
             if key == "task":
@@ -150,7 +150,7 @@ class RunConfig(Config):
         return self.model_copy(update={"task": {**self.task, "mim_teacher": folder}})
 
     def by_seed(self) -> list["RunConfig"]:
-        """The runs that this configuration stands for: itself, or one per seed."""
+        """The runs that this configuration describes: itself, or one per seed."""
         if not self.seeds:
             return [self]
         return [
@@ -169,7 +169,7 @@ def _fetched(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of a recipe: `name` is its folder in the recipe's output, `group` its name there without a seed.
+    """One run of a recipe: `name` is its folder in the recipe's output, `group` that name without a seed.
 
     `after` is the name of the earlier stage whose model it starts from, `teacher` of the one whose image states MIM
     predicts; "" where these come from elsewhere.
@@ -196,7 +196,7 @@ class Stage:
 
     @property
     def start(self) -> str:
-        """Where its weights come from, without a seed; "" for random weights."""
+        """The origin of its weights, without a seed; "" for random weights."""
         return self.after.split("/")[0] or self.config.model.init or ""
 
 
@@ -236,12 +236,12 @@ class Stages:
 
     @property
     def folder(self) -> Path:
-        """Where the report of the whole recipe is written."""
+        """The folder of the report on the whole recipe."""
         return self.output if len(self.every) > 1 else self.stages[0].output
 
     @property
     def every(self) -> list[Stage | JointStage]:
-        """What is trained, then what is scored together."""
+        """The stages that are trained, then those that are scored together."""
         return [*self.stages, *self.joint]
 
 
@@ -254,7 +254,7 @@ def task_class(config: RunConfig) -> type[Task]:
 
 
 def task_keys(task: type[Task]) -> list[str]:
-    """The options of a task, as a recipe writes them below `task`."""
+    """The options of a task, as they are written below `task` in a recipe."""
     return [key for key in task.config_type.model_fields if key not in BESIDE]
 
 
@@ -264,7 +264,7 @@ def task_keys(task: type[Task]) -> list[str]:
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a recipe of one run (see `find_recipe`) with `key=value` overrides.
 
-    Raises ConfigError naming all that is wrong, and for a recipe of several stages (see `read_stages`).
+    Raises ConfigError with all problems, and for a recipe of several stages (see `read_stages`).
     """
     path = find_recipe(name)
     return _read_one(path, load_yaml(path), overrides)
@@ -274,7 +274,7 @@ def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = (), *
     """A recipe of one or several stages with `key=value` overrides, which hold for every stage;
     `stages.NAME.key=value` for one. A configuration is a recipe of one stage. With `quick`, the recipe's quick form.
 
-    Raises ConfigError naming all that is wrong.
+    Raises ConfigError with all problems.
     """
     if isinstance(recipe, RunConfig):
         tree = apply_overrides(recipe.plain(), overrides)
@@ -323,10 +323,10 @@ def _one_stage(config: RunConfig) -> Stages:
 
 
 def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a recipe of several stages that is not formed like one."""
+    """Raise ConfigError for a malformed recipe of several stages."""
     if unknown := [f"{key!r} ({nearest(str(key), TOP_KEYS)})" for key in tree if key not in TOP_KEYS]:
         raise ConfigError(
-            f"{path}: unknown key {', '.join(unknown)} beside stages; put what all stages share in defaults"
+            f"{path}: unknown key {', '.join(unknown)} beside stages; put keys that all stages share into defaults"
         )
     for key in ("stages", "defaults", "vcr", "claims", "quick"):
         if not isinstance(tree.get(key) or {}, Mapping):
@@ -335,7 +335,7 @@ def _refuse_malformed(path: Path, tree: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path}: stages must hold at least one NAME: {{...}}")
     for name, stage in tree["stages"].items():
         if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith("."):
-            raise ConfigError(f"{path}: the stage {name!r} cannot be a folder's name; use letters, digits and dashes")
+            raise ConfigError(f"{path}: the stage {name!r} is not a valid folder name; use letters, digits and dashes")
         if not isinstance(stage or {}, Mapping):
             raise ConfigError(f"{path}: stages.{name} must hold `key: value` lines, not {stage!r}")
     for name, own in (("defaults", tree.get("defaults")), *tree["stages"].items()):
@@ -391,7 +391,7 @@ def _joint_stages(path: Path, pairs: Mapping[str, Any], stages: Sequence[Stage],
         named = [groups[each] for each in pair if each in groups] if isinstance(pair, list) else []
         if [stages[0].task for stages in named] != [*VCR_TASKS]:
             raise ConfigError(
-                f"{path}: vcr.{name}: {pair} must be two stages, one of the task {VCR_TASKS[0]}, one of {VCR_TASKS[1]}"
+                f"{path}: vcr.{name}: {pair} must be two stages, of the tasks {VCR_TASKS[0]} and {VCR_TASKS[1]}"
             )
         if name in groups:
             raise ConfigError(f"{path}: vcr.{name}: a stage has that name already")
@@ -447,11 +447,11 @@ def read_run(folder: str | Path, overrides: Sequence[str] = (), recipe: str | Pa
     is_tested = (tree.get("data") or {}).get("test") is not None
     for override in overrides:
         if is_tested and override.startswith(("data.val.", "data.val=")):
-            raise ConfigError(f"{override} has no effect, as data.test is what is scored: set data.test instead")
+            raise ConfigError(f"{override} has no effect, because data.test is scored; set data.test instead")
         if override.startswith("output="):
-            raise ConfigError(f"{override}: what is scored is {folder}; say where its report goes with -o FOLDER")
+            raise ConfigError(f"{override}: {folder} is scored; set the folder of its report with -o FOLDER")
     if is_tested:
-        tree = merge(tree, {"data": {"val": None}})  # nothing is chosen any more: what val held may be measured too
+        tree = merge(tree, {"data": {"val": None}})  # nothing is selected any more: data of val may be scored too
     config = RunConfig.build({**tree, "output": str(folder)}, str(file))
     if any(override.startswith("data.path=") for override in overrides):
         refuse_unread_path([config.data], ["val", "test"])
@@ -467,10 +467,10 @@ def read_to_score(
     recipe: str | Path | None = None,
     model: str | Path | None = None,
 ) -> RunConfig:
-    """What to evaluate by: as `read_run`, or of a recipe by name whose output folder holds its run.
+    """The configuration by which to evaluate: that of `read_run`, or of a recipe whose output folder holds its run.
 
-    `model` is the folder of another model to score, whose own settings then stand under `model`. Raises ConfigError,
-    and CheckpointError where a recipe's run or `model` is not there.
+    `model` is the folder of another model to score, whose own settings are then under `model`. Raises ConfigError, and
+    CheckpointError if a recipe's run or `model` does not exist.
     """
     run = str(fetch(run)) if is_url(run) else run
     model = fetch(model) if is_url(model) else model
@@ -515,7 +515,7 @@ def settings_of(folder: str | Path) -> dict[str, Any]:
 
 
 def refuse_training_settings(overrides: Sequence[str]) -> None:
-    """Say so where `key=value` overrides set what no evaluation reads. Raises ConfigError with what to set instead."""
+    """Raise ConfigError for `key=value` overrides that no evaluation reads, with what to set instead."""
     for override in overrides:
         path = override.partition("=")[0].strip()
         keys = path.split(".")

@@ -65,7 +65,7 @@ class Finished:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % confidence intervals of the scores that have one."""
-        rows = next((t["rows"] for t in self.report["tables"] if t["title"] == "Confidence intervals"), [])
+        rows: list[Any] = next((t["rows"] for t in self.report["tables"] if t["title"] == "Confidence intervals"), [])
         return {row[0]: (row[2], row[3]) for row in rows}
 
     def cell(self, score: str) -> str | float | None:

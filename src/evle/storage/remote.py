@@ -144,7 +144,7 @@ class Remote:
                 return in_time(work, received, size)
             except Exception as error:  # a library of any scheme may raise anything
                 if isinstance(error, FileNotFoundError) and "missing" in default:
-                    return default["missing"]  # type: ignore[no-any-return]
+                    return default["missing"]
                 if pause is None or isinstance(error, PERMANENT) or "credential" in _text(error).lower():
                     raise StorageError(
                         f"{self.url}: cannot be {verb} ({in_one_line(error)}); {_cure(error, verb)}"

@@ -1,4 +1,4 @@
-"""Tasks: what stands between samples and scores, one file each."""
+"""Tasks: everything between samples and scores, one file per task."""
 
 from evle.tasks.nlvr2 import NLVR2Task
 from evle.tasks.pretraining import PreTrainingTask

@@ -17,12 +17,12 @@ class CaptionConfig(TaskConfig):
     tags_only: float = Field(default=0.0, ge=0, le=1)
     """Share of training texts that consist of tags alone."""
     max_tags: int = Field(default=5, ge=1)
-    """Most tags in one text."""
+    """Maximum number of tags in one text."""
     templates: tuple[str, ...] = ()
-    """Phrases around a caption or a single tag, which replaces `{}`, such as "an image of {}": names alone do not teach
-    the phrases that users search for."""
+    """Phrases such as "an image of {}", in which a caption or a single tag replaces `{}`. They teach the phrases that
+    users search with, which names alone do not."""
     templated: float = Field(default=0.0, ge=0, le=1)
-    """Share of the texts of one caption or one tag that are put into a template."""
+    """Share of texts with one caption or one tag that are put into a template."""
 
     @field_validator("templates")
     @classmethod
@@ -40,7 +40,8 @@ class CaptionConfig(TaskConfig):
 
 
 def training_text(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generator) -> str:
-    """One text for one view of `sample`: a random caption, perhaps with tags, or tags alone, perhaps in a template.
+    """One random text for one view of `sample`: a caption, with or without tags, or tags alone, and perhaps in a
+    template.
 
     Raises SampleError if there is neither a caption nor a tag.
     """
@@ -64,7 +65,7 @@ def _words(sample: CaptionSample, options: CaptionConfig, rng: np.random.Generat
 
 
 def first_text(sample: CaptionSample) -> str:
-    """The text of `sample` where nothing is random: its first caption. Raises SampleError if there is none."""
+    """The text of `sample` in evaluation: its first caption. Raises SampleError if there is none."""
     if not sample.captions:
         raise SampleError(f"{sample.key}: no caption; give it one or remove its row")
     return sample.captions[0]

@@ -1,4 +1,4 @@
-"""NLVR2: is a sentence true of a pair of images (Suhr et al., 2019)?"""
+"""NLVR2: is a sentence true for a pair of images (Suhr et al., 2019)?"""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ VERDICTS = ("false", "true")
 
 
 class NLVR2Task(Task):
-    """Training: whether a sentence is true of each pair. Evaluation: accuracy, and consistency over the pairs of one
+    """Training: whether a sentence is true for each pair. Evaluation: accuracy, and consistency over the pairs of one
     sentence.
 
-    The model's config chooses the head by `nlvr2_head`. Chance is the more frequent label of the evaluated pairs.
+    `nlvr2_head` in the model's config selects the head. Chance is the more frequent label of the evaluated pairs.
     """
 
     name = "nlvr2"

@@ -94,7 +94,7 @@ def _order(keys: Sequence[str]) -> dict[str, int]:
     for index, key in enumerate(keys):
         if order.setdefault(key, index) != index:
             raise DataError(
-                f"two samples have the key {key!r}, so their predictions cannot be told apart; give each sample its "
+                f"two samples have the key {key!r}, so their predictions cannot be distinguished; give each sample its "
                 "own key"
             )
     return order

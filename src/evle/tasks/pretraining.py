@@ -1,6 +1,7 @@
-"""Pre-training by the objectives that the model's configuration asks for.
+"""Pre-training by the objectives in the model's configuration.
 
-EVE's masked signals (EVE section 3.3: mim, mlm), VLE's four (mlm, itm, and over boxes mpc and pbc), and contrast (itc).
+These are EVE's masked signals (EVE section 3.3: mim, mlm), VLE's four (mlm, itm, and on boxes mpc and pbc), and
+contrast (itc).
 
 B batch, N patches without [CLS], T text tokens, R rows that matching judges.
 """
@@ -37,7 +38,7 @@ from evle.transforms.words import clean_caption
 Share = Annotated[float, Field(ge=0, le=1)]
 
 COUNTED_SAMPLES = 100_000
-"""Number of samples, evenly spread over a larger collection, whose objects decide the classes."""
+"""Number of samples, evenly spread over a larger collection, whose objects determine the classes."""
 
 
 class PreTrainingConfig(CaptionConfig):
@@ -48,24 +49,25 @@ class PreTrainingConfig(CaptionConfig):
     text_mask_ratio: float = Field(default=0.5, gt=0, le=1)
     """Share of the tokens hidden for MLM."""
     replace: tuple[Share, Share, Share] = (1.0, 0.0, 0.0)
-    """Shares of hidden tokens shown as [MASK], as a random token, unchanged. EVE's figure shows [MASK] only;
-    BERT: 0.8, 0.1, 0.1."""
+    """Shares of hidden tokens that are replaced by [MASK], replaced by a random token, and left unchanged. EVE's figure
+    shows only [MASK]; BERT uses 0.8, 0.1, 0.1."""
     whole_words: bool = False
-    """Hide all the tokens of a word together; EVE hides single tokens."""
+    """Hide all tokens of a word together; EVE hides single tokens."""
     phrases: Share = 0.0
-    """PBC: share of texts that are the phrase of one of the image's boxes instead of a caption (ours). Such a pair
-    takes no part in matching and contrast, because the phrase may also fit other images."""
+    """PBC: share of texts that are the phrase of one of the image's boxes instead of a caption (ours). Such a pair is
+    left out of matching and contrast, because the phrase may also fit other images."""
     min_cover: Share = 0.5
     """PBC: a patch belongs to a box that covers more than this share of it. A box too small for any patch gets the
     patch that it covers most (ours)."""
     object_classes: str | None = None
-    """MPC: a file with the classes of objects, one per line. None: those of the training samples' boxes."""
+    """MPC: a file with the classes of objects, one per line. By default the classes of the training samples' boxes."""
     max_object_classes: int | None = Field(default=None, ge=1)
-    """MPC: maximum number of classes, the most frequent in the training samples; other boxes are never hidden."""
+    """MPC: maximum number of classes. The most frequent ones in the training samples are kept; boxes of other classes
+    are never hidden."""
 
     mim_teacher: str | None = None
-    """MIM: a model folder with an image tokenizer or any image encoder of transformers. EVE predicts its codes or
-    features of the image instead of pixels (EVE, tables 1 and 3)."""
+    """MIM: a model folder with an image tokenizer or any image encoder of transformers. EVE then predicts its codes or
+    features instead of pixels (EVE, tables 1 and 3)."""
     mim_target: Literal["codes", "features"] = "features"
     """MIM: what `mim_teacher` outputs."""
 
@@ -73,11 +75,11 @@ class PreTrainingConfig(CaptionConfig):
 class PreTrainingTask(Task):
     """Training: one text per image, and random masks. Evaluation: the losses under fixed masks.
 
-    Features and batch hold what `config.objectives` need and no more. `metric` is the sum of the losses, so lower is
-    better; contrast and matching depend on the evaluation's batch size, as they compare the rows of a batch. Beside
-    them, in percent: `mlm_accuracy` of hidden tokens, `itm_accuracy` of pairs and hard negatives, `mpc_accuracy` of
-    hidden objects' classes, `pbc_accuracy` of patches, and `pbc_average_precision` of the patches ranked by their
-    score. Chance is always the most frequent answer; of the last, any order.
+    Features and batch hold only what `config.objectives` need. `metric` is the sum of the losses, so lower is better.
+    Contrast and matching depend on the evaluation's batch size, because they compare the rows of a batch. Further
+    scores are in percent: `mlm_accuracy` of hidden tokens, `itm_accuracy` of pairs and hard negatives, `mpc_accuracy`
+    of the classes of hidden objects, `pbc_accuracy` of patches, and `pbc_average_precision` of the patches ranked by
+    their score. Chance is the score of the most frequent answer or, for the last, of a random order.
     """
 
     name = "pretraining"
@@ -103,8 +105,8 @@ class PreTrainingTask(Task):
             counts.update(box.label for box in sample.boxes if box.label)
         if not counts:
             raise ConfigError(
-                "the objective mpc needs boxes with classes, and the training samples have none: train on others, name "
-                "the classes in task.object_classes, or leave mpc out of model.overrides.objectives"
+                "the objective mpc needs boxes with classes, but the training samples have none; train on others, set "
+                "task.object_classes to a file of classes, or leave mpc out of model.overrides.objectives"
             )
         ranked = sorted(counts, key=lambda label: (-counts[label], label))
         self.classes = tuple(ranked[: self.options.max_object_classes])
@@ -198,7 +200,7 @@ class PreTrainingTask(Task):
     def _masked(
         self, tokens: list[int], word_starts: list[bool] | None, rng: np.random.Generator
     ) -> tuple[list[int], list[int]]:
-        """A text's tokens with some hidden, and the hidden ones as labels."""
+        """A text's tokens with some of them hidden, and the hidden ones as labels."""
         tokenizer = self.processor.tokenizer
         return mask_tokens(
             tokens,
@@ -212,10 +214,10 @@ class PreTrainingTask(Task):
         )
 
     def _related(self, text: str, boxes: Sequence[Box], corners: np.ndarray) -> np.ndarray:
-        """int64 (N,): 1 for the patches of the boxes whose phrase the text is or holds, 0 for the others.
+        """int64 (N,): 1 for the patches of boxes whose phrase is the text or part of it, 0 for the others.
 
-        -100 where the label is unknown: everywhere when no such box is visible, and on the patches of other boxes if
-        the text is a caption, which may describe them in other words.
+        The label is unknown, -100, for all patches if no such box is visible, and for the patches of other boxes if the
+        text is a caption, which may describe them in other words.
         """
         words = clean_caption(text, None)
         phrases = [clean_caption(box.phrase, None) for box in boxes]
@@ -257,7 +259,8 @@ def read_classes(path: str) -> tuple[str, ...]:
 
 
 def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[str, Any]]:
-    """What each row of a batch adds to the scores: losses with their weights, and counts of correct answers."""
+    """The contribution of each row of a batch to the scores: losses with their weights, and counts of correct
+    answers."""
     output: Any = model(**batch)  # of any family's pre-training model
     rows: list[dict[str, Any]] = [{"losses": {}} for _ in keys]
 
@@ -272,7 +275,7 @@ def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[
         right[hidden] = output.logits.argmax(dim=-1) == batch["mlm_labels"][hidden]
         weights["mlm"] = hidden.sum(dim=1)
         add("mlm", right.sum(dim=1))
-    if output.get("itm_logits") is not None:  # positives and hard negatives of the whole batch, shared out to its rows
+    if output.get("itm_logits") is not None:  # positives and hard negatives of the whole batch, divided over its rows
         weights["itm"] = torch.full((len(keys),), len(output.itm_labels) / len(keys))
         right = output.itm_logits.argmax(dim=-1) == output.itm_labels
         add("itm", (right.sum() / len(keys)).expand(len(keys)))
@@ -298,7 +301,7 @@ def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[
 
 
 def _scores(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """The scores of all rows, and what the most frequent answer would reach."""
+    """The scores over all rows, and the scores of the most frequent answer."""
     losses, counts = {}, {}
     for name in rows[0]["losses"]:
         counts[name] = max(1.0, sum(row["losses"][name][1] for row in rows))

@@ -55,8 +55,8 @@ def pretraining_galleries(
         for name, title, note in (
             (
                 "mim",
-                "Masked images and what the model makes of them",
-                "Hidden: grey. The text is given whole.",
+                "Masked images and the model's reconstructions",
+                "Hidden patches are grey. The model reads the complete text.",
             ),
             (
                 "pbc",
@@ -70,7 +70,7 @@ def pretraining_galleries(
 
 
 def _reconstructed(task: Task, model: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Images with the masked patches hidden, filled, and as they were; `model` of any family with `reconstruct`."""
+    """Images with the masked patches hidden, reconstructed, and original; `model` has a method `reconstruct`."""
     pixels, mask = batch["pixel_values"], batch["image_mask"]
     filled = model.reconstruct(pixels, batch["input_ids"], batch["attention_mask"], mask)
     seen = (~mask).float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))
@@ -103,7 +103,7 @@ def _related(task: Task, output: Any, batch: Batch) -> dict[int, list[Cell]]:
 
 
 def _hidden(task: Task, model: PreTrainedModel, output: Any, batch: Batch) -> dict[int, list[Cell]]:
-    """Images with one thing blacked out, what the model takes it for, and what it is."""
+    """Images with one thing blacked out, the class that the model predicts for it, and the true class."""
     classes = model.config.object_classes
     pixels, patches = batch["pixel_values"], batch["mpc_patches"]
     hidden = patches.float().unflatten(1, (1, pixels.shape[-1] // model.config.patch_size, -1))

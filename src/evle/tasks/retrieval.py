@@ -1,7 +1,7 @@
 """Image-text retrieval: contrast of separate embeddings, then re-ranking of the best by joint passes (EVE section 4;
 ALBEF's protocol).
 
-N images, M texts, D embedding width, K candidates kept a query.
+N images, M texts, D embedding width, K candidates kept per query.
 """
 
 from collections.abc import Sequence
@@ -37,16 +37,16 @@ class RetrievalConfig(CaptionConfig):
     """Options of retrieval. EVE evaluates with `k_test` 128 on COCO and Flickr30K."""
 
     k_test: int = Field(default=128, ge=0)
-    """Number of candidates of each query that are ranked again by the match logit of joint passes; 0 ranks by
-    embeddings alone."""
+    """Number of candidates per query that are re-ranked by the match logit of joint passes; 0 ranks only by
+    embeddings."""
     similarity_weight: float = Field(default=0.0, ge=0)
-    """Re-ranking adds this many times the cosine similarity of the embeddings to the match logit; 0 orders by matching
-    alone, as published. BLIP adds the similarity with weight 1. The report compares several weights."""
+    """Weight of the embeddings' cosine similarity, which re-ranking adds to the match logit. 0 orders only by matching,
+    as published; BLIP uses 1. The report compares several weights."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """One distinct text of the evaluation; `match` says which images it is true of."""
+    """One distinct text of the evaluation; `match` identifies the images for which it is true."""
 
     key: str
     text: str
@@ -70,13 +70,13 @@ class _Corpus:
 
 
 class RetrievalTask(Task):
-    """Training: one caption an image, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images
-    and all captions.
+    """Training: one caption per image, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images and
+    all captions.
 
-    A result is right when it has the query's `match_id`. Equal captions of samples with one `match_id` count once.
-    TR@k: an image finds one of its texts among the first k; IR@k: a text finds one of its images. `TR@1` and so on
-    are scores of the whole system, re-ranked when `k_test` > 0; `itc/TR@1` those of the embeddings alone. `metric`
-    is the mean of the six.
+    A result is right if it has the query's `match_id`. Equal captions of samples with one `match_id` count once. TR@k:
+    one of an image's texts is among the first k; IR@k: one of a text's images is. `TR@1` and so on are scores of the
+    whole system, re-ranked if `k_test` > 0; `itc/TR@1` and so on are those of the embeddings alone. `metric` is the
+    mean of the six.
     """
 
     name = "retrieval"
@@ -91,8 +91,8 @@ class RetrievalTask(Task):
     def bind(self, config: PreTrainedConfig) -> None:
         if self.options.k_test and not learns_matching(config):
             raise ConfigError(
-                f"task.k_test={self.options.k_test} ranks again by matching, which a model with "
-                "objective_weights.itm=0 never learned: set task.k_test=0"
+                f"task.k_test={self.options.k_test} re-ranks by matching, which a model with objective_weights.itm=0 "
+                "has not learned; set task.k_test=0"
             )
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
@@ -199,8 +199,8 @@ class RetrievalTask(Task):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The match logits of the first `k_test` candidates of each image (N, k) and of each text (M, k).
 
-        Every image is decoded once, with all the texts it is paired with in either direction; only (N + M) * k_test
-        numbers are kept.
+        Every image is decoded once, together with all texts that it is paired with in either direction; only
+        (N + M) * k_test numbers are kept.
         """
         num_texts = len(corpus.texts)
         text_codes = np.arange(len(corpus.samples))[:, None] * num_texts + to_text[:, : self.options.k_test]
@@ -220,7 +220,7 @@ class RetrievalTask(Task):
             logits: list[Tensor] = []
             for begin in range(0, len(texts), settings.batch_size):
                 part = slice(begin, begin + settings.batch_size)
-                # What the pairs of a part share is named once, for families that can encode it once.
+                # Images and texts that several pairs share are listed once, for families that can encode them once.
                 images, image_rows = np.unique(rows[part], return_inverse=True)
                 distinct, text_rows = np.unique(texts[part], return_inverse=True)
                 inputs = {
@@ -258,8 +258,8 @@ def learns_matching(config: PreTrainedConfig) -> bool:
 
 
 def _rows(features: Tensor) -> list[np.ndarray]:
-    """Embeddings (B, D) one by one, as arrays: a row of a tensor would travel between processes, and stay in memory
-    there, with the whole batch that it is a view of."""
+    """Embeddings (B, D) as a list of arrays. A row of a tensor is a view: it would be sent to other processes, and kept
+    in memory, with its whole batch."""
     return list(features.float().cpu().numpy())
 
 
@@ -274,8 +274,8 @@ class _Ranks(NamedTuple):
 def _galleries(
     corpus: _Corpus, to_text: np.ndarray, to_image: np.ndarray, ranks: _Ranks, settings: EvaluationSettings
 ) -> list[Gallery]:
-    """Some queries in both directions with their first results, and the right item with its rank where it is not among
-    these."""
+    """Some queries in both directions with their first results, and, if the right item is not among them, that item
+    with its rank."""
     galleries = []
     for title, query_ranks, row, note in (
         ("Text to images", ranks.to_image, _text_row, f"Each text with its first {SHOWN} images."),

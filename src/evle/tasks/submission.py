@@ -1,7 +1,7 @@
 """Predictions as files for leaderboards and official evaluators.
 
 VQA: a JSON list of {"question_id", "answer"} (visualqa.org); NLVR2: lines "identifier,True" (its evaluator's script).
-A file is made where the samples' keys are official ones: numbers, and identifiers.
+A file is written only if the samples' keys are official ones: numbers for VQA, identifiers for NLVR2.
 """
 
 import json
@@ -24,7 +24,7 @@ def are_question_ids(keys: Collection[str]) -> bool:
 
 
 def vqa_submission(answers: Mapping[str, str]) -> dict[str, str]:
-    """{file name: text} of the answers by question_id; empty when a key is not a number.
+    """{file name: text} of the answers by question_id; empty if a key is not a number.
 
     >>> vqa_submission({"262148000": "down"})
     {'vqa_submission.json': '[{"question_id": 262148000, "answer": "down"}]'}
@@ -35,7 +35,7 @@ def vqa_submission(answers: Mapping[str, str]) -> dict[str, str]:
 
 
 def nlvr2_submission(verdicts: Mapping[str, bool]) -> dict[str, str]:
-    """{file name: text} of the verdicts by identifier; empty when a key is not an identifier.
+    """{file name: text} of the verdicts by identifier; empty if a key is not an identifier.
 
     >>> nlvr2_submission({"dev-850-0-0": True, "dev-850-1-0": False})
     {'nlvr2_submission.csv': 'dev-850-0-0,True\\ndev-850-1-0,False\\n'}

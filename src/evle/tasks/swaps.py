@@ -20,8 +20,8 @@ from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features
 from evle.transforms.collate import number_ids
 
 CHANCE = {"accuracy": 50.0, "text": 25.0, "image": 25.0, "group": 100 / 6}
-"""The scores of random numbers: of two, of two twice, and of four of which two must be the highest in their rows and
-columns."""
+"""Chance: the scores of random numbers for two captions, for two sets of two, and for four pairs of which two must be
+the highest in their rows and columns."""
 
 
 class SwapsTask(RetrievalTask):
@@ -29,8 +29,8 @@ class SwapsTask(RetrievalTask):
     caption is a hard negative. Evaluation: each image with its true and its swapped caption, scored by
     `evle.metrics.swap_scores`.
 
-    The scores are those of matching where the model learned it, with those of the embeddings as `itc/accuracy` and so
-    on; otherwise they are those of the embeddings.
+    If the model has learned matching, the scores are those of matching, and those of the embeddings are named
+    `itc/accuracy` and so on. Otherwise the scores are those of the embeddings.
     """
 
     name = "swaps"

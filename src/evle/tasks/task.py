@@ -1,9 +1,9 @@
-"""The seam between a task and everything else: what one task says of its samples, its model head and its scores.
+"""The interface between a task and everything else: its samples, its model head and its scores.
 
 A task has no parameters. It turns a sample into features, features into a batch, and a model's outputs on samples
-into scores; the engine, the recipes and the pipelines know no more of it than this. Its life in training: `prepare`
-(learn from the training samples, before the model exists), `model_overrides`, `bind` (learn from the model), then
-`features`, `collate` and `evaluate`. A task for a trained model starts at `restore` and `bind`.
+into scores; the engine, the recipes and the pipelines use only this interface. In training the order of calls is
+`prepare` (learn from the training samples, before the model exists), `model_overrides`, `bind` (learn from the model),
+then `features`, `collate` and `evaluate`. A task for a trained model starts with `restore` and `bind`.
 """
 
 from abc import ABC, abstractmethod
@@ -32,18 +32,19 @@ Features = dict[str, Any]
 Batch = dict[str, Tensor]
 
 SIDES = ("left", "right")
-"""What makes a text untrue of a mirrored image, also inside of a word: "left?", "leftmost"; "bright" loses a flip."""
+"""Words that make a text untrue for a mirrored image, also inside of other words: "left?", "leftmost". ("bright"
+prevents a flip unnecessarily.)"""
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
-    `scores` are the numbers (percentages where the field uses them), `chance` what guessing would reach under the
-    same names, `galleries` images for the report, `predictions` one JSON-able record a sample, `skipped` what
-    could not be read, a line each, `files` the text of each file to write beside the report, by name (see
-    `evle.tasks.submission`), and `tables` more tables for the report. For confidence intervals, `values` has what is
-    averaged for each score that is a mean over samples, and `halves` for each that is the mean of two such means.
+    `scores` are the numbers (percentages where that is usual), and `chance` holds the scores of guessing under the same
+    names. `galleries` are images and `tables` further tables for the report; `predictions` has one JSON-serialisable
+    record per sample, and `skipped` one line per unreadable sample. `files` holds the text of each file to write beside
+    the report, by name (see `evle.tasks.submission`). For confidence intervals, `values` has the averaged numbers of
+    each score that is a mean over samples, and `halves` those of each score that is the mean of two such means.
     """
 
     scores: dict[str, float]
@@ -81,28 +82,28 @@ class TextConfig(Config):
     """How text is read; the defaults are EVE's fine-tuning."""
 
     max_length: int = Field(default=40, ge=3)
-    """Tokens at most, [CLS] and [SEP] included."""
+    """Maximum number of tokens, including [CLS] and [SEP]."""
     max_words: int = Field(default=30, ge=1)
-    """Words kept by the clean-up."""
+    """Maximum number of words that the clean-up keeps."""
     clean: bool = True
-    """Lower case, without punctuation (X-VLM's rule); false keeps the text as it is."""
+    """Convert to lower case and remove punctuation (X-VLM's rule); false keeps the text as it is."""
 
 
 class TaskConfig(Config):
-    """What every task can be told. A recipe writes `image` and `text` beside `task`, not in it."""
+    """Options of every task. In a recipe, `image` and `text` are beside `task`, not in it."""
 
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     keep_sides: bool = True
-    """Never mirror an image whose text says left or right (EVE does so for VQA only)."""
+    """Never mirror an image whose text contains left or right (EVE does this only for VQA)."""
 
 
 class Task(ABC):
-    """One task: `name` in recipes, the `sample_type` it reads, its options, and `metric`, the score that chooses the
-    best checkpoint.
+    """One task: its `name` in recipes, the `sample_type` that it reads, its options, and `metric`, the score that
+    selects the best checkpoint.
 
-    `reads` names the kind of samples a source is asked for, `models` the model with the task's head by family, and
-    `higher_is_better` belongs to `metric`.
+    `reads` is the kind of samples that sources are asked for, `models` the model with the task's head for each family,
+    and `higher_is_better` belongs to `metric`.
     """
 
     name: ClassVar[str]
@@ -113,19 +114,19 @@ class Task(ABC):
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     quick_metric: ClassVar[str] = ""
-    """How `metric` differs in the quick evaluations that choose the best checkpoint; empty if it does not."""
+    """How `metric` differs in the quick evaluations that select the best checkpoint; empty if it does not."""
 
     def __init__(self, options: TaskConfig, processor: ProcessorMixin):
-        """`processor` frames images with `options.image.framing` from now on, where that is given: it is saved with
-        the model, whose later users must see what training saw."""
+        """If `options.image.framing` is given, `processor` is set to it, because it is saved with the model and later
+        users must frame images as training did."""
         self.options = options
         self.processor = processor
         if options.image.framing is not None:
             set_framing(processor.image_processor, options.image.framing)
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Learn from the training samples what must be known before the model is made, and from the `config` that it
-        starts with. Most tasks have nothing to learn."""
+        """Learn what must be known before the model is built, from the training samples and the initial `config`. Most
+        tasks have nothing to learn."""
         return None
 
     def training_samples(self, samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -140,29 +141,29 @@ class Task(ABC):
         return cls.models[family]
 
     def model_overrides(self) -> dict[str, Any]:
-        """Fields of the model's config that the task decides, such as the number of answers."""
+        """Fields of the model's config that the task determines, such as the number of answers."""
         return {}
 
     def bind(self, config: PreTrainedConfig) -> None:
-        """Learn from the model's config what features need, such as the patch size. Raises ConfigError when they
-        cannot fit."""
+        """Learn from the model's config what features need, such as the patch size. Raises ConfigError if the model
+        does not fit the task."""
         return None
 
     def notes(self) -> list[str]:
-        """What `prepare` found that a person should know, a line each."""
+        """Observations of `prepare` for the user, one per line."""
         return []
 
     def state(self) -> dict[str, Any]:
-        """What `prepare` learned and the model's config does not hold, as JSON values; saved beside the model."""
+        """What `prepare` learned that is not in the model's config, as JSON values; saved beside the model."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         return None
 
     @abstractmethod
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
-        """Tensors and token lists of one sample. Raises SampleError where the sample cannot be used."""
+        """Tensors and token lists of one sample. Raises SampleError if the sample cannot be used."""
 
     def fixed_features(self, sample: Sample, rng: np.random.Generator) -> Features:
         """The features of one sample as evaluation and inference see it, without augmentation."""
@@ -176,7 +177,7 @@ class Task(ABC):
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
         """Score `model` on `samples`; each sample counts once, whatever the number of processes."""
 
-    # What tasks on images and text share.
+    # Shared by tasks on images and text.
 
     @property
     def image_size(self) -> int:
@@ -189,13 +190,14 @@ class Task(ABC):
         return framing_of(self.processor.image_processor)[1]
 
     def read_image(self, source: ImageSource, rng: np.random.Generator, train: bool, text: str) -> Tensor:
-        """One image as uint8 (3, size, size): varied in training, only framed as the model wants it otherwise."""
+        """One image as uint8 (3, size, size): augmented in training, otherwise only framed for the model."""
         return self.read_image_with_boxes(source, (), rng, train, text)[0]
 
     def read_image_with_boxes(
         self, source: ImageSource, boxes: Sequence[Box], rng: np.random.Generator, train: bool, text: str
     ) -> tuple[Tensor, np.ndarray]:
-        """As `read_image`, and `boxes` in it as left, top, right, bottom (N, 4); NaN where a box is out of sight."""
+        """As `read_image`, also with `boxes` in the image as left, top, right, bottom (N, 4); NaN for a box that is not
+        visible."""
         options = self.options.image
         image = open_image(source, keep_alpha=train and options.background != "white")
         corners = [(box.x, box.y, box.x + box.width, box.y + box.height) for box in boxes]
@@ -207,7 +209,7 @@ class Task(ABC):
         return train_image(image, options, self.image_size, rng, corners)
 
     def clean(self, text: str) -> str:
-        """`text` as the options want it."""
+        """`text`, cleaned according to the options."""
         return clean_caption(text, self.options.text.max_words) if self.options.text.clean else text
 
     def tokens(self, text: str) -> list[int]:
@@ -218,10 +220,10 @@ class Task(ABC):
         """Token ids of `text` as evaluation reads it: cleaned, encoded and cut."""
         return self.tokens(self.clean(text))
 
-    def collate_images(self, pictures: list[Tensor]) -> Tensor:
+    def collate_images(self, images: list[Tensor]) -> Tensor:
         """Images as the model's float32 `pixel_values` (B, 3, H, W)."""
         image_processor = self.processor.image_processor
-        return normalize(torch.stack(pictures), image_processor.image_mean, image_processor.image_std)
+        return normalize(torch.stack(images), image_processor.image_mean, image_processor.image_std)
 
     def collate_tokens(self, token_lists: list[list[int]]) -> Batch:
         """Texts, padded to the longest, as `input_ids` and `attention_mask` (B, T)."""

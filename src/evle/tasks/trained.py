@@ -12,20 +12,20 @@ from evle.models.loading import ALL_PROCESSORS
 from evle.tasks.task import TextConfig
 
 RUN_FACTS = "run.json"
-"""In a model folder: what is known of the run that trained it, for a folder that has left the run's."""
+"""The file in a model folder with facts about the run that trained it, for folders outside of the run's folder."""
 AS_IT_IS = TextConfig(clean=False, max_length=512)
 TEXTS = {"eve": TextConfig(), "vle": AS_IT_IS, **dict.fromkeys(DUAL_ENCODERS, AS_IT_IS)}
 """How a family's released models prepare texts, for models without a run: VLE reads them unchanged."""
 
 
 def family_text_options(family: str) -> TextConfig:
-    """How a family's texts are prepared when no run documents it."""
+    """How a family's texts are prepared if no run documents it."""
     return TEXTS.get(family, TextConfig())
 
 
 def run_settings(path: str | Path) -> dict[str, Any]:
-    """The configuration of the run that trained the model in `path`: config.yaml of the run's folder, or of run.json in
-    a model folder that has been moved. Empty for a model of no run."""
+    """The configuration of the run that trained the model in `path`, from config.yaml in the run's folder, or from
+    run.json in a model folder that has been moved. Empty for a model without a run."""
     folder = model_folder(path).absolute()
     file = folder.parent / "config.yaml"
     settings = load_yaml(file) if folder.name == "model" and file.is_file() else {}

@@ -43,7 +43,8 @@ class VCRConfig(TaskConfig):
     """Options of both halves of VCR."""
 
     max_objects: int = Field(default=81, ge=1)
-    """Objects that one text may name; the model has two more token types than that (81 as in the released models)."""
+    """Maximum number of objects that one text may name. The model has two more token types than that (81 as in the
+    released models)."""
     released_boxes: bool = False
     """Map boxes to patches over the whole image, whatever part of it the model sees, as the released code does. This
     excludes augmentation that moves the image."""
@@ -76,15 +77,15 @@ class VCRTask(Task):
         """What is asked, for the report."""
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Ask for the token types that the options need, or keep those of the weights if they are more.
+        """Request the token types that the options need, or keep those of the weights if these are more.
 
-        Raises ConfigError if boxes would stay where they are while the image moves.
+        Raises ConfigError if augmentation would move the image but not its boxes.
         """
         if self.options.released_boxes and (moving := self.options.image.moving):
             stays = " ".join(f"image.{name}={json.dumps(UNMOVED[name]).replace(' ', '')}" for name in moving)
             raise ConfigError(
-                "task.released_boxes=true places boxes as in the whole image, but augmentation moves the image away "
-                f"from them: set {stays}, or leave task.released_boxes out"
+                "task.released_boxes=true maps boxes to the whole image, but augmentation moves the image; set "
+                f"{stays}, or leave task.released_boxes out"
             )
         self.num_token_types = max(config.num_token_types, FIRST_OBJECT_TYPE + self.options.max_objects)
 
@@ -96,7 +97,7 @@ class VCRTask(Task):
         self.num_object_types = config.num_token_types - FIRST_OBJECT_TYPE
         if self.num_object_types < 1:
             raise ConfigError(
-                f"the model has {config.num_token_types} token types, which leaves none for the objects of a text; "
+                f"the model has {config.num_token_types} token types, none of them for the objects of a text; "
                 "fine-tune it for VCR first"
             )
 
@@ -311,8 +312,8 @@ def draw_objects(sample: VCRSample) -> Image.Image:
 
 
 def _tables(labels: dict[str, int], chosen: dict[str, int]) -> list[Table]:
-    """Whether one place among the candidates is preferred, which are in random order."""
+    """Whether one position among the candidates, which are in random order, is preferred."""
     if not labels:
         return []
     truths, given = ([f"choice {each[key] + 1}" for key in labels] for each in (labels, chosen))
-    return [class_table("Choices, by the place of the right one", truths, given)]
+    return [class_table("Choices, by the position of the right one", truths, given)]

@@ -39,28 +39,28 @@ class VQAConfig(TaskConfig):
     """Options of visual question answering."""
 
     answers: str | None = None
-    """A file with the answers that the model knows: a JSON list, or one per line. None: those of the training
+    """A file with the answers that the model knows: a JSON list, or one per line. By default those of the training
     samples."""
     min_count: int = Field(default=1, ge=1)
     """The model knows an answer if it is the main one of this many training questions; 9 gives VQAv2's usual list of
     3129."""
     unknown: Literal["drop", "zero"] = "drop"
-    """Training questions none of whose answers the model knows: "drop" leaves them out, as both releases do, "zero"
-    trains them with a target of 0 for every answer."""
+    """Training questions none of whose answers the model knows: "drop" leaves them out, as both releases do; "zero"
+    trains on them with a target of 0 for every answer."""
     new_head: bool = False
     """Start with a new head if the head of `model.init` has another number of answers than the file."""
     official: VQARule | None = None
-    """How questions with ten annotators are scored (see `evle.metrics.vqa_score`). true: exactly as the official
-    evaluator, which normalises nothing where all ten agree. "before-2021": as the official evaluator before its
-    correction. false: both sides are always normalised, since your own annotators may write "Yes" or "a dog". None:
-    true where the keys of all questions are numbers, as the official ones are, and false otherwise."""
+    """How questions with ten annotators are scored (see `evle.metrics.vqa_score`). true: exactly as by the official
+    evaluator, which normalises nothing if all ten agree. "before-2021": as by the official evaluator before its
+    correction. false: both sides are always normalised, because your own annotators may write "Yes" or "a dog". By
+    default true if the keys of all questions are numbers, as the official ones are, and false otherwise."""
     max_test_words: int = Field(default=50, ge=1)
-    """Words of a question kept at test; in training it is `text.max_words`, 30 as in EVE."""
+    """Maximum number of words of a question at test; in training it is `text.max_words`, 30 as in EVE."""
 
 
 class VQATask(Task):
-    """Training: soft scores of each question's answers. Evaluation: official VQA accuracy, in all and by type of answer
-    and question.
+    """Training: soft scores of each question's answers. Evaluation: official VQA accuracy, overall and by type of
+    answer and question.
 
     Answers are compared as the official evaluator normalises them, and shown in their most frequent spelling. Chance is
     the training set's most frequent answer to the type of question ("prior").
@@ -124,7 +124,7 @@ class VQATask(Task):
         try:
             sample = cast(VQASample, samples[index])
         except SampleError:
-            return True  # the loader names it
+            return True  # the loader reports it
         return any(normalize_answer(answer) in self._index for answer in sample.answers)
 
     def notes(self) -> list[str]:
@@ -143,7 +143,7 @@ class VQATask(Task):
         return notes
 
     def _given_answers(self, path: str, config: PreTrainedConfig) -> list[str]:
-        """The answers of a file, which must be as many as the outputs of the head that training starts from."""
+        """The answers in a file; their number must be that of the outputs of the head that training starts from."""
         answers, built = read_answers(path), known_answers(config)
         if built and len(answers) != len(built) and not self.options.new_head:
             raise ConfigError(
@@ -169,7 +169,7 @@ class VQATask(Task):
         if not self.answers:
             if self.options.answers is None:
                 raise ConfigError(
-                    f"the model does not say which {config.num_labels} answers it knows; name their list with "
+                    f"the model does not contain its {config.num_labels} answers; give their list with "
                     "task.answers=FILE"
                 )
             self.answers = read_answers(self.options.answers)
@@ -289,7 +289,7 @@ def known_answers(config: PreTrainedConfig) -> list[str]:
 
 
 def has_slot(config: PreTrainedConfig) -> bool:
-    """Whether the model reads its answer at a [MASK] behind the question."""
+    """Whether the model reads its answer at a [MASK] after the question."""
     return isinstance(config, EVEConfig) and config.vqa_slot
 
 
@@ -307,7 +307,7 @@ def _galleries(
     given: dict[str, str],
     settings: EvaluationSettings,
 ) -> list[Gallery]:
-    """Some questions, the model's answers, and the most frequent answer where the model's is wrong."""
+    """Some questions, the model's answers, and the most frequent answer if the model's is wrong."""
 
     def goodness(sample: VQASample) -> float:
         if not sample.answers:

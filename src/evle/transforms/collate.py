@@ -1,4 +1,4 @@
-"""Features to batches: small pure functions that stack, pad and number what a task made of its samples."""
+"""Turn features into batches: small pure functions that stack, pad and number the features of a task's samples."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from evle.transforms.masking import IGNORED
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, length: int | None = None) -> Tensor:
-    """int64 (B, T) with each row filled up at its end with `value`; T is `length`, or the longest row's. Longer rows
-    are cut.
+    """int64 (B, T) with each row padded at its end with `value`; T is `length`, or the length of the longest row.
+    Longer rows are cut.
     """
     length = max((len(row) for row in rows), default=0) if length is None else length
     padded = torch.full((len(rows), length), value, dtype=torch.int64)
@@ -39,8 +39,8 @@ def stack(rows: Sequence[Tensor | np.ndarray]) -> Tensor:
 
 
 def number_ids(names: Sequence[str | None]) -> Tensor:
-    """int64 (B,): equal numbers for equal names, on any rank, in any batch and in any process (a 63-bit hash, so
-    never by counting); -100, which is no name's, for None.
+    """int64 (B,): equal numbers for equal names, on any rank, in any batch and in any process, by a 63-bit hash; -100
+    for None.
     """
     return torch.tensor([IGNORED if name is None else _hash(name) for name in names], dtype=torch.int64)
 

@@ -1,4 +1,4 @@
-"""What changes an image's colours and strokes, and nothing's place."""
+"""Changes of an image's colours and strokes, which move nothing."""
 
 import math
 
@@ -9,7 +9,7 @@ from evle.transforms.geometry import rotation
 from evle.transforms.image_config import STYLES, ImageConfig
 
 WHITE_SHARE = 0.25
-"""`background="random"` still draws white this often, so that test images are nothing new (our choice)."""
+"""How often `background="random"` still draws white, so that test images look familiar (our choice)."""
 
 # Luma weights of ITU-R 601, as PIL and torchvision take them for contrast, saturation and grey.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -27,7 +27,7 @@ def random_ground(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     num_colours = 1 if kind < (1 + WHITE_SHARE) / 2 else int(rng.integers(2, 5))
     colours = rng.integers(256, size=(num_colours, num_colours, 3))
     *mean, opacity = mean_colour(image)
-    # A black drawing on black would be an image of nothing.
+    # A black drawing on black would show nothing.
     too_close = np.abs(colours - np.array(mean) * 255 / max(1.0, opacity)).max(-1) < 64
     colours[too_close] = (colours[too_close] + 128) % 256
     return Image.fromarray(colours.astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
@@ -92,7 +92,8 @@ def stylize(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def outline(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Flat colours, and dark strokes where they change: 1 to 2 pixels a side of 64, thicker on larger images."""
+    """Flat colours, and dark strokes where they change: 1 to 2 pixels wide at a side of 64, thicker on larger
+    images."""
     flat = image.quantize(int(rng.integers(4, 17)), method=Image.Quantize.FASTOCTREE).convert("RGB")
     light = image.convert("L")
     edges = ImageChops.difference(light.filter(ImageFilter.MaxFilter(3)), light.filter(ImageFilter.MinFilter(3)))

@@ -1,4 +1,4 @@
-"""Where an image goes: framing, crop, flip, position and warp, and boxes through the same geometry."""
+"""The geometry of augmentation: framing, crop, flip, position and warp, and boxes through the same geometry."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 from evle.transforms.image_config import ImageConfig, Range
 
 MIN_VISIBLE = 0.25
-"""A box of which less than this share stays in the image counts as out of sight (our choice; no paper says)."""
+"""A box of which less than this share stays in the image counts as not visible (our choice; no paper states it)."""
 
 SHEAR, TURN, SHIFT = 0.3, 30.0, 10.0
 """RandAugment at magnitude 10, as released: shear, rotation in degrees, shift in pixels (X-VLM's `randaugment.py`)."""
 
 
 class Geometry(NamedTuple):
-    """Where an image goes: its `crop` (left, top, width, height) fills `place` in the output, mirrored if `flipped`,
-    then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not at all).
+    """How an image is mapped to the output: its `crop` (left, top, width, height) fills the region `place`, mirrored if
+    `flipped`. Then the output is warped by the 3x3 matrix `warp` and bent by the shifts `bend` (None: not bent).
 
     `bend` (2, n, n) holds the shifts x and y of n x n points over the output, in halves of its side: each point shows
-    what was at that distance from it. `grey` says that a warp exposes grey instead of the background.
+    what was at that distance from it. With `grey`, a warp exposes grey instead of the background.
     """
 
     crop: tuple[int, int, int, int]
@@ -37,8 +37,8 @@ class Geometry(NamedTuple):
 def pick_geometry(
     source: tuple[int, int], options: ImageConfig, ops: list[tuple[str, float]], size: int, rng: np.random.Generator
 ) -> Geometry:
-    """Draw where a framed image of `source` (width, height) goes in an output of `size`, with the geometric operations
-    among RandAugment's `ops`."""
+    """Draw the geometry that maps a framed image of `source` (width, height) to an output of `size`, including the
+    geometric operations among RandAugment's `ops`."""
     own = source[0] / source[1] if options.framing == "whole" else 1.0
     crop = pick_crop(*source, options.scale, (options.ratio[0] * own, options.ratio[1] * own), rng)
     if options.scale == (1.0, 1.0):  # whatever its proportions
@@ -76,8 +76,8 @@ def _about_the_middle(warp: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rand_augment_warp(ops: list[tuple[str, float]], size: int) -> np.ndarray:
-    """RandAugment's geometric operations as one matrix in pixels, as released: they shear about the top left corner,
-    rotate about the middle, and shift by pixels whatever the size."""
+    """RandAugment's geometric operations as one matrix in pixels, as released: they shear around the top left corner,
+    rotate around the middle, and shift by pixels, whatever the size."""
     warp = np.eye(3)
     for name, magnitude in ops:
         if name == "shear_x":
@@ -126,7 +126,7 @@ def bend_shifts(bend: np.ndarray, size: int) -> Tensor:
 
 
 def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
-    """uint8 (C, size, size), bent; what lies outside repeats the edge."""
+    """uint8 (C, size, size), bent; the edge is repeated outside of the image."""
     size = pixels.shape[-1]
     line = torch.linspace(-1, 1, size)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy")) + bend_shifts(bend, size)  # (2, size, size), x and y
@@ -136,7 +136,8 @@ def bend_pixels(pixels: Tensor, bend: np.ndarray) -> Tensor:
 
 
 def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the corners (N, 4) of boxes and the middles of their edges go in a bent output: x and y, (N, 8) each."""
+    """The positions of the corners (N, 4) of boxes and of the middles of their edges in a bent output: x and y, (N, 8)
+    each."""
     corners = np.stack(
         [np.concatenate([each, (each + np.roll(each, -1, axis=1)) / 2], axis=1) for each in (xs, ys)], -1
     )
@@ -144,7 +145,7 @@ def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) 
     goals = torch.from_numpy(corners.astype(np.float32)) / half - 1  # (N, 8, 2), -1 to 1
     shifts = bend_shifts(bend, size)[None]
     points = goals
-    for _ in range(8):  # a point shows what was at point + shift: where a corner goes is a fixed point
+    for _ in range(8):  # a point shows what was at point + shift: the new position of a corner is a fixed point
         moved = F.grid_sample(shifts, points[None], align_corners=True, padding_mode="border")[0].permute(1, 2, 0)
         points = goals - moved
     bent = ((points + 1) * half).double().numpy()
@@ -152,7 +153,8 @@ def _bend_outlines(xs: np.ndarray, ys: np.ndarray, bend: np.ndarray, size: int) 
 
 
 def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
-    """`boxes` (N, 4) of a framed image in its output of `size`, clipped; NaN in the row of a box out of sight."""
+    """`boxes` (N, 4) of a framed image in its output of `size`, clipped; NaN in the row of a box that is not
+    visible."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if not len(boxes):
         return boxes
@@ -179,7 +181,7 @@ def move_boxes(boxes: Sequence[Sequence[float]] | np.ndarray, geometry: Geometry
 
 
 def only_visible(whole: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The boxes `kept`, what is left of those in `whole`; NaN where less than `MIN_VISIBLE` is left."""
+    """The boxes `kept`, which are the remaining parts of those in `whole`; NaN if less than `MIN_VISIBLE` remains."""
     kept[area(kept) < MIN_VISIBLE * np.maximum(area(whole), 1e-9)] = np.nan
     return kept
 

@@ -10,7 +10,7 @@ from evle.transforms.framing import seen_region
 from evle.transforms.image_config import Framing
 
 DIMMEST = 0.25
-"""Brightness left where the map is 0: enough to see what is there."""
+"""Brightness where the map is 0: enough to recognise the image."""
 
 SCALE = ("#000004", "#320a5e", "#781c6d", "#bc3754", "#ed6925", "#fbb61a", "#fcffa4")
 """The colours of 0 to 1, evenly spaced: matplotlib's "inferno", which is readable in grey and by the colour-blind."""

@@ -26,7 +26,7 @@ RAND_AUGMENT_SHARE = 0.5
 """The probability that an operation which RandAugment picks is applied (X-VLM's implementation, which EVE uses)."""
 
 RAND_AUGMENT_GREY = (128, 128, 128)
-"""What RandAugment's geometric operations expose, as released."""
+"""The colour of areas that RandAugment's geometric operations expose, as released."""
 
 RAND_AUGMENT_OPS = (
     *("identity", "autocontrast", "equalize", "brightness", "sharpness"),
@@ -43,9 +43,9 @@ def train_image(
 ) -> tuple[Tensor, np.ndarray]:
     """A random view of `image` (RGB or RGBA) as uint8 (3, size, size), and `boxes` in it.
 
-    `boxes` (N, 4) are left, top, right, bottom in pixels of `image`; they come back as float64 (N, 4) in pixels of
-    the output, clipped to it, row by row the same boxes: the bounding box of a turned box, and NaN in the row of a
-    box of which less than `MIN_VISIBLE` is left.
+    `boxes` (N, 4) are left, top, right, bottom in pixels of `image`. They are returned as float64 (N, 4) in pixels of
+    the output, in the same order and clipped: the bounding box of a rotated box, and NaN in the row of a box of which
+    less than `MIN_VISIBLE` remains.
 
     >>> image, rng = Image.new("RGB", (40, 20)), np.random.default_rng(0)
     >>> view, boxes = train_image(image, ImageConfig(), 16, rng, [(0, 0, 40, 20)])
@@ -118,7 +118,7 @@ def test_boxes(
 def framing_of(image_processor: Any) -> tuple[int, Framing]:
     """The side in pixels that an image processor of transformers gives an image, and which part of the image it keeps.
 
-    A processor that only resizes the shorter side stands for a square of that side, which holds the whole image.
+    A processor that only resizes the shorter side is treated as a square of that side that holds the whole image.
     """
     if getattr(image_processor, "do_center_crop", False):
         return int(image_processor.crop_size["height"]), "centre"
@@ -128,7 +128,7 @@ def framing_of(image_processor: Any) -> tuple[int, Framing]:
 
 
 def set_framing(image_processor: Any, framing: Framing) -> None:
-    """Make an image processor of transformers, and the files saved of it, frame images with `framing`."""
+    """Make an image processor of transformers, and the files saved from it, frame images with `framing`."""
     side, _ = framing_of(image_processor)
     square = {"height": side, "width": side}
     is_centre = framing == "centre"
@@ -138,7 +138,7 @@ def set_framing(image_processor: Any, framing: Framing) -> None:
     image_processor.framing = framing
 
 
-# pytest would take these two for tests where they are imported
+# pytest would collect these two as tests where they are imported
 test_image.__test__ = test_boxes.__test__ = False  # type: ignore[attr-defined]
 
 

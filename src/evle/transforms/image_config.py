@@ -17,7 +17,7 @@ UNMOVED: dict[str, Any] = {
     "bend": 0.0,
     "rand_augment": None,
 }
-"""The options that move an image at random, each with the value that leaves it where it is."""
+"""The options that move an image at random, each with the value that does not move it."""
 
 
 def _rand_augment_pair(value: object) -> object:
@@ -55,39 +55,40 @@ class ImageConfig(Config):
     proportions, on white) or "centre" (the square in its middle). None: at test what the model's image processor does
     (EVE: whole, VLE: centre), in training a random crop anywhere in the image, squeezed (torchvision)."""
     scale: Range = (0.5, 1.0)
-    """Share of the framed image's area that a random crop keeps (EVE, pre-training and fine-tuning); (1, 1) keeps all
-    of it."""
+    """Range of the share of the framed image's area that a random crop keeps (EVE, pre-training and fine-tuning);
+    (1, 1) keeps all of it."""
     ratio: Range = (3 / 4, 4 / 3)
-    """Width to height of the crop (torchvision's RandomResizedCrop, which EVE uses), with `framing=whole` as a multiple
-    of the image's own."""
+    """Range of the crop's ratio of width to height (torchvision's RandomResizedCrop, which EVE uses). With
+    `framing=whole` it is a multiple of the image's own ratio."""
     flip: Share = 0.5
-    """Probability of a left-right flip (EVE). A text that says left or right prevents it: see `task.keep_sides`."""
+    """Probability of a left-right flip (EVE). A text that contains left or right prevents it: see `task.keep_sides`."""
     pad_scale: Range = (1.0, 1.0)
-    """Share of the output's side that the crop fills, at a random position on its background (ours, for objects of any
-    size)."""
+    """Range of the share of the output's side that the crop fills, at a random position on the background (ours, for
+    objects of any size)."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest rotation in degrees, both ways (ours)."""
+    """Largest rotation in degrees, in either direction (ours)."""
     shear: Annotated[float, Field(ge=0, le=45)] = 0.0
-    """Largest horizontal shear in degrees, both ways (ours)."""
+    """Largest horizontal shear in degrees, in either direction (ours)."""
     bend: Annotated[float, Field(ge=0, le=0.15)] = 0.0
-    """Strength of a smooth bend, as if another hand had drawn the same thing: largest deviation of the random shifts
-    of a grid of 3x3 to 5x5 points, in halves of the side (Simard et al. 2003; ours)."""
+    """Strength of a smooth elastic distortion: the largest random shift of the points of a 3x3 to 5x5 grid, as a
+    fraction of half the image's side (Simard et al. 2003; ours)."""
     rand_augment: Annotated[NumOpsAndMagnitude | None, BeforeValidator(_rand_augment_pair)] = None
-    """Number of operations from `RAND_AUGMENT_OPS` and their magnitude of 10 (EVE for VQA and NLVR2: 2, 7, which
-    `true` means). As in the release, what they expose is grey, and a shift is 10 pixels at most."""
+    """RandAugment: the number of operations from `RAND_AUGMENT_OPS`, and their magnitude out of 10. `true` means 2, 7,
+    as EVE uses for VQA and NLVR2. As in the release, exposed areas are grey, and a shift is at most 10 pixels."""
     background: Literal["white", "random"] = "white"
-    """What shows through transparent images and around padded, shrunken or turned ones: white, or at random a colour, a
+    """Background of transparent images, and around padded, shrunken or rotated ones: white, or at random a colour, a
     gradient or white (ours)."""
     color_jitter: Jitter = (0.0, 0.0, 0.0)
-    """Strength of brightness, contrast, saturation: factors are drawn from 1 - s to 1 + s (EVE, retrieval: 0.4)."""
+    """Strength s of brightness, contrast and saturation: factors are drawn from 1 - s to 1 + s (EVE, retrieval:
+    0.4)."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Largest turn of the colour wheel, as a share of it, both ways (ours)."""
+    """Largest shift of the hue, as a fraction of the colour wheel, in either direction (ours)."""
     grayscale: Share = 0.0
-    """Probability of losing all colour (ours)."""
+    """Probability of removing all colour (ours)."""
     stylize: Share = 0.0
     """Probability of another drawing style, one of `STYLES` (ours)."""
     outline: Share = 0.0
-    """Probability of a drawing in few flat colours with dark outlines, as cartoons and pictograms have them (ours)."""
+    """Probability of flattening the image to a few colours with dark outlines, as in cartoons and pictograms (ours)."""
     erase: Share = 0.0
     """Probability of filling a rectangle of 2 to 25 % of the area with a random colour (Zhong et al. 2020; ours)."""
 
@@ -115,5 +116,5 @@ class ImageConfig(Config):
         return [name for name, still in UNMOVED.items() if getattr(self, name) != still]
 
     def without_flip(self) -> "ImageConfig":
-        """The same options, never flipped: for text that says left or right (EVE's rule for VQA)."""
+        """The same options without flips, for text that contains left or right (EVE's rule for VQA)."""
         return self.model_copy(update={"flip": 0.0})

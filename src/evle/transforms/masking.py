@@ -1,6 +1,4 @@
-"""What masked signal modelling hides: random patches of an image (EVE: 75 %) and random tokens of a text (EVE: 50
-%).
-"""
+"""Masks for masked signal modelling: random patches of an image (EVE: 75 %) and random tokens of a text (EVE: 50 %)."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,15 +7,14 @@ import numpy as np
 from evle.errors import ConfigError
 
 IGNORED = -100
-"""The label of a token that is not to be predicted, as torch's cross-entropy has it."""
+"""The label of a token that is not predicted, as in torch's cross-entropy."""
 
 
 def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """bool (num_patches,), True = masked, exactly round(num_patches * ratio) of them, each choice equally likely (as
-    in MAE).
+    """bool (num_patches,), True = masked: exactly round(num_patches * ratio) patches, drawn uniformly (as in MAE).
 
-    The count depends on nothing random, so the rows of a batch have the same number of visible patches. Raises
-    ConfigError for a ratio that leaves nothing to see or nothing to predict.
+    The count is not random, so the rows of a batch have the same number of visible patches. Raises ConfigError for a
+    ratio that leaves nothing to see or nothing to predict.
     """
     num_masked = round(num_patches * ratio)
     if not 0 < num_masked < num_patches:
@@ -40,16 +37,16 @@ def mask_tokens(
     replace: tuple[float, float, float] = (1.0, 0.0, 0.0),
     word_starts: Sequence[bool] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Tokens with round(maskable * ratio) of them masked (at least one when any can be), and labels: the original
-    token there, else -100.
+    """Tokens with round(maskable * ratio) of them masked (at least one, if any can be), and labels: the original token
+    at masked positions, else -100.
 
-    Tokens in `special_ids` are never masked. A masked token becomes `mask_id`, a random token that is not special, or
-    stays, with the three probabilities of `replace`: EVE's figure shows (1, 0, 0), BERT uses (0.8, 0.1, 0.1). With
-    `word_starts` (True where a word begins) whole words are masked in random order until the count is reached, so
-    that up to one word more is hidden.
+    Tokens in `special_ids` are never masked. With the three probabilities in `replace`, a masked token becomes
+    `mask_id`, becomes a random token that is not special, or stays unchanged: EVE's figure shows (1, 0, 0), BERT uses
+    (0.8, 0.1, 0.1). With `word_starts` (True where a word begins) whole words are masked in random order until the
+    count is reached, which may hide up to one word more.
     """
     if not 0 <= ratio <= 1:
-        raise ConfigError(f"a text mask ratio of {ratio:g} is not a share: choose one between 0 and 1")
+        raise ConfigError(f"a text mask ratio of {ratio:g} is not a fraction; choose one between 0 and 1")
     special = set(special_ids)
     maskable = [position for position, token in enumerate(ids) if token not in special]
     masked_ids, labels = list(ids), [IGNORED] * len(ids)

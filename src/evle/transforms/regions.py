@@ -1,8 +1,8 @@
 """Boxes and patches: which patches of an image's grid a box covers, and which boxes a set of patches forms.
 
-Legend: N boxes as left, top, right, bottom in pixels; G patches a side; P = G * G patches in reading order, without
-[CLS]. Boxes must be in the same geometry as the pixels the patches are cut from: `evle.transforms.image.train_image`
-moves them.
+Legend: N boxes as left, top, right, bottom in pixels; G patches per side; P = G * G patches in reading order, without
+[CLS]. Boxes must be in the geometry of the pixels that the patches are cut from; `evle.transforms.image.train_image`
+transforms them.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ def patch_cover(
 ) -> np.ndarray:
     """float (N, P): the share of each patch that each box covers, from 0 to 1.
 
-    `image_size` is (width, height) in the boxes' pixels; what lies outside it does not count, and a box that is gone
-    (NaN) covers nothing.
+    `image_size` is (width, height) in the boxes' pixels. Parts of a box outside of it do not count, and a box that is
+    not visible (NaN) covers nothing.
 
     >>> patch_cover([(0, 0, 8, 16)], image_size=(32, 32), grid=2).tolist()
     [[0.5, 0.0, 0.0, 0.0]]
@@ -40,9 +40,9 @@ def box_patches(
 ) -> np.ndarray:
     """bool (N, P): True where a box covers more than `min_cover` of a patch.
 
-    With 0 any overlap counts, so that a box of any size has a patch: right for masking an object (MPC) and for a
-    box's token (VCR), where nothing of the object may stay visible or be left out. For labels (PBC) half a patch is
-    the fairer rule, but small boxes may then have no patch at all.
+    With 0 any overlap counts, so that a box of any size has a patch. That is right for masking an object (MPC) and for
+    the token of a box (VCR), where no part of the object may stay visible or be left out. For labels (PBC) half a patch
+    is a fairer rule, but small boxes may then have no patch at all.
     """
     return patch_cover(boxes, image_size, grid) > min_cover
 
@@ -50,7 +50,7 @@ def box_patches(
 def touched_patches(
     boxes: Sequence[Sequence[float]] | np.ndarray, image_size: tuple[float, float], grid: int
 ) -> np.ndarray:
-    """bool (N, P): True from the patch in which a box's upper left corner lies to that of its lower right corner.
+    """bool (N, P): True from the patch with a box's upper left corner to the patch with its lower right corner.
 
     Unlike `box_patches`, a box that ends at the edge of a patch also covers the next patch, and a box without area
     covers the patch that contains it. VLE's released code maps boxes this way.
@@ -105,8 +105,8 @@ def related_patches(
     *,
     min_cover: float = 0.5,
 ) -> np.ndarray:
-    """bool (P,): the patches that any of the boxes covers more than `min_cover` of, and of a box too small for that
-    the patch it covers most.
+    """bool (P,): the patches of which any box covers more than `min_cover`; a box too small for that has the patch that
+    it covers most.
 
     >>> related_patches([(0, 0, 30, 10), (40, 40, 44, 44)], (64, 64), 4).nonzero()[0].tolist()
     [0, 1, 10]

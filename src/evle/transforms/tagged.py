@@ -1,4 +1,4 @@
-"""Tagged text to tokens: names for the objects that a text points at, and which tokens name which object (VCR).
+"""Turn tagged text into tokens: names for the objects that a text points at, and which tokens name which object (VCR).
 
 A tagged text is a sequence of words and of tuples of indices into an image's objects: ("why", "is", (0, 2), "here").
 """
@@ -18,15 +18,15 @@ PERSON_NAMES = (
 """Gender-neutral names that persons take in turn (VLE's release, after VCR's)."""
 
 FIRST_OBJECT_TYPE = 2
-"""Token types below are a text's own (0) and an image's (1)."""
+"""The token type of the first object; 0 is text and 1 is image."""
 
 Spoken = list[tuple[str, int | None]]
 """Words, each with the index of the object that it names."""
 
 
 class Candidate(NamedTuple):
-    """A text as tokens: `tokens` and their `types` are equally long, `objects` are the indices of the named objects in
-    rising order, the first of type `FIRST_OBJECT_TYPE`, the next of the type after it."""
+    """A text as tokens: `tokens` and their `types` have the same length. `objects` are the indices of the named objects
+    in ascending order; the first has the type `FIRST_OBJECT_TYPE`, the next one the following type."""
 
     tokens: list[int]
     types: list[int]
@@ -34,10 +34,10 @@ class Candidate(NamedTuple):
 
 
 def object_names(labels: Sequence[str]) -> list[str]:
-    """What an image's objects are called: the n-th person has the n-th of `PERSON_NAMES`, anything else its class.
+    """The names of an image's objects: the n-th person gets the n-th of `PERSON_NAMES`, anything else its class.
 
-    A function of the image alone. (The released code goes on counting persons from call to call, so that a prediction
-    depends on what was asked before: fixed.)
+    The names depend only on the image. (The released code continues counting persons from call to call, so that a
+    prediction depends on earlier questions; this is fixed here.)
 
     >>> object_names(["person", "dog", "person"])
     ['Casey', 'dog', 'Riley']
@@ -51,9 +51,9 @@ def object_names(labels: Sequence[str]) -> list[str]:
 
 
 def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoken:
-    """The words of a tagged text with names for its tags, several joined with "and".
+    """The words of a tagged text with names for its tags; several names are joined with "and".
 
-    Raises IndexError for a tag without a name, below 0 included.
+    Raises IndexError for a tag without a name, including negative ones.
 
     >>> spoken(["why", "is", (0, 1), "here"], ["Casey", "dog"])
     [('why', None), ('is', None), ('Casey', 0), ('and', None), ('dog', 1), ('here', None)]
@@ -72,21 +72,21 @@ def spoken(tagged: Sequence[str | Sequence[int]], names: Sequence[str]) -> Spoke
 
 
 def cleaned(words: Spoken, clean: Callable[[str], str]) -> Spoken:
-    """The words after `clean`, which may leave none or several of one; they name what it named."""
+    """The words after `clean`, which may turn one word into none or several; these name the same object."""
     return [(piece, index) for word, index in words for piece in clean(word).split()]
 
 
 def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], max_length: int) -> Candidate:
-    """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens, the longest part losing its end for it.
+    """`[CLS] part [SEP] part [SEP]` in at most `max_length` tokens; the end of the longest part is cut off.
 
-    Named objects have types in the order of the image's list, as released models know them; those that were cut off
-    are not named. (In images of more than eight objects the released code may number them otherwise: in the order in
-    which Python goes through a set of their indices.) Raises ConfigError for a tokenizer without a fast backend, which
-    does not know where its tokens come from.
+    Named objects have types in the order of the image's list, as in released models; those that were cut off are not
+    named. (In images with more than eight objects the released code may number them differently: in the iteration order
+    of a Python set of their indices.) Raises ConfigError for a tokenizer without a fast backend, which does not know
+    the position of its tokens in the text.
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"tagged text needs a fast tokenizer, and {type(tokenizer).__name__} is not one: load its fast form"
+            f"tagged text needs a fast tokenizer, and {type(tokenizer).__name__} is not one; load its fast form"
         )
     encoded = [_encode_part(tokenizer, part) for part in parts]
     while 1 + sum(len(part) + 1 for part in encoded) > max_length and any(encoded):
@@ -103,7 +103,7 @@ def encode_tagged(tokenizer: PreTrainedTokenizerBase, parts: Sequence[Spoken], m
 
 
 def _encode_part(tokenizer: PreTrainedTokenizerBase, words: Spoken) -> list[tuple[int, int | None]]:
-    """The tokens of some words, those of the plain text, each with the object that its last character names."""
+    """The tokens of the plain text of some words, each with the object that its last character names."""
     named: list[int | None] = []  # by character
     for word, index in words:
         named += ([None] if named else []) + [index] * len(word)

@@ -18,10 +18,10 @@ MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 LONGEST_WORD = 200
 """Longest run of characters without a blank that a tokenizer is trained on: no merge is learnt from base64."""
 LONGEST_RUN = 10_000
-"""Of a longer run of characters without a blank, a tokenizer is trained on the beginning alone. A paragraph of a script
-that writes no blanks is shorter."""
+"""A tokenizer is trained only on the beginning of a longer run of characters without a blank. Paragraphs in scripts
+that use no blanks are shorter."""
 LONGEST_TEXT = 100_000
-"""Characters of a text that are turned into tokens; no model reads as many tokens as they make."""
+"""Maximum number of characters of a text that are turned into tokens, which give more tokens than any model reads."""
 
 
 def train_tokenizer(
@@ -42,7 +42,7 @@ def train_tokenizer(
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ConfigError(
-            f"vocab_size={vocab_size} is too small: {MIN_VOCAB_SIZE} tokens are the bytes and the special tokens"
+            f"vocab_size={vocab_size} is too small; the bytes and the special tokens alone are {MIN_VOCAB_SIZE}"
         )
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
@@ -59,7 +59,7 @@ def train_tokenizer(
     counted = _Counted(texts)
     tokenizer.train_from_iterator(counted, trainer)
     if not counted.num_texts:
-        raise DataError("the tokenizer's corpus holds no text: check the files and the column they are read from")
+        raise DataError("the tokenizer's corpus holds no text; check the files and the column they are read from")
     cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
     tokenizer.post_processor = processors.Sequence(
         [
@@ -84,7 +84,7 @@ def train_tokenizer(
 
 
 class _Counted:
-    """The texts that are not blank, counted, with overlong words cut."""
+    """Iterates over the texts that are not blank, with overlong words cut, and counts them."""
 
     def __init__(self, texts: Iterable[str]):
         self.texts = texts
@@ -110,7 +110,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> li
 
 
 def readable_part(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text, or of one of more than `LONGEST_TEXT` characters the end of it that `tokenizer` keeps."""
+    """A text or, if it has more than `LONGEST_TEXT` characters, the end or beginning that `tokenizer` keeps."""
     if len(text) <= LONGEST_TEXT:
         return text
     return text[-LONGEST_TEXT:] if tokenizer.truncation_side == "left" else text[:LONGEST_TEXT]
@@ -137,7 +137,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one: "
+            f"whole-word masking needs a fast tokenizer, and {type(tokenizer).__name__} is not one; "
             "load its fast form, or mask single tokens"
         )
     text = readable_part(tokenizer, text)
@@ -151,7 +151,7 @@ def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int)
     def starts(index: int) -> bool:
         if index == 0 or words[index] is None or words[index] != words[index - 1]:
             return True
-        # Where pieces may span words (some SentencePiece models), a whole text counts as one word: look for blanks.
+        # If pieces may span words (in some SentencePiece models), a whole text counts as one word: look for blanks.
         (_, end), (begin, _) = offsets[index - 1 : index + 1]
         return text[begin : begin + 1].isspace() or (end < begin and text[begin - 1].isspace())
 

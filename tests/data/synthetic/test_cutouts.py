@@ -137,7 +137,7 @@ def test_impossible_cutouts_are_refused(pictures):
     with pytest.raises(DataError, match="0 usable names of cut-outs, but 8 are needed; raise longest_name"):
         of(pictures, "vqa", longest_name=0)
     with pytest.raises(
-        ConfigError, match=r"choose one of: test, train, val; splits of the folder.s table go into images"
+        ConfigError, match=r"choose one of: test, train, val; set images to a split of the folder.s table"
     ):
         of(pictures, "vqa", split="test_style")
     with pytest.raises(DataError, match="no split 'vall'; did you mean 'val'"):

@@ -1,1 +1,1 @@
-"""Worlds that draw themselves: scenes of shapes, and scenes of cut-outs."""
+"""Synthetic worlds: scenes of shapes, and scenes of cut-outs."""

@@ -1,8 +1,8 @@
 """Images in the style of NLVR, version 1 (Suhr et al., 2017): three grey boxes with small circles, squares and
-triangles in three colours, and statements about them in a few forms that people use.
+triangles in three colours, and statements about them in a few common forms.
 
-A statement is drawn first, and then one image of which it is true and one of which it is not. Towers stack squares of
-one size; other boxes scatter shapes.
+A statement is drawn first, then one image for which it is true and one for which it is false. Towers are stacks of
+squares of one size; in other boxes the shapes are scattered.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ COLOURS = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
 SHAPES = ("circle", "square", "triangle")
 SIZES = {"small": 10, "medium": 20, "big": 30}
 BOX, GAP, HEIGHT = 100, 50, 100
-"""Pixels: the side of a box, and the white between two boxes."""
+"""In pixels: the side of a box, and the gap between two boxes."""
 GREY = (211, 211, 211)
 MOST = 8
-"""Items in a box at most, as in NLVR."""
+"""Maximum number of items in a box, as in NLVR."""
 _ATTEMPTS = 200
 
 
@@ -80,7 +80,7 @@ def _tower(rng: np.random.Generator) -> tuple[Item, ...]:
 def _scatter(rng: np.random.Generator) -> tuple[Item, ...]:
     items: list[Item] = []
     for _ in range(int(rng.integers(1, MOST + 1))):
-        for _ in range(20):  # a place that is free
+        for _ in range(20):  # attempts to find a free position
             size = pick(rng, tuple(SIZES.values()))
             x, y = (int(rng.integers(0, BOX - size + 1)) for _ in range(2))
             if all(abs(x - o.x) > max(size, o.size) or abs(y - o.y) > max(size, o.size) for o in items):
@@ -95,7 +95,7 @@ def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
 
 
 class Statement(NamedTuple):
-    """A sentence, and whether it is true of an image."""
+    """A sentence, and a test whether it is true for an image."""
 
     text: str
     holds: Callable[[Boxes], bool]
@@ -156,10 +156,9 @@ def _touching(rng: np.random.Generator) -> Statement:
 
 
 def _tower_top(rng: np.random.Generator) -> Statement:
-    colour, place = pick(rng, tuple(COLOURS)), pick(rng, (("top", -1), ("base", 0)))
-    verb = "the top" if place[0] == "top" else "the base"
-    text = f"there is a tower with a {colour} block at {verb}"
-    return Statement(text, lambda boxes: any(box[place[1]].colour == colour for box in boxes), towers=True)
+    colour, (name, index) = pick(rng, tuple(COLOURS)), pick(rng, (("top", -1), ("base", 0)))
+    text = f"there is a tower with a {colour} block at the {name}"
+    return Statement(text, lambda boxes: any(box[index].colour == colour for box in boxes), towers=True)
 
 
 def _tower_height(rng: np.random.Generator) -> Statement:
@@ -210,7 +209,7 @@ class BoxSamples(Sequence[Any]):
 
 
 def _statement_with_images(rng: np.random.Generator) -> tuple[Statement, dict[bool, Boxes]]:
-    """A statement, an image of which it is true, and one of which it is not."""
+    """A statement, an image for which it is true, and one for which it is false."""
     while True:
         statement = pick(rng, FORMS)(rng)
         images: dict[bool, Boxes] = {}
@@ -225,10 +224,10 @@ def boxes(
     task: str = "vqa", split: str = "train", *, count: int = 1000, seed: int = 0, size: int = 128
 ) -> Sequence[VQASample]:
     """`count` statements about images of three grey boxes, as VQASamples with the answer true or false, so that a model
-    can learn the style of NLVR, version 1 (`evle.data.corpora.nlvr`) before it reads people's statements.
+    can learn the style of NLVR, version 1 (`evle.data.corpora.nlvr`), before it reads people's statements.
 
-    Samples 2i and 2i + 1 share a statement, which is true of the first image alone. `size` is the side of the square
-    image in pixels. Raises ConfigError for options that cannot work.
+    Samples 2i and 2i + 1 share a statement, which is true only for the first image. `size` is the side of the square
+    image in pixels. Raises ConfigError for impossible options.
     """
     if task != "vqa":
         raise ConfigError(f"source 'boxes' holds vqa, not {task!r}; choose another source or task")

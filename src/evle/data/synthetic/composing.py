@@ -1,7 +1,7 @@
-"""Compose scenes to order: given things in given cells, and others that leave what is stated about them true.
+"""Compose scenes on demand: given things in given cells, plus other things that keep a statement about them true.
 
-Each question has a scene of its own: the question and its answer are drawn first, and the scene after them. So the
-words of a question make no answer more likely than another.
+Each question has its own scene: the question and its answer are drawn first, then the scene. So the words of a question
+make no answer more likely than another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,16 +15,16 @@ from evle.errors import DataError
 Place = tuple[int, int]
 ALL_PLACES = tuple((row, column) for row in range(GRID) for column in range(GRID))
 DIAMETERS = {"small": (0.185, 0.195, 0.205), "big": (0.30, 0.305, 0.31)}
-"""Diameters as shares of the scene's width: at 64 pixels 12 to 13, and 19 to 20."""
+"""Diameters as shares of the scene's width: at 64 pixels they are 12 to 13, and 19 to 20."""
 JITTER = 0.04
-"""The largest distance of a centre from the middle of its cell, small enough that no thing seems to be left of another
-one in the same column."""
+"""The largest distance of a centre from the middle of its cell, small enough that no thing appears to be left of
+another one in the same column."""
 
 
 class Composer:
-    """Composes scenes of the `usual` traits and, half of the time, of the `held` ones that training never shows.
+    """Composes scenes from the `usual` traits and, half of the time, from the `held` ones, which training never shows.
 
-    `pictures` holds the files of each kind of cut-out; without it things are drawn shapes.
+    `images` holds the files of each kind of cut-out; without it, things are drawn shapes.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Composer:
         self.values = {key: tuple(sorted({getattr(each, key) for each in usual})) for key in self.keys}
 
     def traits(self, rng: np.random.Generator, **fixed: str) -> Traits:
-        """Traits that may occur and have those of `fixed`, drawn uniformly from a pool."""
+        """Traits that may occur and include `fixed`, drawn uniformly from a pool."""
         first = int(rng.integers(len(self._pools)))
         for pool in (self._pools[first], *self._pools):
             found = pool.matching(fixed)
@@ -54,7 +54,7 @@ class Composer:
     def differing(self, rng: np.random.Generator, traits: Traits, keys: Sequence[str], key: str) -> Traits:
         """A near miss: traits that agree on `keys` except for `key`.
 
-        Where no such thing may occur, one that differs in more of them.
+        If no such thing may occur, the result differs in more of them.
         """
         fixed = {each: getattr(traits, each) for each in keys if each != key}
         return self.until(rng, lambda other: not alike(other, traits, (key,)), fixed)
@@ -62,7 +62,7 @@ class Composer:
     def until(
         self, rng: np.random.Generator, accept: Callable[[Traits], bool], fixed: dict[str, str] | None = None
     ) -> Traits:
-        """Traits that `accept` allows; `fixed` is ignored where no such traits are found."""
+        """Traits that `accept` allows; `fixed` is ignored if no such traits exist."""
         for attempt in range(400):
             try:
                 found = self.traits(rng, **(fixed or {} if attempt < 40 else {}))
@@ -84,7 +84,7 @@ class Composer:
     ) -> Scene:
         """A scene of the `wanted` things, in this order and the first ones at `places`, followed by other things.
 
-        All things but those at `places` are in `free` cells, and `forbid` is true of none of the other things.
+        All things that are not at `places` are in `free` cells, and `forbid` is false for all other things.
         """
         open_places = [place for place in free if place not in places]
         order = rng.permutation(len(open_places))
@@ -115,14 +115,14 @@ class _Pool:
 
     def __init__(self, traits: Sequence[Traits]):
         self.traits = tuple(traits)
-        self._places: dict[tuple[str, str], set[int]] = {}
-        for place, each in enumerate(self.traits):
+        self._indices: dict[tuple[str, str], set[int]] = {}
+        for index, each in enumerate(self.traits):
             for key in Traits._fields:
-                self._places.setdefault((key, getattr(each, key)), set()).add(place)
+                self._indices.setdefault((key, getattr(each, key)), set()).add(index)
         self._found: dict[tuple[tuple[str, str], ...], list[int]] = {(): list(range(len(self.traits)))}
 
     def matching(self, fixed: dict[str, str]) -> list[int]:
         asked = tuple(sorted(fixed.items()))
         if asked not in self._found:
-            self._found[asked] = sorted(set.intersection(*(self._places.get(each, set()) for each in asked)))
+            self._found[asked] = sorted(set.intersection(*(self._indices.get(each, set()) for each in asked)))
         return self._found[asked]

@@ -1,4 +1,4 @@
-"""Scenes of cut-outs: images of real things with transparent surroundings, pasted on plain or textured backgrounds.
+"""Scenes of cut-outs: images of real things with a transparent background, pasted on plain or textured backgrounds.
 
 Any folder that `evle.data.custom.folder.folder` reads can be used. The captions, questions, pairs and choices are those
 of `evle.data.synthetic.scenes`, with the names of the images instead of shapes, and without colours and patterns.
@@ -46,17 +46,17 @@ def cutouts(
 ) -> Sequence[Sample]:
     """`count` samples about scenes of the cut-outs in the folder `path`, `size` pixels wide.
 
-    A thing is called by its first caption, or by `name_column`; names of more than `longest_name` words, or with
-    other signs than letters, are left out; with `names` only things so called are shown, as a small world is learned in
-    fewer steps. `images` names the splits of the folder's table to take cut-outs from
-    (None: the one called `split`), so that test scenes may show known things in an unknown style, or unknown things.
-    `min_things`, `max_things`, `num_captions`, `questions`, `kinds` and `statements` are as `scenes` has them.
+    A thing's name is its first caption, or `name_column`. Names with more than `longest_name` words, or with characters
+    other than letters, are left out. With `names`, only things with these names are shown, because a small world is
+    learned in fewer steps. `images` selects the splits of the folder's table from which cut-outs are taken (None: the
+    one called `split`), so that test scenes may show known things in an unknown style, or unknown things. `min_things`,
+    `max_things`, `num_captions`, `questions`, `kinds` and `statements` are those of `scenes`.
 
-    With `boxes`, caption samples carry boxes: their images are then opened when the sample is made, not only when
-    it is drawn. Samples of "vcr" always have them. Raises DataError when fewer than eight names are left.
+    With `boxes`, caption samples have boxes; their images are then opened when the sample is read, not only when it is
+    drawn. Samples for "vcr" always have them. Raises DataError if fewer than eight names are left.
     """
     if split not in SPLITS:
-        hint = f"{nearest(split, SPLITS)}; splits of the folder's table go into images"
+        hint = f"{nearest(split, SPLITS)}; set images to a split of the folder's table"
         raise ConfigError(f"split={split!r} of cut-outs does not exist; {hint}")
     samples = folder(path, "captions", split if images is None else images, caption_column=name_column)
     by_name: dict[str, list[ImageSource]] = {}
@@ -99,7 +99,7 @@ def cutouts(
 
 
 def thing_name(sample: CaptionSample, longest: int) -> str:
-    """The name of a cut-out in a sentence, or "" when its caption is not a name.
+    """The name of a cut-out in a sentence, or "" if its caption is not a name.
 
     >>> [thing_name(CaptionSample("", b"", (text,)), 3) for text in ("Flying Disc", "T-shirt", "flag: Chad")]
     ['flying disc', 't-shirt', '']
@@ -112,9 +112,9 @@ def thing_name(sample: CaptionSample, longest: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _cut(picture: ImageSource, pixels: int) -> Image.Image:
-    """The visible part of an image, RGBA, its longer side `pixels` long."""
-    image = open_image(picture, keep_alpha=True).convert("RGBA")
+def _cut(source: ImageSource, pixels: int) -> Image.Image:
+    """The visible part of an image, RGBA, with a longer side of `pixels`."""
+    image = open_image(source, keep_alpha=True).convert("RGBA")
     visible = image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
     image = image.crop(visible) if visible else image
     scale = pixels / max(image.size)
@@ -131,7 +131,7 @@ def _placed(thing: Thing, pixels: int) -> tuple[Image.Image, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class CutoutDrawing:
-    """A scene of cut-outs, `pixels` wide and high, pasted together when asked for.
+    """A scene of cut-outs, `pixels` wide and high, pasted together on demand.
 
     Raises SampleError for an image that cannot be read.
     """

@@ -1,8 +1,7 @@
 """What a scene contains and how English describes it: things with traits and cells, noun phrases, relations, captions.
 
-A scene is a grid of three rows and three columns. Each thing has a cell of its own, so that "left of" (an earlier
-column) and "above" (an earlier row) are never in doubt. Nothing is drawn here; shapes and cut-outs share this
-language.
+A scene is a grid of three rows and three columns. Each thing has its own cell, so that "left of" (an earlier column)
+and "above" (an earlier row) are unambiguous. Nothing is drawn here; shapes and cut-outs share this language.
 """
 
 from collections import Counter
@@ -42,7 +41,7 @@ Item = TypeVar("Item")
 
 
 class Traits(NamedTuple):
-    """What is true of a thing in any cell. Cut-outs have no `colour` and no `pattern`."""
+    """The properties of a thing, whatever its cell. Cut-outs have no `colour` and no `pattern`."""
 
     kind: str
     size: str
@@ -54,7 +53,7 @@ class Traits(NamedTuple):
 class Thing:
     """One thing in a scene. Its centre and its diameter are shares of the scene's width.
 
-    `look` seeds what no caption describes; `image` is that of a cut-out, and empty for a drawn shape.
+    `look` is the seed of what no caption describes; `image` is the image of a cut-out, empty for a drawn shape.
     """
 
     traits: Traits
@@ -146,7 +145,7 @@ def plural(name: str) -> str:
     >>> plural("box"), plural("grinning face with big eyes"), plural("policewoman"), plural("scissors")
     ('boxes', 'grinning faces with big eyes', 'policewomen', 'scissors')
     """
-    cuts = [place for place in (name.find(end) for end in _HEAD_ENDS) if place > 0]
+    cuts = [index for index in (name.find(end) for end in _HEAD_ENDS) if index > 0]
     head, tail = (name[: min(cuts)], name[min(cuts) :]) if cuts else (name, "")
     before, space, last = head.rpartition(" ")
     irregular = next((end for end in ("woman", "man", "fish") if last.endswith(end) and last != "human"), last)
@@ -176,12 +175,12 @@ def present_keys(scene: Scene) -> tuple[str, ...]:
 
 
 def spoken_keys(traits: Traits, keys: Iterable[str]) -> tuple[str, ...]:
-    """The traits that are mentioned: "plain" is not."""
+    """The traits that are mentioned; "plain" is not."""
     return tuple(key for key in keys if getattr(traits, key) not in ("", "plain"))
 
 
 def reference(scene: Scene, thing: Thing, rng: np.random.Generator) -> tuple[str, ...] | None:
-    """The fewest traits that, with the kind, identify `thing` in its scene, or None where none do."""
+    """The fewest traits that, with the kind, identify `thing` in its scene, or None if that is impossible."""
     keys = [key for key in spoken_keys(thing.traits, present_keys(scene)) if key != "kind"]
     keys = [keys[int(i)] for i in rng.permutation(len(keys))]
     candidates = [("kind",), *((key, "kind") for key in keys)]

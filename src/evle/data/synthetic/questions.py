@@ -1,4 +1,4 @@
-"""Questions and answers about scenes, each with a scene of its own, so that words alone do not give the answer away."""
+"""Questions and answers about scenes, each with its own scene, so that words alone do not give the answer away."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,15 +32,15 @@ _REFERENCES = (
 
 
 def reference_keys(composer: Composer, rng: np.random.Generator, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The traits by which a question names a thing: such as the composer's things have, none of them `asked`."""
+    """The traits by which a question names a thing: traits of the composer's things, none of them `asked`."""
     usable = [keys for keys in _REFERENCES if set(keys) <= set(composer.keys) and not set(keys) & set(asked)]
     return pick(rng, usable) if usable else ("size",)
 
 
 class TwoThings(NamedTuple):
-    """Two things, and the traits that name each so that neither is meant by the other's name.
+    """Two things, and the traits that name each of them so that neither name fits the other.
 
-    `forbid` says what may not stand by them.
+    `forbid` is true for things that may not be in the same scene.
     """
 
     one: Traits
@@ -51,7 +51,7 @@ class TwoThings(NamedTuple):
 
 
 def two_things(composer: Composer, rng: np.random.Generator, asked: Sequence[str] = ()) -> TwoThings:
-    """Any two things that differ in the traits that name them, none of which is `asked`."""
+    """Any two things that differ in the traits that name them, of which none is `asked`."""
     for _ in range(400):
         one, other = composer.traits(rng), composer.traits(rng)
         its, others = reference_keys(composer, rng, asked), reference_keys(composer, rng, asked)
@@ -64,7 +64,7 @@ def two_things(composer: Composer, rng: np.random.Generator, asked: Sequence[str
 
 
 def related_places(rng: np.random.Generator, relation: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two places of which the first is `relation` the second."""
+    """Two cells, the first of which is `relation` the second."""
     early, late = sorted(int(i) for i in rng.permutation(GRID)[:2])
     along, across = (early, late) if relation in ("left of", "above") else (late, early)
     one, other = int(rng.integers(GRID)), int(rng.integers(GRID))
@@ -74,13 +74,13 @@ def related_places(rng: np.random.Generator, relation: str) -> tuple[tuple[int, 
 
 
 def _others(composer: Composer, rng: np.random.Generator, taken: int) -> int:
-    """How many things stand by those that the question takes: at least one, unless one thing makes a scene."""
+    """The number of other things in the scene of a question: at least one, unless a scene may have a single thing."""
     fewest = composer.min_things - 1 if taken == 1 else 1
     return int(rng.integers(fewest, max(fewest, composer.max_things - taken) + 1))
 
 
 def _trait(asked: str, templates: Sequence[str]) -> Callable[[Composer, np.random.Generator, bool], Question]:
-    """A question for one trait of a thing that its other traits single out."""
+    """A question about one trait of a thing that its other traits identify."""
 
     def ask(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
         keys = reference_keys(composer, rng, (asked,))
@@ -140,7 +140,7 @@ def _relates(composer: Composer, rng: np.random.Generator, yes: bool) -> Questio
 
 
 def _relation(composer: Composer, rng: np.random.Generator, yes: bool) -> Question:
-    """What stands left of (right of, above, below) a thing: exactly one thing does."""
+    """What is left of (right of, above, below) a thing; exactly one thing is."""
     keys, target = reference_keys(composer, rng), composer.traits(rng)
     answer = composer.until(rng, lambda each: not alike(each, target, keys))
     relation = pick(rng, tuple(RELATIONS))

@@ -1,7 +1,7 @@
 """Statements about pairs of scenes (as in NLVR2), and four-way choices with tagged objects (as in VCR).
 
-A statement is drawn first, and then any number of pairs of which it is true or false. The wrong choices of a question
-have the same form as the right one, so that only the image tells them apart.
+A statement is drawn first, then any number of pairs for which it is true or false. The wrong choices of a question have
+the same form as the right one, so that only the image distinguishes them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ from evle.data.synthetic.questions import reference_keys, related_places, two_th
 
 Pair = tuple[Scene, Scene]
 MakePair = Callable[[np.random.Generator, bool], Pair]
-"""(rng, label) -> a pair of scenes of which the statement is true, or false."""
+"""(rng, label) -> a pair of scenes for which the statement is true or false."""
 
 
 def _with_number(
@@ -152,7 +152,7 @@ STATEMENTS: dict[str, Callable[[Composer, np.random.Generator], tuple[str, MakeP
 """Types of statements and their makers: (composer, rng) -> the sentence, and what makes pairs for it."""
 
 FEWEST_THINGS = {"both": 2, "one": 2, "each": 2}
-"""The smallest `max_things` that a type of statement can do with; the others count, or relate things: 4."""
+"""The smallest `max_things` that a type of statement needs; the types that are not listed count or relate: 4."""
 
 
 class Choice(NamedTuple):
@@ -167,7 +167,7 @@ class Choice(NamedTuple):
 
 
 def _words(text: str, *tags: int) -> Tagged:
-    """Words and tags from a text with `[]` where a tag stands.
+    """Words and tags from a text in which `[]` marks a tag.
 
     >>> _words("what is left of [] ?", 2)
     ('what', 'is', 'left', 'of', (2,), '?')
@@ -177,21 +177,21 @@ def _words(text: str, *tags: int) -> Tagged:
 
 
 def _four(rng: np.random.Generator, right: Tagged, wrong: Sequence[Tagged]) -> tuple[tuple[Tagged, ...], int]:
-    """The right choice among three of the wrong ones, in any order, and where it stands."""
+    """The right choice among three of the wrong ones, in random order, and its index."""
     several = [wrong[int(i)] for i in rng.permutation(len(wrong))[:3]]
-    place = int(rng.integers(4))
-    several.insert(place, right)
-    return tuple(several), place
+    index = int(rng.integers(4))
+    several.insert(index, right)
+    return tuple(several), index
 
 
 def _shuffled(rng: np.random.Generator, scene: Scene) -> tuple[Scene, list[int]]:
-    """The scene with its things in any order, and the new place of each old one: tags must not tell."""
+    """The scene with its things in random order, and the new index of each, because tags must not reveal anything."""
     order = [int(i) for i in rng.permutation(len(scene.things))]
     return Scene(tuple(scene.things[i] for i in order), scene.ground), [order.index(i) for i in range(len(order))]
 
 
 def _which_stands(composer: Composer, rng: np.random.Generator) -> Choice:
-    """What is left of a thing in the middle column: one of four tags; because of where the two stand."""
+    """What is left of a thing in the middle column: one of four tags; the reason is the position of the two."""
     relation = pick(rng, tuple(RELATIONS))
     axis = 1 if relation in ("left of", "right of") else 0
     edge = 0 if relation in ("left of", "above") else GRID - 1
@@ -221,7 +221,7 @@ def _which_stands(composer: Composer, rng: np.random.Generator) -> Choice:
 
 
 def _which_is_the_same(composer: Composer, rng: np.random.Generator) -> Choice:
-    """Which thing has the same shape (colour, pattern) as another: one of four tags; because both are so."""
+    """Which thing has the same shape (colour, pattern) as another: one of four tags; the reason is what both are."""
     key = pick(rng, [key for key in ("kind", "colour", "pattern") if key in composer.keys])
     word = {"kind": "shape" if "colour" in composer.keys else "thing"}.get(key, key)
     target = composer.traits(rng)
@@ -243,7 +243,7 @@ def _which_is_the_same(composer: Composer, rng: np.random.Generator) -> Choice:
 
 
 def _other_values(composer: Composer, rng: np.random.Generator, key: str, but: str, seen: Sequence[str]) -> list[str]:
-    """Three values that are not `but`: first those that the image shows."""
+    """Three values other than `but`; those that the image shows come first."""
     values = list(dict.fromkeys(value for value in seen if value != but))[:3]
     while len(values) < 3:
         value = pick(rng, composer.values[key])
@@ -253,7 +253,7 @@ def _other_values(composer: Composer, rng: np.random.Generator, key: str, but: s
 
 
 def _what_is_it(composer: Composer, rng: np.random.Generator) -> Choice:
-    """What a tagged thing is, among things that are all in the image; because of where it stands."""
+    """What a tagged thing is, among things that are all in the image; the reason is its position."""
     wanted = [composer.traits(rng)]
     for _ in range(3):
         wanted.append(composer.until(rng, lambda each: all(each.kind != other.kind for other in wanted)))
@@ -300,4 +300,4 @@ def _why_odd(composer: Composer, rng: np.random.Generator) -> Choice:
 def choice_makers(composer: Composer) -> tuple[Callable[[Composer, np.random.Generator], Choice], ...]:
     """Makers of four-way questions for the composer's things."""
     plain = (_which_stands, _which_is_the_same, _what_is_it)
-    return (*plain, _why_odd) if set(TRAITS) <= set(composer.keys) else plain  # it needs four traits to tell apart
+    return (*plain, _why_odd) if set(TRAITS) <= set(composer.keys) else plain  # it needs four different traits

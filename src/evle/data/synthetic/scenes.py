@@ -1,4 +1,4 @@
-"""Synthetic scenes of shapes, with captions, questions, pairs and four-way choices that are true of them.
+"""Synthetic scenes of shapes, with captions, questions, pairs and four-way choices about them.
 
 Sample `index` is a function of (seed, split, task, index) alone. Some combinations of colour and shape, and of pattern
 and shape, are reserved for validation and others for testing; training never shows or names them.
@@ -25,7 +25,7 @@ TASKS = ("captions", "vqa", "nlvr2", "vcr")
 SIZES = ("small", "big")
 KINDS, HUES = tuple(SHAPES), tuple(COLOURS)
 PAIRS_PER_STATEMENT = 4
-"""Pairs of images that share a sentence, which is true of two of them."""
+"""Pairs of images that share a sentence, which is true for two of them."""
 
 
 class SceneDrawing(Protocol):
@@ -40,7 +40,8 @@ class SceneDrawing(Protocol):
 
 
 def held_out(traits: Traits) -> str:
-    """The split that a combination of traits is reserved for: "val", "test", "both" (neither shows it), or "" for all.
+    """The split for which a combination of traits is reserved: "val", "test", "both" (training does not show it), or ""
+    for no reservation.
 
     Each shape, colour and pattern has the same number of held-out combinations, so that none is rarer in training.
     """
@@ -169,23 +170,23 @@ class SceneSamples(Sequence[Any]):
 
     def _question(self, index: int, key: str) -> VQASample:
         rng = self._rng(index)
-        turn, place = divmod(index, len(self.kinds))
-        question = QUESTIONS[self.kinds[place]](self.composer, rng, (turn + place) % 2 == 0)
+        turn, kind = divmod(index, len(self.kinds))
+        question = QUESTIONS[self.kinds[kind]](self.composer, rng, (turn + kind) % 2 == 0)
         return VQASample(
             key,
             self.drawing(question.scene, self.size),
             question.text,
             (question.answer,),
             answer_type=question.answer_type,
-            question_type=self.kinds[place],
+            question_type=self.kinds[kind],
         )
 
     def _pair(self, index: int, key: str) -> NLVR2Sample:
-        number, place = divmod(index, PAIRS_PER_STATEMENT)
+        number, variant = divmod(index, PAIRS_PER_STATEMENT)
         statement = self._rng(number, "statement")
         kind = self.statements[number % len(self.statements)]
         sentence, make = STATEMENTS[kind](self.composer, statement)
-        label = bool(statement.permutation(PAIRS_PER_STATEMENT)[place] % 2)
+        label = bool(statement.permutation(PAIRS_PER_STATEMENT)[variant] % 2)
         pair = make(self._rng(index, "pair"), label)
         first, second = (self.drawing(scene, self.size) for scene in pair)
         return NLVR2Sample(
@@ -236,13 +237,13 @@ def scenes(
     "captions" yields CaptionSample (with boxes), "vqa" VQASample, "nlvr2" NLVR2Sample, "vcr" VCRSample. In "val" and
     "test" half of the things are combinations of traits that training never shows.
 
-    `min_things` to `max_things` (2 to 8; 4 or more for statements that count or relate things) stand in a captioned
-    scene; scenes of questions and of statements hold what these need and some others, or none with `min_things` 1;
-    those of "vcr" hold four or five. `num_captions` keeps so many captions of each scene, the fullest first.
-    `questions` is the share of "captions" samples whose one text is a question about the scene with its answer, as
-    vision-language models are pre-trained on questions too; the questions are those of "vqa", never the same samples.
-    `kinds` are the types of question asked, such as ["colour", "count"], and `statements` the types of statement
-    about two images, such as ["both", "one"]; by default all of them.
+    A captioned scene contains `min_things` to `max_things` things (2 to 8; at least 4 for statements that count or
+    relate things). Scenes for questions and statements contain what these need and some other things (with `min_things`
+    1 possibly none); those for "vcr" contain four or five. `num_captions` limits the captions per scene; the most
+    complete ones are kept. `questions` is the share of "captions" samples whose only text is a question about the scene
+    with its answer, because vision-language models are also pre-trained on questions; these are questions as in "vqa",
+    but never the same samples. `kinds` selects the types of question, such as ["colour", "count"], and `statements` the
+    types of statement about two images, such as ["both", "one"]; the default is all.
 
     A smaller world is learned in fewer steps: `shapes` and `colours` are their names, or a number of them in the order
     of `drawing.SHAPES` and `drawing.COLOURS` (4 to all; for "vcr" 6). Without `patterns` all things are plain.
@@ -265,7 +266,7 @@ def scenes(
 
 
 def _chosen(option: str, what: str, chosen: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The types that `option` names, by default all that are `known`."""
+    """The types selected by `option`, by default all `known` ones."""
     unknown = [each for each in chosen or () if each not in known]
     if unknown:
         raise ConfigError(f"{option}: no {what} of the type {unknown[0]!r} here; {nearest(unknown[0], known)}")

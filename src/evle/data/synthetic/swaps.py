@@ -1,8 +1,8 @@
-"""Pairs of captions that differ in order, attribute, relation or count alone, as in SugarCrepe (Hsieh et al., 2023) and
+"""Pairs of captions that differ only in order, attribute, relation or count, as in SugarCrepe (Hsieh et al., 2023) and
 Winoground (Thrush et al., 2022).
 
-A set is two captions and two scenes, and each caption is true of one scene and untrue of the other. So every caption is
-right as often as it is wrong, and words alone tell nothing.
+A set consists of two captions and two scenes; each caption is true for one scene and false for the other. So every
+caption is right as often as it is wrong, and words alone give nothing away.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ WORLDS: dict[str, Callable[..., Any]] = {
     "karpathy": karpathy,
     "coco-captions": coco_captions,
 }
-"""Sources that swaps are made from: composed scenes, and captions in which attributes and relations are recognised."""
+"""Sources for swaps: composed scenes, and captions in which attributes and relations are recognised."""
 
 _ATTEMPTS = 400
 
 
 class SwappedScenes(NamedTuple):
-    """Two captions, and the scene that each of them is true of."""
+    """Two captions, and the scene for which each of them is true."""
 
     captions: tuple[str, str]
     scenes: tuple[Scene, Scene]
@@ -77,7 +77,7 @@ def _relation(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
 
 
 def _attribute(composer: Composer, rng: np.random.Generator) -> SwappedScenes:
-    """The colours of two things exchanged; cut-outs, which have none, exchange their sizes."""
+    """Exchange the colours of two things; cut-outs, which have no colours, exchange their sizes."""
     key = "colour" if "colour" in composer.keys else "size"
     for _ in range(_ATTEMPTS):
         one, other = composer.traits(rng), composer.traits(rng)
@@ -126,11 +126,11 @@ SWAPS: dict[str, Callable[[Composer, np.random.Generator], SwappedScenes]] = {
     "count": _count,
 }
 FEWEST_THINGS = 3
-"""Things in a scene that counts of two kinds need."""
+"""The number of things in a scene that counts of two kinds need."""
 
 
 class SwapSamples(Sequence[Any]):
-    """Samples about composed scenes; two after another are one set. Created by `swaps`."""
+    """Samples about composed scenes; two consecutive samples are one set. Created by `swaps`."""
 
     def __init__(self, world: SceneSamples, split: str, count: int, seed: int, types: tuple[str, ...]):
         self.world, self.split, self.seed, self.types = world, split, seed, types
@@ -176,16 +176,16 @@ def swaps(
     seed: int = 0,
     types: Sequence[str] | None = None,
 ) -> Sequence[CaptionSample]:
-    """Images with a true caption and a swapped one, which differs from it in `types` alone: order, attribute, relation,
-    count (all of them for None).
+    """Images with a true caption and a swapped one, which differs from it only in one of `types`: order, attribute,
+    relation, count (None means all).
 
-    `world` names the source and its options, {"source": "scenes"} for None. From "scenes" and "cutouts", `count`
-    samples are composed, two after another being a set: the swapped caption of one is true of the other's image. From
-    sources of captions ("folder", "karpathy", "coco-captions"), up to `count` captions are used in which an attribute,
-    relation or count can be swapped; they are balanced, so that no order of two words is right more often than the
-    other, and have no second image. `path` is the world's, if it needs one.
+    `world` is the source with its options; None means {"source": "scenes"}. From "scenes" and "cutouts", `count`
+    samples are composed; two consecutive ones form a set, in which the swapped caption of one is true for the image of
+    the other. From sources of captions ("folder", "karpathy", "coco-captions"), up to `count` captions are used in
+    which an attribute, relation or count can be swapped. They are balanced, so that neither order of two words is right
+    more often than the other, and have no second image. `path` is the path of the world, if it needs one.
 
-    Raises ConfigError for options that cannot work, DataError for a world without enough to swap.
+    Raises ConfigError for impossible options, and DataError for a world without enough to swap.
     """
     options = dict(world or {"source": "scenes"})
     name = options.pop("source", "scenes")
@@ -212,7 +212,7 @@ def swaps(
     return SwapSamples(samples, split, count, seed, chosen)
 
 
-# --- captions that people wrote
+# --- captions written by people
 
 _ATTRIBUTES = {
     *COLOURS,
@@ -237,10 +237,10 @@ _AROUND = re.compile(rf"{_NOUN}( (?:is |are )?(?:to the )?)(\w+)( of)? {_NOUN}(\
 
 
 def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | None:
-    """The caption with one swap of a type, and the two words that changed places, or None where nothing can be swapped.
+    """The caption with one swap of a type, and the two words that were exchanged, or None if nothing can be swapped.
 
     Two different attributes or two different numbers are exchanged; a relation becomes its opposite. "order" exchanges
-    what stands on both sides of a relation.
+    the two sides of a relation.
 
     >>> swapped_caption("A red car behind a blue bus.", "attribute")
     ('A blue car behind a red bus.', ('red', 'blue'))
@@ -313,8 +313,8 @@ class CaptionSwaps(Sequence[Any]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place, number, type_ = self._chosen[int(index) % len(self)]
-        sample = self.source[place]
+        row, number, type_ = self._chosen[int(index) % len(self)]
+        sample = self.source[row]
         swap = swapped_caption(sample.captions[number], type_)
         assert swap is not None, "chosen captions have a swap"
         key = f"{sample.key}#{number}"

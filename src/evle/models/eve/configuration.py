@@ -36,62 +36,64 @@ class EVEConfig(PreTrainedConfig):
             for training from few images [D].
         stem_blocks: residual blocks of two convolutions after each stage of the stem, one number per stage; empty
             is none [D].
-        max_position_embeddings: rows of the text position table, the longest text [C: 196].
+        max_position_embeddings: rows of the text position table, which is the length of the longest text [C: 196].
         hidden_act: activation of feed-forwards and experts [C: quick_gelu].
         layer_norm_eps: [C: 1e-6].
         layer_scale_init: initial LayerScale on both branches of a block [C: 0.1].
-        drop_path_rate: stochastic depth, linear from 0 in the first to this in the last block [C: 0.1].
+        drop_path_rate: rate of stochastic depth in the last block; it grows linearly from 0 in the first [C: 0.1].
         hidden_dropout_prob: dropout of the text embedding [C: 0.1].
         attention_dropout: [C: 0].
         initializer_range: standard deviation of the truncated normal initialisation [C: 0.02].
-        place_init_range: that of positions, type vectors and the class token; None is initializer_range [C]. They are
-            added to words of deviation 1: at 0.02 a model learns to use order and position only in long training, so
-            short runs need about 0.5 [D].
+        position_init_range: standard deviation of new positions, type vectors and the class token; None is
+            initializer_range [C]. They are added to word embeddings of standard deviation 1: at 0.02 a model learns to
+            use order and position only in long training, so short runs need about 0.5 [D].
     Routing:
-        soft_layers: 0-based indices of the deep blocks [P: top 2 of Base, top 3 of Large]; the rest is hard-routed.
+        soft_layers: 0-based indices of the soft-routed blocks [P: top 2 of Base, top 3 of Large]; the other blocks are
+            hard-routed.
         deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one per
             modality) and "shared" (one for both) [P, table 7].
-        num_experts, num_experts_per_tok: 32 and 2 [P]. With 1, the output is weighted by the gate's probability
-            (as Switch Transformers do), else the router would have no gradient [D].
+        num_experts, num_experts_per_tok: experts per block, and how many of them each token uses: 32 and 2 [P]. With 1,
+            the output is weighted by the gate's probability, as in Switch Transformers; otherwise the router would have
+            no gradient [D].
         modality_routing: whether tokens get their modality's vector before the router and the experts [P].
         router_aux_loss_coef: weight of the load-balancing loss, 0 for none [P: 0.001].
         second_choice: how training picks the second expert, "sample" (Gumbel noise on the logits [C]) or "top".
-            Evaluation always takes the best two, so that it is deterministic; the released code samples there too.
+            Evaluation always takes the best two, so it is deterministic; the released code samples there too.
         capacity_factor: None keeps every token [P, and ours]. A float is the released behaviour [C: 1.0]: an
             expert takes max(4, ceil(capacity_factor * 2 * tokens / experts)) tokens of the flattened batch and drops
             the rest.
-        route_padding: whether padding tokens are routed (and use up capacity). None means: as the released code when
-            capacity_factor is set, else not. Without a capacity it changes no output of a real token.
+        route_padding: whether padding tokens are routed (and use up capacity). None routes them, as the released code
+            does, only if capacity_factor is set. Without a capacity this changes no output of a real token.
     Pre-training:
-        objectives: of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 6].
-        objective_weights: weights by objective; 1 where absent [P: equal weights].
+        objectives: any of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 6].
+        objective_weights: weight of each objective's loss, 1 by default [P: equal weights].
         joint_masking: mask image and text in one pass instead of two [P, table 5: worse].
-        mim_target: what MIM predicts of a masked patch: its "pixels" [P], the "codes" of an image tokenizer or the
+        mim_target: what MIM predicts for a masked patch: its "pixels" [P], the "codes" of an image tokenizer or the
             "features" of a trained image model [P, tables 1 and 3: worse].
-        mim_teacher: the model folder that gives codes or features; its weights stay as they are and are not saved.
+        mim_teacher: the model folder that gives codes or features; its weights are frozen and not saved.
         mim_target_size: number of codes, or width of the features.
-        mim_form: "decoder", visible patches alone enter the encoder and a light decoder predicts [P]; or "encoder", a
-            mask token enters for each masked patch and a linear layer on the encoder predicts, as in BEiT [D].
-        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only says
-            "narrower". Width and heads are MAE's; MAE's 8 layers would be a seventh of a step's operations and undo the
-            paper's speed-up (contrast and matching then cost 3.1 times as much, not its 3.2), 4 keep it [D].
-        norm_pixel_target: per-patch normalised target, as in MAE's best run; the paper says raw pixels [P: False].
+        mim_form: "decoder": only visible patches enter the encoder, and a light decoder predicts [P]; "encoder": a
+            mask token enters for each masked patch, and a linear layer on the encoder predicts, as in BEiT [D].
+        decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only states that
+            it is narrower. Width and heads are MAE's. MAE's 8 layers would take a seventh of a step's operations and
+            reduce the paper's speed-up over contrast and matching from 3.2 to 3.1; 4 layers keep it [D].
+        norm_pixel_target: normalise the target per patch, as in MAE's best run; the paper uses raw pixels [P: False].
         tie_word_embeddings: share the MLM output matrix with the word embedding [D: no].
     Heads:
         projection_dim: width of retrieval embeddings; None is hidden_size [C].
-        pooling: what ITC projects, "cls", the class token and the first text token [C], or "mean", the mean of the
+        pooling: what ITC projects: "cls", the class token and the first text token [C], or "mean", the means of the
             patch states and of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [C: 0.07], kept within [0.001, 0.5].
         nlvr2_head: "bi-attention" (the published runs) or "plain" [C].
-        vqa_slot: VQA reads the answer at a [MASK] between the question and [SEP], by a head of the form of MLM's,
-            instead of at the [CLS] of the text [D]. Pre-trained weights then answer before any fine-tuning: see
+        vqa_slot: read VQA's answer at a [MASK] between the question and [SEP], by a head shaped like MLM's, instead of
+            at the [CLS] of the text [D]. Pre-trained weights can then answer before any fine-tuning: see
             `answer_tokens`.
-        answer_tokens: with vqa_slot, the token ids of each answer; its row of the head starts from the mean of MLM's
-            rows for them, where the weights that training starts from have an MLM head [D].
-        vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes but does not add it
-            there [C: False].
-        released_eval_features: retrieval features at evaluation without the final LayerNorm, as the released
-            evaluation, but not its training, computes them [C].
+        answer_tokens: with vqa_slot, the token ids of each answer. An answer's row of the head starts from the mean of
+            MLM's rows for its tokens, if the initial weights have an MLM head [D].
+        vqa_balance_loss: add the balance loss when fine-tuning VQA; the released code computes it but does not add it
+            [C: False].
+        released_eval_features: compute retrieval features at evaluation without the final LayerNorm, as the released
+            evaluation does, although its training applies it [C].
         num_labels, id2label: the answers of VQA (transformers' fields).
     """
 
@@ -126,7 +128,7 @@ class EVEConfig(PreTrainedConfig):
     hidden_dropout_prob: Rate = 0.1
     attention_dropout: Rate = 0.0
     initializer_range: NotNegative = 0.02
-    place_init_range: NotNegative | None = None
+    position_init_range: NotNegative | None = None
 
     soft_layers: tuple[int, ...] = (10, 11)
     deep_feed_forward: str = "soft"
@@ -169,7 +171,7 @@ class EVEConfig(PreTrainedConfig):
         problems = list(field_problems(self, FIELDS)) or list(self._problems())
         if problems:
             raise ConfigError("this EVE model cannot be built: " + "; ".join(problems))
-        self.soft_layers = tuple(sorted(self.soft_layers))  # their order carries no meaning, nor that of objectives
+        self.soft_layers = tuple(sorted(self.soft_layers))  # the order has no meaning, nor has that of objectives
         self.objectives = tuple(name for name in OBJECTIVES if name in self.objectives)
 
     @property
@@ -253,12 +255,12 @@ class EVEConfig(PreTrainedConfig):
             )
         if self.stem_blocks and (len(self.stem_blocks) != len(self.stem_channels) or min(self.stem_blocks) < 0):
             yield (
-                f"stem_blocks {list(self.stem_blocks)} must be as many numbers, none below 0, as stem_channels has "
-                f"stages, {len(self.stem_channels)}"
+                f"stem_blocks {list(self.stem_blocks)} must hold one number of at least 0 for each of the "
+                f"{len(self.stem_channels)} stages of stem_channels"
             )
         outside = [layer for layer in self.soft_layers if not 0 <= layer < self.num_hidden_layers]
         if outside:
-            yield f"soft_layers {outside} lie outside the {self.num_hidden_layers} layers (indices start at 0)"
+            yield f"soft_layers {outside} are not indices of the {self.num_hidden_layers} layers (they start at 0)"
         for field, allowed in (
             ("deep_feed_forward", ("soft", "hard", "shared")),
             ("second_choice", ("sample", "top")),

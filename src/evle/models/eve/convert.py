@@ -1,4 +1,4 @@
-"""Released EVE checkpoints <-> ours: a file of theirs to a model directory, and back, bit for bit."""
+"""Convert released EVE checkpoint files to our model directories and back, bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -51,8 +51,8 @@ def convert_eve(
         One line that describes what was written.
 
     Raises:
-        CheckpointError: nothing to convert, keys that do not fit, or a model that the release has no form for.
-        ConfigError: a tokenizer or answers that cannot be read, do not fit the weights, or have no use.
+        CheckpointError: nothing to convert, keys that do not fit, or a model that the released format cannot hold.
+        ConfigError: a tokenizer or answers that cannot be read, do not fit the weights, or are not used.
     """
     source, destination = Path(source), Path(destination)
     if source.is_dir():

@@ -30,10 +30,10 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
 
 
 def visible_patches(image_mask: Tensor) -> Tensor:
-    """Indices (B, V) of the patches that `image_mask` (B, N) leaves visible (False); every row must mask equally many.
+    """Indices (B, V) of the patches that `image_mask` (B, N) leaves visible (False), the same number V in every row.
 
-    V is read from the mask's values, which synchronises with an accelerator; a caller that knows the indices can give
-    them to the models instead.
+    V is read from the mask's values, which synchronises with an accelerator. A caller that knows the indices can pass
+    them to the models instead. Raises DataError if the rows mask different numbers of patches.
     """
     visible = (~image_mask).sum(dim=1)
     if not bool((visible == visible[0]).all()):
@@ -69,8 +69,8 @@ class EVEImageEmbedding(nn.Module):
     def forward(self, pixel_values: Tensor, image_mask: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) to tokens (B, P, D).
 
-        `image_mask` (B, N) is True for masked patches, and `visible` (B, V) the indices of the others. A model with a
-        mask token puts it in the place of masked patches; others leave them out. A kept patch keeps its own position
+        `image_mask` (B, N) is True for masked patches, and `visible` (B, V) holds the indices of the others. A model
+        with a mask token replaces masked patches by it; others leave them out. A kept patch keeps its own position
         embedding; the released visible-only path loses it (a bug, fixed here).
         """
         channels, height, width = pixel_values.shape[1:]

@@ -1,4 +1,4 @@
-"""EVE's task heads: retrieval, visual question answering, and NLVR2 (EVE, section 4.3; shapes as the released code's).
+"""EVE's task heads: retrieval, visual question answering, and NLVR2 (EVE, section 4.3; shapes as in the released code).
 
 B batch, G batch gathered over all processes, T text tokens, P image tokens, S = P + T, D width, A answers.
 """
@@ -30,7 +30,7 @@ from evle.models.plain import float_dtype
 
 
 def add_balance(losses: dict[str, Tensor], router: dict[str, Tensor] | None, config: EVEConfig) -> None:
-    """Enter the weighted load-balancing loss, where the model has experts and its weight is not 0."""
+    """Add the weighted load-balancing loss to `losses` if the model has experts and its weight is not 0."""
     if router is not None and config.router_aux_loss_coef > 0:
         losses["balance"] = config.router_aux_loss_coef * router["balance"]
 
@@ -47,21 +47,21 @@ class Pairs(NamedTuple):
     def of(
         cls, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, match_ids: Tensor | None
     ) -> Self:
-        """Pairs that match themselves alone where `match_ids` is None."""
+        """The pairs of a batch; without `match_ids`, each pair matches only itself."""
         if match_ids is None:
             match_ids = default_match_ids(len(input_ids), input_ids.device)
         return cls(pixel_values, input_ids, attention_mask, match_ids)
 
 
 def contrast_pairs(eve: EVEModel, head: ContrastHead, pairs: Pairs) -> tuple[Contrast, list[EVEOutput]]:
-    """Two single-modality passes and their contrast over all processes; the contrast and the outputs of both passes."""
+    """Two single-modality passes; returns their contrast over all processes and the outputs of both passes."""
     image = eve(pixel_values=pairs.pixel_values, return_dict=True)
     text = eve(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask, return_dict=True)
     return head(image.image_hidden, text.text_hidden, pairs.attention_mask, pairs.match_ids), [image, text]
 
 
 class Matching(NamedTuple):
-    """Logits (pairs, 2) and labels (pairs,) of matching, and the output of its joint pass, None without any pair."""
+    """Logits (pairs, 2) and labels (pairs,) of matching, and the output of its joint pass (None without pairs)."""
 
     logits: Tensor
     labels: Tensor
@@ -71,10 +71,11 @@ class Matching(NamedTuple):
 def match_pairs(
     eve: EVEModel, head: nn.Module, pairs: Pairs, similarities: tuple[Tensor, Tensor] | None = None
 ) -> Matching:
-    """The true pairs, each image with a hard negative text, each text with a hard negative image: one pass of 3 B rows.
+    """Match the true pairs, each image with a hard negative text, and each text with a hard negative image, in one
+    pass of 3 B rows.
 
-    Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or evenly
-    without them. A row that has no negative, because every id equals its own, is left out.
+    Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or uniformly
+    without them. A row without a negative, because every id equals its own, is left out.
     """
     input_ids, pad = pairs.input_ids, eve.config.pad_token_id or 0
     attention_mask = torch.ones_like(input_ids) if pairs.attention_mask is None else pairs.attention_mask
@@ -143,8 +144,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
     ) -> Tensor:
         """Image-text pairs -> logits (B, 2), column 1 = match.
 
-        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
-        one; by default images and texts pair row by row.
+        `image_rows` and `text_rows` (B,) int64 give the index of each pair's image and text, so that several pairs can
+        share one. By default images and texts are paired row by row.
         """
         if image_rows is not None:
             pixel_values = pixel_values[image_rows]
@@ -170,14 +171,14 @@ class EVEForRetrieval(EVEPreTrainedModel):
             pixel_values: (B, C, H, W).
             input_ids: (B, T).
             attention_mask: (B, T), 1 = real token.
-            match_ids: (B,) int64; pairs of equal id belong together, as the captions of one image. By default each
-                pair matches itself alone.
+            match_ids: (B,) int64; pairs with equal ids belong together, such as the captions of one image. By default
+                each pair matches only itself.
             return_loss: False leaves out the losses and the joint pass of matching.
 
-        `config.objective_weights` weighs itc and itm (equal as published); an ITM of weight 0 is not computed. `logits`
-        of the output are the scaled similarities image to text (B, G), the states those of the single passes. Without
-        training, the numbers of images and texts may differ, as in zero-shot classification; then the similarities are
-        all that is computed.
+        `config.objective_weights` weights itc and itm (equally, as published); an ITM of weight 0 is not computed. The
+        output's `logits` are the scaled similarities from image to text (B, G), and its states are those of the
+        single-modality passes. In evaluation mode, the numbers of images and texts may differ, as in zero-shot
+        classification; then only the similarities are computed.
         """
         if len(pixel_values) != len(input_ids) and not self.training and match_ids is None:
             texts = self.get_text_features(input_ids, attention_mask)
@@ -214,7 +215,7 @@ class EVEForRetrieval(EVEPreTrainedModel):
 class EVEForVQA(EVEPreTrainedModel):
     """Visual question answering: classification of the text [CLS] over `config.id2label`.
 
-    With `config.vqa_slot` the token before [SEP] is classified instead, which is to be [MASK].
+    With `config.vqa_slot` the token before [SEP] is classified instead, which must be [MASK].
     """
 
     released_classifier = "classifier."
@@ -282,7 +283,7 @@ class EVEForVQA(EVEPreTrainedModel):
 
 
 class EVEForNLVR2(EVEPreTrainedModel):
-    """NLVR2: is a statement true of a pair of images? Both image-text pairs go through the model, a head joins them."""
+    """NLVR2: is a statement true for a pair of images? The head compares the states of both image-text pairs."""
 
     released_classifier = "head.classifier."
 
@@ -331,9 +332,9 @@ class EVEForNLVR2(EVEPreTrainedModel):
 
 
 def answer_scores(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels of VQA as the soft scores (B, A) of `logits`: scores as they are, indices (B,) as a score of 1.
+    """Labels of VQA as soft scores (B, A) for `logits`: scores are unchanged, an index (B,) becomes a score of 1.
 
-    Raises DataError for another shape, and, where looking costs no synchronisation, for an index out of range.
+    Raises DataError for another shape and, if the check needs no synchronisation, for an index out of range.
     """
     if labels.shape == logits.shape:
         return labels
@@ -354,17 +355,17 @@ def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.S
 
 
 def word_head(config: EVEConfig, num_words: int) -> nn.Sequential:
-    """A text state -> one logit per word, as masked language modelling has it: Linear, activation, Linear."""
+    """A text state -> one logit per word, as for masked language modelling: Linear, activation, Linear."""
     width = config.hidden_size
     return nn.Sequential(nn.Linear(width, width), activation(config.hidden_act), nn.Linear(width, num_words))
 
 
 def answers_from_words(tensors: Mapping[str, Tensor], answer_tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The VQA head of a model with `vqa_slot` that answers as its MLM head fills words in.
+    """The initial VQA head of a model with `vqa_slot`: it answers with the words that the MLM head would fill in.
 
-    `tensors` are those of a pre-trained model (V words, width D); an answer's row is the mean of its tokens' rows. The
-    biases are lowered by log A for A answers, as VQA asks of each answer by itself whether it is right. Empty where
-    `tensors` hold no MLM head.
+    `tensors` are those of a pre-trained model (V words, width D). An answer's row is the mean of its tokens' rows. The
+    biases are lowered by log A for A answers, because VQA decides for each answer separately whether it is right. The
+    result is empty if `tensors` hold no MLM head.
     """
     words = tensors.get("mlm_head.2.weight", tensors.get("eve.text_embedding.word.weight"))
     if words is None or "mlm_head.0.weight" not in tensors:
@@ -380,7 +381,7 @@ def answers_from_words(tensors: Mapping[str, Tensor], answer_tokens: Sequence[Se
 
 
 class EVEPlainPairHead(nn.Module):
-    """The two text [CLS] states side by side, classified; arguments as `EVEBiAttentionHead`'s."""
+    """A classifier of the two concatenated text [CLS] states; its arguments are those of `EVEBiAttentionHead`."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
@@ -394,7 +395,7 @@ class EVEPlainPairHead(nn.Module):
 class PairAttention(nn.Module):
     """Multi-head attention of one pair's states to the other's, as torch's `nn.MultiheadAttention` computes it.
 
-    Its projections are modules of their own, which are called: torch's form reads their weights itself, and so skips
+    Its projections are modules that are called. torch's implementation reads their weights directly, and so skips
     adapters, offloading and hooks.
     """
 
@@ -419,7 +420,7 @@ class PairAttention(nn.Module):
 
 
 class EVEBiAttentionHead(nn.Module):
-    """Each pair attends to the other, both are pooled by attention and classified (UNITER's NLVR2 head)."""
+    """Each pair attends to the other; both are then pooled by attention and classified (UNITER's NLVR2 head)."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()

@@ -35,11 +35,11 @@ from evle.models.positions import resize_positions
 
 @dataclass
 class EVEOutput(ModelOutput):
-    """What every EVE model returns; fields that a model or a call has no use for are None.
+    """What every EVE model returns; fields that do not apply to a model or a call are None.
 
     Attributes:
         loss: the sum of `losses`, scalar.
-        logits: the head's scores. `output[0]` is the loss where there is one, else the logits.
+        logits: the head's scores. `output[0]` is the loss if there is one, else the logits.
         losses: named scalars, already weighted: "mim", "mlm", "itc", "itm", "answers", "choice", "balance".
         itm_logits, itm_labels: (pairs, 2) and (pairs,) of the matching of pairs and hard negatives.
         image_hidden: (B, P, D) image states after the final LayerNorm, [CLS] first, None without an image.
@@ -47,7 +47,7 @@ class EVEOutput(ModelOutput):
         router: statistics of the L soft-routed blocks, averaged over the passes: "balance", the unweighted
             load-balancing loss, and the fields of `routing.Routing`, (L, E) for loads and (L,) for the rest; None
             without such blocks.
-        hidden_states, attentions: one tensor per block, (B, S, D) and (B, H, S, S), when asked for.
+        hidden_states, attentions: one tensor per block, (B, S, D) and (B, H, S, S), if requested.
     """
 
     loss: Tensor | None = None
@@ -77,7 +77,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Attention spelled out, the one implementation that returns its weights (B, H, S, S)."""
+    """Attention computed step by step, the only implementation that returns its weights (B, H, S, S)."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -87,7 +87,7 @@ def eager_attention_forward(
 
 
 class EVEAttention(nn.Module):
-    """Joint self-attention over all tokens; queries and values have a bias, keys none (as BEiT)."""
+    """Joint self-attention over all tokens; queries and values have a bias, keys have none (as in BEiT)."""
 
     is_causal = False
 
@@ -116,7 +116,7 @@ class EVEAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole branch for a sample with probability `rate`, in training."""
+    """Stochastic depth: in training, drops a whole branch for a sample with probability `rate`."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -169,11 +169,11 @@ class EVEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill the parameters of one module, those of its children not included, by their names."""
+        """Initialise the parameters of one module by their names, without those of its children."""
         config = self.config
         for name, parameter in module.named_parameters(recurse=False):
             if name in ("cls_token", "position", "type_vector"):
-                init.trunc_normal_(parameter, std=config.place_init_range or config.initializer_range)
+                init.trunc_normal_(parameter, std=config.position_init_range or config.initializer_range)
             elif name == "temperature":
                 init.constant_(parameter, config.temperature_init)
             elif name in ("attention_scale", "feed_forward_scale"):
@@ -195,9 +195,9 @@ class EVEPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """The model in a model folder, a run's folder or a hub repository, as transformers reads it.
 
-        `image_size` interpolates the positions for images of that many pixels a side (`resize_images`); it may come in
-        `config`, too, where the Auto classes put it. All else is transformers'. Raises CheckpointError for a folder of
-        another family.
+        `image_size` interpolates the positions for images of that side in pixels (`resize_images`). It may also be in
+        `config`, where the Auto classes put it. All other arguments are those of transformers. Raises CheckpointError
+        for a folder of another family.
         """
         path = weights_folder(pretrained_model_name_or_path)
         held = None
@@ -216,7 +216,8 @@ class EVEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:
-        """Interpolate the positions for images of `image_size` pixels a side. Raises ConfigError if no patches fit."""
+        """Interpolate the positions for images with a side of `image_size` pixels. Raises ConfigError if that is not a
+        multiple of the patch."""
         size = self.config.patch_size
         if image_size < size or image_size % size:
             raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {size}")
@@ -228,7 +229,7 @@ class EVEPreTrainedModel(PreTrainedModel):
             if isinstance(config := getattr(module, "config", None), EVEConfig):
                 config.image_size = image_size
 
-    # Our prefix of what the release calls `output.`, where a model has it.
+    # Our prefix for the head that the release calls `output.`, if a model has it.
     released_classifier: ClassVar[str | None] = None
 
     @classmethod
@@ -236,9 +237,9 @@ class EVEPreTrainedModel(PreTrainedModel):
         """The model in a released checkpoint (`released.py`), in evaluation mode.
 
         The architecture is inferred from the tensors; `config_overrides` are fields of `EVEConfig`. The weights do not
-        tell `num_attention_heads` (`hidden_size / 64` by default). Another `image_size` interpolates the positions.
-        Pass `capacity_factor=1.0` for the released routing. With `new_head`, a head that the checkpoint does not hold,
-        or holds in another shape, is newly initialised.
+        contain `num_attention_heads` (`hidden_size / 64` by default). Another `image_size` interpolates the positions.
+        Pass `capacity_factor=1.0` for the released routing. With `new_head`, a head that is missing in the checkpoint,
+        or has another shape there, is newly initialised.
 
         Raises:
             CheckpointError: no readable released checkpoint, or keys that are missing, unexpected or misshapen.
@@ -267,8 +268,8 @@ class EVEPreTrainedModel(PreTrainedModel):
         )
         return model.eval()
 
-    # transformers decides these two by searching the source of each model's own file; attention and experts stand in
-    # one place here.
+    # transformers decides these two by searching the source file of each model; here attention and experts are in one
+    # file each for all models.
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
@@ -279,15 +280,15 @@ class EVEPreTrainedModel(PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         # On a CPU, torch's fused attention is slow where the sequence is short and in bfloat16: forward and backward
-        # of 32 x 3 x 85 x 64 took 26 ms against 7 (float32: 15 against 13). From about 400 tokens on it wins.
+        # of 32 x 3 x 85 x 64 took 26 ms instead of 7 (float32: 15 instead of 13). From 400 tokens on it is faster.
         if requested_attention is None and not torch.accelerator.is_available() and self.config.num_patches <= 256:
             return "eager"
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        # transformers would choose grouped_mm everywhere. On a CPU the loop over experts is no slower: 1.4 times as
-        # fast in float32 at widths 192 and 256, and 1.5 times for a masked-signal step of EVE-Base in bfloat16, because
-        # it evens the numbers of rows that grouped_mm has kernels compiled for (`even_rows.py`).
+        # transformers would choose grouped_mm everywhere. On a CPU the loop over experts is faster: 1.4 times in
+        # float32 at widths 192 and 256, and 1.5 times for a masked-signal step of EVE-Base in bfloat16, because it
+        # rounds the numbers of rows, for each of which grouped_mm compiles a kernel (`even_rows.py`).
         if requested_experts is None and not torch.accelerator.is_available():
             return "eager"
         if requested_experts == "dense":  # ours, for export
@@ -296,7 +297,7 @@ class EVEPreTrainedModel(PreTrainedModel):
 
 
 class EVEModel(EVEPreTrainedModel):
-    """The backbone: images, text, or both, to states.
+    """The backbone: encodes images, text, or both.
 
     >>> model = EVEModel(EVEConfig.from_preset("eve-tiny"))
     >>> model(input_ids=torch.tensor([[1, 5, 2]])).text_hidden.shape
@@ -334,22 +335,22 @@ class EVEModel(EVEPreTrainedModel):
         """Encode images, text, or image-text pairs.
 
         Args:
-            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured one interpolate
-                the positions.
+            pixel_values: (B, C, H, W), whose sides are multiples of the patch; for other sizes than the configured
+                one, the positions are interpolated.
             input_ids: (B, T), T at most `max_position_embeddings`.
-            attention_mask: (B, T), 1 = real token, 0 = padding, which must be on the right; all real when absent.
-            image_mask: (B, N) bool, True = masked, equally many in every row: such patches do not enter the encoder,
-                and `image_hidden` holds [CLS] and the visible ones in their order. With `config.mim_form="encoder"` a
-                mask token enters in their place.
-            visible: (B, V) int64, the indices of the patches that `image_mask` leaves visible, for callers that have
-                them; the model need not wait for the mask's values then.
+            attention_mask: (B, T), 1 = real token, 0 = padding, which must be on the right; by default all are real.
+            image_mask: (B, N) bool, True = masked, the same number in every row. Masked patches do not enter the
+                encoder, and `image_hidden` holds [CLS] and the visible patches in their order. With
+                `config.mim_form="encoder"` a mask token replaces each masked patch.
+            visible: (B, V) int64, the indices of the patches that `image_mask` leaves visible, if the caller has them;
+                the model then need not wait for the mask's values.
             final_norm: False leaves out the final LayerNorm (`EVEConfig.released_eval_features`).
             output_hidden_states: also return every block's states.
             output_attentions: also return every block's attention maps, which need `attn_implementation="eager"`.
 
         Raises:
             DataError: neither image nor text, or sizes and masks this model cannot take.
-            ConfigError: attention maps from an implementation that keeps none.
+            ConfigError: attention maps are requested from an implementation that keeps none.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ConfigError(
@@ -416,7 +417,8 @@ def check_inputs(pixel_values: Tensor | None, input_ids: Tensor | None, attentio
 
 
 def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
-    """The soft-routed blocks of one pass: `balance` averaged, with gradient; the rest stacked, one row per block."""
+    """Statistics of the soft-routed blocks of one pass: `balance` is averaged, with gradient; the others are stacked,
+    one row per block."""
     if not routings:
         return None
     stacked = {name: torch.stack(values) for name, values in zip(Routing._fields, zip(*routings))}
@@ -426,7 +428,7 @@ def router_statistics(routings: list[Routing]) -> dict[str, Tensor] | None:
 def average_router(passes: list[dict[str, Tensor] | None]) -> dict[str, Tensor] | None:
     """Router statistics of several passes of one step, averaged; None when the model has no soft-routed blocks.
 
-    A modality's load and entropy are averaged over the passes that had its tokens.
+    A modality's load and entropy are averaged over the passes that contain its tokens.
     """
     routed = [statistics for statistics in passes if statistics is not None]
     if not routed:

@@ -1,6 +1,6 @@
-"""EVE's pre-training by masked signals, two forward passes per step (EVE, section 3.3); itc and itm to compare.
+"""EVE's pre-training by masked signals, two forward passes per step (EVE, section 3.3); itc and itm for comparison.
 
-The masks arrive as arguments: this file draws nothing but hard negatives.
+The masks are arguments: the only random choice in this file are hard negatives.
 
 B batch, N patches, M masked patches or tokens, T text tokens, D width, V vocabulary.
 """
@@ -25,7 +25,8 @@ from evle.models.even_rows import pad_rows
 
 
 def sincos_positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """Fixed 2-D positions (rows * columns, width) as MAE: a quarter each of sin and cos of column, then of row."""
+    """Fixed 2-D positions (rows * columns, width) as in MAE: sin and cos of the column, then sin and cos of the row, a
+    quarter of the width each."""
     frequencies = 10000.0 ** -(torch.arange(width // 4, device=device, dtype=torch.float32) / (width / 4))
     row = torch.arange(rows, device=device, dtype=torch.float32)[:, None] * frequencies
     column = torch.arange(columns, device=device, dtype=torch.float32)[:, None] * frequencies
@@ -51,7 +52,7 @@ class EVEDecoderLayer(GradientCheckpointingLayer):
 
 
 class EVEPixelDecoder(nn.Module):
-    """The light decoder of MIM: encoder states of visible patches and mask tokens in, masked patches' targets out."""
+    """The light decoder of MIM: predicts the targets of masked patches from visible states and mask tokens."""
 
     def __init__(self, config: EVEConfig):
         super().__init__()
@@ -79,9 +80,10 @@ class EVEPixelDecoder(nn.Module):
 
 
 class EVEForPreTraining(EVEPreTrainedModel):
-    """Masked signal modelling: masked patches from visible ones and the text, masked words from the image and the rest.
+    """Masked signal modelling: predicts masked patches from the visible ones and the text, and masked words from the
+    image and the other words.
 
-    `config.objectives` says which of "mim", "mlm", "itc", "itm" are minimised; only their parameters exist.
+    `config.objectives` selects which of "mim", "mlm", "itc", "itm" are minimised; only their parameters exist.
     """
 
     _tied_weights_keys = {"mlm_head.2.weight": "eve.text_embedding.word.weight"}  # noqa: RUF012
@@ -132,18 +134,18 @@ class EVEForPreTraining(EVEPreTrainedModel):
             pixel_values: (B, C, H, W).
             input_ids: (B, T) the complete text.
             attention_mask: (B, T), 1 = real token.
-            image_mask: (B, N) bool, True = masked, equally many in every row [mim].
+            image_mask: (B, N) bool, True = masked, the same number in every row [mim].
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together, -100 for a pair that is left out; by default each
-                pair matches itself alone [itc, itm].
+            match_ids: (B,) int64, equal for pairs that belong together, -100 for a pair that is left out; by default
+                each pair matches only itself [itc, itm].
             visible: (B, V) int64, the patches that `image_mask` leaves visible, in ascending order.
-            masked_tokens: (M,) int64, where the flattened `mlm_labels` are not -100. Both indices may be left out;
-                reading them from the masks synchronises with an accelerator.
+            masked_tokens: (M,) int64, the indices at which the flattened `mlm_labels` are not -100. Without `visible`
+                and `masked_tokens`, both are read from the masks, which synchronises with an accelerator.
 
         Returns:
-            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
-            `itm_labels`; the states of the MLM pass, or of the MIM pass without one.
+            The losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
+            `itm_labels`; the states of the MLM pass or, without it, of the MIM pass.
         """
         names = self.config.objectives
         losses: dict[str, Tensor] = {}
@@ -197,14 +199,15 @@ class EVEForPreTraining(EVEPreTrainedModel):
     def word_logits(self, text_hidden: Tensor, masked_tokens: Tensor) -> Tensor:
         """Logits (M, V) of the tokens `masked_tokens` (M,) of the flattened texts (B, T, D).
 
-        Only masked positions meet the vocabulary: it is the largest matrix of the model.
+        Only masked positions are multiplied by the vocabulary, which is the largest matrix of the model.
         """
         states = text_hidden.flatten(0, 1)[masked_tokens]
         logits: Tensor = self.mlm_head(pad_rows(states))
         return logits[: len(states)]
 
     def predict_masked(self, image_hidden: Tensor, pixel_values: Tensor, order: Tensor, num_visible: int) -> Tensor:
-        """Predicted pixels, code logits or features (B, M, ...) of masked patches; `order` (B, N) is visible first."""
+        """Predicted pixels, code logits or features (B, M, ...) of masked patches; `order` (B, N) has visible patches
+        first."""
         if self.config.mim_form == "encoder":
             predicted: Tensor = self.mim_head(take(image_hidden[:, 1:], order[:, num_visible:]))
             return predicted
@@ -213,8 +216,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
         return predicted
 
     def mim_loss(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor, visible: Tensor) -> Tensor:
-        """The error of masked patches: of pixels (raw, or normalised per patch) and features squared, of codes as
-        classes."""
+        """The error of masked patches: squared for pixels (raw, or normalised per patch) and features, cross-entropy
+        for codes."""
         order = image_mask.int().argsort(dim=1, stable=True)
         predicted = self.predict_masked(image_hidden, pixel_values, order, visible.shape[1])
         masked = order[:, visible.shape[1] :]
@@ -230,10 +233,10 @@ class EVEForPreTraining(EVEPreTrainedModel):
     def reconstruct(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, image_mask: Tensor
     ) -> Tensor:
-        """Images (B, C, H, W) whose masked patches are the model's prediction and whose visible ones are given.
+        """Images (B, C, H, W) whose masked patches are predicted by the model and whose visible ones are the original.
 
-        With `norm_pixel_target` the prediction has no brightness or contrast of its own; each patch gets those of the
-        original, as in MAE's images. Raises ConfigError for a model that predicts no pixels.
+        With `norm_pixel_target` the prediction has no brightness or contrast; each patch gets those of the original, as
+        in MAE's figures. Raises ConfigError for a model that does not predict pixels.
         """
         if self.config.mim_target != "pixels":
             raise ConfigError(f"this model predicts {self.config.mim_target}, not pixels: there is no image to show")
@@ -258,7 +261,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         return pixel_values.shape[2] // size, pixel_values.shape[3] // size
 
     def _targets(self, pixel_values: Tensor) -> Tensor:
-        """What MIM should predict of each patch: (B, N) codes, or (B, N, pixels or features)."""
+        """What MIM should predict for each patch: (B, N) codes, or (B, N, pixels or features)."""
         config = self.config
         if config.mim_target == "pixels":
             return patchify(pixel_values, config.patch_size)

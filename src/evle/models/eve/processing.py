@@ -14,8 +14,7 @@ class EVEProcessor(PairProcessor):
     """An image processor (square, bicubic, mean and deviation 0.5) and any tokenizer.
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
-    `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach
-    the image processor. An image may have any PIL mode.
+    `attention_mask`. `padding`, `truncation` and `max_length` go only to the tokenizer. An image may have any PIL mode.
     """
 
     def __init__(self, image_processor: ViTImageProcessor, tokenizer: PreTrainedTokenizerBase):
@@ -23,7 +22,7 @@ class EVEProcessor(PairProcessor):
 
     @classmethod
     def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The processor of a model that takes square images of `image_size` pixels a side [released code: run.py]."""
+        """The processor of a model for square images with a side of `image_size` pixels [released code: run.py]."""
         image_processor = ViTImageProcessor(
             size={"height": image_size, "width": image_size},
             resample=PILImageResampling.BICUBIC,

@@ -1,4 +1,4 @@
-"""The authors' released EVE checkpoints: one two-way table of keys, and reading them into our models.
+"""Read the authors' released EVE checkpoints into our models, by one two-way table of keys.
 
 A released file is `torch.save` of `{"model": state_dict, ...}` or of the state dict alone (`.th`, `.pth`, `.bin`), or
 the same tensors as `.safetensors`. Files are read by `evle.models.folders`, which runs no code in them.
@@ -18,7 +18,7 @@ from evle.errors import CheckpointError, ConfigError
 from evle.models.eve.configuration import EVEConfig
 from evle.models.folders import first_keys, load_tensors
 
-# Released prefix -> ours, no prefix beginning another; `{n}` stands for the layer's number.
+# Released prefix -> ours; no prefix begins another; `{n}` is the number of the layer.
 TABLE: dict[str, str] = {
     "backbone.patch_embed.": "eve.image_embedding.patch.",
     "backbone.class_embedding_vision": "eve.image_embedding.cls_token",
@@ -54,7 +54,7 @@ TABLE: dict[str, str] = {
 }
 # VQA's classifier and NLVR2's plain head share this released prefix; ours is the model's `released_classifier`.
 CLASSIFIER = "output."
-# One tensor per expert there, stacked (E, ...) here.
+# The release has one tensor per expert; ours are stacked (E, ...).
 EXPERTS = {
     "fc1.weight": "up_proj",
     "fc1.bias": "up_proj_bias",
@@ -72,9 +72,9 @@ IGNORED = re.compile(r"backbone\.position_ids_(vision|text)")
 
 
 def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Tensor]:
-    """A released state dict under our names; `classifier` is our prefix of the head that the release calls `output.`.
+    """A released state dict under our names; `classifier` is our prefix for the head that the release calls `output.`.
 
-    Keys of no known name stay as they are.
+    Unknown keys are kept as they are.
     """
     rename = _renamer({**TABLE, CLASSIFIER: classifier} if classifier else TABLE)
     renamed: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Te
 
 
 def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str | None) -> dict[str, Tensor]:
-    """The inverse of `to_ours`, bit for bit. What the release has no name for keeps ours."""
+    """The inverse of `to_ours`, bit for bit. Tensors without a released name keep ours."""
     table = {**TABLE, CLASSIFIER: classifier} if classifier else TABLE
     rename = _renamer({ours: theirs for theirs, ours in table.items()})
     names = {ours: theirs for theirs, ours in EXPERTS.items()}
@@ -123,7 +123,7 @@ def to_released(state: Mapping[str, Tensor], config: EVEConfig, classifier: str 
 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a released checkpoint, in their names there. Raises `CheckpointError` when it holds none."""
+    """The tensors of a released checkpoint under their released names. Raises `CheckpointError` if it holds none."""
     state = load_tensors(path, "a released EVE checkpoint (.th, .pth, .bin or .safetensors)")
     if "backbone.patch_embed.weight" not in state:
         if any(key.startswith(("eve.", "vle.")) for key in state):
@@ -135,10 +135,10 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
 
 
 def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """The fields of `EVEConfig` that the shapes of a released state dict tell, with `overrides` on top.
+    """The fields of `EVEConfig` inferred from the shapes of a released state dict, with `overrides` applied.
 
-    The number of attention heads leaves no trace in the weights: `hidden_size / 64` unless given. `image_size` is
-    always the checkpoint's; whoever wants another resizes the position table.
+    The number of attention heads cannot be inferred: it is `hidden_size / 64` unless given. `image_size` is always that
+    of the checkpoint; for another size, resize the position table afterwards.
     """
     EVEConfig.check_fields(dict(overrides))
     patch = state["backbone.patch_embed.weight"]
@@ -181,8 +181,8 @@ def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path
     if "num_attention_heads" not in overrides:
         if width % 64:
             raise ConfigError(
-                f"{path}: the weights do not tell the number of attention heads, and width {width} is not a multiple "
-                "of 64; pass num_attention_heads=..."
+                f"{path}: the weights do not contain the number of attention heads, and width {width} is not a "
+                "multiple of 64; pass num_attention_heads=..."
             )
         fields["num_attention_heads"] = width // 64
     return {**fields, **{name: value for name, value in overrides.items() if name != "image_size"}}

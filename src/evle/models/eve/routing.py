@@ -1,8 +1,8 @@
 """EVE's feed-forwards: hard-routed by modality, soft-routed to experts, or shared (EVE, section 3.2).
 
 The three modules have one interface, `(hidden (B, S, D), num_image, token_mask (B, S) or None) -> (output (B, S, D),
-Routing or None)`: the first `num_image` of the S tokens are image tokens, the rest text; `token_mask` is True for
-real tokens, None where all are.
+Routing or None)`. The first `num_image` of the S tokens are image tokens, the rest are text. `token_mask` is True for
+real tokens; None means that all are real.
 
 B batch, S tokens, D width, I feed-forward width, E experts, K experts per token, N routed tokens.
 """
@@ -25,10 +25,10 @@ from evle.models.plain import float_dtype, is_plain
 class Routing(NamedTuple):
     """What one soft-routed block did with its tokens.
 
-    `balance` is the load-balancing loss (scalar, with gradient); the rest is for logs, without. `load` (E,) is the
-    share of assignments that each expert received, `entropy` the mean entropy of the router in nats, `dropped` the
-    share of assignments lost to capacity. `image_load`, `text_load`, `image_entropy` and `text_entropy` are the same of
-    one modality's tokens (EVE, figure 6), 0 where there are none.
+    `balance` is the load-balancing loss (scalar, with gradient). The other fields are for logs and have no gradient:
+    `load` (E,) is the share of assignments that each expert received, `entropy` the mean entropy of the router in nats,
+    and `dropped` the share of assignments lost to capacity. `image_load`, `text_load`, `image_entropy` and
+    `text_entropy` are the same for the tokens of one modality (EVE, figure 6), 0 if there are none.
     """
 
     balance: Tensor
@@ -42,9 +42,9 @@ class Routing(NamedTuple):
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), written as silu(1.702 x) / 1.702: one tensor less is kept for the backward pass.
+    """x sigmoid(1.702 x), written as silu(1.702 x) / 1.702, which keeps one tensor less for the backward pass.
 
-    Spelled out, x and its sigmoid are both kept; that is a tenth of all activations of EVE-Base.
+    As a product, x and its sigmoid are both kept, which is a tenth of all activations of EVE-Base.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SharedFeedForward(nn.Module):
 class HardRouter(nn.Module):
     """One feed-forward with its own LayerNorm for image tokens, another for text tokens.
 
-    The modalities are contiguous, so they are sliced, not masked; a modality that is absent costs nothing.
+    The modalities are contiguous, so they are sliced, not masked; an absent modality costs nothing.
     """
 
     def __init__(self, config: EVEConfig):
@@ -109,7 +109,7 @@ class _AutocastView(SimpleNamespace):
 
 
 def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """transformers' grouped product, made to obey autocast, which `torch.nn.functional.grouped_mm` does not know."""
+    """transformers' grouped product under autocast, which `torch.nn.functional.grouped_mm` ignores."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return grouped_mm_experts_forward(experts, hidden, index, weights)
@@ -151,7 +151,7 @@ EXPERTS_FUNCTIONS["dense"] = _dense
 
 @use_experts_implementation(experts_interface=EXPERTS_FUNCTIONS, has_gate=False, has_bias=True)
 class EVEExperts(nn.Module):
-    """E feed-forwards as stacked tensors; cost grows with N x K, whatever E is.
+    """E feed-forwards as stacked tensors; the cost grows with N x K and does not depend on E.
 
     `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager"
     implementation; grouped_mm and batched_mm come from transformers, and dense is the one that is exported:
@@ -228,8 +228,8 @@ class SoftRouter(nn.Module):
     def removes_padding(self, device: torch.device) -> bool:
         """Whether padding tokens are taken out before the experts, rather than given weights of 0.
 
-        Taking them out saves work, but needs their number (`objectives.is_eager_cpu`). A capacity depends on that
-        number, so with one it is always read.
+        Taking them out saves work, but their number must be read (`objectives.is_eager_cpu`). A capacity depends on
+        that number, so with a capacity it is always read.
         """
         return self.config.capacity_factor is not None or objectives.is_eager_cpu(device)
 
@@ -237,7 +237,7 @@ class SoftRouter(nn.Module):
         """Send each of the tokens (N, D) through its experts.
 
         `is_text` (N,) bool is False for image tokens. `real` (N,) bool is False for tokens that get an output of 0 and
-        count in no statistics; None means all are real.
+        are not counted in the statistics; None means that all are real.
         """
         num_experts = self.config.num_experts
         with torch.autocast(states.device.type, enabled=False):
@@ -289,7 +289,7 @@ class SoftRouter(nn.Module):
             return torch.cat([first, second], dim=1)
 
     def weigh(self, gates: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K), None without one."""
+        """The weights (N, K) of the chosen experts, and which assignments capacity keeps (N, K; None without one)."""
         chosen = gates.gather(1, index)
         capacity = self.config.expert_capacity(gates.shape[0])
         kept = None if capacity is None else within_capacity(index, capacity, self.config.num_experts)
@@ -308,7 +308,7 @@ def _by_modality(counted: Tensor, index: Tensor, is_text: Tensor, num_experts: i
 
 
 def within_capacity(index: Tensor, capacity: int, num_experts: int) -> Tensor:
-    """Which assignments (N, K) an expert of `capacity` slots still takes, as GShard counts them.
+    """Which assignments (N, K) fit into the `capacity` slots of their expert, counted as in GShard.
 
     Slots are filled in the order of tokens, all first choices before any second choice.
     """

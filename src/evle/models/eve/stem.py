@@ -14,7 +14,7 @@ from evle.models.eve.configuration import EVEConfig
 
 
 class EVEStem(nn.Module):
-    """Strided convolutions that describe a patch to its projection in place of its raw pixels (`stem_channels`).
+    """Strided convolutions whose outputs, instead of raw pixels, enter the patch projection (`stem_channels`).
 
     Each stage halves the image by a 3x3 convolution (Xiao et al. 2021, "Early convolutions help transformers see
     better"), followed by `stem_blocks` residual blocks of two 3x3 convolutions (He et al. 2016).
@@ -32,8 +32,9 @@ class EVEStem(nn.Module):
     def forward(self, pixel_values: Tensor, image_mask: Tensor | None) -> Tensor:
         """`pixel_values` (B, C, H, W) -> (B, N, last channels).
 
-        The pixels of the patches that `image_mask` (B, N) masks (True) are blanked first: a convolution would carry
-        them into their neighbours. Raises DataError for a training batch too small for its statistics.
+        The pixels of the patches that `image_mask` (B, N) masks (True) are blanked first, because a convolution would
+        carry them into neighbouring patches. Raises DataError for a training batch that is too small for its
+        statistics.
         """
         batch, _, height, width = pixel_values.shape
         size = self.config.patch_size
@@ -47,7 +48,7 @@ class EVEStem(nn.Module):
             shown = shown.view(batch, 1, rows, 1, columns, 1).expand(-1, -1, -1, size, -1, size)
             pixel_values = pixel_values * shown.reshape(batch, 1, height, width)
         maps = pixel_values.to(next(self.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        # Blanked images are another distribution: they must not enter the statistics of whole ones.
+        # Blanked images have another distribution: they must not enter the statistics of whole images.
         is_whole = image_mask is None
         for layer in self.layers:
             maps = layer(maps, is_whole)
@@ -55,10 +56,10 @@ class EVEStem(nn.Module):
 
 
 class StemNorm(nn.BatchNorm2d):
-    """Batch normalisation whose running statistics come from whole images alone.
+    """Batch normalisation whose running statistics come only from whole images.
 
-    Training normalises by the batch, inference by the running statistics, so that no sample depends on its neighbours
-    there; normalising each sample by itself learned markedly slower.
+    Training normalises by the batch. Inference normalises by the running statistics, so that no sample depends on the
+    others in its batch. Normalising each sample by itself learned markedly slower.
     """
 
     def forward(self, maps: Tensor, is_whole: bool = True) -> Tensor:
@@ -81,13 +82,13 @@ class EVEConvolution(nn.Module):
         return F.gelu(self.normalized(maps, is_whole))
 
     def normalized(self, maps: Tensor, is_whole: bool) -> Tensor:
-        """The same before its GELU."""
+        """The maps before the GELU."""
         normalized: Tensor = self.norm(self.convolution(maps), is_whole)
         return normalized
 
 
 class EVEResidual(nn.Module):
-    """Two convolutions around which the maps (B, C, H, W) also pass as they are."""
+    """Two convolutions with a skip connection, on maps (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()

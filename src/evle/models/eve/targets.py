@@ -1,8 +1,8 @@
-"""What MIM may predict in place of pixels: codes of an image tokenizer, or features of a trained image model.
+"""Targets of MIM other than pixels: codes of an image tokenizer, or features of a trained image model.
 
 The paper compares pixels with tokens of BEiT v2 and of DALL-E (EVE, tables 1 and 3). Any model folder of transformers
-serves: a tokenizer (FLAVA's form of DALL-E's, the VQ models of Chameleon or Janus) gives codes, and any image
-encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network, another EVE) gives features.
+can be used: an image tokenizer (FLAVA's version of DALL-E's, the VQ models of Chameleon or Janus) gives codes, and any
+image encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network, another EVE) gives features.
 
 B batch, N patches, F width of the features.
 """
@@ -31,9 +31,9 @@ from evle.errors import CheckpointError, in_one_line
 from evle.models.folders import from_folder, model_folder
 
 TOKENIZER_SIDE = 64
-"""Pixels a side at which a tokenizer, which takes images of any size, shows how many pixels one code describes."""
+"""Side in pixels of the test image that shows how many pixels one code of a tokenizer describes."""
 OURS = 0.5
-"""Mean and deviation of the pixels that EVE is given [P]."""
+"""Mean and standard deviation of EVE's input pixels [P]."""
 TOWERS: dict[str, type[PreTrainedModel]] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 """The image half of models of images and text."""
 CODEBOOKS: dict[str, type[PreTrainedModel]] = {
@@ -45,12 +45,11 @@ CODEBOOKS: dict[str, type[PreTrainedModel]] = {
 
 
 class ImageTeacher:
-    """A frozen image tokenizer or image model, and how it wants its images.
+    """A frozen image tokenizer or image model, and how its images are prepared.
 
-    It is no module, so that a model which holds one neither trains nor saves it.
+    It is not a module, so a model that holds one neither trains nor saves it.
 
-    Raises CheckpointError for a folder that holds neither, or not the kind that `target` asks for ("codes",
-    "features").
+    Raises CheckpointError for a folder that holds neither, or not the kind that `target` ("codes", "features") needs.
     """
 
     def __init__(self, folder: str | Path, target: str):
@@ -65,15 +64,16 @@ class ImageTeacher:
             )
         probe = self._states(torch.zeros(1, 3, self.side, self.side))
         self.cell = self.side // probe.shape[-1]
-        """Pixels a side of the square that one code or feature describes."""
+        """Side in pixels of the square that one code or feature describes."""
         self.size = self._vocabulary() if target == "codes" else probe.shape[1]
         """Number of codes, or width of the features."""
 
     @torch.no_grad()
     def targets(self, pixel_values: Tensor, rows: int, columns: int) -> Tensor:
-        """Codes (B, N) int64 or features (B, N, F) float32 of EVE's images (B, 3, H, W), a grid of `rows` x `columns`.
+        """Codes (B, N) int64 or features (B, N, F) float32 of EVE's images (B, 3, H, W), for a grid of `rows` x
+        `columns`.
 
-        Features are normalised one by one, as a LayerNorm without weights does, so that none dominates the error.
+        Each feature vector is normalised as by a LayerNorm without weights, so that none dominates the error.
         """
         if next(self.model.parameters()).device != pixel_values.device:
             self.model.to(pixel_values.device)
@@ -112,7 +112,7 @@ class ImageTeacher:
         names = ("num_embeddings", "codebook_size", "vocab_size")
         size = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
         if size is None:
-            raise CheckpointError(f"{self.folder}: config.json does not tell the number of codes ({', '.join(names)})")
+            raise CheckpointError(f"{self.folder}: config.json has no number of codes ({', '.join(names)})")
         return int(size)
 
 
@@ -148,7 +148,7 @@ def _load(folder: Path) -> PreTrainedModel:
 
 
 def _preprocessing(folder: Path, model: PreTrainedModel) -> tuple[Tensor, Tensor, int]:
-    """Mean and deviation (3, 1, 1), and pixels a side, as the folder's preprocessor and config want them."""
+    """Mean and standard deviation (3, 1, 1), and side in pixels, from the folder's preprocessor and config."""
     file = folder / "preprocessor_config.json"
     try:
         fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

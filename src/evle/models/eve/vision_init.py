@@ -1,10 +1,10 @@
-"""Start EVE's image side from a pre-trained vision Transformer: BEiT v2 (as the paper), BEiT, DeiT, ViT, DINO(v2).
+"""Start EVE's image side from a pre-trained vision Transformer: BEiT v2 (as in the paper), BEiT, DeiT, ViT, DINO(v2).
 
-The paper says "initialised from BEiT v2" and no more. Decided here: patch projection, [CLS], positions, attention with
-its LayerNorm and LayerScale, and the final LayerNorm go where they belong; each feed-forward goes to the image
-feed-forward of a hard-routed block, to its text feed-forward too by default, and to every expert of a
-soft-routed one. What EVE has no place for (relative position bias, classifier) stays behind, and so does the key bias,
-which cancels in the softmax.
+The paper states only that EVE is initialised from BEiT v2. Decided here: patch projection, [CLS], positions, attention
+with its LayerNorm and LayerScale, and the final LayerNorm are copied to their counterparts. Each feed-forward is copied
+to the image feed-forward of a hard-routed block, by default also to its text feed-forward, and to every expert of a
+soft-routed block. Tensors without a counterpart in EVE (relative position bias, classifier) are left behind, and so is
+the key bias, which cancels in the softmax.
 
 D width, C channels, p patch size.
 """
@@ -51,7 +51,7 @@ RENAMES = (
 
 @dataclass(frozen=True)
 class VisionReport:
-    """What happened to a vision checkpoint: the number of blocks filled, its keys that were left behind, and the names
+    """What was used of a vision checkpoint: the number of blocks filled, the keys that were left behind, and the names
     of the backbone's parameters that started at random."""
 
     num_blocks: int
@@ -77,14 +77,14 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
         text_feed_forward: start the text feed-forwards of hard-routed blocks from the image ones as well.
 
     Raises:
-        CheckpointError: no vision Transformer, or one of another width or feed-forward. A patch projection of another
-            patch size, and feed-forwards of another kind, start at random.
+        CheckpointError: not a vision Transformer, or one of another width or feed-forward size. A patch projection of
+            another patch size, and feed-forwards of another kind, start at random instead.
     """
     eve: EVEModel = model if isinstance(model, EVEModel) else model.get_submodule("eve")  # type: ignore[assignment]
     state = {_original_name(key): tensor for key, tensor in _read(Path(path)).items()}
     _fuse_attention(state)
     used: set[str] = set()
-    filled: set[int] = set()  # storages, of which experts share one
+    filled: set[int] = set()  # storages; all experts share one
 
     def put(parameter: Tensor, key: str, value: Tensor | None = None) -> None:
         tensor = state[key] if value is None else value
@@ -127,7 +127,7 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
             if f"{prefix}{name}" in state:
                 put(scale, f"{prefix}{name}")
             else:
-                scale.fill_(1.0)  # a ViT without LayerScale computes as with one of 1
+                scale.fill_(1.0)  # a ViT without LayerScale is equal to one with a scale of 1
         norms, feed_forwards = _feed_forwards(layer, text_feed_forward)
         for norm in norms:
             put(norm.weight, f"{prefix}norm2.weight")
@@ -140,7 +140,8 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
 
 
 def _feed_forwards(layer: EVELayer, text_too: bool) -> tuple[list[torch.nn.LayerNorm], list[dict[str, Tensor]]]:
-    """The LayerNorms and feed-forwards of a block that image weights go to; names of parameters as in a ViT's `mlp`."""
+    """The LayerNorms and feed-forwards of a block that receive image weights; parameters are named as in a ViT's
+    `mlp`."""
     router = layer.feed_forward
 
     def named(feed_forward: FeedForward) -> dict[str, Tensor]:

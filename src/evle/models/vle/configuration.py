@@ -1,7 +1,7 @@
 """The configuration of VLE: two towers, the fusion on top of them, and what its heads and objectives need.
 
-Sources: [R] the authors' README and released checkpoints, [C] their released code, [M] METER (arXiv 2111.02387), whose
-line VLE follows, [D] stated nowhere and decided here. The defaults are VLE-base.
+Sources: [R] the authors' README and released checkpoints, [C] their released code, [M] METER (arXiv 2111.02387), on
+which VLE builds, [D] stated nowhere and decided here. The defaults are VLE-base.
 """
 
 import copy
@@ -56,10 +56,11 @@ VISION_BASE: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
-"""CLIP ViT-B/16 without its last layer: with 12 the model would not have its published 378 million parameters."""
+"""CLIP ViT-B/16 without its last layer: with 12 layers the model would have more than the published 378 million
+parameters."""
 
 HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
-"""Arguments of `from_pretrained` that say where files come from, not what the model is."""
+"""Arguments of `from_pretrained` that select files, not the model's architecture."""
 
 ROUTED = {
     "image_size": "vision_config",
@@ -72,7 +73,7 @@ ROUTED = {
 """Fields of a tower that may be read and set on the whole configuration."""
 
 FAMILIES = {"vision_config": "clip_vision_model", "text_config": "deberta-v2"}
-"""The towers of the published models, which fields without a `model_type` are of."""
+"""The families of the published towers, to which fields without a `model_type` belong."""
 
 
 def _routed(name: str) -> property:
@@ -96,40 +97,43 @@ class VLEConfig(PreTrainedConfig):
     96
 
     Towers:
-        text_config: fields of the configuration of any text encoder of transformers, with its `model_type`; without one
-            of a `DebertaV2Config`; absent is DeBERTa-v3-base [R].
-        vision_config: likewise of any image encoder; without `model_type` of a `CLIPVisionConfig`; absent is CLIP
-            ViT-B/16 with 11 layers [R].
-        image_size, patch_size, num_channels, vocab_size, max_position_embeddings, pad_token_id: the towers' own, which
-            may be read and set here. `patch_size` is the pixels a side that one image state covers, and
-            `max_position_embeddings` the most tokens of a text.
+        text_config: the configuration of any text encoder of transformers, as fields with its `model_type`. Fields
+            without a `model_type` are those of a `DebertaV2Config`; the default is DeBERTa-v3-base [R].
+        vision_config: the same for any image encoder. Fields without a `model_type` are those of a `CLIPVisionConfig`;
+            the default is CLIP ViT-B/16 with 11 layers [R].
+        image_size, patch_size, num_channels, vocab_size, max_position_embeddings, pad_token_id: fields of the towers
+            that can also be read and set here. `patch_size` is the side in pixels of the square that one image state
+            covers, and `max_position_embeddings` the maximum number of tokens of a text.
     Fusion:
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, blocks, heads, feed-forward of
-            both streams [R].
-        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, initializer_range: as BERT's [C].
-        place_init_range: standard deviation of the image tower's new positions; None is initializer_range [C]. Patches
-            have about 0.6: positions of 0.02, and so shapes, are seen only after long training; short runs from random
-            weights want about 0.5 [D].
-        num_token_types: rows of the type table: 0 text, 1 image, from 2 upwards the objects that a VCR text names [C:
-            2, and 83 in the VCR checkpoints].
-        classifier_dropout: written by the release, obeyed by nothing; kept so that configurations round-trip [C].
-        tie_word_embeddings: the MLM decoder is the word embedding [C].
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, number of blocks, heads, and
+            width of the feed-forwards of both streams [R].
+        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, initializer_range: as in BERT
+            [C].
+        position_init_range: standard deviation of the image tower's new positions; None is initializer_range [C]. Patch
+            embeddings have about 0.6: with positions of 0.02 a model learns to use positions, and so shapes, only in
+            long training, so short runs from random weights need about 0.5 [D].
+        num_token_types: rows of the type table: 0 is text, 1 is image, and from 2 upwards the objects that a VCR text
+            names [C: 2, and 83 in the VCR checkpoints].
+        classifier_dropout: written by the release and used by nothing; kept so that configurations round-trip [C].
+        tie_word_embeddings: whether the MLM decoder is the word embedding [C].
     Pre-training:
-        objectives: of "mlm", "itm", "mpc", "pbc" [R], and "itc" [D].
-        objective_weights: weights by objective; 1 where absent [D: the release names none].
+        objectives: any of "mlm", "itm", "mpc", "pbc" [R], and "itc" [D].
+        objective_weights: weight of each objective's loss, 1 by default [D: the release states none].
         object_classes: the classes of masked patch-box classification, in the order of its labels.
-        mpc_readout: what that classification reads: "box_token", a token made of the blacked-out patches' states that
-            goes through the fusion [R], or "patches", the mean of these patches' states after the fusion [D].
+        mpc_readout: what that classification reads: "box_token", a token made from the states of the blacked-out
+            patches that goes through the fusion [R], or "patches", the mean of these patches' states after the fusion
+            [D].
     Heads:
         projection_dim: width of retrieval embeddings; None is hidden_size [D].
-        pooling: what ITC projects, "cls", the first token of each tower, or "mean", the mean of the patch states and
+        pooling: what ITC projects: "cls", the first token of each tower, or "mean", the means of the patch states and
             of the real text tokens, which learns faster from scratch [D].
         temperature_init: initial ITC temperature [D: 0.07], kept within [0.001, 0.5].
         num_labels, id2label: the answers of VQA (transformers' fields).
-        vcr_token_types: give the objects that a VCR text names types of their own [R]; false leaves them out, as METER.
-        vcr_box_tokens: append a token for each named object to the image [R]; false leaves them out.
-        vcr_shares_image: encode an image once for all candidates [D]; false encodes it again for each, as the release,
-            with the same scores.
+        vcr_token_types: give each object that a VCR text names its own token type [R]; false leaves these types out, as
+            METER does.
+        vcr_box_tokens: append a token for each named object to the image [R]; false leaves these tokens out.
+        vcr_shares_image: encode an image once for all candidates [D]; false encodes it again for each candidate, as the
+            release does, with the same scores.
     """
 
     model_type = "vle"
@@ -161,7 +165,7 @@ class VLEConfig(PreTrainedConfig):
     hidden_dropout_prob: Rate = 0.1
     attention_probs_dropout_prob: Rate = 0.1
     initializer_range: NotNegative = 0.02
-    place_init_range: NotNegative | None = None
+    position_init_range: NotNegative | None = None
     layer_norm_eps: Positive = 1e-12
     classifier_dropout: float | None = None
     tie_word_embeddings: bool = True
@@ -184,7 +188,7 @@ class VLEConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int:
-        """The pixels a side of the images that the image tower is configured for."""
+        """Side in pixels of the images that the image tower is configured for."""
         return read_image_size(self.vision_config)
 
     @image_size.setter
@@ -193,7 +197,7 @@ class VLEConfig(PreTrainedConfig):
 
     @property
     def patch_size(self) -> int:
-        """The pixels a side that one image state covers."""
+        """Side in pixels of the square that one image state covers."""
         return vision_shape(self.vision_config).patch_size
 
     @patch_size.setter
@@ -202,7 +206,7 @@ class VLEConfig(PreTrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int:
-        """The most tokens of a text."""
+        """The maximum number of tokens of a text."""
         return longest_text(self.text_config)
 
     @max_position_embeddings.setter
@@ -210,7 +214,7 @@ class VLEConfig(PreTrainedConfig):
         write_longest_text(self.text_config, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # What is set here on a tower must not reach the caller's own object.
+        # Setting a field of a tower must not change the caller's object.
         self.text_config, self.vision_config = copy.deepcopy(self.text_config), copy.deepcopy(self.vision_config)
         if isinstance(self.vision_config, dict) and "vision_config" in self.vision_config:
             self.vision_config = _half(self.vision_config, "vision_config")  # of a whole CLIP, as the release reads it
@@ -260,7 +264,7 @@ class VLEConfig(PreTrainedConfig):
     def with_changes(self, **changes: Any) -> Self:
         """A copy with fields replaced, checked as a whole; refuses unknown names.
 
-        `text_config` and `vision_config` may be partial: what they do not name stays.
+        `text_config` and `vision_config` may be partial: fields that they do not contain keep their values.
         """
         self.check_fields({**changes, **self._with_families(changes)})
         fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
@@ -276,7 +280,7 @@ class VLEConfig(PreTrainedConfig):
         return type(self).from_dict({**fields, "attn_implementation": self._attn_implementation, **changes})
 
     def _with_families(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The towers in `changes`, with their `model_type`, by which their fields are known."""
+        """The towers in `changes`, with the `model_type` that determines their fields."""
         return {
             name: {"model_type": getattr(self, name).model_type, **changes[name]}
             for name in FAMILIES
@@ -287,7 +291,7 @@ class VLEConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides: Any) -> Self:
         """The configuration `name` of `evle.models.presets`, with fields replaced; refuses unknown names and fields.
 
-        `text_config` and `vision_config` may be partial: what they do not name is the preset's.
+        `text_config` and `vision_config` may be partial: fields that they do not contain are those of the preset.
         """
         known = [preset for preset, (family, _) in PRESETS.items() if family == cls.model_type]
         if name not in known:
@@ -322,7 +326,7 @@ class VLEConfig(PreTrainedConfig):
             raise ConfigError("no such field of a VLE model: " + ", ".join(unknown))
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Every field, also those that hold a default: the released code has other defaults than this transformers."""
+        """Every field, including defaults, because the released code has other defaults than current transformers."""
         return self.to_dict()
 
     def _problems(self) -> Iterator[str]:
@@ -342,11 +346,11 @@ class VLEConfig(PreTrainedConfig):
             if name not in OBJECTIVES:
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"
         if len(set(self.object_classes)) < len(self.object_classes):
-            yield "object_classes names a class twice"
+            yield "object_classes contains a duplicate"
 
 
 def _half(fields: dict[str, Any], name: str) -> Any:
-    """One half of the fields of a model of both modalities, with its `model_type`."""
+    """The fields of one tower, with its `model_type`, from the configuration of a model with both modalities."""
     half = fields[name]
     family = fields.get("model_type", "clip")
     if isinstance(half, dict) and "model_type" not in half and family in CONFIG_MAPPING:

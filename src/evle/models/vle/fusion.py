@@ -1,12 +1,12 @@
-"""VLE's fusion: blocks of two layers, one a stream, that attend to their own stream and then to the other one.
+"""VLE's fusion: blocks of two layers, one per stream, that attend to their own stream and then to the other one.
 
-Linear layers act on a token by itself, attention lets tokens meet. Two savings follow, and neither changes a result:
-what several rows share is projected once (`Stream`), and of the last block only what somebody reads is computed
-(`Reads`), down to one query that needs no projected keys and values at all (`FusionSelfAttention.answer_one`).
-Module names are those of the released checkpoints.
+Linear layers act on each token separately; only attention combines tokens. This allows two savings that change no
+result: inputs that several rows share are projected once (`Stream`), and the last block computes only what is read
+(`Reads`). In the extreme, that is one query, which needs no projected keys and values at all
+(`FusionSelfAttention.answer_one`). Module names are those of the released checkpoints.
 
-B rows (pairs), N distinct inputs of a stream, S and R tokens of a stream and of the stream it reads, A of them that
-ask, D fusion width, H heads, d width of a head.
+B rows (pairs), N distinct inputs of a stream, S and R tokens of a stream and of the stream that it reads, A query
+tokens, D fusion width, H heads, d width of a head.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,14 @@ from evle.models.vle.configuration import VLEConfig
 class Stream(NamedTuple):
     """The tokens of one modality, S in each of B rows.
 
-    Where rows read the same input, as the candidates of a question read one image, `states` holds each input once and
-    `rows` names the one of each row. Tokens that only one row has, as the boxes of a candidate, follow in `own`.
+    If rows share an input, as the candidates of a question share an image, `states` holds each input once and `rows`
+    gives the index of each row's input. Tokens that belong to a single row, such as the boxes of a candidate, follow in
+    `own`.
 
     Attributes:
-        states: (N, S, D), or less than S tokens where `own` has the rest.
-        mask: (B, 1, 1, S) as `key_mask` makes it; None where all tokens are real.
-        rows: (B,) int64 indices into N; None is one after the other, N = B.
+        states: (N, S, D), or fewer than S tokens if `own` has the rest.
+        mask: (B, 1, 1, S) from `key_mask`; None if all tokens are real.
+        rows: (B,) int64 indices into N; None means one input per row, N = B.
         own: (B, tokens, D).
     """
 
@@ -42,7 +43,7 @@ class Stream(NamedTuple):
     own: Tensor | None = None
 
     def through(self, layer: Callable[[Tensor], Tensor]) -> Tensor:
-        """A `layer` of single tokens on the whole stream, (B, S, its width), computed once on what rows share."""
+        """A token-wise `layer` on the whole stream, (B, S, its width), computed once for shared inputs."""
         found = layer(self.states)
         if self.rows is not None:
             found = found.index_select(0, self.rows)
@@ -65,7 +66,7 @@ class Stream(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """What a caller reads of the fusion: the last block computes nothing else.
+    """What a caller reads from the fusion; the last block computes nothing else.
 
     Attributes:
         image: the states of all image tokens.
@@ -82,7 +83,7 @@ EVERYTHING = Reads(image=True, text=True, pooled=True)
 
 
 class Fused(NamedTuple):
-    """What the fusion makes of pairs; as in `VLEOutput`. What was not read is None."""
+    """The fusion's output for pairs, with the fields of `VLEOutput`. What was not read is None."""
 
     image_hidden: Tensor | None
     text_hidden: Tensor | None
@@ -91,7 +92,7 @@ class Fused(NamedTuple):
     attentions: dict[str, tuple[Tensor, ...]] | None = None
 
     def grouped(self, size: int) -> dict[str, Any]:
-        """The states by name, `size` rows as a dimension: (B / size, size, tokens, D)."""
+        """The states by name, with `size` rows as a dimension: (B / size, size, tokens, D)."""
         named = {
             "image_hidden": self.image_hidden,
             "text_hidden": self.text_hidden,
@@ -127,7 +128,8 @@ class FusionSelfAttention(nn.Module):
         self.value = nn.Linear(width, width)
 
     def forward(self, asking: Stream, source: Stream, keep_map: bool) -> tuple[Tensor, Tensor | None]:
-        """`asking` of A tokens, answered by `source` of R -> (B, A, D) and, if asked for, the map (B, H, A, R)."""
+        """A queries from `asking` attend to R tokens of `source` -> (B, A, D) and, if requested, the map
+        (B, H, A, R)."""
         one = asking.states.shape[1] == 1 and asking.own is None
         if one and not keep_map and is_plain(self.key) and is_plain(self.value):
             return self.answer_one(asking, source), None
@@ -145,11 +147,11 @@ class FusionSelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2), weights
 
     def answer_one(self, asking: Stream, source: Stream) -> Tensor:
-        """`forward` for one asking token a row, (B, 1, D), without projecting the R tokens that answer.
+        """`forward` for one query per row, (B, 1, D), without projecting the R tokens of `source`.
 
-        A score is q . (K x + k) = (q K) . x + q . k, and an answer sum_x w_x (V x + v) = V (sum_x w_x x) + v sum_x w_x:
-        the query goes back through the keys' weights, and the values' weights wait for the sum, which dropout keeps
-        from being 1. That costs D (D + H R) products instead of R D D.
+        A score is q . (K x + k) = (q K) . x + q . k, and an output sum_x w_x (V x + v) = V (sum_x w_x x) + v sum_x w_x.
+        So the query is multiplied by the keys' weights, and the values' weights are applied to the weighted sum. (With
+        dropout, the weights w_x do not add up to 1.) That costs D (D + H R) products instead of R D D.
         """
         states = source.whole()  # (B, R, D)
         query = asking.through(self.query).squeeze(1).unflatten(-1, (self.num_heads, -1))  # (B, H, d)
@@ -170,7 +172,7 @@ class FusionSelfAttention(nn.Module):
 
 
 class FusionResidual(nn.Module):
-    """Linear, dropout, and the sum with what came before, normalised (post-LN)."""
+    """Linear, dropout, and the residual sum, normalised (post-LN)."""
 
     def __init__(self, config: VLEConfig, in_features: int):
         super().__init__()
@@ -208,7 +210,7 @@ class FusionIntermediate(nn.Module):
 
 
 class VLEFusionLayer(GradientCheckpointingLayer):
-    """One stream's half of a block: self-attention, attention to the other stream, feed-forward; post-LN as BERT."""
+    """One stream's half of a block: self-attention, attention to the other stream, feed-forward; post-LN as in BERT."""
 
     def __init__(self, config: VLEConfig):
         super().__init__()
@@ -220,8 +222,8 @@ class VLEFusionLayer(GradientCheckpointingLayer):
     def forward(
         self, asking: Stream, own: Stream, other: Stream, keep_maps: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The tokens `asking`, all or some of the stream `own`, after this layer, (B, A, D), and the maps of both
-        attentions if asked for."""
+        """The tokens `asking`, all or some of the stream `own`, after this layer, (B, A, D), and, if requested, the
+        maps of both attentions."""
         hidden, self_map = self.attention(asking, own, keep_maps)
         hidden, cross_map = self.crossattention(Stream(hidden), other, keep_maps)
         return self.output(self.intermediate(hidden), hidden), self_map, cross_map

@@ -35,15 +35,16 @@ def two_layer_classifier(in_features: int, num_classes: int) -> nn.Sequential:
 
 
 def masked_word_head(config: VLEConfig) -> nn.Sequential:
-    """Text states (..., D) to logits (..., V): to the text tower's width, then its MLM head, under released names."""
+    """The head for masked words, under released names: text states (..., D) to the text tower's width, then to logits
+    (..., V)."""
     return nn.Sequential(nn.Linear(config.hidden_size, config.text_config.hidden_size), word_head(config.text_config))
 
 
 class VLEHead(VLEPreTrainedModel):
     """A model with one head: encode, score, loss.
 
-    A subclass names what its score `reads` of the fusion and how its loss is called (`objective`), and defines `score`
-    and `loss`. The default `forward` encodes one image and one text per row.
+    A subclass declares what its score `reads` from the fusion and the name of its loss (`objective`), and defines
+    `score` and `loss`. The default `forward` encodes one image and one text per row.
     """
 
     reads: ClassVar[Reads] = Reads(pooled=True)
@@ -54,7 +55,7 @@ class VLEHead(VLEPreTrainedModel):
         self.vle = VLEModel(config)
 
     def score(self, encoded: VLEOutput) -> Tensor:
-        """The logits, from what the head reads of the fusion."""
+        """The logits, from what the head reads from the fusion."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class VLEHead(VLEPreTrainedModel):
         return VLEOutput(loss=total_loss(losses), logits=logits, losses=losses, **encoded)
 
     def fitting_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """`labels` as `loss` takes them: one class index for each row of `logits`."""
+        """`labels` in the form that `loss` takes: one class index for each row of `logits`."""
         if labels.shape != logits.shape[:-1]:
             raise DataError(
                 f"labels have shape {tuple(labels.shape)}, but this model needs {tuple(logits.shape[:-1])}: one class "
@@ -92,8 +93,8 @@ class VLEHead(VLEPreTrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> VLEOutput:
-        """The logits of image-text pairs and, with `labels`, the loss; shapes are those of the class, the other
-        arguments those of `VLEModel`."""
+        """The logits of image-text pairs and, with `labels`, the loss. Shapes are given by the class; the other
+        arguments are those of `VLEModel`."""
         encoded = self.vle(
             input_ids,
             pixel_values,
@@ -107,7 +108,7 @@ class VLEHead(VLEPreTrainedModel):
 
 
 class VLEForVQA(VLEHead):
-    """Visual question answering: pooled states to logits (B, A) over the answers of `config.id2label`.
+    """Visual question answering: logits (B, A) over the answers of `config.id2label`, from pooled states.
 
     `labels` are soft scores in [0, 1], (B, A), or the index of each right answer, (B,) int64. The loss is "answers".
     """
@@ -143,7 +144,7 @@ class VLEForVQA(VLEHead):
 
 
 class ScoresPairs:
-    """What both models with a match score share: the score of any pairs of some images and texts."""
+    """A mixin for models with a match score: scores any pairs of some images and texts."""
 
     vle: VLEModel
     itm_score: VLEMatchScore
@@ -158,8 +159,8 @@ class ScoresPairs:
     ) -> Tensor:
         """Image-text pairs -> logits (B, 2), column 1 = match.
 
-        `image_rows` and `text_rows` (B,) int64 name the image and the text of each pair, where several pairs share
-        one, which is then encoded once. By default images and texts pair row by row.
+        `image_rows` and `text_rows` (B,) int64 give the index of each pair's image and text; an image or text that
+        several pairs share is encoded once. By default images and texts are paired row by row.
         """
         return pair_logits(
             self.vle,
@@ -190,9 +191,9 @@ class VLEForITM(ScoresPairs, VLEHead):
 
 
 class VLEForMLM(VLEHead):
-    """Masked words, from the rest of the text and the image: logits (B, T, V).
+    """Predicts masked words from the rest of the text and the image: logits (B, T, V).
 
-    `labels` (B, T) hold the original token where one was masked and -100 elsewhere; the loss is "mlm".
+    `labels` (B, T) hold the original token at masked positions and -100 elsewhere; the loss is "mlm".
     """
 
     reads = Reads(text=True)
@@ -217,7 +218,7 @@ class VLEForMLM(VLEHead):
 class VLEForPBC(VLEHead):
     """Patch-box classification: logits (B, P - 1, 2) of the patches row by row, column 1 = belongs to the text.
 
-    `labels` (B, P - 1) are 1, 0 or -100 (not asked); the loss is "pbc".
+    `labels` (B, P - 1) are 1, 0 or -100 (ignored); the loss is "pbc".
     """
 
     reads = Reads(image=True)
@@ -237,10 +238,10 @@ class VLEForPBC(VLEHead):
 
 
 class VLEForNLVR2(VLEHead):
-    """NLVR2: is a statement true of a pair of images? Logits (B, 2), column 1 = true.
+    """NLVR2: is a statement true for a pair of images? Logits (B, 2), column 1 = true.
 
-    Each image is fused with the text, and the two pooled states, side by side, are classified (METER). The text is
-    read once. `labels` (B,) are 0 or 1; the loss is "choice".
+    Each image is fused with the text, and the two pooled states are concatenated and classified (METER). The text is
+    encoded once. `labels` (B,) are 0 or 1; the loss is "choice".
     """
 
     objective = "choice"
@@ -269,8 +270,8 @@ class VLEForNLVR2(VLEHead):
         labels: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> VLEOutput:
-        """`pixel_values` (B, 2, C, H, W) and `input_ids` (B, T) to logits; the states of the output, if asked for,
-        have the two images as their second dimension: (B, 2, P, D) and (B, 2, T, D)."""
+        """`pixel_values` (B, 2, C, H, W) and `input_ids` (B, T) to logits. The states of the output, if requested, have
+        the two images as their second dimension: (B, 2, P, D) and (B, 2, T, D)."""
         if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
             raise DataError(
                 f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
@@ -319,11 +320,11 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
     ) -> VLEOutput:
         """Losses of matching pairs.
 
-        `match_ids` (B,) int64: pairs of equal id belong together, as the captions of one image; by default each pair
-        is its own. `config.objective_weights` weighs itc and itm; an ITM of weight 0 is not computed. `logits` of the
-        output are the scaled similarities image to text (B, G); without `return_loss` they are all that is computed.
-        So they are in evaluation where the numbers of images and texts differ, as in zero-shot classification. The
-        towers run once: negatives reuse their states.
+        `match_ids` (B,) int64: pairs with equal ids belong together, such as the captions of one image; by default each
+        pair matches only itself. `config.objective_weights` weights itc and itm; an ITM of weight 0 is not computed.
+        The output's `logits` are the scaled similarities from image to text (B, G). Nothing else is computed without
+        `return_loss`, or in evaluation mode if the numbers of images and texts differ, as in zero-shot classification.
+        The towers run once: negatives reuse their states.
         """
         check_text(input_ids, attention_mask)
         if pixel_values.shape[0] != input_ids.shape[0]:

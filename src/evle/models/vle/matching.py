@@ -1,7 +1,7 @@
-"""Pairs of images and texts and their negatives, as contrast and matching of VLE need them.
+"""Pairs of images and texts and their negatives, for VLE's contrast and matching.
 
-VLE's towers read one modality each, so a pair's states serve every pairing they are drawn into: only the fusion runs
-once per pair. B pairs, N of them with a negative, P image tokens, T text tokens, D width.
+Each of VLE's towers reads one modality, so the states of an image or text can be reused in every pair: only the fusion
+runs once per pair. B pairs, N of them with a negative, P image tokens, T text tokens, D width.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel
 
 
 def contrast_head(config: VLEConfig) -> ContrastHead:
-    """The projections of the towers' states, already at the fusion's width."""
+    """The projections of the towers' states, which already have the fusion's width."""
     width = config.hidden_size
     return ContrastHead(width, config.projection_dim or width, config.pooling, config.temperature_init)
 
@@ -37,7 +37,7 @@ class VLEMatchScore(nn.Module):
 class FusionBatch:
     """Pairs for several purposes, fused in one pass.
 
-    Images and texts get numbers, pairs are made of numbers: what several pairs hold is there once.
+    Images and texts get numbers, and a pair consists of two numbers, so an image or text of several pairs is held once.
     """
 
     def __init__(self, vle: VLEModel):
@@ -59,11 +59,11 @@ class FusionBatch:
         return _last_numbers(self.texts)
 
     def pair(self, name: str, images: Tensor, texts: Tensor, reads: Reads) -> None:
-        """Fuse images with texts, by number, one by one; `reads` says what this purpose looks at."""
+        """Add pairs of image and text numbers for the purpose `name`, which `reads` the given parts of the fusion."""
         self.pairs[name] = (images, texts, reads)
 
     def run(self) -> dict[str, Fused]:
-        """Each purpose's states after the fusion; T is that of the longest text. Nothing for no purpose."""
+        """The states of each purpose after the fusion; T is the length of the longest text. Empty without pairs."""
         if not self.pairs:
             return {}
         length = max(mask.shape[1] for mask in self.masks)
@@ -83,7 +83,7 @@ class FusionBatch:
 
 
 def _last_numbers(batches: list[Tensor]) -> Tensor:
-    """The numbers of the rows of the last of several batches, counted through all of them."""
+    """The numbers of the rows of the last batch, when the rows of all batches are counted one after the other."""
     end = sum(each.shape[0] for each in batches)
     return torch.arange(end - batches[-1].shape[0], end, device=batches[-1].device)
 
@@ -99,13 +99,13 @@ def pair_negatives(
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Add the mismatched pairs of ITM, under "negatives": each image with another's text, then each text with another
-    image.
+    """Add the mismatched pairs of ITM, under "negatives": each image with the text of another pair, then each text with
+    the image of another pair.
 
-    `images` and `texts` (B,) are the true pairs' numbers in `batch`; what is drawn of the own process is taken from
-    there. What may come from other processes is encoded here, from their gathered inputs.
+    `images` and `texts` (B,) are the numbers of the true pairs in `batch`. Negatives from this process reuse the states
+    there; those from other processes are encoded here, from their gathered inputs.
 
-    Returns which pairs have a negative at all, (B,); they add 2 N rows.
+    Returns which pairs have a negative, (B,); these add 2 N rows.
     """
     drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities)
     drawn_texts, drawn_images = drawn_texts[has_negative], drawn_images[has_negative]
@@ -136,8 +136,8 @@ def pair_logits(
     image_rows: Tensor | None,
     text_rows: Tensor | None,
 ) -> Tensor:
-    """Match logits (B, 2) of the pairs that `image_rows` and `text_rows` (B,) make of images and texts; without them
-    images and texts pair row by row. Each image and text is encoded once; the fusion runs once per pair.
+    """Match logits (B, 2) of the pairs given by `image_rows` and `text_rows` (B,); by default images and texts are
+    paired row by row. Each image and text is encoded once; the fusion runs once per pair.
 
     Raises DataError for unequal numbers.
     """

@@ -1,9 +1,10 @@
-"""VLE: a text tower, an image tower, and co-attention between them (iFLYTEK and HFL, 2023; in the line of METER).
+"""VLE: a text tower, an image tower, and co-attention between them (iFLYTEK and HFL, 2023; based on METER).
 
-DeBERTa, or another text encoder, reads the text; CLIP, or another image encoder, the image. Both are projected to one
-width, get a type vector, and go through the blocks of `fusion.py`, in which each stream attends to itself and then to
-the other one's output of the previous block. Module names are those of the released checkpoints, so that a released
-directory is read and written without a table of keys. Task heads are in `heads.py`, `vcr.py` and `pretraining.py`.
+DeBERTa, or another text encoder, reads the text; CLIP, or another image encoder, reads the image. Both are projected to
+one width, get a type vector, and pass through the blocks of `fusion.py`, in which each stream attends to itself and
+then to the other stream's output of the previous block. Module names are those of the released checkpoints, so that a
+released directory is read and written without a table of keys. Task heads are in `heads.py`, `vcr.py` and
+`pretraining.py`.
 
 B batch, P image tokens ([CLS], the patches, and a VCR question's boxes), T text tokens, D fusion width, H heads.
 """
@@ -34,12 +35,12 @@ from evle.models.vle.vision import VLEVisionTower, check_image_size, eager, fit_
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
-"""The attentions of a block, in the order in which it computes them."""
+"""The attention maps of a block, in the order of computation."""
 
 
 def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Raise DataError for texts that no model can read right: no token ids, no tokens, a mask that does not fit them,
-    or padding on the left, before the token that stands for the whole text."""
+    """Raise DataError for texts that no model can read correctly: no token ids, no tokens, a mask that does not fit, or
+    padding on the left, before the token that represents the whole text."""
     if input_ids.is_floating_point():
         raise DataError("input_ids hold floating-point numbers; the order is model(input_ids, pixel_values, ...)")
     if input_ids.dim() < 2 or not input_ids.shape[-1]:
@@ -55,9 +56,9 @@ def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
 
 
 def mean_states(states: Tensor, chosen: Tensor) -> Tensor:
-    """The mean of the patch states (B, P, D) that are `chosen`, (B, ..., P) bool -> (B, ..., D); none gives 0.
+    """The mean of the patch states (B, P, D) that are `chosen`, (B, ..., P) bool -> (B, ..., D); 0 if none are.
 
-    This is the token that stands for a box.
+    This is the token of a box.
     """
     weights = chosen.to(states.dtype)
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -67,8 +68,8 @@ def mean_states(states: Tensor, chosen: Tensor) -> Tensor:
 def extend_token_types(table: Tensor, num_types: int) -> Tensor:
     """A type table (N, D) with `num_types` rows: the old rows first, each new one a copy of the text row (0).
 
-    A named object's tokens stand in the text, so a model that never saw object types starts by reading them as text;
-    the rows part in training. Raises `CheckpointError` when rows would be lost.
+    The tokens that name an object are part of the text, so a model that never saw object types starts by reading them
+    as text; training makes the rows different. Raises `CheckpointError` if rows would be lost.
     """
     if num_types < len(table):
         raise CheckpointError(
@@ -88,7 +89,7 @@ class VLEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["VLEFusionLayer"]  # noqa: RUF012
     _supports_sdpa = True
-    # Counting buffers: the release keeps them in its files, they hold no weights.
+    # Buffers of position indices, which the release keeps in its files; they hold no weights.
     _keys_to_ignore_on_load_unexpected = [r"position_ids$"]  # noqa: RUF012
     decoder_in_file: Tensor | None = None
 
@@ -106,15 +107,15 @@ class VLEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Every part by its own rule (CLIP has one of its own), then the image tower's positions by the configuration.
+        """Initialise every part by its own rule, and the image tower's positions by the configuration.
 
-        What a checkpoint holds stays: transformers' initialisation functions pass over it.
+        Loaded tensors stay as they are: transformers' initialisation functions skip them.
         """
         super().initialize_weights()
-        if self.config.place_init_range:
+        if self.config.position_init_range:
             for module in self.modules():
                 if isinstance(module, VLEVisionTower) and (table := module.position_table) is not None:
-                    init.normal_(table, std=self.config.place_init_range)
+                    init.normal_(table, std=self.config.position_init_range)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -123,7 +124,7 @@ class VLEPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **options: Any
     ) -> None:
-        """As in transformers, but refuses the reentrant kind: it would not see the tensors in a `Stream`."""
+        """As in transformers, but refuses the reentrant kind, which would not see the tensors in a `Stream`."""
         chosen = gradient_checkpointing_func.keywords if isinstance(gradient_checkpointing_func, partial) else {}
         if enable and chosen.get("use_reentrant"):
             raise ConfigError("VLE's fusion would get no gradient with use_reentrant=True; leave it out")
@@ -148,15 +149,15 @@ class VLEPreTrainedModel(PreTrainedModel):
         """The model in a model folder, a run's folder or a hub repository, released or of `save_pretrained`, as
         transformers reads it.
 
-        `image_size`: interpolate the positions for images of that many pixels a side (`resize_images`).
-        `num_token_types`: make room for that many token types (`add_token_types`). Both may come in `config`, too,
-        where the Auto classes put them. All else is transformers'.
+        `image_size`: interpolate the positions for images of that side in pixels (`resize_images`).
+        `num_token_types`: extend the table to that number of token types (`add_token_types`). Both may also be in
+        `config`, where the Auto classes put them. All other arguments are those of transformers.
         """
         path = weights_folder(pretrained_model_name_or_path)
         if isinstance(config := kwargs.get("config"), VLEConfig) and path is not None:
             hub = {name: kwargs[name] for name in HUB_OPTIONS & kwargs.keys()}
             fields, _ = VLEConfig.get_config_dict(path, **hub)
-            # Weights without a configuration are what the given one says.
+            # Weights without a configuration are described by the given one.
             held = VLEConfig.from_dict(fields) if "vision_config" in fields else config
             image_size = config.image_size if image_size is None else image_size
             num_token_types = config.num_token_types if num_token_types is None else num_token_types
@@ -178,10 +179,10 @@ class VLEPreTrainedModel(PreTrainedModel):
         """A new VLE whose towers are trained encoders; fusion and head start at random.
 
         Args:
-            vision: a folder or hub repository of an image encoder: CLIP or SigLIP, whole or the vision model alone,
-                DINOv2, ViT, Swin, ConvNeXt, a timm model and the like.
-            text: one of a text encoder, with or without a head: DeBERTa-v2 or v3, BERT, RoBERTa, ModernBERT and the
-                like.
+            vision: a folder or hub repository of an image encoder: CLIP or SigLIP (the whole model or its vision
+                model), DINOv2, ViT, Swin, ConvNeXt, a timm model and so on.
+            text: a folder or hub repository of a text encoder, with or without a head: DeBERTa-v2 or v3, BERT, RoBERTa,
+                ModernBERT and so on.
             vision_layers: how many layers of the image encoder to keep, from the first; all by default. The published
                 VLE models leave out the last one of CLIP.
             config_fields: fields of `VLEConfig`, such as `image_size` (interpolates the positions) or `hidden_size`.
@@ -219,19 +220,19 @@ class VLEPreTrainedModel(PreTrainedModel):
             own.load_state_dict(fit_tables(tower.state_dict(), own.state_dict()), strict=False)
 
     def resize_images(self, image_size: int) -> None:
-        """Interpolate the image positions, bicubic, for images of `image_size` pixels a side, and configure that size.
+        """Interpolate the image positions (bicubic) for a side of `image_size` pixels, and configure that size.
 
-        Raises ConfigError when it is no multiple of the patch.
+        Raises ConfigError if it is not a multiple of the patch.
         """
         check_image_size(self.config.vision_config, image_size)
         self.backbone.vision_model.resize_images(image_size)
         self.config.image_size = image_size
 
     def add_token_types(self, num_types: int) -> None:
-        """Extend the type table to `num_types` rows, as `extend_token_types`, and configure that number.
+        """Extend the type table to `num_types` rows, as `extend_token_types` does, and configure that number.
 
-        Each new row starts at a small distance of its own from the text's, so that named objects can be distinguished.
-        Raises CheckpointError when rows would be lost.
+        Each new row starts at a small random distance from the row for text, so that named objects can be
+        distinguished. Raises CheckpointError if rows would be lost.
         """
         table = self.backbone.token_type_embeddings.weight
         extended = extend_token_types(table.detach(), num_types)
@@ -242,8 +243,8 @@ class VLEPreTrainedModel(PreTrainedModel):
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie the MLM decoder to the word embeddings, as the released code does whatever its file holds.
 
-        transformers would leave them apart where a file holds two different ones. The file's decoder, which nothing
-        reads, is kept aside, so that what was loaded is what is saved.
+        transformers would not tie them if a file holds two different matrices. The file's decoder, which is not used,
+        is kept separately, so that saving writes what was loaded.
         """
         decoder = self.get_output_embeddings()
         if missing_keys is not None and decoder is not None and self.config.tie_word_embeddings:
@@ -256,7 +257,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         super().tie_weights(missing_keys, recompute_mapping)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Give masked words another decoder, as `resize_token_embeddings` does for a larger or smaller vocabulary."""
+        """Replace the decoder of masked words, as `resize_token_embeddings` does for a larger or smaller vocabulary."""
         predictions = self.get_submodule("mlm_score.1.predictions")
         predictions.register_module("decoder", new_embeddings)
         predictions.register_parameter("bias", new_embeddings.get_parameter("bias"))
@@ -269,14 +270,14 @@ class VLEPreTrainedModel(PreTrainedModel):
         state_dict: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write a directory that the released code reads: its keys, all of them (`released_state`)."""
+        """Write a directory that the released code can read, with all of its keys (`released_state`)."""
         state = self.released_state(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(save_directory, is_main_process, state, **kwargs)
 
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this model with exactly the keys that the released code writes.
 
-        Counting buffers belong to them, and the tied MLM decoder, once more than needed.
+        They include buffers of position indices and a copy of the tied MLM decoder.
         """
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         config = self.config
@@ -304,7 +305,7 @@ class VLEPreTrainedModel(PreTrainedModel):
 
 
 class VLEModel(VLEPreTrainedModel):
-    """The backbone: an image and a text to states that have seen each other.
+    """The backbone: encodes an image and a text, each in the context of the other.
 
     >>> model = VLEModel(VLEConfig.from_preset("vle-tiny"))
     >>> model(torch.tensor([[1, 5, 2]]), torch.zeros(1, 3, 64, 64)).pooler_output.shape
@@ -332,7 +333,7 @@ class VLEModel(VLEPreTrainedModel):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type."""
-        if pixel_values.shape[0] == 0:  # transformers' CLIP takes no empty batch
+        if pixel_values.shape[0] == 0:  # transformers' CLIP does not accept an empty batch
             height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
             return pixel_values.new_zeros(0, 1 + height * width, self.config.hidden_size)
         return self.image_projection_layer(self.vision_model(pixel_values)[0])
@@ -344,7 +345,7 @@ class VLEModel(VLEPreTrainedModel):
     def read_text(
         self, input_ids: Tensor, attention_mask: Tensor | None, keep_maps: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Texts (B, T) -> the text tower's own states (B, T, text width) and, if asked for, the maps of its layers."""
+        """Texts (B, T) -> the text tower's own states (B, T, text width) and, if requested, the maps of its layers."""
         check_text(input_ids, attention_mask)
         longest = self.config.max_position_embeddings
         if input_ids.shape[1] > longest:
@@ -363,8 +364,8 @@ class VLEModel(VLEPreTrainedModel):
         return output.last_hidden_state, tuple(output.attentions or ()) if keep_maps else ()
 
     def typed(self, states: Tensor, modality: int, type_ids: Tensor | None = None) -> Tensor:
-        """States (B, S, D) of `encode_image` or `encode_text` with their types: `type_ids` (B, S), or `modality`,
-        `TEXT_TYPE` or `IMAGE_TYPE`, for all."""
+        """Add type vectors to states (B, S, D) of `encode_image` or `encode_text`: those of `type_ids` (B, S), or of
+        `modality` (`TEXT_TYPE` or `IMAGE_TYPE`) for all tokens."""
         if type_ids is None:
             type_ids = torch.tensor(modality, device=states.device)
         return states + self.token_type_embeddings(type_ids)
@@ -372,9 +373,9 @@ class VLEModel(VLEPreTrainedModel):
     def mix(
         self, image: Stream, text: Stream, keep_maps: bool = False, kept: list[Tensor] | None = None
     ) -> tuple[Stream, Stream, list[tuple[Tensor | None, ...]]]:
-        """Both streams through all blocks but the last, and the maps of each block in the order of `MAPS`.
+        """Pass both streams through all blocks but the last; also returns each block's maps in the order of `MAPS`.
 
-        What enters each block is appended to `kept`, text tokens first.
+        The input of each block is appended to `kept`, text tokens first.
         """
         maps = []
         *blocks, _ = zip(self.cross_modal_image_layers, self.cross_modal_text_layers, strict=True)
@@ -391,7 +392,7 @@ class VLEModel(VLEPreTrainedModel):
     def read(
         self, image: Stream, text: Stream, reads: Reads, keep_maps: bool = False
     ) -> tuple[Fused, tuple[Tensor | None, ...]]:
-        """What `reads` asks for of the last block and the poolers, and the last block's maps."""
+        """The parts of the last block and the poolers that `reads` selects, and the last block's maps."""
         image_layer, text_layer = self.cross_modal_image_layers[-1], self.cross_modal_text_layers[-1]
         image_states = text_states = pooled = None
         maps: list[Tensor | None] = []
@@ -418,7 +419,8 @@ class VLEModel(VLEPreTrainedModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> Fused:
-        """Image and text, `typed`, through the whole fusion; with maps or hidden states, everything is computed."""
+        """Pass image and text, already `typed`, through the whole fusion. With maps or hidden states, everything is
+        computed."""
         kept: list[Tensor] | None = [] if output_hidden_states else None
         image, text, maps = self.mix(image, text, output_attentions, kept)
         if output_attentions or output_hidden_states:
@@ -447,17 +449,17 @@ class VLEModel(VLEPreTrainedModel):
 
         Args:
             input_ids: (B, T), T at most `config.max_position_embeddings`.
-            pixel_values: (B, C, H, W), sides multiples of the patch; other sizes than the configured interpolate the
-                positions.
-            attention_mask: (B, T), 1 = real token, 0 = padding on the right; all real when absent.
-            token_type_ids: (B, T) rows of the fusion's type table; all 0, text, when absent.
+            pixel_values: (B, C, H, W), whose sides are multiples of the patch; for other sizes than the configured
+                one, the positions are interpolated.
+            attention_mask: (B, T), 1 = real token, 0 = padding on the right; by default all are real.
+            token_type_ids: (B, T) rows of the fusion's type table; by default all are 0, text.
             output_attentions: also return the maps of every layer; this call then computes attention eagerly.
             output_hidden_states: also return the states before and after every block of the fusion.
-            reads: what the caller reads of the output; the rest is not computed, and None. With maps or hidden states,
-                everything is.
+            reads: what the caller reads from the output; the rest is not computed, and None. With maps or hidden
+                states, everything is computed.
 
         Raises:
-            DataError: sizes this model cannot take, types that it does not have, or unequal numbers of images and
+            DataError: sizes that this model cannot take, types that it does not have, or unequal numbers of images and
                 texts.
         """
         check_text(input_ids, attention_mask)

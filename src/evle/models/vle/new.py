@@ -1,4 +1,4 @@
-"""A new VLE of two trained encoders, saved as a folder to start training from."""
+"""Build a new VLE from two trained encoders, and save it as a folder to start training from."""
 
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,26 @@ def new_vle(
     overwrite: bool = False,
     **config_fields: Any,
 ) -> VLEModel:
-    """Build a VLE of the image encoder `vision` and the text encoder `text`, and save it with its processor.
+    """Build a VLE from the image encoder `vision` and the text encoder `text`, and save it with its processor.
 
     Both are folders or hub names of models of transformers or, for images, timm. The towers keep their weights; the
-    fusion starts at random, of the text encoder's width unless `hidden_size` says otherwise. Colour statistics and
-    image size are those of `vision`, the tokenizer that of `text`. The folder is what `model.init` takes.
+    fusion starts at random, with the text encoder's width unless `hidden_size` is given. Colour statistics and image
+    size come from `vision`, the tokenizer from `text`. The folder can be used as `model.init`.
 
     Args:
         output: the folder to write.
-        image_size: pixels a side; positions are interpolated. By default the image encoder's own.
+        image_size: side in pixels; positions are interpolated. By default the image encoder's own.
         vision_layers: how many layers of the image encoder to keep, from the first; all by default.
-        overwrite: replace a model that is there.
+        overwrite: replace a model in the output.
         config_fields: fields of `VLEConfig`, such as `num_hidden_layers`.
 
     Raises:
-        CheckpointError: a tower that is no encoder or not whole, or a text encoder without a tokenizer.
+        CheckpointError: a tower that is not an encoder or is incomplete, or a text encoder without a tokenizer.
         ConfigError: impossible fields, or a model in `output` already.
     """
     folder = Path(output)
     if (folder / "config.json").exists() and not overwrite:
-        raise ConfigError(f"{folder} holds a model already; name another folder, or replace it with --overwrite")
+        raise ConfigError(f"{folder} already holds a model; give another folder, or replace it with --overwrite")
     read_tower_config(vision, "vision_config")
     text_config: Any = read_tower_config(text, "text_config")
     tokenizer = _tokenizer(text)
@@ -56,7 +56,7 @@ def new_vle(
     model = VLEModel.from_vision_text_pretrained(vision, text, vision_layers=vision_layers, **config_fields)
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointError(
-            f"{text}: the tokenizer has {len(tokenizer)} tokens, but the model knows {model.config.vocab_size}; give "
+            f"{text}: the tokenizer has {len(tokenizer)} tokens, but the model has {model.config.vocab_size}; give "
             "the tokenizer that the model was trained with"
         )
     processor = VLEProcessor.for_size(model.config.image_size, tokenizer, vision)
@@ -66,7 +66,7 @@ def new_vle(
 
 
 def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a text encoder. Raises CheckpointError when there is none."""
+    """The tokenizer in the folder of a text encoder. Raises CheckpointError if there is none."""
 
     folder = local_folder(path)
 
@@ -78,11 +78,11 @@ def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         if pieces := find("spm.model"):
             settings, added = read_json(find("tokenizer_config.json")), read_json(find("added_tokens.json"))
             return read_sentencepiece(pieces, settings, added)
-        if not any(map(find, TOKENIZER_FILES)):  # transformers would make one without words
+        if not any(map(find, TOKENIZER_FILES)):  # transformers would create one without words
             raise CheckpointError(f"{path}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); put it there")
         tokenizer: PreTrainedTokenizerBase = from_folder(AutoTokenizer, folder)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: holds no tokenizer ({in_one_line(error)}); put its files there") from None
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
-        raise CheckpointError(f"{path}: the tokenizer has no pad or mask token; give a text encoder's own")
+        raise CheckpointError(f"{path}: the tokenizer has no pad or mask token; give that of the text encoder")
     return tokenizer

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 @dataclass
 class VLEOutput(ModelOutput):
-    """What every VLE model returns; fields that a model or a call has no use for are None.
+    """What every VLE model returns; fields that do not apply to a model or a call are None.
 
     Attributes:
         loss: the sum of `losses`, scalar.
@@ -21,14 +21,15 @@ class VLEOutput(ModelOutput):
         losses: named scalars, already weighted: "mlm", "itm", "mpc", "pbc", "itc", "answers", "choice".
         image_hidden: (B, P, D) image states after the fusion, [CLS] first. A head that does not read them computes them
             only with `output_hidden_states=True`.
-        text_hidden: (B, T, D) text states after the fusion; likewise.
-        pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler; likewise.
-        hidden_states: with `output_hidden_states=True`, the states (B, T + P, D) of text and image tokens, one after
-            the other: what enters the fusion, then what each of its blocks gives.
+        text_hidden: (B, T, D) text states after the fusion, computed under the same condition.
+        pooler_output: (B, 2 D) the first text state and the first image state, each through its pooler, computed under
+            the same condition.
+        hidden_states: with `output_hidden_states=True`, the states (B, T + P, D) of the text tokens followed by the
+            image tokens: the input of the fusion, then the output of each block.
         itm_logits, itm_labels: (pairs, 2) and (pairs,) of pre-training's matching.
         pbc_logits: (B, P - 1, 2) of pre-training's patch-box classification, column 1 = belongs to the text.
         mpc_logits: (B, classes) of pre-training's masked patch-box classification; rows without an object hold 0.
-        attentions: by name, one map per layer, when asked for: "text" and "image" are the towers' own, such as
+        attentions: by name, one map per layer, if requested: "text" and "image" are the towers' own, such as
             (B, H, T, T) of DeBERTa and (B, H, P, P) of CLIP; "text_self", "image_self", "text_to_image" (B, H, T, P)
             and "image_to_text" (B, H, P, T) are the fusion's.
     """
@@ -66,5 +67,6 @@ Forward = TypeVar("Forward", bound=Callable[..., VLEOutput])
 
 
 def returns_tuple_if_asked(forward: Forward) -> Forward:
-    """A `forward` that also takes `return_dict`, as those of transformers: False gives a tuple without what is None."""
+    """A `forward` that also takes `return_dict`, as in transformers: False gives a tuple without the fields that are
+    None."""
     return cast(Forward, can_return_tuple(forward))

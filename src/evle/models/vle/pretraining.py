@@ -1,7 +1,7 @@
 """VLE's pre-training: masked words, matching, and two objectives on boxes (VLE's README); contrast as an option.
 
-MPC blacks out the patches of an object's box and asks for its class, at a token that stands for the box; PBC asks which
-patches belong to the text. Words, boxes and labels are arguments: this file draws nothing but hard negatives.
+MPC blacks out the patches of an object's box and predicts its class at a token for the box; PBC predicts which patches
+belong to the text. Words, boxes and labels are arguments: the only random choice in this file are hard negatives.
 
 B batch, T text tokens, M masked tokens, P patches without [CLS], D width, V vocabulary.
 """
@@ -37,7 +37,7 @@ def black_out(pixel_values: Tensor, patches: Tensor, black: Tensor) -> Tensor:
 
 
 def _in_one_pass(encode: Callable[[Tensor], Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each named batch of inputs encoded, all of them in one call."""
+    """Encode several named batches of inputs in one call."""
     if not inputs:
         return {}
     states = encode(torch.cat(list(inputs.values())))
@@ -47,14 +47,14 @@ def _in_one_pass(encode: Callable[[Tensor], Tensor], inputs: dict[str, Tensor]) 
 class VLEForPreTraining(VLEPreTrainedModel):
     """The objectives in `config.objectives`, of "mlm", "itm", "mpc", "pbc", "itc"; only their parameters exist.
 
-    The heads bear the released names, so `VLEForMLM`, `VLEForITM` and `VLEForPBC` read what was trained here.
+    The heads have the released names, so `VLEForMLM`, `VLEForITM` and `VLEForPBC` read what was trained here.
 
-    A step runs each tower once, on all the rows it is needed for. The image tower reads the images (for all objectives
-    but mpc) and their blacked-out copies (mpc, only of the rows that have an object); the text tower reads the masked
-    texts (mlm) and the complete ones (all others). The fusion then takes, as rows of one batch: images with masked
-    texts (mlm), images with texts (pbc and the true pairs of itm) and the mismatched pairs (itm). Blacked-out images
-    with their box tokens follow in a pass of their own, as they have one token more (mpc). Of its last block each
-    objective gets what it reads. itc needs no fusion.
+    A step runs each tower once, on all rows that need it. The image tower reads the images (for all objectives but mpc)
+    and their blacked-out copies (for mpc, only of rows with an object). The text tower reads the masked texts (for mlm)
+    and the complete ones (for all others). The fusion then takes, as rows of one batch: images with masked texts (mlm),
+    images with texts (pbc and the true pairs of itm) and the mismatched pairs (itm). Blacked-out images with their box
+    tokens follow in a separate pass, because they have one more token (mpc). The last block computes only what each
+    objective reads. itc needs no fusion.
     """
 
     def __init__(self, config: VLEConfig):
@@ -64,7 +64,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
             )
         if "mpc" in config.objectives and not config.object_classes:
             raise ConfigError(
-                "the objective mpc needs object_classes, the classes it tells apart; name them or drop it"
+                "the objective mpc needs object_classes, the classes that it predicts; name them or drop it"
             )
         super().__init__(config)
         self.vle = VLEModel(config)
@@ -108,15 +108,15 @@ class VLEForPreTraining(VLEPreTrainedModel):
             attention_mask: (B, T), 1 = real token.
             masked_input_ids: (B, T) the corrupted text [mlm].
             mlm_labels: (B, T) the original token where it was masked, -100 elsewhere [mlm].
-            match_ids: (B,) int64, equal where pairs belong together, -100 where a pair takes no part; by default each
-                pair is its own [itm, itc].
-            pbc_labels: (B, P) 1 where a patch belongs to the text, 0 where not, -100 where it is unknown [pbc].
-            mpc_patches: (B, P) bool, the patches of one object of each image; none where it has no object [mpc].
+            match_ids: (B,) int64, equal for pairs that belong together, -100 for a pair that is left out; by default
+                each pair matches only itself [itm, itc].
+            pbc_labels: (B, P) 1 if a patch belongs to the text, 0 if not, -100 if that is unknown [pbc].
+            mpc_patches: (B, P) bool, the patches of one object in each image; none if it has no object [mpc].
             mpc_labels: (B,) that object's class, an index of `config.object_classes`, or -100 [mpc].
             black: (C,), or (B, C), the value of a black pixel after normalisation [mpc].
 
         Returns:
-            losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
+            The losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
             `itm_labels`; `pbc_logits` (B, P, 2); `mpc_logits` (B, classes).
 
         Raises:
@@ -141,7 +141,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         self._encode(step, masked_input_ids, mpc_patches, hidden, black)
         output = VLEOutput()
         losses: dict[str, Tensor] = {}
-        if "itc" in names:  # first: its similarities choose the negatives of itm
+        if "itc" in names:  # first, because its similarities select the negatives of itm
             losses["itc"] = self._itc(step)
             if self.contrast.only_records:
                 return VLEOutput(loss=losses["itc"], losses=losses)
@@ -166,7 +166,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         hidden: Tensor | None,
         black: Tensor | None,
     ) -> None:
-        """All images that the objectives need through the image tower, and all texts through the text tower."""
+        """Encode all images and all texts that the objectives need, each tower in one pass."""
         names = set(self.config.objectives)
         images, texts = {}, {}
         if names != {"mpc"}:
@@ -182,7 +182,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         step.texts = _in_one_pass(lambda ids: self.vle.encode_text(ids, step.mask.repeat(len(texts), 1)), texts)
 
     def _fuse(self, step: "_Step") -> None:
-        """Images and texts through the fusion, in one pass, as far as mlm, itm and pbc read them."""
+        """Fuse images and texts in one pass, as far as mlm, itm and pbc read them."""
         names = set(self.config.objectives)
         batch = FusionBatch(self.vle)
         images = {name: batch.add_images(states) for name, states in step.images.items() if name != "blacked"}
@@ -206,9 +206,9 @@ class VLEForPreTraining(VLEPreTrainedModel):
         step.fused = batch.run()
 
     def _mlm(self, step: "_Step", labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Masked words, of which the logits are (M, V).
+        """The loss of masked words, and their logits (M, V).
 
-        Only masked positions meet the vocabulary: it is the largest matrix of the model.
+        Only masked positions are multiplied by the vocabulary, which is the largest matrix of the model.
         """
         chosen = labels != objectives.IGNORE
         states: Any = step.fused["masked"].text_hidden
@@ -223,9 +223,9 @@ class VLEForPreTraining(VLEPreTrainedModel):
     def _mpc(self, step: "_Step", patches: Tensor, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Masked patch-box classification of the rows that are `hidden` (B,), with logits (B, classes).
 
-        The mean of the image tower's states of the blacked-out patches is a token of the fusion, as a box of VCR is,
-        and its fused state is classified (the figure in VLE's README). With `mpc_readout` "patches" no such token is
-        there, and the mean of the fused states of these patches is classified instead.
+        The mean of the image tower's states of the blacked-out patches enters the fusion as a token, like a box in VCR,
+        and its fused state is classified (the figure in VLE's README). With `mpc_readout` "patches" there is no such
+        token, and the mean of the fused states of these patches is classified instead.
         """
         image, patches = step.images["blacked"], patches[hidden]
         box = None
@@ -260,7 +260,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
 
 @dataclass
 class _Step:
-    """The rows of one step: what is given, and what the parts of the model make of it."""
+    """The rows of one step: the inputs, and the states that the parts of the model compute from them."""
 
     pixel_values: Tensor
     input_ids: Tensor

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | None:
-    """The mean and the deviation of colours, from 0 to 1, that the image encoder in a folder or on the hub was trained
-    with; None, with a warning, where its files do not name them."""
+    """The mean and standard deviation of colours, from 0 to 1, with which the image encoder in a folder or on the hub
+    was trained; None, with a warning, if its files do not state them."""
     folder = local_folder(path)
     try:
         fields, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
@@ -30,7 +30,7 @@ def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | Non
         timm_fields = PreTrainedConfig.get_config_dict(folder)[0].get("pretrained_cfg") or {}
         fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
     if "image_mean" not in fields or "image_std" not in fields:
-        logger.warning("%s: names no image_mean and image_std; images get CLIP's", path)
+        logger.warning("%s: has no image_mean and image_std; using those of CLIP", path)
         return None
     if not fields.get("do_normalize", True):
         return [0.0] * 3, [1.0] * 3
@@ -43,8 +43,7 @@ class VLEProcessor(PairProcessor):
     """An image processor of CLIP's kind (shortest edge, centre crop, bicubic, CLIP's statistics) and any tokenizer.
 
     `processor(text=..., images=..., padding=True, return_tensors="pt")` gives `pixel_values`, `input_ids` and
-    `attention_mask`. Options are routed to whom they belong, so `padding`, `truncation` and `max_length` never reach
-    the image processor. An image may have any PIL mode.
+    `attention_mask`. `padding`, `truncation` and `max_length` go only to the tokenizer. An image may have any PIL mode.
     """
 
     def __init__(self, image_processor: CLIPImageProcessor, tokenizer: PreTrainedTokenizerBase):
@@ -52,9 +51,10 @@ class VLEProcessor(PairProcessor):
 
     @classmethod
     def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None = None) -> Self:
-        """The processor of a model that takes square images of `image_size` pixels a side.
+        """The processor of a model for square images with a side of `image_size` pixels.
 
-        `vision` is the folder or hub name of its image tower, whose colour statistics are taken; CLIP's by default.
+        `vision` is the folder or hub name of its image tower, whose colour statistics are used; by default those of
+        CLIP.
         """
         options: dict[str, Any] = {}
         if vision is not None and (statistics := colour_statistics(vision)) is not None:
@@ -68,12 +68,12 @@ class VLEProcessor(PairProcessor):
     ) -> Self:
         """The processor in a directory or hub repository, released or of `save_pretrained`.
 
-        The tokenizer is made from `spm.model` where there is one, so that it tokenizes as SentencePiece
-        (`tokenization.py`), else read from `tokenizer.json`; a directory with neither is left to transformers.
-        `options` are transformers' (`revision`, `token`, `local_files_only`, ...).
+        The tokenizer is built from `spm.model` if there is one, so that it tokenizes exactly as SentencePiece does
+        (`tokenization.py`), else it is read from `tokenizer.json`; without both, transformers reads it. `options` are
+        those of transformers (`revision`, `token`, `local_files_only`, ...).
 
         Raises:
-            CheckpointError: an `spm.model` or a file beside it that cannot be followed.
+            CheckpointError: `spm.model` or a file beside it holds something that is not supported.
             OSError: no directory, or no `preprocessor_config.json`.
         """
         path = str(pretrained_model_name_or_path)
@@ -92,10 +92,11 @@ class VLEProcessor(PairProcessor):
         return cls(CLIPImageProcessor.from_pretrained(path, **options), tokenizer)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
-        """Write the processor's files as transformers 5 does, in a form that transformers 4 reads, too.
+        """Write the processor's files as transformers 5 does, in a form that transformers 4 can read, too.
 
-        Version 4 looks for the image's side in a file of its own, and does not know what version 5 calls the class
-        of a tokenizer. A tokenizer made from `spm.model` has it written again, which the released code reads.
+        Version 4 reads the image size from a separate file and does not know the name that version 5 gives to the class
+        of the tokenizer. For a tokenizer that was built from `spm.model`, that file is written too, because the
+        released code reads it.
         """
         written = super().save_pretrained(save_directory, push_to_hub, **options)
         self.image_processor.save_pretrained(save_directory)

@@ -1,8 +1,8 @@
 """The text tower: any text encoder of transformers, and its head for masked words.
 
-DeBERTa-v2 and v3 (arXiv 2006.03654, 2111.09543), which VLE was published with, have no fused attention in
-transformers; here they have. DeBERTa adds to the score of query i and key j what each thinks of their distance:
-`q_i . K_r(i - j)` and `k_j . Q_r(i - j)`. Both are terms of the score, so SDPA takes them as an additive mask.
+DeBERTa-v2 and v3 (arXiv 2006.03654, 2111.09543), the published text towers of VLE, have no fused attention in
+transformers; here they have. DeBERTa adds two terms that depend on the distance to the score of query i and key j:
+`q_i . K_r(i - j)` and `k_j . Q_r(i - j)`. SDPA takes their sum as an additive mask.
 
 B batch, T tokens, H heads, d width of a head, D width, R rows of the table of relative positions.
 """
@@ -26,20 +26,22 @@ from evle.models.vle.vision import build_tower
 
 
 def shift(scores: Tensor, length: int) -> Tensor:
-    """Scores (..., T, 2 T) of a row i against the distances -(T - 1) to T -> (..., T, T), at (i, j) the distance j - i.
+    """Scores (..., T, 2 T) of each row for the distances -(T - 1) to T -> (..., T, T), with the distance j - i at
+    (i, j).
 
-    Row i's window starts T - 1 - i columns in: one element earlier in each row, which in memory is a fixed stride.
+    The window of row i starts at column T - 1 - i, one element earlier in each row, which in memory is a fixed stride.
     """
     flat = scores.flatten(-2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
     return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]
 
 
 class FusedDisentangledSelfAttention(DisentangledSelfAttention):
-    """The stock module's parameters and arithmetic; the attention itself by SDPA unless maps are asked for.
+    """The stock module's parameters and arithmetic, with attention by SDPA unless maps are requested.
 
-    The stock module projects all R relative positions and scores every token against them; here only the 2 T that
-    occur in a text of T tokens, and they are laid out by a stride instead of a gather. A padding token gathers nothing,
-    as in the released code; the stock module of today gives it the mean of all tokens. No real token sees either.
+    The stock module projects all R relative positions and scores every token against them. This one uses only the 2 T
+    positions that occur in a text of T tokens, and arranges them by a stride instead of a gather. The output of a
+    padding token is 0, as in the released code; in the current stock module it is the mean of all tokens. Real tokens
+    see neither.
     """
 
     def __init__(self, config: DebertaV2Config):
@@ -55,8 +57,8 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """States (B, T, D), `attention_mask` (B, 1, T, T), `rel_embeddings` (R, D) -> states (B, T, D) and, if asked
-        for, maps (B, H, T, T)."""
+        """States (B, T, D), `attention_mask` (B, 1, T, T), `rel_embeddings` (R, D) -> states (B, T, D) and, if
+        requested, maps (B, H, T, T)."""
         assert query_states is None, "VLE has no enhanced mask decoder"
         allowed = attention_mask.bool()  # (B, 1, T, T)
         real = allowed.any(dim=-1, keepdim=True)  # (B, 1, T, 1)
@@ -75,7 +77,7 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
             mask = self.position_bias(query, key, self.pos_dropout(rel_embeddings)) * scale
         else:
             mask = query.new_zeros(1)
-        # With the least number, not minus infinity, a padding query, to which every key is forbidden, stays finite.
+        # The lowest number, instead of minus infinity, keeps a padding query finite, for which all keys are masked.
         mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
         dropout = self.dropout.p if self.training else 0.0
         context = attend(query, key, value, mask, dropout, scale)
@@ -86,7 +88,7 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
         return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(-2, -3)
 
     def position_bias(self, query: Tensor, key: Tensor, table: Tensor) -> Tensor:
-        """Queries and keys (B, H, T, d) and the table (R, D) -> what distances add to the scores, (B, H, T, T)."""
+        """Queries and keys (B, H, T, d) and the table (R, D) -> the position terms of the scores, (B, H, T, T)."""
         length = query.shape[-2]
         # The row of every distance i - j from -(T - 1) to T; the last one only completes the stride of `shift`.
         distances = torch.arange(1 - length, length + 1, device=query.device)
@@ -112,7 +114,7 @@ class FusedDisentangledSelfAttention(DisentangledSelfAttention):
 
 
 class OffloadableEncoder(DebertaV2Encoder):
-    """The stock encoder, which reads its table of relative positions by calling it, so that offloading can fetch it."""
+    """The stock encoder, but it calls its table of relative positions, so that offloading can fetch it."""
 
     def get_rel_embedding(self) -> Tensor | None:
         if not self.relative_attention:
@@ -144,7 +146,7 @@ def text_tower(config: Any) -> PreTrainedModel:
 
 
 class WordPredictions(nn.Module):
-    """States (..., D) to logits (..., V), as BERT does it: dense, activation, LayerNorm, and the word embeddings."""
+    """States (..., D) to logits (..., V), as in BERT: dense, activation, LayerNorm, and the word embeddings."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -173,12 +175,12 @@ class WordHead(nn.Module):
 
 
 def word_head(config: Any) -> nn.Module:
-    """The head for masked words on states of a text tower's width."""
+    """The head for masked words, for states with the text tower's width."""
     return LegacyDebertaV2OnlyMLMHead(config) if isinstance(config, DebertaV2Config) else WordHead(config)
 
 
 def word_head_ties(tower: PreTrainedModel) -> dict[str, str]:
-    """What a `word_head` shares: its decoder is the tower's word embedding, and its bias has two names."""
+    """The shared tensors of a `word_head`: its decoder is the tower's word embedding, and its bias has two names."""
     words = tower.get_input_embeddings()
     name = next(name for name, module in tower.named_modules() if module is words)
     return {

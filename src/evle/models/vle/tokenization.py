@@ -1,13 +1,13 @@
-"""DeBERTa's tokenizer from the SentencePiece model that released directories hold (`spm.model`), tokenizing as it does.
+"""DeBERTa's tokenizer, built from the SentencePiece model in released directories (`spm.model`), with equal results.
 
-The DeBERTa tokenizer of transformers 5 leaves out the model's table of characters, so that full-width forms, no-break
-spaces or an ellipsis come out otherwise. Here the table stays. The file is read as what it is, a Protocol Buffers
-message (`sentencepiece_model.proto` of github.com/google/sentencepiece), without another library.
+The DeBERTa tokenizer of transformers 5 ignores the model's table of characters, so that full-width forms, no-break
+spaces or an ellipsis are tokenized differently. This one uses the table. The file is a Protocol Buffers message
+(`sentencepiece_model.proto` of github.com/google/sentencepiece) and is read without another library.
 
-The tokenizers library goes through that table by graphemes and drops what a rule leaves of one: a mark behind a
-full-width letter was lost, and decomposed text (file names of macOS, Korean above all) stayed so. `_by_table` works
-around both. Differences are left where nobody writes: marks in another order than Unicode's, a mark that composes
-across another one, or with the last of several letters that one sign stands for (a ligature with an accent).
+The tokenizers library applies that table to graphemes and drops what a rule does not match: a mark after a full-width
+letter would be lost, and decomposed text (file names of macOS, above all Korean) would stay decomposed. `_by_table`
+works around both. Differences remain only in unusual texts: marks that are not in Unicode's order, a mark that composes
+across another one, and a mark that composes with the last letter of a ligature.
 """
 
 import json
@@ -31,18 +31,18 @@ SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-"""DeBERTa's; one that the model has no piece for, such as [MASK], is added behind the pieces."""
+"""DeBERTa's special tokens; one without a piece in the model, such as [MASK], is added after the pieces."""
 
 UNKNOWN, BYTE = 2, 6
 UNIGRAM = 1
 SPACE = "▁"
 APART = "\U0010ffff"
-"""Stands between a character and its mark for a moment; no text may hold it (a noncharacter of Unicode)."""
+"""Separates a character from its mark temporarily; a noncharacter of Unicode, which no text may contain."""
 
 
 @dataclass
 class SentencePieceModel:
-    """What a SentencePiece unigram model says: pieces with scores, and how text becomes pieces."""
+    """A SentencePiece unigram model: pieces with scores, and the settings that turn text into pieces."""
 
     pieces: list[tuple[str, float]]
     unknown: int
@@ -54,11 +54,11 @@ class SentencePieceModel:
     adds_prefix: bool
     """Whether a space is put in front of the text."""
     collapses_spaces: bool
-    """Whether spaces at both ends go, and several become one."""
+    """Whether spaces at both ends are removed, and repeated spaces become one."""
 
     @classmethod
     def read(cls, path: str | Path) -> "SentencePieceModel":
-        """The model in a file. Raises `CheckpointError` when it is none, or not of the unigram kind."""
+        """The model in a file. Raises `CheckpointError` if the file is not a model of the unigram kind."""
         data = Path(path).read_bytes()
         try:
             message = list(_fields(data))
@@ -101,13 +101,13 @@ class SentencePieceModel:
 
 
 class SentencePieceTokenizer(PreTrainedTokenizerFast):
-    """A tokenizer that keeps the SentencePiece model it was made of, for those who read nothing else."""
+    """A tokenizer that keeps the SentencePiece model it was built from, for readers that need that file."""
 
     pieces: bytes
     lower_case: bool
 
     def save_pieces(self, folder: str | Path) -> dict[str, Any]:
-        """Write `spm.model` and, for tokens it has no piece for, `added_tokens.json`. Returns the settings that
+        """Write `spm.model` and, for tokens without a piece, `added_tokens.json`. Returns the settings that
         `read_sentencepiece` and DeBERTa's tokenizer of transformers 4 need with them."""
         (Path(folder) / "spm.model").write_bytes(self.pieces)
         vocabulary = self.backend_tokenizer.get_vocab(with_added_tokens=False)
@@ -125,7 +125,7 @@ def read_sentencepiece(
     an `added_tokens.json` with their ids.
 
     Raises:
-        CheckpointError: no unigram model, a setting that cannot be followed, added tokens whose ids do not fit.
+        CheckpointError: no unigram model, a setting that is not supported, or added tokens whose ids do not fit.
     """
     settings = settings or {}
     if settings.get("split_by_punct"):
@@ -151,7 +151,7 @@ def read_sentencepiece(
 def _by_table(characters: bytes) -> list[normalizers.Normalizer]:
     """The steps that normalise by a model's table of characters, as SentencePiece does."""
     table = normalizers.Precompiled(characters)
-    if table.normalize_str("e\u0301") != "é":  # it composes nothing: marks stay as they are
+    if table.normalize_str("e\u0301") != "é":  # this table composes nothing: marks stay as they are
         return [table]
     apart = normalizers.Replace(Regex(r"(?<=\P{M})(?=\p{M})"), APART)
     return [normalizers.NFC(), apart, table, normalizers.Replace(APART, ""), normalizers.NFC()]
@@ -183,26 +183,26 @@ class _Piece:
 
 
 def _text(token: Any) -> str:
-    """A special token, which a configuration may describe as an object."""
+    """The text of a special token, which a configuration may give as an object."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a Protocol Buffers message: number and content, an int for varints, else bytes."""
-    place = 0
+    """The fields of a Protocol Buffers message: number and content (an int for varints, else bytes)."""
+    offset = 0
 
     def varint() -> int:
-        nonlocal place
+        nonlocal offset
         value, shift = 0, 0
         while True:
-            byte = data[place]
-            place += 1
+            byte = data[offset]
+            offset += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
             shift += 7
 
-    while place < len(data):
+    while offset < len(data):
         tag = varint()
         number, kind = tag >> 3, tag & 7
         if kind == 0:
@@ -211,7 +211,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         if kind not in (1, 2, 5):
             raise ValueError(f"field {number} has wire type {kind}")
         size = {1: 8, 5: 4}.get(kind) or (varint() if kind == 2 else 0)
-        if place + size > len(data):
+        if offset + size > len(data):
             raise ValueError(f"field {number} is cut short")
-        yield number, data[place : place + size]
-        place += size
+        yield number, data[offset : offset + size]
+        offset += size

@@ -1,4 +1,4 @@
-"""The trained models that a new VLE starts from: any image and any text encoder that transformers reads."""
+"""Read the trained encoders from which a new VLE starts: any image and any text encoder of transformers."""
 
 import copy
 from collections.abc import Mapping
@@ -21,9 +21,10 @@ WANTED = {"vision_config": "an image encoder", "text_config": "a text encoder"}
 
 
 def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
-    """The configuration of the encoder in a folder or hub repository; of a model of both modalities, its own half.
+    """The configuration of the encoder in a folder or hub repository; for a model of both modalities, that of the
+    half in question.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError if there is none.
     """
     folder = local_folder(path)
     try:
@@ -31,7 +32,7 @@ def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
         if fields.get("model_type") == "vle":
             raise CheckpointError(f"{path}: is a whole VLE; name it as the model to start from (model.init)")
         if "auto_map" in fields and "model_type" not in fields:
-            raise CheckpointError(f"{path}: needs code of its own, which is never run; give a model of transformers")
+            raise CheckpointError(f"{path}: needs its own code, which is never run; give a model of transformers")
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = getattr(config, kind, None) or config
         refuse_no_encoder(kind, config)
@@ -48,8 +49,8 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
     """The encoder in a folder or hub repository, in float32, with its first `num_layers` layers, all by default.
 
     Raises:
-        CheckpointError: there is no such model, or not all of its weights.
-        ConfigError: it has fewer layers.
+        CheckpointError: there is no such model, or some of its weights are missing.
+        ConfigError: the model has fewer layers.
     """
     config = read_tower_config(path, kind)
     model_class: Any = MODEL_MAPPING[type(config)]
@@ -57,14 +58,14 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
         loaded = from_folder(model_class, local_folder(path), dtype=torch.float32, output_loading_info=True)
     except OSError as error:
         raise CheckpointError(f"{path}: holds no model ({in_one_line(error)}); give {WANTED[kind]}") from None
-    except Exception as error:  # from_pretrained raises a dozen kinds on damaged files
+    except Exception as error:  # from_pretrained raises a dozen kinds of errors for damaged files
         raise CheckpointError(f"{path}: cannot be read ({in_one_line(error)}); fetch it again") from error
     model, info = loaded
     missing = sorted(name for name in info["missing_keys"] if name.split(".")[0] not in POOLERS)
     if missing:
         raise CheckpointError(
             f"{path}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; give "
-            f"{WANTED[kind]} whole"
+            f"{WANTED[kind]} with all of its weights"
         )
     return model if num_layers is None else _first_layers(model, num_layers, path)
 
@@ -74,7 +75,7 @@ def _first_layers(model: PreTrainedModel, num_layers: int, path: str | Path) -> 
     has = getattr(config, "num_hidden_layers", None)
     if has is None or hasattr(config, "depths"):
         raise ConfigError(
-            f"vision_layers={num_layers}: {path} is of {config.model_type}, which has stages; leave it out"
+            f"vision_layers={num_layers}: {path} is a {config.model_type}, which has stages; leave the option out"
         )
     if not 1 <= num_layers <= has:
         raise ConfigError(f"vision_layers={num_layers}: the tower in {path} has {has} layers")
@@ -86,7 +87,7 @@ def _first_layers(model: PreTrainedModel, num_layers: int, path: str | Path) -> 
 
 
 def refuse_unfit(tower: PreTrainedModel, fields: Mapping[str, Any], where: str = "") -> None:
-    """Raise ConfigError for `fields` of a configuration with which the trained `tower` would have other weights.
+    """Raise ConfigError for `fields` of a configuration that would change the weights of the trained `tower`.
 
     `where` is put before their names.
     """
@@ -103,8 +104,8 @@ def refuse_unfit(tower: PreTrainedModel, fields: Mapping[str, Any], where: str =
             unfit.append(f"{where}{name}={value!r} (they have {getattr(tower.config, name)!r})")
     if unfit:
         raise ConfigError(
-            f"the trained weights of {type(tower).__name__} do not fit {', '.join(unfit)}; leave that out, or build a "
-            "model with random weights from a VLEConfig"
+            f"the trained weights of {type(tower).__name__} do not fit {', '.join(unfit)}; leave these fields out, or "
+            "build a model with random weights from a VLEConfig"
         )
 
 

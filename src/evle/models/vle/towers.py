@@ -1,7 +1,7 @@
-"""What VLE needs to know of a tower's configuration: whether it is an encoder, its width and its grid.
+"""What VLE needs to know about a tower's configuration: whether it is an encoder, its width and its grid.
 
-VLE reads images and texts by any encoder of transformers. Families differ in how their configurations name sizes; those
-differences are here, so that the models see one width, one image size and one number of pixels per patch.
+Any encoder of transformers can be a tower of VLE. Families differ in how their configurations name sizes. This file
+hides the differences, so that the models see one width, one image size and one number of pixels per patch.
 """
 
 import json
@@ -26,14 +26,14 @@ POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 
 
 class VisionShape(NamedTuple):
-    """The image states of a tower: their width, and how many pixels a side each of them covers."""
+    """The image states of a tower: their width, and the side in pixels of the square that each of them covers."""
 
     width: int
     patch_size: int
 
 
 def refuse_no_encoder(name: str, config: PreTrainedConfig) -> None:
-    """Raise ConfigError unless `config`, the field `name` of a VLE, is one of an encoder of the right modality."""
+    """Raise ConfigError unless `config`, the field `name` of a VLE, is that of an encoder of the right modality."""
     family = config.model_type
     if name == "vision_config":
         is_encoder = family in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES or family.endswith("_vision_model")
@@ -66,8 +66,8 @@ def vision_shape(config: Any) -> VisionShape:
     patch_size = getattr(config, "patch_size", None) or (4 if hasattr(config, "depths") else None)
     if width is None or patch_size is None:
         raise ConfigError(
-            f"vision_config: a configuration of model_type {config.model_type!r} does not name the width of its states "
-            "or its patch size; take the model through timm (model_type timm_wrapper)"
+            f"vision_config: a configuration of model_type {config.model_type!r} has no width of states or no patch "
+            "size; use the model through timm (model_type timm_wrapper)"
         )
     if isinstance(patch_size, list | tuple):
         patch_size = patch_size[-1]
@@ -77,13 +77,13 @@ def vision_shape(config: Any) -> VisionShape:
 
 
 def read_image_size(config: Any) -> int:
-    """The pixels a side of the images that a tower is configured for."""
+    """Side in pixels of the images that a tower is configured for."""
     size = getattr(config, "image_size", None)
     if size is None and config.model_type == "timm_wrapper":
         size = (config.model_args or {}).get("img_size") or (getattr(config, "pretrained_cfg", None) or {}).get(
             "input_size"
         )
-    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 names patches alone
+    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 has only the number of patches
         size = math.isqrt(config.num_patches) * config.patch_size
     if isinstance(size, list | tuple):
         size = size[-1]
@@ -91,7 +91,7 @@ def read_image_size(config: Any) -> int:
 
 
 def write_image_size(config: Any, image_size: int) -> None:
-    """Configure a tower for images of `image_size` pixels a side."""
+    """Configure a tower for images with a side of `image_size` pixels."""
     config.image_size = image_size
     if hasattr(config, "num_patches") and isinstance(image_size, int):
         config.num_patches = (image_size // config.patch_size) ** 2
@@ -109,7 +109,7 @@ def takes_one_size(config: Any) -> bool:
 
 
 def longest_text(config: Any) -> int:
-    """The most tokens that a text tower has positions for."""
+    """The maximum number of tokens for which a text tower has positions."""
     return int(config.max_position_embeddings - _unused_positions(config))
 
 
@@ -132,7 +132,7 @@ class _TimmFacts(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _timm_facts(architecture: str, model_args: str) -> _TimmFacts:
-    """What only a timm model itself knows; it is built without memory. Raises ConfigError when it cannot be."""
+    """Facts that only a timm model itself knows; it is built without memory. Raises ConfigError if that fails."""
     try:
         import timm
     except ImportError:
@@ -156,5 +156,5 @@ def _timm_facts(architecture: str, model_args: str) -> _TimmFacts:
     elif patches is not None:
         patch_size = patches.patch_size[-1]
     else:
-        raise ConfigError(f"timm's {architecture!r} does not say how many pixels its states cover; choose another")
+        raise ConfigError(f"timm's {architecture!r} does not report how many pixels its states cover; choose another")
     return _TimmFacts(VisionShape(int(model.num_features), patch_size), getattr(patches, "img_size", None) is not None)

@@ -1,8 +1,8 @@
 """VCR's heads: which of the candidate answers, or rationales, is right?
 
-The release encodes the image again for every candidate. Here it is encoded once, for all candidates of all questions
-about it (`config.vcr_shares_image`); text and fusion run over all candidates of a batch at once. Nothing is kept
-between calls, and labels are only needed for the loss.
+The release encodes the image again for every candidate. Here it is encoded once for all candidates of all questions
+about it (`config.vcr_shares_image`), and the text tower and the fusion process all candidates of a batch at once.
+Nothing is kept between calls, and labels are needed only for the loss.
 
 B questions, N images, K candidates (4 in VCR), T text tokens, P patches without [CLS], O objects that a text names,
 D width.
@@ -23,10 +23,10 @@ from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 
 
 class VLEForVCR(VLEHead):
-    """What both VCR models share; each has its own classifier, `candidate_logit`.
+    """The parent of both VCR models, each of which has its own classifier, `candidate_logit`.
 
-    Logits are (B, K); `labels` (B,) name the right candidate, and the loss is "choice". `config.vcr_token_types` and
-    `config.vcr_box_tokens` switch off the two ways in which a text points at objects.
+    Logits are (B, K); `labels` (B,) are the indices of the right candidates, and the loss is "choice".
+    `config.vcr_token_types` and `config.vcr_box_tokens` switch off the two ways in which a text points at objects.
     """
 
     objective = "choice"
@@ -59,20 +59,20 @@ class VLEForVCR(VLEHead):
         """Score the candidates of each question.
 
         Args:
-            input_ids, attention_mask, token_type_ids: (B, K, T) the candidates' texts; type 0, on the tokens of a named
-                object that object's type, from 2 upwards.
+            input_ids, attention_mask, token_type_ids: (B, K, T) the candidates' texts. Types are 0, or for tokens that
+                name an object, the type of that object, from 2 upwards.
             pixel_values: (N, C, H, W), by default one image per question, N = B.
             box_patches: (B, K, O, P) bool, the patches that each named object's box covers.
-            box_token_types: (B, K, O) the type of each object, the same as on its text tokens; 0 is a padding slot. An
-                object whose box covers no patch (it was cropped away) has nothing to show and gets no box token; the
-                type stays on its text.
-            labels: (B,) the right candidate.
-            output_attentions: also return the maps of the fusion, of B K rows.
+            box_token_types: (B, K, O) the type of each object, the same as that of its text tokens; 0 is padding. An
+                object whose box covers no patch (because it was cropped away) gets no box token; its text tokens keep
+                their type.
+            labels: (B,) the index of the right candidate.
+            output_attentions: also return the maps of the fusion, with B K rows.
             output_hidden_states: also return the states.
-            image_rows: (B,) int64, the image that each question is about, where several are about one.
+            image_rows: (B,) int64, the index of each question's image, if several questions share an image.
 
         Returns:
-            `logits` (B, K), with `labels` the loss; the states, if asked for, are (B, K, 1 + P + O, D) and
+            `logits` (B, K) and, with `labels`, the loss. The states, if requested, are (B, K, 1 + P + O, D) and
             (B, K, T, D).
 
         Raises:

@@ -1,8 +1,8 @@
-"""The image tower: any vision encoder of transformers, its states as [CLS] and patches.
+"""The image tower: any vision encoder of transformers, with its states as [CLS] and patches.
 
-Encoders give their states in two shapes: tokens, of which the last ones are the patches, or a feature map. Tokens may
-be preceded by [CLS], and by others (a distillation token, registers), which are left out. Where there is no [CLS], the
-mean of the patches takes its place.
+Encoders return their states in two forms: as tokens, the last of which are the patches, or as a feature map. Before the
+patches there may be [CLS] and other tokens (a distillation token, registers), which are left out. An encoder without
+[CLS] gets the mean of the patches instead.
 
 B batch, P image tokens, [CLS] first, D width.
 """
@@ -29,8 +29,8 @@ LAST_NORMS = {
     "convnextv2": "layernorm",
     "beit": "pooler.layernorm",
 }
-"""The last norm of those encoders that apply it to their pooled state alone. Here it covers all states, as the released
-code has it for CLIP."""
+"""The last norm of encoders that apply it only to their pooled state. Here it is applied to all states, as the released
+code does for CLIP."""
 
 POOLERS = ("pooler", "head")
 """Modules on top of the states, which nothing here reads."""
@@ -38,7 +38,7 @@ POOLERS = ("pooler", "head")
 
 @contextmanager
 def eager(config: PreTrainedConfig) -> Iterator[None]:
-    """Within it a stock tower keeps its attention maps, which only the eager implementation has."""
+    """A context in which a stock tower keeps its attention maps, which only the eager implementation has."""
     before = config._attn_implementation
     config._attn_implementation = "eager"
     try:
@@ -48,7 +48,7 @@ def eager(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """A stock encoder of transformers, without a pooler, with its own fused attention where it has one."""
+    """A stock encoder of transformers, without a pooler, with its own fused attention if it has one."""
     if config._attn_implementation not in (None, "eager"):
         _fall_back_to_eager(config)
     tower: Any = AutoModel.from_config(config, trust_remote_code=False)
@@ -63,16 +63,16 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _fall_back_to_eager(config: PreTrainedConfig) -> None:
-    """Have an encoder without SDPA compute attention its only way."""
+    """Select eager attention for an encoder that has no SDPA."""
     model_class: Any = MODEL_MAPPING[type(config)]
     if not model_class._supports_sdpa:
         config._attn_implementation = "eager"
 
 
 class VLEVisionTower(nn.Module):
-    """A vision encoder of transformers, all of whose tokens go through its last LayerNorm.
+    """A vision encoder of transformers; all of its tokens pass through its last LayerNorm.
 
-    The level between, `vision_model.vision_model`, is in the released names.
+    The extra level, `vision_model.vision_model`, is part of the released names.
     """
 
     def __init__(self, config: Any):
@@ -91,9 +91,9 @@ class VLEVisionTower(nn.Module):
         self.is_convolutional = any(isinstance(each, nn.BatchNorm2d) for each in self.vision_model.modules())
 
     def forward(self, pixel_values: Tensor, keep_maps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`pixel_values` (B, C, H, W) -> states (B, P, vision width) and, if asked for, the encoder's own maps.
+        """`pixel_values` (B, C, H, W) -> states (B, P, vision width) and, if requested, the encoder's own maps.
 
-        Another size than the configured one interpolates the positions.
+        For other sizes than the configured one, the positions are interpolated.
         """
         self._check(pixel_values)
         height, width = pixel_values.shape[-2:]
@@ -126,8 +126,8 @@ class VLEVisionTower(nn.Module):
         if num_before < 0 or states.shape[-1] != self.shape.width:
             raise DataError(
                 f"{self.config.model_type} gives {states.shape[1]} states of width {states.shape[-1]} for {height} x "
-                f"{width} pixels; {rows} x {columns} patches of width {self.shape.width} were to be expected. Choose "
-                "another encoder"
+                f"{width} pixels; {rows} x {columns} patches of width {self.shape.width} were expected; choose another "
+                "encoder"
             )
         if norm := LAST_NORMS.get(self.config.model_type):
             module: Any = self.vision_model
@@ -142,7 +142,7 @@ class VLEVisionTower(nn.Module):
         return torch.cat([first, patches], dim=1)
 
     def _as_patches(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Images as SigLIP 2 takes them: pixels of patches (B, P, patch pixels), channels last."""
+        """Images in the form that SigLIP 2 takes: the pixels of patches (B, P, patch pixels), channels last."""
         size = self.shape.patch_size
         batch, _, height, width = pixel_values.shape
         rows, columns = height // size, width // size
@@ -166,20 +166,20 @@ class VLEVisionTower(nn.Module):
         configured = read_image_size(config)
         if takes_one_size(config) and (height, width) != (configured, configured):
             raise DataError(
-                f"pixel_values have {height} x {width} pixels, and {config.architecture} takes {configured} x "
-                f"{configured} alone; load the model with image_size={height}"
+                f"pixel_values have {height} x {width} pixels, but {config.architecture} takes only {configured} x "
+                f"{configured}; load the model with image_size={height}"
             )
 
     @property
     def position_table(self) -> nn.Parameter | None:
-        """The positions, (rows, vision width) or (1, rows, vision width), where the encoder has a table of them."""
+        """The position table, (rows, vision width) or (1, rows, vision width), if the encoder has one."""
         for name, parameter in self.vision_model.named_parameters():
             if name.endswith(("position_embedding.weight", "position_embeddings", "pos_embed")):
                 return parameter
         return None
 
     def resize_images(self, image_size: int) -> None:
-        """Interpolate the position tables for images of `image_size` pixels a side and take that size from now on."""
+        """Interpolate the position tables for images with a side of `image_size` pixels, and configure that size."""
         if isinstance(self.vision_model, CLIPVisionModel):
             return self._resize_clip(image_size)
         before = self.vision_model
@@ -197,7 +197,7 @@ class VLEVisionTower(nn.Module):
         self.vision_model = resized.to(device=device, dtype=dtype).train(training)
 
     def _resize_clip(self, image_size: int) -> None:
-        """`resize_images` without building the encoder again, which takes seconds where it is large."""
+        """`resize_images` without building the encoder again, which takes seconds for a large one."""
         embeddings: Any = self.vision_model.embeddings
         table = embeddings.position_embedding.weight
         side = image_size // embeddings.patch_size
@@ -209,26 +209,26 @@ class VLEVisionTower(nn.Module):
 
 
 def fit_tables(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an image tower in the shapes of `wanted`: tables of positions are interpolated to other grids.
+    """The tensors of an image tower in the shapes of `wanted`; position tables are interpolated to other grids.
 
-    Counting buffers are left to the model that is loaded. Raises CheckpointError for any other difference.
+    Buffers of position indices are left out. Raises CheckpointError for any other difference.
     """
     fitting: dict[str, Tensor] = {}
     for name, target in wanted.items():
         if name.endswith(("position_ids", "relative_position_index")):
             continue
         if name not in state:
-            raise CheckpointError(f"the image tower lacks {name}; give one of the same kind, whole")
+            raise CheckpointError(f"the image tower lacks {name}; give a complete tower of the same kind")
         tensor = state[name]
         fitting[name] = tensor if tensor.shape == target.shape else fit_table(name, tensor, target)
     return fitting
 
 
 def fit_table(name: str, table: Tensor, target: Tensor) -> Tensor:
-    """A table of positions of a square grid, (rows, D) or (1, rows, D), interpolated to the rows of `target`.
+    """A position table of a square grid, (rows, D) or (1, rows, D), interpolated to the rows of `target`.
 
-    Rows beside the grid, such as that of [CLS], stay: in tables of positions they come first, in BEiT's tables of
-    relative positions last. Raises CheckpointError for a tensor that is none.
+    Rows outside of the grid, such as that of [CLS], are kept: they are first in position tables and last in BEiT's
+    tables of relative positions. Raises CheckpointError for a tensor that is not such a table.
     """
     flat, rows = table.flatten(0, -2), target.flatten(0, -2).shape[0] if target.dim() > 1 else 0
     if table.dim() == target.dim() and table.dim() in (2, 3) and flat.shape[-1] == target.shape[-1]:
@@ -238,7 +238,7 @@ def fit_table(name: str, table: Tensor, target: Tensor) -> Tensor:
             if side.is_integer() and new_side.is_integer() and side > 0 and new_side > 0:
                 grid = flat[: len(flat) - others] if is_relative else flat[others:]
                 rest = flat[len(flat) - others :] if is_relative else flat[:others]
-                with_cls = torch.cat([grid[:1], grid])  # `resize_positions` passes over the first row
+                with_cls = torch.cat([grid[:1], grid])  # `resize_positions` skips the first row
                 resized = resize_positions(with_cls, int(new_side), int(new_side))[1:]
                 parts = [resized, rest] if is_relative else [rest, resized]
                 return torch.cat(parts).reshape(target.shape)
@@ -249,7 +249,7 @@ def fit_table(name: str, table: Tensor, target: Tensor) -> Tensor:
 
 
 def check_image_size(config: Any, image_size: int) -> None:
-    """Raise ConfigError unless images of `image_size` pixels a side fall into whole patches."""
+    """Raise ConfigError unless images with a side of `image_size` pixels consist of whole patches."""
     patch_size = vision_shape(config).patch_size
     if image_size <= 0 or image_size % patch_size:
         raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
