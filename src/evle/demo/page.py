@@ -104,7 +104,8 @@ def build(
             if located := able("locate"):
                 with gr.Tab("Locate", id="locate"):
                     locate.build(located, images.captions(located[0].scenes))
-            if explained := able("explain"):
+            # A model that answers comes first: its examples are questions, and its maps are those of an answer.
+            if explained := sorted(able("explain"), key=lambda model: "ask" not in model.pipelines):
                 with gr.Tab("Explain", id="explain"):
                     first = explained[0]
                     of_kind = images.questions if "ask" in first.pipelines else images.captions

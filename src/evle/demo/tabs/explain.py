@@ -37,7 +37,7 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
                 *zip(explanation.words, explanation.maps, strict=True),
             ]
         ]
-        answer = html.headline(f"{explanation.answer} {explanation.score:.0%}") if explanation.answer else ""
+        answer = html.headline(f"{explanation.answer} ({explanation.score:.0%})") if explanation.answer else ""
         remark = html.note("Hover a word, or choose it: its map covers the image, brightest where it is highest.")
         return answer + html.layers(explanation.image, maps, f"words-{next(numbers)}") + remark
 
