@@ -33,8 +33,8 @@ def finish(folder, value, answers, *, task="vqa", init=None, data="d0", lr=0.1):
 
 @pytest.fixture
 def runs(tmp_path):
-    first = finish(tmp_path / "all" / "a", 60.0, [("what? red", "good"), ("where? left", "bad")])
-    other = [("what? blue (right: red)", "bad"), ("where? left", "bad")]
+    first = finish(tmp_path / "all" / "a", 60.0, [("what? red", "good"), ("where? left (right: top)", "bad")])
+    other = [("what? blue (right: red)", "bad"), ("where? left (right: top)", "bad")]
     second = finish(tmp_path / "all" / "b", 70.0, other, init=str(first), lr=0.2)
     return first, second
 
@@ -67,7 +67,7 @@ def test_the_same_questions_are_side_by_side_and_disagreement_comes_first(runs, 
     questions, pairs = compare_runs(runs, tmp_path).galleries
     assert [cell.text for cell in questions.rows[0].cells] == [
         "what?\n✓ a: red\n✗ b: blue (right: red)",
-        "where?\n✗ a: left\n✗ b: left",
+        "where?\n✗ a: left (right: top)\n✗ b: left (right: top)",
     ]
     (row,) = pairs.rows
     assert row.heading == "both are blue"

@@ -101,7 +101,7 @@ class Explanation:
             unit=unit,
             answer=self.answer,
             score=self.score,
-            about=f"{self.method}: {ABOUT_METHODS[self.method]}",
+            about=f"Method {self.method}: {ABOUT_METHODS[self.method]}",
         )
 
     def save(self, path: str | Path) -> Path:

@@ -230,8 +230,9 @@ def _agree(example: Mapping[str, GalleryRow]) -> bool:
 def _joined_cell(cells: Mapping[str, Cell]) -> Cell:
     """One cell of the cells of several runs: the image, what their texts share, and a line per run with the rest."""
     words = [cell.text.split() for cell in cells.values()]
-    # The last word of a text is at least a part of the answer.
+    # The last word of a text is at least a part of the answer, and a question ends before it.
     num_shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*(each[:-1] for each in words))))
+    num_shared = max((index + 1 for index in range(num_shared) if words[0][index].endswith("?")), default=num_shared)
     signs = {"good": "✓ ", "bad": "✗ ", "": ""}
     lines = [
         f"{signs[cell.mark]}{name}: {' '.join(own[num_shared:])}"
