@@ -27,7 +27,7 @@ from evle.data.synthetic.scenes import scenes
 from evle.pipelines import ExplainPipeline
 from evle.report import Table, text_table
 from evle.tasks.trained import run_settings
-from evle.transforms.geometry import seen_region
+from evle.transforms.framing import seen_region
 
 SHARES = tuple(number / 9 for number in range(1, 6))
 WORLD = ("size", "min_things", "max_things", "shapes", "colours", "patterns")

@@ -129,7 +129,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("evle.server.load_served", "evle.server.build_app"):
         monkeypatch.setattr(name, reached)
     # After those above, whose modules must not take the stubs for the pipelines when they are first imported.
-    for name in ("Match", "VQA", "Compare", "Localise", "Embed", "Classify"):
+    for name in ("Match", "VQA", "Compare", "Localise", "Embed", "Classify", "AnswerChoice", "ReasonChoice"):
         monkeypatch.setattr(f"evle.pipelines.{name}Pipeline", reached)
     for name in ("LocalLanguageModel", "LocalCaptioner"):
         monkeypatch.setattr(f"evle.pipelines.{name}", lambda folder: folder)
@@ -139,6 +139,7 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evle.data.custom.corpus.read_texts", reached)
     monkeypatch.setattr("evle.inspection.folder_check.check_folder", reached)
     monkeypatch.setattr("evle.run.vcr.judge_vcr", reached)
+    monkeypatch.setattr("evle.run.side_by_side.compare_runs", reached)
     monkeypatch.setenv("EVLE_KEY", "a key that a page names")
     monkeypatch.setattr("evle.cli.data._samples", reached)
     monkeypatch.setattr("evle.demo.launch", reached)
@@ -164,7 +165,8 @@ def check_command(words: list[str]) -> None:
         assert words[place + 1] == "evle"
         check_command(words[place + 1 :])
     elif program == "python":
-        assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+        file = words[1] if words[1] != "-m" else words[2].replace(".", "/") + ".py"
+        assert (ROOT / file).is_file() or (ROOT / file.removesuffix(".py")).is_dir(), f"{file} does not exist"
     elif program == "evle":
         if words[1] == "evaluate" and "/" in words[2]:
             write_run(Path(words[2]))
