@@ -9,11 +9,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from evle import train
 from evle.data.custom.folder import folder
 from evle.models.vle.processing import colour_statistics
+from evle.run.config import read_stages
+from evle.run.splits import read_splits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -104,6 +107,21 @@ def test_the_example_images_are_a_folder_that_can_be_read():
     samples = folder(EXAMPLES / "images", "captions", None)
     assert len(samples) == 18
     assert not samples.skipped
+
+
+@pytest.mark.parametrize("recipe", ["emoji", "pictures", "pictures-vle"])
+def test_the_recipes_read_the_splits_of_the_emoji_folder_as_they_are(build, recipe, tmp_path):
+    rows = []
+    for number in range(60):
+        for style in build.STYLES:
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{style}-{number}.webp")
+            split = build.split_of(f"thing {number}", style)
+            rows.append({"image": f"{style}-{number}.webp", "captions": [f"thing {number}"], "split": split})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for stage in read_stages(recipe, [f"data.path={tmp_path}"]).stages:
+        splits = read_splits(stage.config.data, "captions")
+        for split, name in (("train", "train"), ("val", "val"), ("test", "test_style")):
+            assert len(splits[split]) == sum(row["split"] == name for row in rows) > 0
 
 
 # Real towers
