@@ -75,6 +75,29 @@ def test_eves_numbers_are_the_published_ones(name):
     assert config.task.get("keep_sides", True) == (task == "vqa")  # sides are kept for VQA alone
 
 
+def test_meters_numbers_are_those_of_its_code():
+    pretrain, vqa = read_recipe("meter-base-pretrain"), read_recipe("meter-base-vqa")
+    for config in (pretrain, vqa):
+        optim = config.optim
+        assert (optim.schedule, optim.power, optim.warmup, optim.betas, optim.eps) == (
+            "linear",
+            1,
+            0.1,
+            (0.9, 0.98),
+            1e-8,
+        )
+        assert (optim.weight_decay, optim.lr_mult_patterns["cross_modal"], config.text.max_length) == (0.01, 5, 50)
+    assert (pretrain.train.steps, pretrain.train.batch_size, pretrain.optim.lr, pretrain.image.size) == (
+        100_000,
+        4096,
+        1e-5,
+        288,
+    )
+    assert (pretrain.task["text_mask_ratio"], pretrain.task["whole_words"]) == (0.15, False)
+    assert (vqa.train.epochs, vqa.train.batch_size, vqa.optim.lr, vqa.image.size) == (10, 512, 5e-6, 576)
+    assert vqa.optim.lr_mult_patterns["vqa_classifier"] == 50
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("vle")])
 def test_vles_numbers_are_the_published_ones(name):
     _, size, task = split_name(name)
