@@ -48,6 +48,14 @@ def test_the_verb_makes_a_folder_that_holds_everything(towers):
     assert inputs["input_ids"].tolist() == AutoTokenizer.from_pretrained(towers / "text")(["a red ball"])["input_ids"]
 
 
+def test_the_tokenizer_returns_what_the_model_takes_and_nothing_else(towers):
+    tokenizer = AutoTokenizer.from_pretrained(towers / "text", model_input_names=["input_ids", "token_type_ids"])
+    tokenizer.save_pretrained(towers / "text")  # as BERT's do
+    assert "token_type_ids" in AutoTokenizer.from_pretrained(towers / "text")("a red ball")
+    new_vle(towers / "vision", towers / "text", towers / "new")
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(towers / "new")("a red ball")
+
+
 def test_a_model_that_is_there_is_only_replaced_when_asked_for(towers):
     new_vle(towers / "vision", towers / "text", towers / "new", image_size=64)
     assert VLEModel.from_pretrained(towers / "new").config.image_size == 64

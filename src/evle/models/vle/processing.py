@@ -54,8 +54,10 @@ class VLEProcessor(PairProcessor):
         """The processor of a model for square images with a side of `image_size` pixels.
 
         `vision` is the folder or hub name of its image tower, whose colour statistics are used; by default those of
-        CLIP.
+        CLIP. The tokenizer no longer returns the sentence types of BERT, which no VLE reads.
         """
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
         options: dict[str, Any] = {}
         if vision is not None and (statistics := colour_statistics(vision)) is not None:
             options = {"image_mean": statistics[0], "image_std": statistics[1]}
