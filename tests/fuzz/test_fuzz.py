@@ -26,8 +26,9 @@ from evle.errors import DataError, EvleError
 from evle.inspection.folder_check import check_folder
 from evle.models.eve import EVEForRetrieval
 from evle.models.loading import load_model
-from evle.run.config import read_recipe, read_run
+from evle.run.config import read_recipe
 from evle.run.evaluation import evaluate
+from evle.run.scoring import read_run
 from evle.run.stages import train
 from evle.search import ImageIndex, build_index
 from evle.transforms.text import encode

@@ -12,8 +12,8 @@ from evle.cli import main as cli
 from evle.config import dump_yaml
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining, EVEForRetrieval
-from evle.run.config import read_run
 from evle.run.evaluation import evaluate, load_to_score, load_trained
+from evle.run.scoring import read_run
 from evle.run.stages import train
 from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.vqa import VQATask

@@ -11,9 +11,10 @@ from evle.config import dump_yaml, load_yaml, merge
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.recipes import find_recipe, listing, recipes
 from evle.run import stages
-from evle.run.config import RunConfig, read_recipe, read_run, read_stages
+from evle.run.config import RunConfig, read_recipe, read_stages
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
+from evle.run.scoring import read_run
 from evle.run.splits import DataConfig, as_list, below_root, read_split
 from evle.tasks import TASKS
 from evle.transforms.text import train_tokenizer

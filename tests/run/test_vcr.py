@@ -11,10 +11,10 @@ from easy_vqa_package import write_easy_vqa
 from evle.cli.main import app
 from evle.data.sources import read_source
 from evle.errors import ConfigError
-from evle.run.config import read_run
 from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
 from evle.run.reporting import split_read
+from evle.run.scoring import read_run
 from evle.run.stages import train
 from micro import micro_run
 from reasoning_corpora import nlvr2, vqav2, xvlm_pairs, xvlm_questions

@@ -196,8 +196,8 @@ def test_both_right_counts_and_the_file_holds_every_probability(runs, tmp_path):
 
 def test_reasons_for_the_right_answer_are_those_of_the_task(runs, tmp_path):
     """Sixteen candidates at once give what the task's four give."""
-    from evle.run.config import read_run
     from evle.run.evaluation import load_trained
+    from evle.run.scoring import read_run
 
     config = read_run(runs / "vcr-qa2r")
     model, four = load_trained(config, runs / "vcr-qa2r", type(task_of(tmp_path, "vcr-qa2r")))

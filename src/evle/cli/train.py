@@ -116,14 +116,13 @@ def evaluate(
       evle evaluate openai/clip-vit-base-patch32 task.name=retrieval data.path=FOLDER data.test.source=folder
     """
     from evle.models.folders import is_hub_name
-    from evle.run import config as reading
-    from evle.run import evaluation
+    from evle.run import evaluation, scoring
 
     is_file = Path(run).suffix in (".yaml", ".yml")
     on_hub = is_hub_name(run) and not is_file
     if by is None and not Path(run).is_dir() and "/" in run and not on_hub and not is_file:
         raise EvleError(f"{run}: no such folder; give a run's folder, a model's folder or hub name, or a recipe")
-    config = reading.read_to_score(run, overrides or [], recipe=by, model=model)
+    config = scoring.read_to_score(run, overrides or [], recipe=by, model=model)
     name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
     folder = output or Path("runs" if on_hub else "") / config.output / name
     show_report(evaluation.evaluate(config, model=model, output=folder), folder)

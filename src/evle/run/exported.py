@@ -9,9 +9,10 @@ from evle.errors import ConfigError
 from evle.exported.folder import is_exported
 from evle.models.folders import model_folder
 from evle.report import Table
-from evle.run.config import RunConfig, read_to_score, task_class
+from evle.run.config import RunConfig, task_class
 from evle.run.evaluation import load_trained
 from evle.run.reporting import split_read
+from evle.run.scoring import read_to_score
 from evle.run.splits import read_split
 from evle.run.weights import read_config
 from evle.tasks import TASKS

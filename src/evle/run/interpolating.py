@@ -20,8 +20,9 @@ from evle.models.adapters import has_adapter
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import without_bars
 from evle.report import Curve, Report, Table
-from evle.run.config import RunConfig, read_run, task_class
+from evle.run.config import RunConfig, task_class
 from evle.run.evaluation import load_trained
+from evle.run.scoring import read_run
 from evle.run.splits import read_split
 from evle.run.weights import ModelConfig, build_model, read_processor
 from evle.tasks.task import EvaluationSettings, Task

@@ -19,9 +19,10 @@ from evle.engine.run_folder import make_output
 from evle.errors import ConfigError
 from evle.models.folders import model_folder
 from evle.report import Report
-from evle.run.config import RunConfig, read_run, refuse_training_settings
+from evle.run.config import RunConfig
 from evle.run.evaluation import load_trained
 from evle.run.reporting import score_rows, skipped_table, write_report
+from evle.run.scoring import read_run, refuse_training_settings
 from evle.run.splits import read_split
 from evle.storage import fetch, join, open_mirror, session, shown
 from evle.tasks.task import Task

@@ -22,7 +22,7 @@ from evle.data.samples import Box, CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import average_precision, shared_information
 from evle.models.eve import EVEConfig, EVEForPreTraining
-from evle.models.eve.targets import ImageTeacher
+from evle.models.eve.targets import open_teacher
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionConfig, first_text, match_of, training_text
 from evle.tasks.predict import predict_all
@@ -114,7 +114,7 @@ class PreTrainingTask(Task):
     def model_overrides(self) -> dict[str, Any]:
         overrides: dict[str, Any] = {"object_classes": list(self.classes)} if self.classes else {}
         if (folder := self.options.mim_teacher) is not None:
-            size = ImageTeacher(folder, self.options.mim_target).size
+            size = open_teacher(folder, self.options.mim_target).size
             overrides |= {"mim_teacher": folder, "mim_target": self.options.mim_target, "mim_target_size": size}
         return overrides
 

@@ -20,7 +20,7 @@ from evle.models.eve.embedding import patchify, take, unpatchify, visible_patche
 from evle.models.eve.heads import Pairs, add_balance, contrast_head, contrast_pairs, match_pairs, word_head
 from evle.models.eve.modeling import EVEAttention, EVEModel, EVEOutput, EVEPreTrainedModel, average_router
 from evle.models.eve.routing import FeedForward
-from evle.models.eve.targets import ImageTeacher
+from evle.models.eve.targets import ImageTeacher, open_teacher
 from evle.models.even_rows import pad_rows
 
 
@@ -268,7 +268,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         if config.mim_teacher is None:
             raise ConfigError(f"mim_target={config.mim_target!r} needs mim_teacher=FOLDER, the model that gives them")
         if self.teacher is None:
-            teacher = ImageTeacher(config.mim_teacher, config.mim_target)
+            teacher = open_teacher(config.mim_teacher, config.mim_target)
             if teacher.size != config.mim_target_size:
                 raise ConfigError(
                     f"{config.mim_teacher} gives {config.mim_target} of size {teacher.size}, this model was built for "

@@ -9,6 +9,7 @@ B batch, N patches, F width of the features.
 
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,18 @@ class ImageTeacher:
         if size is None:
             raise CheckpointError(f"{self.folder}: config.json has no number of codes ({', '.join(names)})")
         return int(size)
+
+
+def open_teacher(folder: str | Path, target: str) -> ImageTeacher:
+    """The teacher in a folder, opened once for the task, which needs the size of its targets, and for the model."""
+    files = sorted(model_folder(folder).iterdir())
+    return _opened(str(folder), target, tuple((file.name, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str, target: str, stamps: tuple[tuple[str, int], ...]) -> ImageTeacher:
+    """The teacher in a folder whose files have these names and times, so that a changed one is opened again."""
+    return ImageTeacher(folder, target)
 
 
 def is_eve(model: PreTrainedModel) -> bool:
