@@ -142,6 +142,65 @@ def test_tables_and_what_the_check_passes_a_run_reads(name, seed, tmp_path):
         shutil.rmtree(home)
 
 
+ROWS_OF = {
+    "vqa": [
+        {"image": f"{n}.jpg", "question": f"what is {n}?", "answers": ["a", "b"], "split": "train", "id": n}
+        for n in range(4)
+    ],
+    "nlvr2": [
+        {"images": ["0.jpg", f"{n}.jpg"], "sentence": f"both are {n}", "label": n % 2 == 0, "set_id": f"s{n}"}
+        for n in range(4)
+    ],
+    "vcr": [
+        {
+            "image": f"{n}.jpg",
+            "objects": [{"label": "person", "box": [0, 0, 9, 9]}, {"label": "dog", "box": [2, 2, 20, 15]}],
+            "question": f"Why is [0] near [1] {n}?",
+            "answer_choices": ["a [1]", "b", ["c", [0]], "d"],
+            "answer_label": n,
+            "rationale_choices": ["r", "s", "t", "u"],
+            "rationale_label": 3 - n,
+        }
+        for n in range(4)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ROWS_OF))
+@fuzz(120)
+def test_what_the_check_passes_of_other_kinds_a_run_reads_with_the_same_counts(kind, seed, tmp_path):
+    rng = random.Random(seed)
+    home = tmp_path / str(seed)
+    home.mkdir()
+    for number in range(4):
+        (home / f"{number}.jpg").write_bytes(IMAGES["JPEG"])
+    lines = [json.dumps(row).encode() for row in ROWS_OF[kind]]
+    index = rng.randrange(len(lines))
+    lines[index] = mutate_json(lines[index], rng)
+    (home / "rows.jsonl").write_bytes(b"\n".join(lines))
+    try:
+        checked = None
+        with one_line_at_most():
+            checked = check_folder(home, kind)
+        with one_line_at_most():
+            try:
+                samples = folder(home, kind)
+            except DataError:
+                assert checked is None or not checked.ok, "the check passes what a run refuses"
+            else:
+                assert checked is not None, "a run reads what the check refuses"
+                for sample in samples:
+                    for image in sample.images if kind == "nlvr2" else (sample.image,):
+                        try:
+                            open_image(image)
+                        except DataError:
+                            assert not checked.ok, "the check passes an image that a run cannot read"
+                if checked.ok:
+                    assert len(samples) == checked.rows
+    finally:
+        shutil.rmtree(home)
+
+
 @fuzz(150)
 def test_tars(seed, tmp_path):
     rng = random.Random(seed)

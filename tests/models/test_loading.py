@@ -1,7 +1,11 @@
 """Model folders with their processors."""
 
+import json
+
+import pytest
 import torch
 
+from evle.errors import CheckpointError
 from evle.models.eve import EVEForRetrieval
 from evle.models.loading import load_model
 from evle.pipelines import EmbedPipeline
@@ -18,3 +22,31 @@ def test_half_precision_weights_are_loaded_in_float32_on_a_cpu(tmp_path, monkeyp
         assert load_model(tmp_path, {"eve": EVEForRetrieval}, "cuda")[0].dtype == torch.float16
         assert load_model(tmp_path, {"eve": EVEForRetrieval}, torch.device("cpu"))[0].dtype == torch.float32
         assert EmbedPipeline(tmp_path, device="cpu").model.dtype == torch.float32
+
+
+def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path):
+    save_retrieval_model(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    whole = file.read_text()
+    file.write_text(json.dumps({**json.loads(whole), "pad_token": None}))
+    with pytest.raises(CheckpointError, match="the tokenizer has no padding token"):
+        load_model(tmp_path, {"eve": EVEForRetrieval})
+    file.write_text(whole)
+    words = json.loads((tmp_path / "tokenizer.json").read_text())
+    words["model"]["vocab"]["zebra"] = 5_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match="has a token of number 5,000,000, and the model knows"):
+        load_model(tmp_path, {"eve": EVEForRetrieval})
+
+
+def test_a_tokenizer_on_which_its_library_panics_is_one_line(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3's, which is no Exception."""
+
+    def panic(*_, **__):
+        raise PanicException("range end index 18446744073709546619 out of range")
+
+    save_retrieval_model(tmp_path)
+    monkeypatch.setattr("evle.models.eve.processing.EVEProcessor.from_pretrained", panic)
+    with pytest.raises(CheckpointError, match=r"the tokenizer is damaged \(range end index"):
+        load_model(tmp_path, {"eve": EVEForRetrieval})

@@ -5,9 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedConfig
 
+from evle.data.custom.folder import folder
 from evle.data.samples import VQASample
+from evle.errors import ConfigError
+from evle.inspection.folder_check import check_folder
 from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcessor
 from evle.pipelines import VQAPipeline
 from evle.run.prepare import prepare
@@ -113,3 +117,18 @@ def test_answers_are_shown_in_their_most_frequent_spelling(tmp_path):
     rng = np.random.default_rng(0)
     labels = task.collate([task.fixed_features(sample, rng) for sample in samples])["labels"]
     assert labels.argmax(dim=1).tolist() == [1, 0, 0, 0]
+
+
+def test_questions_without_any_answer_are_refused_with_the_columns_that_the_table_has(tmp_path):
+    (tmp_path / "questions.csv").write_text("image,question,label\na.jpg,what?,red\nb.jpg,who?,blue\n")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    samples = folder(tmp_path, "vqa")
+    for options in ({}, {"answers": None, "min_count": 2}):
+        config = micro_run(tmp_path / "run", "vqa", {"task": options})
+        words = r"none of 2 training questions has an answer: no column 'answers' or 'answer'.*label"
+        with pytest.raises(ConfigError, match=words):
+            prepare(config, samples={"train": samples})
+    check = check_folder(tmp_path, "vqa")
+    assert not check.ok
+    assert "set answer_column to the one that holds them" in "\n".join(check.broken_rows.lines)

@@ -5,6 +5,7 @@ line on stderr and exit code 2; an interrupted run ends with 130.
 """
 
 import io
+import logging
 import os
 import sys
 from typing import Annotated
@@ -71,6 +72,7 @@ for panel, verbs in PANEL_VERBS.items():
 def main() -> None:
     """The entry point of `evle`."""
     settle()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what torchao calls there, it warns of
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # every verb says itself what it reads and writes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8, byte for byte

@@ -18,7 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evle.data.custom.choices import choice_sample
-from evle.data.custom.columns import Columns
+from evle.data.custom.columns import (
+    EMBEDDED_COLUMNS,
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    QUESTION_COLUMNS,
+    TYPE_COLUMNS,
+    Columns,
+)
 from evle.data.custom.folder import read_folder
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.table import IMAGE_FIELDS, TableRows, unusual_splits
@@ -298,7 +305,9 @@ def _look_at_answers(check: FolderCheck, rows: TableRows) -> None:
         check.unanswered = int((answers[rows.usable()] == 0).sum())
     elif rows.task == "nlvr2":
         check.unanswered = rows.table.column("label").null_count
-    others = [name for name in rows.names if not rows.columns.wanted(name)]
+    asked = {*IMAGE_COLUMNS, *EMBEDDED_COLUMNS, *QUESTION_COLUMNS, *ID_COLUMNS, *TYPE_COLUMNS, "split"}
+    others = [name for name in rows.names if rows.task != "vqa" or name.strip().casefold() not in asked]
+    others = [name for name in others if rows.task == "vqa" or not rows.columns.wanted(name)]
     if rows.answers_note and (others or rows.columns.answer):
         check.broken_rows.add(f"{rows.origin}: {rows.answers_note}")
 

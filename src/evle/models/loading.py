@@ -57,7 +57,23 @@ def load_model(
         raise CheckpointError(
             f"{folder}: the weights lack {len(missing)} tensors of {wanted.__name__}, first {missing[0]}"
         )
+    if family in PROCESSORS:
+        _refuse_other_tokenizer(folder, model, processor)
     return model, processor
+
+
+def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any) -> None:
+    """Raise CheckpointError for a tokenizer that cannot pad, or that has tokens which the model has no embedding of."""
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no padding token; copy tokenizer_config.json again")
+    known = getattr(model.config, "text_config", model.config).vocab_size
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= known:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has a token of number {last:,}, and the model knows {known:,} tokens; copy the "
+            "tokenizer that belongs to it"
+        )
 
 
 def _precision(fields: Mapping[str, Any], device: str | torch.device | None) -> dict[str, Any]:

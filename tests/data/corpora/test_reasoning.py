@@ -438,3 +438,11 @@ def test_lines_of_nlvr2_without_a_sentence_are_left_out_and_named(pairs):
     samples = nlvr2(pairs, split="dev")
     assert samples.skipped == [f"{file}:1 ({record['identifier']}): no sentence"]
     assert "None" not in {sample.sentence for sample in samples}
+
+
+def test_a_list_of_which_nothing_is_left_gives_the_reasons(tmp_path):
+    rows = [{"question_id": 3, "question": "g", "image": "B.jpg", "answer": [None]}]
+    (tmp_path / "vqa_val.json").write_text(json.dumps([*rows, {**rows[0], "question_id": 4, "question": None}]))
+    words = r"entry 0 \(question_id 3\): no answer; .*entry 1 \(question_id 4\): no question; "
+    with pytest.raises(DataError, match=words):
+        xvlm(tmp_path, "vqa", "val")

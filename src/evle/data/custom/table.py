@@ -85,7 +85,7 @@ class TableRows:
         if usual is None or has_column(self.names, named, usual):
             return ""
         cure = "rename" if self.task == "vcr" else "set answer_column to"
-        sought = repr(named) if named else " or ".join(map(repr, usual))
+        sought = repr(named) if named else " or ".join(map(repr, usual[:2]))
         return f"no column {sought}; {cure} the one that holds them (the table has {', '.join(self.names[:20])})"
 
     def usable(self) -> np.ndarray:
