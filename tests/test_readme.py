@@ -84,6 +84,9 @@ def write_files(folder: Path, over: dict[str, Any] | None = None) -> None:
                     else:
                         tree = merge(tree, over)
                     path.write_text(dump_yaml(tree), encoding="utf-8")
+    for name, family in (("image", "clip_vision_model"), ("text", "bert")):  # as examples/real_towers writes them
+        (folder / "towers" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "towers" / name / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
 
 
 # What is not run

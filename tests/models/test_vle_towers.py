@@ -242,3 +242,17 @@ def test_what_is_no_tower_is_refused_by_name(tmp_path):
     VLEModel(tower_config("clip", "bert")).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is a whole VLE"):
         VLEModel.from_vision_text_pretrained(tmp_path, tmp_path)
+
+
+def test_a_convolutional_tower_reads_images_in_any_memory_layout():
+    torch.manual_seed(0)
+    config = tower_config("timm-resnet", "bert")
+    model = VLEModel(config).eval()
+    pixels = inputs_of(config)["pixel_values"]
+    with torch.no_grad():
+        states = model.encode_image(pixels)
+        torch.testing.assert_close(model.encode_image(pixels.contiguous(memory_format=torch.channels_last)), states)
+        expected = model.vision_model.vision_model(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(
+            model.vision_model(pixels)[0][:, 1:], expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5
+        )

@@ -50,8 +50,8 @@ def weights_table(to_text: Candidates, to_image: Candidates, by_embeddings: dict
     """R@1 in both directions by the weight of the similarity."""
     rows: list[list[object]] = [["embeddings alone", by_embeddings["TR@1"], by_embeddings["IR@1"]]]
     for weight in WEIGHTS:
-        ranks = (each.ranks(each.order(weight)) for each in (to_text, to_image))
-        scores = retrieval_scores(*ranks, (1,))
+        text_ranks, image_ranks = to_text.ranks(to_text.order(weight)), to_image.ranks(to_image.order(weight))
+        scores = retrieval_scores(text_ranks, image_ranks, (1,))
         rows.append([f"{weight:g}", scores["TR@1"], scores["IR@1"]])
     return Table(
         "Re-ranking by the weight of the similarity",
