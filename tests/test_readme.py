@@ -146,6 +146,8 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVLE_KEY", "a key that a page names")
     monkeypatch.setattr("evle.cli.data._samples", reached)
     monkeypatch.setattr("evle.demo.launch", reached)
+    for name in ("export.graphs.export", "share.hub.push", "run.adapting.merge_adapter", "models.folders.model_folder"):
+        monkeypatch.setattr(f"evle.{name}", reached)
 
 
 def write_run(folder: Path) -> None:

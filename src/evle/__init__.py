@@ -7,7 +7,9 @@ families from then on.
 >>> model = evle.EVEModel(evle.EVEConfig.from_preset("eve-tiny"))
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from evle.registration import install
@@ -238,9 +240,19 @@ install()
 def __getattr__(name: str) -> Any:
     if name not in FACE:
         raise AttributeError(f"module 'evle' has no attribute {name!r}")
-    value = getattr(import_module(FACE[name]), name)
+    module = FACE[name]
+    if module == "evle.pipelines" and not _has_torch():
+        module = "evle.exported.pipelines"  # the same pipelines, of exported models
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
+
+
+def _has_torch() -> bool:
+    """Whether torch can be imported; a machine that serves exported models need not have it."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"] is not None
+    return find_spec("torch") is not None
 
 
 def __dir__() -> list[str]:

@@ -94,6 +94,17 @@ print(index.query("a red ball", k=1, rerank=3)[0].key)
     assert done.stdout.strip() == "red.png", done.stderr
 
 
+def test_the_face_has_these_pipelines_where_torch_is_missing(model):
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import evle
+print(evle.EmbedPipeline({str(model)!r}).texts("a red ball").shape, evle.EmbedPipeline.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["(1,", "3)", "evle.exported.pipelines"], done.stderr
+
+
 def test_the_verbs_import_no_torch(model, photos, tmp_path):
     for arguments in (
         ["index", photos, "-o", tmp_path / "index", "--model", model],

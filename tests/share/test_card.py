@@ -8,7 +8,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from adapter_processes import adapted
 from commands import call
+from dual_models import save_dual
+from evle import train
 from evle.data.samples import SPLITS
 from evle.errors import CheckpointError, ConfigError
 from evle.run.config import RunConfig
@@ -16,7 +19,7 @@ from evle.run.training import train_run
 from evle.share.card import CARD, MADE, OWN_TEXT, write_card
 from evle.share.licences import UNKNOWN, licences_of
 from evle.tasks.trained import run_settings, text_options
-from micro import MICRO, caption_samples
+from micro import MICRO, SAMPLES, caption_samples, micro_run
 from retrieval_models import save_retrieval_model, save_vqa_model
 
 
@@ -116,6 +119,68 @@ def test_what_is_wrong_is_named(tmp_path):
     (folder / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json: not usable JSON"):
         write_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"scores": {"test": {}}}', "holds no scores"),
+        ('{"scores": []}', "holds no scores"),
+        ('{"scores": {"test": {"R@1": "high"}}}', "the score R@1 is 'high', not a number"),
+        ('{"scores": {"test": {"R@1": NaN}}}', "the score R@1 is nan, not a number"),
+        ("[1]", "holds a list, where an object is needed"),
+        ("{", "not usable JSON"),
+    ],
+)
+def test_a_broken_report_is_one_line_and_the_card_stays(content, words, tmp_path):
+    folder = save_retrieval_model(tmp_path / "model")
+    before = write_card(folder).read_text()
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        write_card(folder, report=tmp_path / "report.json")
+    assert words in str(raised.value)
+    assert (folder / CARD).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("facts", "part"),
+    [
+        ({"results": {"scores": {"R@1": 1.0}}}, "results"),
+        ({"results": {"split": "test", "scores": [1]}}, "results"),
+        ({"data": [{"split": "train"}]}, "data"),
+        ({"config": []}, ""),
+        ({"config": "x"}, "config"),
+    ],
+)
+def test_facts_of_another_form_are_one_line(facts, part, tmp_path):
+    folder = save_retrieval_model(tmp_path / "model")
+    (folder / "run.json").write_text(json.dumps(facts))
+    if not part:
+        assert write_card(folder).is_file()
+        return
+    with pytest.raises(CheckpointError, match=rf"run\.json: {part} is not in the form that evle writes; restore"):
+        write_card(folder)
+
+
+def test_a_dual_encoder_has_a_card(tmp_path):
+    folder = save_dual(tmp_path / "clip", "clip")
+    text = write_card(folder).read_text()
+    assert "CLIP, an image and a text encoder" in text
+    assert "EmbedPipeline" in text
+    assert ModelCard(text).data.pipeline_tag == "zero-shot-image-classification"
+
+
+def test_the_card_of_an_adapter_names_its_base_without_a_path(tmp_path):
+    base = micro_run(tmp_path / "secret" / "base", "vqa", {"train": {"steps": 1}})
+    train(base, samples={"train": SAMPLES["vqa"]()})
+    config = adapted(tmp_path / "lora", tmp_path / "secret" / "base", "eve")
+    train(config, samples={"train": SAMPLES["vqa"]()})
+    text = (tmp_path / "lora" / "model" / CARD).read_text()
+    assert "holds an adapter (LoRA) of `base`" in text
+    assert "Its adapter has" in text
+    assert "secret" not in text
+    output = call("push", tmp_path / "lora", "me/lora", code=2)
+    assert "an adapter of base, a folder that others do not have; upload a whole model (`evle merge" in output
 
 
 def test_licences_are_counted_by_row_then_by_corpus_then_by_file(tmp_path):

@@ -101,6 +101,16 @@ def merged_tensors(folder: Path, read_base: Callable[[str], Mapping[str, Tensor]
     return merged
 
 
+def base_of_adapter(folder: Path) -> tuple[str, bool]:
+    """What the adapter in a model folder adapts: a hub name, or the name of a folder without its path; and whether it
+    is a folder. Raises CheckpointError for a damaged adapter."""
+    note = read_json(folder / FOLDER / BASE, kind=dict, error=CheckpointError)
+    if note.get("absolute") is None:
+        return str(note.get("model")), False
+    parts = [part for part in Path(str(note["absolute"])).parts if part != "model"]
+    return parts[-1] if parts else "model", True
+
+
 def _base(folder: Path, note: Mapping[str, Any]) -> str:
     """The path of the base: relative to the adapter or absolute, as recorded when the adapter was written, or a hub
     name."""

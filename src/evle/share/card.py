@@ -13,12 +13,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from evle.errors import CheckpointError, ConfigError, in_one_line
-from evle.files import read_json, write_whole
+from evle.files import write_whole
+from evle.models.adapters import FOLDER as ADAPTER
+from evle.models.adapters import base_of_adapter, has_adapter
+from evle.models.dual import DUAL_ENCODERS
 from evle.models.folders import read_fields
-from evle.share.facts import run_facts, scores_in, write_run_facts
+from evle.share.facts import read_run_facts, run_facts, scores_in, write_run_facts
 from evle.share.licences import UNKNOWN
 from evle.tasks import TASKS
-from evle.tasks.trained import RUN_FACTS
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ OWN_TEXT = "<!-- Text below this line is kept when the card is refreshed. -->"
 FAMILIES = {
     "eve": ("EVE", "one transformer for image and text, with experts for each kind (https://arxiv.org/abs/2308.11971)"),
     "vle": ("VLE", "an image and a text encoder, fused by cross-attention (https://github.com/iflytek/VLE)"),
+    "clip": ("CLIP", "an image and a text encoder, trained by contrast (https://arxiv.org/abs/2103.00020)"),
+    "metaclip_2": ("MetaCLIP 2", "an image and a text encoder, trained by contrast (https://arxiv.org/abs/2507.22062)"),
+    "siglip": ("SigLIP", "an image and a text encoder, trained by a sigmoid loss (https://arxiv.org/abs/2303.15343)"),
 }
 PURPOSES = {
     "Model": ("encoder", "states of images and texts", None),
@@ -87,7 +92,7 @@ def write_card(
     before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     if before and MADE not in before and not overwrite:
         raise ConfigError(f"{file}: was not written by evle; move it, or replace it with --overwrite")
-    kept = read_json(folder / RUN_FACTS, kind=dict, error=CheckpointError) if (folder / RUN_FACTS).is_file() else {}
+    kept = read_run_facts(folder)
     facts = {**kept, **run_facts(folder)}
     for record, old in zip(facts.get("data") or [], kept.get("data") or []):
         if set(record["licences"]) <= {UNKNOWN} and record["dataset"] == old.get("dataset"):
@@ -119,7 +124,7 @@ def card(folder: Path, facts: Mapping[str, Any]) -> str:
     """The text of the card of the model in `folder`. Raises CheckpointError for another folder."""
     fields = read_fields(folder, FAMILIES)
     head = str((fields.get("architectures") or ["Model"])[0])
-    kind = head.removeprefix("EVE").removeprefix("VLE")
+    kind = "ForRetrieval" if fields["model_type"] in DUAL_ENCODERS else head.removeprefix("EVE").removeprefix("VLE")
     name, family = FAMILIES[fields["model_type"]]
     purpose, gives, tag = PURPOSES.get(kind, (kind, "states of images and texts", None))
     config, results = facts.get("config") or {}, facts.get("results") or {}
@@ -129,7 +134,7 @@ def card(folder: Path, facts: Mapping[str, Any]) -> str:
         MADE,
         f"# {title}",
         f"{name}, {family}. The head `{head}` gives {gives}."
-        f" {_parameters(folder)}It takes images of {_side(fields)} pixels a side.",
+        f" {_parameters(folder)}It takes images of {_side(fields)} pixels a side.{_adapted(folder)}",
         "## Use",
         _use(kind, head, folder),
         "## Scores",
@@ -146,10 +151,7 @@ def card(folder: Path, facts: Mapping[str, Any]) -> str:
 
 def has_scores(folder: Path) -> bool:
     """Whether the card of a model folder shows scores."""
-    file = folder / RUN_FACTS
-    return file.is_file() and bool(
-        (read_json(file, kind=dict, error=CheckpointError).get("results") or {}).get("scores")
-    )
+    return bool((read_run_facts(folder).get("results") or {}).get("scores"))
 
 
 def _metadata(title: str, tag: str | None, fields: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -184,8 +186,19 @@ def _metadata(title: str, tag: str | None, fields: Mapping[str, Any], facts: Map
     return data.to_yaml()
 
 
+def _adapted(folder: Path) -> str:
+    """What a reader must know of an adapter; nothing of other models."""
+    if not has_adapter(folder):
+        return ""
+    return (
+        f"\n\nThis folder holds an adapter (LoRA) of `{base_of_adapter(folder)[0]}`, which is needed to load it. "
+        "`evle merge` writes a model that needs no other."
+    )
+
+
 def _parameters(folder: Path) -> str:
     count = 0
+    folder = folder / ADAPTER if has_adapter(folder) else folder
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "numpy") as tensors:
@@ -196,7 +209,8 @@ def _parameters(folder: Path) -> str:
                     count += size
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: not a readable file of weights ({in_one_line(error)})") from None
-    return f"It has {count / 1e6:.1f} M parameters. " if count else ""
+    what = "Its adapter has" if folder.name == ADAPTER else "It has"
+    return f"{what} {count / 1e6:.1f} M parameters. " if count else ""
 
 
 def _side(fields: Mapping[str, Any]) -> Any:

@@ -5,6 +5,8 @@ folders of the machine.
 """
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -14,6 +16,8 @@ from evle.errors import CheckpointError, ConfigError
 from evle.files import read_json, write_whole
 from evle.share.licences import UNKNOWN, licences_of
 from evle.tasks.trained import RUN_FACTS
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 VERSIONS = ("python", "evle", "torch", "transformers", "device")
@@ -28,8 +32,39 @@ def run_facts(folder: Path) -> dict[str, Any]:
     run = folder.absolute().parent
     if folder.absolute().name == "model" and (run / "config.yaml").is_file():
         return _from_run(run)
+    return read_run_facts(folder)
+
+
+def read_run_facts(folder: Path) -> dict[str, Any]:
+    """The facts in run.json of a model folder, an empty dictionary without one. Raises CheckpointError for a file in
+    which something has another form than evle writes."""
     file = folder / RUN_FACTS
-    return read_json(file, kind=dict, error=CheckpointError) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    facts: dict[str, Any] = read_json(file, kind=dict, error=CheckpointError)
+    results, records = facts.get("results") or {}, facts.get("data") or []
+    wrong = [name for name in ("config", "versions", "results") if not isinstance(facts.get(name) or {}, dict)]
+    if "results" not in wrong and results:
+        parts = (results.get("scores") or {}, results.get("chance") or {})
+        good = isinstance(results.get("split"), str) and all(isinstance(part, dict) for part in parts)
+        wrong += [] if good else ["results"]
+    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+        wrong.append("data")
+    if wrong:
+        raise CheckpointError(
+            f"{file}: {', '.join(wrong)} is not in the form that evle writes; restore the file, or delete it and "
+            "write the card again"
+        )
+    return facts
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("split"), str)
+        and isinstance(record.get("dataset"), str)
+        and isinstance(record.get("licences"), dict)
+    )
 
 
 def write_run_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -49,14 +84,22 @@ def scores_in(report: Path) -> dict[str, Any]:
     found = read_json(file, kind=dict, error=ConfigError)
     scores = found.get("scores")
     split = next((name for name in scores if name != "chance"), None) if isinstance(scores, dict) else None
-    if split is None or not isinstance(scores[split], dict):
+    if split is None or not isinstance(scores[split], dict) or not scores[split]:
         raise ConfigError(f"{file}: holds no scores; score the model with `evle evaluate`")
-    data = ((found.get("provenance") or {}).get("config") or {}).get("data") or {}
+    for name, value in scores[split].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(
+                f"{file}: the score {name} is {value!r}, not a number; score the model with `evle evaluate`"
+            )
+    provenance = found.get("provenance")
+    config = provenance.get("config") if isinstance(provenance, dict) else None
+    data = config.get("data") if isinstance(config, dict) else None
+    data = data if isinstance(data, dict) else {}
     return {
         "split": split,
         "dataset": _dataset(data, "test" if _sources(data, "test") else "val"),
         "scores": scores[split],
-        "chance": scores.get("chance") or {},
+        "chance": scores["chance"] if isinstance(scores.get("chance"), dict) else {},
     }
 
 
@@ -74,7 +117,10 @@ def _from_run(run: Path) -> dict[str, Any]:
         "summary": [str(line) for line in report.get("summary") or []],
     }
     if report.get("scores"):
-        facts["results"] = scores_in(run)
+        try:
+            facts["results"] = scores_in(run)
+        except ConfigError as error:
+            logger.warning("%s; the card shows no scores", error)
     return without_folders(facts)
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from evle.errors import ConfigError, in_one_line
+from evle.models.adapters import base_of_adapter, has_adapter
 from evle.models.folders import model_folder
 from evle.share.card import CARD, MADE, has_scores, write_card
 
@@ -33,6 +34,11 @@ def push(
     if not Path(model).exists():
         raise ConfigError(f"{model}: no such folder; give a run's folder or a model folder")
     folder = model_folder(model)
+    if has_adapter(folder) and base_of_adapter(folder)[1]:
+        raise ConfigError(
+            f"{folder}: an adapter of {base_of_adapter(folder)[0]}, a folder that others do not have; upload a whole "
+            f"model (`evle merge {model} -o DIR`), or train the adapter from a name on the hub"
+        )
     file = folder / CARD
     if not file.is_file() or MADE in file.read_text(encoding="utf-8", errors="replace"):
         write_card(folder)
