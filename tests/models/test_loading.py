@@ -31,6 +31,9 @@ def test_a_tokenizer_that_cannot_serve_the_model_is_refused(tmp_path):
     file.write_text(json.dumps({**json.loads(whole), "pad_token": None}))
     with pytest.raises(CheckpointError, match="the tokenizer has no padding token"):
         load_model(tmp_path, {"eve": EVEForRetrieval})
+    file.write_text(json.dumps({**json.loads(whole), "model_max_length": "x"}))
+    with pytest.raises(CheckpointError, match="the tokenizer encodes no text"):
+        load_model(tmp_path, {"eve": EVEForRetrieval})
     file.write_text(whole)
     words = json.loads((tmp_path / "tokenizer.json").read_text())
     words["model"]["vocab"]["zebra"] = 5_000_000

@@ -184,9 +184,14 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
     try:
         return loader.from_pretrained(folder, **options)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):
             raise
         raise CheckpointError(f"{folder}: the tokenizer is damaged ({in_one_line(error)}); copy it again") from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust panicked, which is no `Exception` in Python."""
+    return type(error).__name__ == "PanicException"
 
 
 def merged_adapter(path: Any, config_class: type[PreTrainedConfig], options: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from evle.errors import CheckpointError, in_one_line
 from evle.models.dual import DUAL_PROCESSORS
 from evle.models.eve import EVEProcessor
-from evle.models.folders import from_folder, model_folder, read_fields
+from evle.models.folders import from_folder, is_panic, model_folder, read_fields
 from evle.models.vle import VLEProcessor
 
 PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
@@ -63,8 +63,17 @@ def load_model(
 
 
 def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any) -> None:
-    """Raise CheckpointError for a tokenizer that cannot pad, or that has tokens which the model has no embedding of."""
+    """Raise CheckpointError for a tokenizer that cannot encode or pad, or that has tokens which the model has no
+    embedding of."""
     tokenizer = processor.tokenizer
+    try:
+        tokenizer("a")
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise CheckpointError(
+            f"{folder}: the tokenizer encodes no text ({in_one_line(error)}); copy its files again"
+        ) from None
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{folder}: the tokenizer has no padding token; copy tokenizer_config.json again")
     known = getattr(model.config, "text_config", model.config).vocab_size
