@@ -237,15 +237,17 @@ __all__ = [  # noqa: RUF022  grouped as in FACE
 install()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in FACE:
-        raise AttributeError(f"module 'evle' has no attribute {name!r}")
-    module = FACE[name]
-    if module == "evle.pipelines" and not _has_torch():
-        module = "evle.exported.pipelines"  # the same pipelines, of exported models
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker, it would make every name an Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in FACE:
+            raise AttributeError(f"module 'evle' has no attribute {name!r}")
+        module = FACE[name]
+        if module == "evle.pipelines" and not _has_torch():
+            module = "evle.exported.pipelines"  # the same pipelines, of exported models
+        value = getattr(import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def _has_torch() -> bool:

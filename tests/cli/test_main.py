@@ -170,7 +170,7 @@ def test_the_version():
         (["train", "eve-base-pretrain"], "corpora/coco"),
         (["train", "eve-base-coco-retrieval"], "or model.init=RUN"),
         (["evaluate", "nowhere"], "there is no recipe 'nowhere'"),
-        (["evaluate", "runs/nowhere"], "runs/nowhere: no such folder; give a run's folder, or a recipe"),
+        (["evaluate", "runs/nowhere"], "runs/nowhere: no such folder"),
         (["search", "nowhere", "a dog"], "nowhere is not an index"),
         (["convert", "evf", "a", "b"], "did you mean 'eve'"),
         (["convert", "eve", "nowhere.th", "b"], "nowhere.th"),
