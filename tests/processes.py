@@ -20,14 +20,21 @@ def free_port() -> int:
 
 def run_on_two(function: Callable[..., None], *arguments: Any) -> None:
     """Call `function(process, *arguments)` in two fresh processes joined by gloo; what fails there fails here."""
-    mp.spawn(join_and_call, args=(free_port(), function, arguments), nprocs=2)
+    run_on(2, function, *arguments)
 
 
-def join_and_call(process: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def run_on(number: int, function: Callable[..., None], *arguments: Any) -> None:
+    """As `run_on_two`, in any number of processes."""
+    mp.spawn(join_and_call, args=(free_port(), number, function, arguments), nprocs=number)
+
+
+def join_and_call(
+    process: int, port: int, number: int, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(process), LOCAL_RANK=str(process))
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=process, world_size=2)
+    dist.init_process_group("gloo", rank=process, world_size=number)
     function(process, *arguments)
     dist.barrier()
     # Not through the interpreter's exit: gloo's threads now and then abort there when the other process is gone first.

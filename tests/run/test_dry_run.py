@@ -8,9 +8,10 @@ from evle.cli import main as cli
 from evle.config import dump_yaml
 from evle.data.sources import read_source
 from evle.errors import ConfigError
-from evle.run import dry_run as rehearsal
+from evle.run import measuring as rehearsal
 from evle.run.config import read_recipe
-from evle.run.dry_run import TensorBytes, rehearse
+from evle.run.dry_run import rehearse
+from evle.run.measuring import TensorBytes
 from micro import micro_run
 
 SCENES = {"data": {"train": {"source": "scenes", "count": 32, "size": 24}}}

@@ -196,7 +196,9 @@ def print_json(row: Mapping[str, Any]) -> None:
 
 def print_next(*command: object) -> None:
     """The next useful command, ready to be copied."""
-    print("next: " + shlex.join(str(part) for part in command), file=sys.stderr)
+    from evle.storage import shown
+
+    print("next: " + shlex.join(shown(str(part)) for part in command), file=sys.stderr)
 
 
 def print_opening(page: Path) -> None:

@@ -12,10 +12,12 @@ import re
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import OptionInfo
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 OUTPUTS = {"output", "html", "destination"}
 """Parameters that name what a verb writes."""
@@ -32,10 +34,10 @@ NAMED = re.compile(r"([\w.-]+)=(\w[\w+.-]+://.*)", re.DOTALL)
 class App(typer.Typer):
     """An application whose verbs take URLs."""
 
-    def command(self, *args: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # type: ignore[override]
+    def command(self, *args: Any, **options: Any) -> Callable[[Verb], Verb]:
         register = super().command(*args, **options)
 
-        def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(verb: Verb) -> Verb:
             register(takes_urls(verb))
             return verb
 
@@ -63,8 +65,7 @@ def takes_urls(verb: Callable[..., Any]) -> Callable[..., Any]:
     shown.__signature__ = inspect.Signature([each.replace(annotation=changed[each.name]) for each in parameters])
     shown.__annotations__ = changed
     del shown.__wrapped__
-    verb_with_urls: Callable[..., Any] = shown
-    return verb_with_urls
+    return with_local_paths
 
 
 def _is_path(hint: Any) -> bool:

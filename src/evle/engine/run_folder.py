@@ -47,6 +47,7 @@ MAY_CHANGE = frozenset(
         "train.save_every",
         "train.eval_every",
         "train.trackers",
+        "train.shard_checkpoints",
     }
 )
 """What a resumed run may change: nothing of it moves the weights."""
@@ -284,7 +285,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
     If the machine stops in between, `standing(target)` finds whichever is whole.
     """
-    new, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    new = target.with_name(target.name + ".new")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -297,6 +298,12 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    replace_folder(target, new)
+
+
+def replace_folder(target: Path, new: Path) -> None:
+    """Put the whole folder `new` in the place of `target`, which is deleted afterwards."""
+    old = target.with_name(target.name + ".old")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from evle.data.loader import Loader
 from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
-from evle.engine import checkpoint
+from evle.engine import checkpoint, sharded
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.checkpoint import Average, Position
 from evle.engine.devices import build_accelerator, checkpoint_activations
@@ -79,7 +79,7 @@ class Training:
         self.reads_late = self.accelerator.device.type != "cpu"
         self.readings: Readings | None = None
         self.grad_norm = math.nan
-        self.writer = FolderWriter()
+        self.writer, self.problem = FolderWriter(), ""
         self.bare = model
         if train.gradient_checkpointing:
             checkpoint_activations(model, True)
@@ -92,7 +92,7 @@ class Training:
             checkpoint.verify(folder, "restore it from a copy, or start again with --overwrite")
         self.at = self._read_position(folder)
         optimizer = build_optimizer(model, optim, new_parameters, fused=self.accelerator.device.type == "cuda")
-        if folder:
+        if folder and not sharded.is_sharded(folder):
             where = folder / "model.safetensors"
             checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
         self.scalars = checkpoint.widen_scalars(model) if self.accelerator.is_fsdp2 else set()
@@ -118,10 +118,14 @@ class Training:
         return at
 
     def _resume(self, folder: Path) -> None:
-        where = folder / "optimizer.safetensors"
-        checkpoint.load_optimizer_state(self.optimizer.optimizer, checkpoint.read_optimizer(where), str(where))
         self.schedule.last_epoch = self.at.step
-        if self.average is not None:
+        is_whole = not sharded.is_sharded(folder)
+        if is_whole:
+            where = folder / "optimizer.safetensors"
+            checkpoint.load_optimizer_state(self.optimizer.optimizer, checkpoint.read_optimizer(where), str(where))
+        else:
+            sharded.load(folder, self.bare, self.optimizer.optimizer, self.average)
+        if self.average is not None and is_whole:
             where = folder / "ema.safetensors"
             self.average.load(checkpoint.read_tensors(where), str(where))
         if self.accelerator.scaler is not None and self.at.scaler:
@@ -268,6 +272,18 @@ class Training:
         at, target, step = self.at, self.run.checkpoints / "last", self.at.step
         at.skipped = self.skipped()
         at.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+
+        def finish(problem: str) -> None:
+            self.run.set_status("running", step)
+            self.run.upload()
+            if problem:
+                logger.warning("step %d could not be saved (%s); %s", step, problem, _kept(target))
+
+        if self.train.shard_checkpoints:
+            self.problem = sharded.save(target, self.bare, self.optimizer.optimizer, self.average, at.to_json())
+            if is_main():
+                finish(self.problem)
+            return
         weights = checkpoint.model_state(self.bare, self.scalars)
         moments = checkpoint.optimizer_state(self.optimizer.optimizer)
         averages = self.average.state() if self.average is not None else None
@@ -281,19 +297,13 @@ class Training:
             (folder / "state.json").write_text(position, encoding="utf-8")
             checkpoint.write_sums(folder)
 
-        def finish(problem: str) -> None:
-            self.run.set_status("running", step)
-            self.run.upload()
-            if problem:
-                logger.warning("step %d could not be saved (%s); %s", step, problem, _kept(target))
-
         if is_main():
             self.writer.start(target, write, finish)
 
     def saved(self) -> str:
         """Wait for the checkpoint that is being written; where it is, or why it is not."""
         target = self.run.checkpoints / "last"
-        problem = gather_objects([self.writer.wait()])[0]
+        problem = gather_objects([self.writer.wait() or self.problem])[0]
         return f"not saved ({problem}); {_kept(target)}" if problem else f"saved in {target}"
 
     def keep(self, task: Task, write_model: WriteModel) -> None:

@@ -41,6 +41,9 @@ class TrainConfig(Config):
     """Steps between validations, or epoch; 0 validates at the end only."""
     save_every: Every = 500
     """Steps between checkpoints, or epoch; 0 saves at the end only."""
+    shard_checkpoints: bool = False
+    """Each process writes the part of a checkpoint that it holds. Training waits for it, and no process holds the whole
+    model: for models that are sharded (FSDP2) and large. Either kind resumes on any number of processes."""
     log_every: int = Field(10, ge=1)
     """Steps between log lines. Shorter runs log more often, for at least 20 points."""
     num_workers: int = Field(0, ge=0)
