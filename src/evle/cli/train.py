@@ -200,4 +200,41 @@ def recipes() -> None:
     print(f"The files: {next(iter(known().values())).parent}")
 
 
-VERBS = (train, evaluate, vcr, report, recipes)
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    devices: Annotated[
+        str, typer.Option(help="NUMBERxKIND of each machine, such as 8xA100-80G.", show_default=False)
+    ] = "1xA100-80G",
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Price of one device for an hour.", show_default=False)] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Divide weights and moments over devices (FSDP2).")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of an epoch, if the data is not here.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a training on GPUs: batch, memory, hours, cost.
+
+    Measures one step on this machine, then calculates. A stage of a recipe is planned after the other.
+
+    \b
+      evle plan eve-base-pretrain --devices 8xA100-80G --samples 10000000
+      evle plan vle-large-vqa --devices 8xA100-40G --nodes 2 --mfu 0.3 --price 1.5
+    """
+    from evle.run.config import read_stages
+    from evle.run.plan import plan as make_plan
+
+    firsts = {stage.group: stage for stage in reversed(read_stages(recipe, overrides or []).stages)}
+    for stage in reversed(firsts.values()):
+        made = make_plan(stage.config, devices, nodes=nodes, mfu=mfu, price=price, sharded=sharded, samples=samples)
+        if as_json:
+            print_json(made.as_dict())
+        else:
+            print("\n".join(made.lines()))
+
+
+VERBS = (train, plan, evaluate, vcr, report, recipes)
