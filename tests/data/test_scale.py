@@ -1,4 +1,4 @@
-"""What 1,024 processes read, simulated in one: each sample once an epoch, wherever and with however many they resume."""
+"""What 1,024 processes read, simulated in one: each sample once an epoch, wherever a run resumes."""
 
 import numpy as np
 import pytest

@@ -168,10 +168,7 @@ def plan(
     number *= nodes
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu:g}: must be above 0 and at most 1; large models reach 0.3 to 0.5")
-    if config.train.batch_size % number:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} cannot be split over {number} devices; make it a multiple"
-        )
+    config.train.model_copy(update={"accumulation": 1}).micro_batch_size(number)  # refuses what cannot be split
     notes: list[str] = []
     measured, length = _with_samples(config, notes)
     length = samples or length
@@ -183,14 +180,7 @@ def plan(
         fixed += 8 * parameters / max(1, _layers(measured))  # the parameters of one layer and of the next are whole
     usable = FILLED * kind.memory * GIB
     per_device = config.train.batch_size // number
-    fitting = [rows for rows in _divisors(per_device) if fixed + activation_bytes(tried, rows) <= usable]
-    if not fitting:
-        needed = (fixed + activation_bytes(tried, 1)) / GIB
-        raise ConfigError(
-            f"{name}: one row needs {needed:.1f} GiB, {usable / GIB:.1f} of {kind.memory:.0f} GiB are usable; set "
-            "train.gradient_checkpointing=true, shard the weights with --sharded, or take larger devices"
-        )
-    rows = max(fitting)
+    rows = _fitting_rows(tried, per_device, fixed, usable, name)
     largest = math.floor((usable - fixed - tried[-1].weight_peak) / max(1.0, sample_bytes(tried)))
     if rows != config.train.micro_batch_size(number):
         notes.append(f"set train.accumulation={per_device // rows} (the recipe has {config.train.accumulation})")
@@ -236,6 +226,18 @@ def plan(
         exchange_bytes=sent,
         cost=None if price is None else hours * number * price,
         notes=notes,
+    )
+
+
+def _fitting_rows(tried: list[Tried], per_device: int, fixed: float, usable: float, name: str) -> int:
+    """The largest micro-batch that fits and divides a device's part of the batch. Raises ConfigError for none."""
+    fitting = [rows for rows in _divisors(per_device) if fixed + activation_bytes(tried, rows) <= usable]
+    if fitting:
+        return max(fitting)
+    needed = (fixed + activation_bytes(tried, 1)) / GIB
+    raise ConfigError(
+        f"{name}: one row needs {needed:.1f} GiB, {usable / GIB:.1f} of {KINDS[name].memory:.0f} GiB are usable; set "
+        "train.gradient_checkpointing=true, shard the weights with --sharded, or take larger devices"
     )
 
 
