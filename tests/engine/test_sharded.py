@@ -118,7 +118,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sharded.dcp, "save", full)
+    monkeypatch.setattr(sharded, "save_parts", full)
     assert "No space left" in sharded.save(tmp_path / "last", model, optimizer, average, "{}")
     assert {file.name: file.read_bytes() for file in (tmp_path / "last").iterdir()} == before
     assert not (tmp_path / "last.new").exists()

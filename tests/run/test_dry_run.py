@@ -8,6 +8,7 @@ from evle.cli import main as cli
 from evle.config import dump_yaml
 from evle.data.sources import read_source
 from evle.errors import ConfigError
+from evle.run import dry_run
 from evle.run import measuring as rehearsal
 from evle.run.config import read_recipe
 from evle.run.dry_run import rehearse
@@ -80,8 +81,8 @@ def test_without_data_the_size_of_the_model_is_still_said(tmp_path):
 
 
 def test_a_model_too_large_for_this_machine_is_not_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearsal, "_free_bytes", lambda device: 1000)
-    monkeypatch.setattr(rehearsal, "_try", lambda *_: pytest.fail("the weights were used"))
+    monkeypatch.setattr(dry_run, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(dry_run, "try_batches", lambda *_: pytest.fail("the weights were used"))
     lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", SCENES)).lines)
     assert "skipped the two trial batches" in lines
     assert "M parameters" in lines

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
 from evle.distributed import barrier, gather_objects, is_main, world_size
@@ -52,7 +54,7 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, average: Average 
     try:
         with _quiet():
             writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
-            dcp.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+            save_parts(tensors, storage_writer=writer, no_dist=world_size() == 1)
         if is_main():
             (new / GROUPS).write_text(json.dumps(state["param_groups"]), encoding="utf-8")
             (new / "state.json").write_text(position, encoding="utf-8")
@@ -86,7 +88,7 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, average: Average 
             _refuse_other_model(folder, own, kept)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             moments = {name: _like(stored[name], name, parameters) for name in stored if name.startswith("optimizer.")}
-            dcp.load(own | moments, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
+            load_parts(own | moments, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in moments.items():
             _, index, moment = name.split(".")

@@ -5,9 +5,11 @@ are extrapolated. A model that is too large for this machine is built without we
 """
 
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
