@@ -146,8 +146,14 @@ def stub_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVLE_KEY", "a key that a page names")
     monkeypatch.setattr("evle.cli.data._samples", reached)
     monkeypatch.setattr("evle.demo.launch", reached)
-    for name in ("export.graphs.export", "share.hub.push", "run.adapting.merge_adapter", "models.folders.model_folder"):
+    for name in (
+        "export.graphs.export",
+        "share.hub.push",
+        "run.adapting.merge_adapter",
+        "run.interpolating.interpolate",
+    ):
         monkeypatch.setattr(f"evle.{name}", reached)
+    monkeypatch.setattr("evle.models.folders.model_folder", reached)
 
 
 def write_run(folder: Path) -> None:
