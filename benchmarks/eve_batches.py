@@ -29,7 +29,7 @@ EXACT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}
 
 
 def eve_config(setting: Setting, image_size: int, **overrides: Any) -> EVEConfig:
-    """EVE-Base for images of `image_size` pixels a side; the smallest model with `setting.quick`."""
+    """EVE-Base for images with a side of `image_size` pixels; the smallest model with `setting.quick`."""
     sizes = {**QUICK, "image_size": 32} if setting.quick else {"image_size": image_size}
     exact = EXACT if setting.exact else {}
     return EVEConfig.from_preset("eve-base", **{**overrides, **sizes, **exact, "second_choice": "top"})

@@ -212,7 +212,7 @@ def measure_time(bench: Bench, inputs: dict[str, Tensor], rounds: int, peak_size
 
 
 def measure_memory(bench: Bench, batch_of: Callable[[int], dict[str, Tensor]], memory: float) -> dict[str, Any]:
-    """Bytes that do not depend on the batch and bytes a sample, from two batch sizes, and what batch `memory` holds.
+    """Bytes that do not depend on the batch and bytes per sample, from two batch sizes, and what batch `memory` holds.
 
     On a CPU the activations kept for the backward pass are counted exactly, with the kernels a GPU would use (fused
     attention, grouped experts); what lives only inside an operator is not in it. On a GPU the allocator is asked.
@@ -287,7 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="eve-base", help="the model's sizes (default: eve-base)")
     parser.add_argument("--batch", type=int, default=8, help="pairs a step (default: 8)")
-    parser.add_argument("--text-length", type=int, default=40, help="tokens a text (default: 40)")
+    parser.add_argument("--text-length", type=int, default=40, help="tokens per text (default: 40)")
     parser.add_argument("--rounds", type=int, default=5, help="times each variant runs (default: 5)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="autocast to bf16, or plain fp32")
     parser.add_argument("--decoder-layers", type=int, help="depth of the pixel decoder (default: the preset's)")

@@ -1,4 +1,4 @@
-"""How many images a second one core decodes and transforms, beside torchvision's plain pipelines in the same run.
+"""How many images per second one core decodes and transforms, beside torchvision's plain pipelines in the same run.
 
 JPEGs that the benchmark makes (photo-like: smooth grounds, shapes, grain) are read from a folder and from a shard, and
 become normalised batches as in training (crop of 0.5 to 1, flip) and as in evaluation (whole image). Beside them, on

@@ -119,8 +119,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--batch", type=int, default=4, help="pairs at once (default: 4)")
-    parser.add_argument("--text-length", type=int, default=50, help="tokens a text (default: 50)")
-    parser.add_argument("--image-size", type=int, help="pixels a side (default: the preset's)")
+    parser.add_argument("--text-length", type=int, default=50, help="tokens per text (default: 50)")
+    parser.add_argument("--image-size", type=int, help="side in pixels (default: the preset's)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="comparisons to run (default: all)")
     options = parser.parse_args(arguments)
     classes = [f"class {number}" for number in range(100)]

@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--text-length", type=int, default=80, help="tokens of the longest candidate (default: 80)")
     parser.add_argument("--objects", type=int, default=3, help="objects that a candidate names (default: 3)")
     parser.add_argument("--questions-an-image", type=int, default=1, help="questions about one image (default: 1)")
-    parser.add_argument("--image-size", type=int, help="pixels a side (default: the preset's; the release took 384)")
+    parser.add_argument("--image-size", type=int, help="side in pixels (default: the preset's; the release took 384)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     config = VLEConfig.from_preset(options.preset, num_token_types=2 + options.objects)

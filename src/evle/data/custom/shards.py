@@ -57,7 +57,7 @@ NAMED = 1000
 class Shards(Sequence[Any]):
     """The samples of a list of tars. Returned by `shards`.
 
-    In memory stays about a kilobyte a tar, and eight bytes a sample where a `split` selects some. `fingerprint`
+    About a kilobyte per tar stays in memory, and eight bytes per sample if a `split` selects some. `fingerprint`
     changes with keys and sizes of members and with the options; `skipped` names what the tars hold and cannot be used.
     """
 
