@@ -194,7 +194,7 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
 def build_processor(
     family: str, tokenizer: PreTrainedTokenizerBase, image_size: int, vision: str | None = None
 ) -> ProcessorMixin:
-    """A processor of the family for images with a side of `image_size` pixels, with the colour statistics of `vision`, the
+    """The processor for images with a side of `image_size` pixels, with the colour statistics of `vision`, the
     folder of a VLE's image tower."""
     if family == "vle":
         return VLEProcessor.for_size(image_size, tokenizer, vision)
