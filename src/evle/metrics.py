@@ -315,11 +315,20 @@ def nlvr2_scores(
     right = [prediction == label for prediction, label in zip(predictions, labels, strict=True)]
     scores = {"accuracy": _percent(right)}
     if set_ids is not None:
-        all_right: dict[str, bool] = {}
-        for is_right, name in zip(right, set_ids, strict=True):
-            all_right[name] = all_right.get(name, True) and is_right
-        scores["consistency"] = _percent(list(all_right.values()))
+        scores["consistency"] = consistency(right, set_ids)
     return scores
+
+
+def consistency(right: Sequence[bool], set_ids: Sequence[str]) -> float:
+    """The percentage of sets whose members are all right.
+
+    >>> consistency([True, False, True], ["a", "a", "b"])
+    50.0
+    """
+    all_right: dict[str, bool] = {}
+    for is_right, name in zip(right, set_ids, strict=True):
+        all_right[name] = all_right.get(name, True) and is_right
+    return _percent(list(all_right.values()))
 
 
 def swap_scores(

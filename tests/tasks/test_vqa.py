@@ -132,3 +132,14 @@ def test_questions_without_any_answer_are_refused_with_the_columns_that_the_tabl
     check = check_folder(tmp_path, "vqa")
     assert not check.ok
     assert "set answer_column to the one that holds them" in "\n".join(check.broken_rows.lines)
+
+
+def test_statements_with_several_images_are_scored_for_consistency():
+    """Of set s both images are right, of set t one."""
+    task, _ = bound_task()
+    samples = [
+        VQASample(str(index), b"", "a", ("true",), set_id=set_id) for index, set_id in enumerate(("s", "s", "t", "t"))
+    ]
+    scores = task._accuracy(samples, ["true", "true", "true", "false"])
+    assert (scores["accuracy"], scores["consistency"]) == (75.0, 50.0)
+    assert "consistency" not in task._accuracy([*samples, VQASample("4", b"", "a", ("true",))], ["true"] * 5)

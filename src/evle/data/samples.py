@@ -87,7 +87,8 @@ class CaptionSample:
 class VQASample:
     """An image, a question, and what annotators answered.
 
-    One answer, or ten as in VQAv2; none where the answers are not public.
+    One answer, or ten as in VQAv2; none where the answers are not public. `set_id` groups the images of one statement,
+    for consistency.
     """
 
     key: str
@@ -96,6 +97,7 @@ class VQASample:
     answers: tuple[str, ...] = ()
     answer_type: str = ""
     question_type: str = ""
+    set_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

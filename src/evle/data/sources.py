@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -157,6 +157,20 @@ class Mixture(Sequence[Any]):
                 return _pick(source, position, count, weight)
             position -= count
         raise AssertionError("an index below the length is in one of the sources")
+
+
+class Labelled(Mixture):
+    """Sources with labels, which evaluations score one by one: the same images with captions in several languages, or
+    several corpora. Samples of different sources may share keys."""
+
+    def __init__(self, sources: Mapping[str, Sequence[Sample]]):
+        super().__init__(list(sources.values()), [1.0] * len(sources))
+        self.parts = dict(sources)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a report, by label."""
+        facts = super().describe()
+        return {"samples": len(self), **{label: facts[f"source {n}"] for n, label in enumerate(self.parts, 1)}}
 
 
 def _pick(source: Sequence[Sample], position: int, count: int, weight: float) -> Sample:

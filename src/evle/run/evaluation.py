@@ -23,6 +23,7 @@ from evle.models.dual import DUAL_ENCODERS
 from evle.models.folders import from_folder, model_folder, read_fields
 from evle.models.loading import ALL_PROCESSORS, load_model
 from evle.report import Report
+from evle.run.by_label import score
 from evle.run.config import RunConfig, task_class
 from evle.run.prepare import build_task, task_options
 from evle.run.reporting import (
@@ -127,7 +128,7 @@ def evaluate(
     trained, task = load_trained(config, folder, task_type)
     trained.to(device)  # type: ignore[arg-type]
     target = make_output(open_mirror(output or join(shown(folder), "evaluation"), writes=is_main()))
-    found = task.evaluate(trained, samples, config.evaluate.settings(quick=False))
+    found = score(task, trained, samples, config.evaluate.settings(quick=False))
     where, data = (split_read(config.data, split), data_read(config.data, split)) if named else (split, "")
     report = Report(
         title=f"{config.title or folder.name}: evaluation",

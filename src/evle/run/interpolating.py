@@ -20,6 +20,7 @@ from evle.models.adapters import has_adapter
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import without_bars
 from evle.report import Curve, Report, Table
+from evle.run.by_label import score
 from evle.run.config import RunConfig, task_class
 from evle.run.evaluation import load_trained
 from evle.run.scoring import read_run
@@ -152,7 +153,7 @@ def retention(
     for each in weights:
         between.go_to(each)
         for name, samples in data.items():
-            points[name].append((each, task.evaluate(between.model, samples, settings).scores[task.metric]))
+            points[name].append((each, score(task, between.model, samples, settings).scores[task.metric]))
     between.go_to(weight)
     rows = [[each, *(points[name][index][1] for name in data)] for index, each in enumerate(weights)]
     note = f"Weight 0 is the model before fine-tuning, 1 the one after it; the kept model has {weight:g}."

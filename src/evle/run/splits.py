@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from evle.config import Config
 from evle.data.samples import SPLITS, Samples, Split, readable
-from evle.data.sources import SOURCES, mix, read_source
+from evle.data.sources import SOURCES, Labelled, mix, read_source
 from evle.errors import ConfigError, DataError
 from evle.storage import join
 
@@ -44,7 +44,8 @@ class DataConfig(Config):
     val: dict[str, Any] | list[dict[str, Any]] | None = None
     """Validation data, on which the best weights are chosen."""
     test: dict[str, Any] | list[dict[str, Any]] | None = None
-    """Test data, on which the final scores are measured once."""
+    """Test data, on which the final scores are measured once. Sources that each have a `label`, such as the captions of
+    one language, are scored one by one; the scores are then means over the labels."""
 
     @model_validator(mode="after")
     def _test_is_not_for_choosing(self) -> "DataConfig":
@@ -130,7 +131,7 @@ def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
     Raises ConfigError for sources and options that do not exist or fit, DataError for data that cannot be read.
     """
     sources = as_list(getattr(data, split))
-    found, weights, named = [], [], []
+    found, weights, named, labels = [], [], [], []
     for each in sources:
         try:
             options = {option: below_root(value, data.root) for option, value in each.items()}
@@ -140,18 +141,36 @@ def read_split(data: DataConfig, split: Split, reads: str) -> Samples | None:
         if not isinstance(name, str):
             raise ConfigError(f"data.{split}.source is missing: name one, such as folder or scenes")
         weights.append(options.pop("weight", 1.0))
+        labels.append(options.pop("label", None))
         parts = (name, options.get("path", data.path), options.get("split"))
         named.append(" ".join(str(part) for part in parts if part is not None))
         options.setdefault("task", reads)
         found.append(_read(name, options, data.path, split))
     if not found:
         return None
-    samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
+    _refuse_odd_labels(labels, weights, split)
+    samples: Samples
+    if labels[0] is not None:
+        samples = Labelled(dict(zip(labels, found, strict=True)))
+    else:
+        samples = found[0] if len(found) == 1 and weights == [1.0] else mix(found, weights)
     if not len(samples):
         raise DataError(f"data.{split} holds no samples ({', '.join(named)}); check its path, split and filters")
-    if split != "train" and len(found) > 1:
+    if split != "train" and len(found) > 1 and labels[0] is None:
         _refuse_shared_keys(samples, split, named)
     return samples
+
+
+def _refuse_odd_labels(labels: Sequence[Any], weights: Sequence[float], split: str) -> None:
+    """Raise ConfigError for labels of some sources alone, for repeated ones, and for those of training data."""
+    if all(label is None for label in labels):
+        return
+    if split == "train":
+        raise ConfigError("data.train: a label has no effect on training; label the sources of val and test alone")
+    if not all(isinstance(label, str) and label for label in labels) or len(set(labels)) < len(labels):
+        raise ConfigError(f"data.{split}: the labels {labels} must be different words, one for every source")
+    if any(weight != 1 for weight in weights):
+        raise ConfigError(f"data.{split}: labelled sources are scored one by one; leave out their weights")
 
 
 def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> None:
@@ -161,7 +180,7 @@ def _refuse_shared_keys(samples: Samples, split: str, named: Sequence[str]) -> N
         if sample.key in seen:
             raise DataError(
                 f"data.{split}: the key {sample.key!r} appears in several of its sources ({', '.join(named)}), and the "
-                "prediction for one would be scored for the other; score them one by one, or rename the images"
+                "prediction for one would be scored for the other; give each source a label, or rename the images"
             )
         seen.add(sample.key)
 

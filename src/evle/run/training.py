@@ -18,6 +18,7 @@ from evle.engine.steps import FitResult
 from evle.engine.trainer import fit
 from evle.models.folders import read_tensors
 from evle.report import Report, plain, write_whole
+from evle.run.by_label import score
 from evle.run.config import RunConfig
 from evle.run.interpolating import Between, old_samples, retention
 from evle.run.prepare import Prepared, prepare
@@ -84,7 +85,7 @@ def train_run(
             run=run,
             seed=config.seed,
             new_parameters=ready.loaded.new,
-            evaluate=None if val is None else lambda model: ready.task.evaluate(model, val, quick).scores,
+            evaluate=None if val is None else lambda model: score(ready.task, model, val, quick).scores,
             metric=ready.task.metric,
             write_model=ready.loaded.write,
         )
@@ -118,7 +119,7 @@ def _report_run(
     where, data = split_read(config.data, split), data_read(config.data, split)
     found = Evaluation({})
     if measured is not None:
-        found = task.evaluate(model, measured, config.evaluate.settings(quick=False))
+        found = score(task, model, measured, config.evaluate.settings(quick=False))
     tables, drawn = [], curves(run, task)
     if between is not None and measured is not None and (old := old_samples(config)) is not None:
         settings = config.evaluate.settings(quick=True)

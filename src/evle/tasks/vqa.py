@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.images import open_image
 from evle.data.samples import Sample, VQASample, describe, readable
 from evle.errors import ConfigError, SampleError
-from evle.metrics import VQARule, normalize_answer, soft_scores, vqa_accuracy, vqa_score
+from evle.metrics import VQARule, consistency, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow, Table, class_table
@@ -252,13 +252,17 @@ class VQATask(Task):
     def _accuracy(self, samples: list[VQASample], answers: list[str]) -> dict[str, float]:
         if not samples:
             return {}
-        return vqa_accuracy(
+        scores = vqa_accuracy(
             answers,
             [sample.answers for sample in samples],
             answer_types=[sample.answer_type for sample in samples],
             question_types=[sample.question_type for sample in samples],
             official=self._rule(samples),
         )
+        if all(sample.set_id for sample in samples):
+            right = [answer in sample.answers for answer, sample in zip(answers, samples, strict=True)]
+            scores["consistency"] = consistency(right, [sample.set_id for sample in samples])
+        return scores
 
     def _each(self, samples: list[VQASample], given: dict[str, str]) -> list[float]:
         """The accuracy of every sample; the accuracy of all is their mean."""

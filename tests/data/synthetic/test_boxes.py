@@ -14,6 +14,7 @@ def test_two_samples_share_a_statement_that_is_true_of_the_first_alone():
     samples = boxes(count=60)
     for first, second in zip(samples[::2], samples[1::2], strict=True):
         assert first.question == second.question
+        assert first.set_id == second.set_id
         assert (first.answers, second.answers) == (("true",), ("false",))
         assert first.image.boxes != second.image.boxes
     assert len({sample.question.split(" with ")[0] for sample in samples}) > 5

@@ -5,7 +5,7 @@ three grey boxes with small shapes.
                                                "structured_rep": ...}, one per line; dev/dev.json, test/test.json
     nlvr/train/images/5/train-3304-0-0.png     to train-3304-0-5.png: the six orders of the three boxes
 
-The official score counts every image, and consistency all six images of an example.
+The official scores are accuracy, of every image, and consistency, of examples all of whose six images are right.
 """
 
 import os
@@ -123,4 +123,5 @@ def _sample(row: Row, root: str, split: str) -> VQASample:
         answers=() if row["label"] is None else (ANSWERS[row["label"]],),
         answer_type="yes/no",
         question_type=QUESTION_TYPE,
+        set_id=f"{split}-{row['identifier']}",
     )

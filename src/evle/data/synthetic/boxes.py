@@ -201,6 +201,7 @@ class BoxSamples(Sequence[Any]):
             answers=("true" if truth else "false",),
             answer_type="yes/no",
             question_type="statement",
+            set_id=f"boxes-{self.split}-{self.seed}-{number // 2}",
         )
 
     def describe(self) -> dict[str, Any]:
