@@ -56,7 +56,7 @@ def section(report: Mapping[str, Any]) -> str:
     counts = Counter(claim["verdict"] for claim in claims)
     rows = []
     for claim in claims:
-        sides = [f"{claim[f'mean {side}']} `{claim[side]}`" for side in ("of", "than")]
+        sides = [f"{claim[side]}: {claim[f'mean {side}']}" for side in ("of", "than")]
         rest = [claim[name] for name in ("difference", "95 % interval", "needs", "verdict")]
         rows.append([claim["claim"], claim["score"], *sides, *rest])
     verdicts = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))

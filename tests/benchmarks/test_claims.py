@@ -26,8 +26,8 @@ def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
     page = (tmp_path / "claims.md").read_text()
     assert "## Small\n\nA test.\n\n0 confirmed, 0 refuted, 1 undecided." in page
     (row,) = [line for line in page.splitlines() if "Pre-training improves VQA" in line]
-    assert "`vqa`" in row
-    assert "`scratch`" in row
+    assert "| vqa: " in row
+    assert "| scratch: " in row
     assert "undecided" in row
     assert "A note." in page
     assert "3 runs," in page
