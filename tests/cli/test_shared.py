@@ -147,7 +147,6 @@ def test_a_text_that_no_model_reads_is_one_line(verb, text, words):
         ("text.png", "text.png"),
         ("photos", "is a folder, not an image"),
         ("nowhere.png", "no such file"),
-        ("https://example.org/a.png", "is a URL; download the image first"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_one_line(verb, image, words):
