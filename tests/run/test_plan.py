@@ -73,6 +73,17 @@ def test_machines_exchange_gradients_over_the_network(run):
 
 
 @pytest.mark.parametrize(
+    ("tflop", "hours"), [(1.752, 2.14), (2.900, 3.26), (5.768, 6.88), (6.332, 7.73)], ids=["mim", "itc", "itm", "all"]
+)
+def test_one_mfu_reproduces_the_published_hours_of_all_objectives(tflop, hours, run, monkeypatch):
+    """Operations of 8 pairs as docs/benchmarks.md counts them; hours of an epoch on 8 A100 as the paper's table 1."""
+    one = Tried(8, 0.1, 1.0, 0.0, round(tflop * 1e12), 80 * MIB, 0, 5, 7, {})
+    monkeypatch.setattr(planning, "_measure", lambda config: ([one], 300_000_000, 300_000_000))
+    made = plan(run, "8xA100-80G", mfu=0.114, samples=10_030_000)
+    assert made.hours_per_epoch == pytest.approx(hours, rel=0.1)
+
+
+@pytest.mark.parametrize(
     ("devices", "words"),
     [("8xA100", "did you mean"), ("0xA100-80G", "no NUMBERxKIND"), ("", "choose one of"), ("3xA100-80G", "cannot be")],
 )
