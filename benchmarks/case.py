@@ -67,6 +67,7 @@ class Case:
         units: how much of `unit` each way does in one call; the table then shows the rate of our way too.
         differences: the relative difference of outputs and gradients by name, when the case was built with
             `Setting.exact`; the largest is checked by a test.
+        model: our model, for a profile by its parts.
         facts: further figures by name, computed once.
     """
 
@@ -76,6 +77,7 @@ class Case:
     unit: str = ""
     units: Mapping[str, float] = field(default_factory=dict)
     differences: Callable[[], dict[str, float]] | None = None
+    model: nn.Module | None = None
     facts: Callable[[], dict[str, Any]] | None = None
 
 

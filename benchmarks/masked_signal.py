@@ -60,7 +60,7 @@ def objectives_case(setting: Setting, batch: int, with_textbook: bool = True) ->
     if with_textbook:
         ways[f"{TEXTBOOK}, {MASKED_SIGNAL}"] = setting.step(textbook, lambda: textbook(**inputs))
     ways |= {f"ours, {name}": step_of(names) for name, names in OBJECTIVES.items() if name != MASKED_SIGNAL}
-    return Case(ways=ways, product=product(config, batch * config.num_patches), differences=differences)
+    return Case(ways=ways, product=product(config, batch * config.num_patches), differences=differences, model=model)
 
 
 def depth_case(setting: Setting, batch: int, depths: tuple[int, ...]) -> Case:

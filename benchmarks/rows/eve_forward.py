@@ -30,4 +30,5 @@ def build(setting: Setting) -> Case:
         ways={OURS: setting.forward(lambda: model(**inputs)), TEXTBOOK: setting.forward(lambda: textbook(*given))},
         product=product(config, len(given[0]) * (1 + config.num_patches + 40)),
         differences=differences,
+        model=model,
     )

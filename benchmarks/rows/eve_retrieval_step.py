@@ -40,4 +40,5 @@ def build(setting: Setting) -> Case:
         },
         product=product(config, 3 * size * (1 + config.num_patches + 40)),
         differences=differences,
+        model=model,
     )

@@ -38,4 +38,5 @@ def build(setting: Setting) -> Case:
         },
         product=product(config, size * (1 + config.num_patches + 40)),
         differences=differences,
+        model=model,
     )

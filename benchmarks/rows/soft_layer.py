@@ -46,6 +46,7 @@ def build(setting: Setting) -> Case:
         unit="tokens",
         units={way: float(number) for way, number in zip(ways, [each for each in sizes for _ in range(3)])},
         differences=differences,
+        model=layer,
     )
 
 

@@ -45,4 +45,5 @@ def build(setting: Setting) -> Case:
         },
         product=product(config, len(inputs["input_ids"]) * (1 + config.num_patches)),
         differences=differences,
+        model=model,
     )

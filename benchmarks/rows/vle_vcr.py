@@ -56,4 +56,5 @@ def build(setting: Setting) -> Case:
         },
         product=product(config, 1 + config.num_patches),
         differences=differences,
+        model=model,
     )

@@ -34,4 +34,5 @@ def build(setting: Setting) -> Case:
         },
         product=product(config, size * (1 + config.num_patches)),
         differences=differences,
+        model=model,
     )

@@ -8,6 +8,7 @@ import torch
 from benchmarks.__main__ import precisions_of, row_names
 from benchmarks.case import Setting
 from benchmarks.measuring import run_row
+from benchmarks.profile import main as profile_row
 from benchmarks.table import lines_of, markdown
 
 WITH_TEXTBOOK = (
@@ -48,3 +49,9 @@ def test_a_row_measures_all_its_ways(row, precision, tmp_path):
         assert line["ratio"] > 0
     assert row in markdown({file.stem: record})
     assert run_row(None, Setting(precision, quick=True), 1, file) == record  # what was measured stays
+
+
+def test_a_profile_divides_the_time_among_the_parts_of_the_model():
+    parts = profile_row(["masked_signal_8", "bf16", "--quick"])["parts"]
+    assert {"experts", "feed-forward of one modality", "pixel decoder", "router", "layer norms"} <= set(parts)
+    assert sum(share for _, share in parts.values()) == pytest.approx(1)
