@@ -15,6 +15,7 @@ from evle import objectives
 from evle.distributed import all_gather
 from evle.errors import DataError
 from evle.models.attention import attend
+from evle.models.casts import cast_once
 from evle.models.contrast import (
     Contrast,
     ContrastHead,
@@ -157,6 +158,7 @@ class EVEForRetrieval(EVEPreTrainedModel):
         return logits
 
     @can_return_tuple
+    @cast_once
     def forward(
         self,
         pixel_values: Tensor,
@@ -294,6 +296,7 @@ class EVEForNLVR2(EVEPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @cast_once
     def forward(
         self,
         pixel_values: Tensor,

@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from evle import objectives
 from evle.errors import ConfigError, DataError
+from evle.models.casts import cast_once
 from evle.models.contrast import total_loss
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.embedding import patchify, take, unpatchify, visible_patches
@@ -116,6 +117,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         self.mlm_head[2] = new_embeddings
 
     @can_return_tuple
+    @cast_once
     def forward(
         self,
         pixel_values: Tensor,

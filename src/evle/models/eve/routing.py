@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward, use_experts_implementation
 
 from evle import objectives
+from evle.models.casts import cast_stack
 from evle.models.eve.configuration import EVEConfig
 from evle.models.even_rows import pad_rows
 from evle.models.plain import float_dtype, is_plain
@@ -116,9 +117,9 @@ def _grouped_mm(experts: "EVEExperts", hidden: Tensor, index: Tensor, weights: T
     dtype = torch.get_autocast_dtype(device)
     view = _AutocastView(
         num_experts=experts.num_experts,
-        up_proj=experts.up_proj.to(dtype),
+        up_proj=cast_stack(experts.up_proj).to(dtype),
         up_proj_bias=experts.up_proj_bias.to(dtype),
-        down_proj=experts.down_proj.to(dtype),
+        down_proj=cast_stack(experts.down_proj).to(dtype),
         down_proj_bias=experts.down_proj_bias.to(dtype),
         act_fn=experts.act_fn,
         has_gate=False,
@@ -175,9 +176,9 @@ class EVEExperts(nn.Module):
         groups = hidden[order // top_k].split(counts)
         # unbind has one backward for all experts; indexing one by one would allocate the whole gradient E times.
         stacked = (
-            self.up_proj.unbind(),
+            cast_stack(self.up_proj).unbind(),
             self.up_proj_bias.unbind(),
-            self.down_proj.unbind(),
+            cast_stack(self.down_proj).unbind(),
             self.down_proj_bias.unbind(),
         )
         outputs = [
