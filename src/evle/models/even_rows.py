@@ -19,15 +19,22 @@ def even_rows(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def pad_rows(rows: Tensor) -> Tensor:
-    """`rows` (n, D); on a CPU in a 16-bit format, zeros are appended up to `even_rows(n)` rows.
+def evens_rows(rows: Tensor) -> bool:
+    """Whether products of `rows` are computed on a CPU in a short number format.
 
-    oneDNN compiles a kernel for every new shape of such a product, which takes milliseconds. Use the first n rows of
-    the result; the others have no gradient.
+    For every shape of such a product oneDNN compiles a kernel, which takes milliseconds.
     """
     dtype, device = rows.dtype, rows.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+    return device == "cpu" and dtype in (torch.bfloat16, torch.float16)
+
+
+def pad_rows(rows: Tensor) -> Tensor:
+    """`rows` (n, D), where `evens_rows` with rows of zeros up to `even_rows` of n.
+
+    Take the first n rows of what is computed; the others have no gradient.
+    """
+    if not evens_rows(rows):
         return rows
     return F.pad(rows, (0, 0, 0, even_rows(len(rows)) - len(rows)))

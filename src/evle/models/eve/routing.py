@@ -19,7 +19,7 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 from evle import objectives
 from evle.models.casts import cast_stack
 from evle.models.eve.configuration import EVEConfig
-from evle.models.even_rows import pad_rows
+from evle.models.grouped import even_layout, grouped_linear
 from evle.models.plain import float_dtype, is_plain
 
 
@@ -173,21 +173,14 @@ class EVEExperts(nn.Module):
         num_tokens, top_k = index.shape
         order = index.flatten().argsort(stable=True)  # (N K,) assignments, expert by expert
         counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()
-        groups = hidden[order // top_k].split(counts)
-        # unbind has one backward for all experts; indexing one by one would allocate the whole gradient E times.
-        stacked = (
-            cast_stack(self.up_proj).unbind(),
-            self.up_proj_bias.unbind(),
-            cast_stack(self.down_proj).unbind(),
-            self.down_proj_bias.unbind(),
-        )
-        outputs = [
-            F.linear(self.act_fn(F.linear(pad_rows(group), up, up_bias)), down, down_bias)[: len(group)]
-            for group, up, up_bias, down, down_bias in zip(groups, *stacked)
-        ]
+        sizes, rows_of = even_layout(counts, hidden)
+        token = order.new_zeros(sum(sizes))  # (M,) of each row; added rows repeat token 0
+        token[rows_of] = order // top_k
+        states = grouped_linear(hidden[token], sizes, cast_stack(self.up_proj), self.up_proj_bias)
+        results = grouped_linear(self.act_fn(states), sizes, cast_stack(self.down_proj), self.down_proj_bias)
         restored = torch.empty_like(order)
-        restored[order] = torch.arange(len(order), device=order.device)
-        output = torch.cat(outputs)[restored].view(num_tokens, top_k, -1)
+        restored[order] = rows_of
+        output = results[restored].view(num_tokens, top_k, -1)
         return (output * weights[..., None]).sum(dim=1).to(hidden.dtype)
 
 
