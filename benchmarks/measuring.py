@@ -14,38 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import DTYPES, Case, Setting
+from evle.engine.operations import EXTRA_FLOPS
 from evle.machine import DEFAULT_ALLOCATOR
 
 PEAK_SECONDS = 0.3
 """How long the matrix product that measures the peak is repeated before each run."""
-
-
-def _attention_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:
-    batch, heads, length, width = query
-    return 4 * batch * heads * length * key[-2] * width
-
-
-def _attention_backward_flops(_: Any, query: Any, key: Any, *__: Any, **___: Any) -> int:
-    return 5 * _attention_flops(query, key) // 2  # five products for the forward's two
-
-
-def _grouped_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
-    return 2 * left[0] * left[1] * right[-1]
-
-
-EXTRA_FLOPS = {
-    operator: formula
-    for operator, formula in (
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _attention_flops),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _attention_backward_flops),
-        (torch.ops.aten._grouped_mm, _grouped_flops),
-    )
-    if operator not in flop_registry
-}
-"""What torch's counter does not know."""
 
 
 def count_flops(work: Callable[[], Any]) -> int:

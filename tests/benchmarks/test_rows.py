@@ -7,9 +7,13 @@ import pytest
 import torch
 from benchmarks.__main__ import precisions_of, row_names
 from benchmarks.case import Setting
-from benchmarks.measuring import run_row
+from benchmarks.eve_batches import eve_config, masked_pairs
+from benchmarks.measuring import count_flops, run_row
 from benchmarks.profile import main as profile_row
+from benchmarks.rows.masked_signal_memory import kept_bytes
 from benchmarks.table import lines_of, markdown
+
+from evle.models.eve import EVEForPreTraining
 
 WITH_TEXTBOOK = (
     "eve_forward",
@@ -55,3 +59,52 @@ def test_a_profile_divides_the_time_among_the_parts_of_the_model():
     parts = profile_row(["masked_signal_8", "bf16", "--quick"])["parts"]
     assert {"experts", "feed-forward of one modality", "pixel decoder", "router", "layer norms"} <= set(parts)
     assert sum(share for _, share in parts.values()) == pytest.approx(1)
+
+
+def test_the_experts_kernel_does_not_change_the_count_of_operations():
+    case = build("masked_signal_8", Setting(quick=True, exact=True))
+    step = next(iter(case.ways.values()))
+    counts = []
+    for experts in ("eager", "grouped_mm"):
+        case.model.set_experts_implementation(experts)
+        counts.append(count_flops(step))
+    assert counts[0] == counts[1] > 0
+
+
+def test_activations_grow_on_a_line():
+    """Two batch sizes are enough to predict a third one."""
+    setting = Setting("bf16", quick=True)
+    config = eve_config(setting, 224)
+    model = EVEForPreTraining(config).train()
+    small, middle, large = (kept_bytes(model, masked_pairs(config, size), setting) for size in (2, 4, 6))
+    assert middle - small == pytest.approx(large - middle, rel=0.05)
+
+
+def test_new_conditions_start_a_row_again(tmp_path):
+    file = tmp_path / "eve_forward.fp32.json"
+    first = run_row(import_module("benchmarks.rows.eve_forward").build, Setting(quick=True), 1, file)
+    file.write_text(file.read_text(encoding="utf-8").replace(torch.__version__, "0.1"), encoding="utf-8")
+    again = run_row(import_module("benchmarks.rows.eve_forward").build, Setting(quick=True), 1, file)
+    assert again["conditions"] == first["conditions"]
+    assert again["rounds"] != first["rounds"]
+
+
+def test_the_share_of_the_peak_and_the_ratio_are_taken_round_by_round():
+    def ran(seconds, peak):
+        return {"seconds": seconds, "processor_seconds": seconds, "peak": peak}
+
+    record = {
+        "conditions": {"dtype": "fp32"},
+        "bases": {"ours": "ours", "textbook": "ours"},
+        "ways": {"ours": {"flops": 10, "memory": 2e9}, "textbook": {"flops": 20, "memory": 3e9}},
+        "rounds": [{"ours": ran(1, 20), "textbook": ran(3, 20)}, {"ours": ran(2, 10), "textbook": ran(4, 10)}],
+        "unit": "pairs",
+        "units": {"ours": 6.0},
+        "facts": {},
+    }
+    (line,) = lines_of("row", record)
+    assert line["ratio"] == 2.5  # 3 / 1 and 4 / 2
+    assert line["ratio_range"] == [2, 3]
+    assert line["share_of_peak"] == 0.5  # 10 / 1 / 20 and 10 / 2 / 10
+    assert line["rate"] == 4
+    assert "| row | fp32 | 1.5 s (4 pairs/s) | textbook | **2.50** (2.00 to 3.00) |" in markdown({"row.fp32": record})
