@@ -29,14 +29,19 @@ def row_names() -> list[str]:
     return sorted(path.stem for path in ROWS.glob("*.py") if path.stem != "__init__")
 
 
-def precisions_of(row: str) -> tuple[str, ...]:
-    """The precisions that a row is measured in: its `DTYPES`, by default both. Read without importing torch."""
+def constant(row: str, name: str, default: Any) -> Any:
+    """A constant of a row's file, read without importing torch."""
     tree = ast.parse((ROWS / f"{row}.py").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DTYPES":
-            precisions: tuple[str, ...] = ast.literal_eval(node.value)
-            return precisions
-    return PRECISIONS
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+            return ast.literal_eval(node.value)
+    return default
+
+
+def precisions_of(row: str) -> tuple[str, ...]:
+    """The precisions that a row is measured in: its `DTYPES`, by default both."""
+    precisions: tuple[str, ...] = constant(row, "DTYPES", PRECISIONS)
+    return precisions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     conditions = [record["conditions"] for record in records.values()]
     report = {"conditions": conditions[0] if conditions else {}, "lines": lines, "records": records}
     (options.out / "table.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    table = markdown(records)
+    measured = dict.fromkeys(name.rsplit(".", 1)[0] for name in records)
+    table = markdown(records, {row: note for row in measured if (note := constant(row, "NOTE", ""))})
     (options.out / "table.md").write_text(table, encoding="utf-8")
     print(table)
     for row, precision in failed:

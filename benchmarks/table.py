@@ -33,9 +33,7 @@ def lines_of(name: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "ratio_range": [min(ratios), max(ratios)],
             "processor_ratio": median(busy),
             "share_of_peak": share_of_peak(record, base),
-            "share_of_peak_other": share_of_peak(record, way),
             "flops": record["ways"][base]["flops"],
-            "flops_other": record["ways"][way]["flops"],
             "memory": record["ways"][base]["memory"],
             "memory_other": record["ways"][way]["memory"],
             "rounds": len(rounds),
@@ -43,7 +41,10 @@ def lines_of(name: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def share_of_peak(record: Mapping[str, Any], way: str) -> float | None:
-    """The median share that a way reached of the product measured right before it; None without one."""
+    """The median share that a way reached of the product measured right before it; None without one.
+
+    Of ours alone: torch's fast path of `nn.MultiheadAttention`, which a textbook runs, is not counted by torch.
+    """
     measured = [each[way] for each in record["rounds"]]
     if measured[0]["peak"] is None:
         return None
@@ -51,8 +52,8 @@ def share_of_peak(record: Mapping[str, Any], way: str) -> float | None:
     return median(flops / each["seconds"] / each["peak"] for each in measured)
 
 
-def markdown(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table of all rows, and a line of facts per row that has some. `records` are by file name."""
+def markdown(records: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] | None = None) -> str:
+    """The table of all rows, the facts of each row that has some, and notes by row. `records` are by file name."""
     rows = [HEADER, tuple("---" for _ in HEADER)]
     facts = []
     for name, record in records.items():
@@ -62,7 +63,8 @@ def markdown(records: Mapping[str, Mapping[str, Any]]) -> str:
             shown = ", ".join(f"{key} {_number(value)}" for key, value in record["facts"].items())
             facts.append(f"- {row}, {record['conditions']['dtype']}: {shown}")
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n\n".join([table, *(["\n".join(facts)] if facts else [])]) + "\n"
+    shown = [f"- **{row}**: {' '.join(note.split())}" for row, note in (notes or {}).items()]
+    return "\n\n".join([table, *(["\n".join(facts)] if facts else []), *(["\n".join(shown)] if shown else [])]) + "\n"
 
 
 def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
     rate = "" if line["rate"] is None else f" ({_number(line['rate'])} {line['unit']}/s)"
     low, high = line["ratio_range"]
     other = line["against"]
-    shares = [line["share_of_peak"], *([line["share_of_peak_other"]] if other else [])]
+    share = line["share_of_peak"]
     memory = [line["memory"], *([line["memory_other"]] if other else [])]
     return (
         line["row"] + what,
@@ -78,7 +80,7 @@ def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
         f"{_number(line['seconds'])} s{rate}",
         other or "",
         f"**{line['ratio']:.2f}** ({low:.2f} to {high:.2f})" if other else "",
-        "" if None in shares else ", ".join(f"{share:.0%}" for share in shares),
+        "" if share is None else f"{share:.0%}",
         "" if None in memory else ", ".join(f"{each / 1e9:.1f}" for each in memory) + " GB",
     )
 

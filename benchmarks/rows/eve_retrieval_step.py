@@ -11,8 +11,6 @@ from benchmarks.textbook.eve import Retrieval
 from evle.models.contrast import Negatives
 from evle.models.eve import EVEForRetrieval
 
-NOTE = ""
-
 
 def build(setting: Setting) -> Case:
     # Load balancing, a product of means over one pass, would differ: the textbook runs the pairs in two passes.

@@ -27,7 +27,6 @@ from evle.data.samples import CaptionSample, ImageSource
 from evle.tasks.pretraining import PreTrainingConfig, PreTrainingTask
 
 DTYPES = ("fp32",)
-NOTE = ""
 MEAN = STD = (0.5, 0.5, 0.5)
 JPEGS = ((500, 375), (2048, 1536))
 OUTPUTS = ((224, True), (384, False))

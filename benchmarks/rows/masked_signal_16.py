@@ -4,7 +4,6 @@ from benchmarks.case import Case, Setting
 from benchmarks.masked_signal import objectives_case
 
 DTYPES = ("bf16",)
-NOTE = ""
 
 
 def build(setting: Setting) -> Case:

@@ -17,7 +17,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from evle.models.eve import EVEForPreTraining
 
 DTYPES = ("bf16",)
-NOTE = ""
 MEMORY = 80e9
 PAPER = {"mlm+mim": 224, "mlm+itc+mim": 132, "mlm+itc+itm": 80, "all four": 64}
 """The largest batches of the paper's GPUs (EVE, table 1)."""

@@ -18,7 +18,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from evle.models.eve import EVEForRetrieval
 from evle.models.vle import VLEForITM
 
-NOTE = ""
 INSTRUCTION = 40
 
 

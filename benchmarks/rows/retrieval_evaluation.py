@@ -19,7 +19,6 @@ from evle.tasks.retrieval import RetrievalConfig, RetrievalTask
 from evle.tasks.task import EvaluationSettings
 from evle.transforms.text import train_tokenizer
 
-NOTE = ""
 WORDS = [f"{kind}{number}" for number in range(10) for kind in ("red", "car", "tree", "in", "two", "old", "big")]
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from evle.models.eve.routing import FeedForward, SoftRouter
 
-NOTE = ""
 TOKENS = (1024, 4096, 16384, 65536)
 
 

@@ -15,7 +15,6 @@ from evle.models.contrast import Negatives
 from evle.models.vle import VLEForPreTraining
 
 DTYPES = ("fp32",)
-NOTE = ""
 
 
 def build(setting: Setting) -> Case:

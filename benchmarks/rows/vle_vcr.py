@@ -12,7 +12,11 @@ from torch import Tensor
 
 from evle.models.vle import VLEForVCRQ2A
 
-NOTE = ""
+NOTE = """
+The fusion is 62 % of the operations, and no two candidates share a state of it; the image tower, which is encoded
+once, is 24 %.
+"""
+"""What limits this row, from a profile, and what was tried."""
 OBJECTS = 3
 
 

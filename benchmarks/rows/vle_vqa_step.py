@@ -8,8 +8,6 @@ from benchmarks.vle_batches import pairs, product, vle_config
 
 from evle.models.vle import VLEForVQA
 
-NOTE = ""
-
 
 def build(setting: Setting) -> Case:
     config = vle_config(setting, num_labels=7 if setting.quick else 3129)
