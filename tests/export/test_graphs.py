@@ -154,6 +154,19 @@ def test_the_weights_of_products_are_kept_in_8_bits(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_change_of_scores_is_printed(tmp_path):
+    rows = []
+    for colour in COLOURS:
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{colour}.png")
+        rows.append({"image": f"{colour}.png", "question": "what colour", "answer": colour, "split": "test"})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = save_vqa_model(tmp_path / "vqa")
+    output = call("export", source, "-o", tmp_path / "out", "--int8", "--data", tmp_path / "questions.jsonl")
+    assert "| accuracy |" in output
+    assert "3 samples of" in output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["eve", "vle"])
 def test_programs_of_torch_are_written(family, tmp_path):
     source = tmp_path / "model"

@@ -57,9 +57,9 @@ def _to_score(source: str | Path, data: Path | None, split: str | None, exported
     if data is None:
         return None
     settings = run_settings(source)
-    tree: dict[str, Any] = {name: settings[name] for name in ("task", "text", "image") if name in settings}
-    if not tree:
-        tree = {"task": {"name": _task_of(source)}}
+    tree: dict[str, Any] = {name: value for name, value in settings.items() if name not in ("data", "output")}
+    if not tree:  # of a model of no run; what is required of training is not read
+        tree = {"task": {"name": _task_of(source)}, "train": {"steps": 1, "batch_size": 1}}
     test: dict[str, Any] = {"source": "folder", "path": str(data), **({} if split is None else {"split": split})}
     tree = merge(tree, {"data": {"test": test}, "output": str(exported)})
     return RunConfig.build(tree, f"--data {data}")
