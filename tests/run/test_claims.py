@@ -151,3 +151,20 @@ def test_the_bundled_claims_can_be_read_in_both_forms(name, least):
     assert all(len(stage.config.by_seed()) == 1 for stage in quick.stages)
     longest = max(stage.config.train.minutes or 0 for stage in whole.stages)
     assert longest <= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "claims"),
+    [("claims-eve", "[masked-vqa,pixels,balance-load]"), ("claims-vle", "[types-q2a,one-image-pass]")],
+)
+def test_the_bundled_claims_train_in_their_quick_form(name, claims, tmp_path):
+    short = ["data.train.count=300", "data.test.count=24", "tokenizer.samples=60", "train.steps=1", "optim.warmup=0"]
+    sizes = ["train.batch_size=8", "evaluate.batch_size=8", "train.num_workers=0", "evaluate.num_workers=0"]
+    changes = [f"output={tmp_path}", "quick.seeds=[0]", f"quick.claims={claims}", *short, *sizes]
+    report = train(read_stages(name, changes, quick=True))
+    table = report.tables[0]
+    assert [row[table.columns.index("verdict")] for row in table.rows] == ["undecided"] * claims.count(",") + [
+        "undecided"
+    ]
+    assert "not run" not in str(table.rows)
