@@ -217,7 +217,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a training on GPUs: batch, memory, hours, cost.
+    """Plan a training on GPUs: memory, hours, cost.
 
     Measures one step on this machine, then calculates. A stage of a recipe is planned after the other.
 
