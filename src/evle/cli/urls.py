@@ -50,7 +50,9 @@ def takes_urls(verb: Callable[..., Any]) -> Callable[..., Any]:
     Paths are taken as text, because pathlib would join the slashes of a URL.
     """
     hints = get_type_hints(verb, include_extras=True)
-    own = CONFIGURED | ({"output"} if verb.__name__ == "train" else set())
+    # `evle train` takes its output as text for the configuration; `evle tokenizer train` takes a path.
+    opens_itself = verb.__name__ == "train" and "output" in hints and not _is_path(hints["output"])
+    own = CONFIGURED | ({"output"} if opens_itself else set())
 
     @functools.wraps(verb)
     def with_local_paths(**given: Any) -> Any:
