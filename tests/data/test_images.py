@@ -162,6 +162,14 @@ def test_what_is_no_image_is_said_in_one_line_with_the_cure(tmp_path):
         open_image(3)
 
 
+@pytest.mark.parametrize(("there", "written"), [("A.JPG", "a.jpg"), ("a.png", "a.jpg"), ("in/a.jpg", "In/a.jpg")])
+def test_a_file_of_a_similar_name_is_named_where_an_image_is_missing(tmp_path, there, written):
+    (tmp_path / "in").mkdir()
+    file = saved(tmp_path / there, Image.new("RGB", (4, 4)))
+    with pytest.raises(SampleError, match=f"{written}: no such file, but there is {file}; correct the name"):
+        open_image(tmp_path / written)
+
+
 @pytest.mark.parametrize("form", [str, Path])
 def test_a_url_is_told_from_a_file_that_is_missing(form):
     with pytest.raises(SampleError, match=r"a\.jpg: is a URL; download the image first"):

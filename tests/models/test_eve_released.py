@@ -1,10 +1,13 @@
 """Released checkpoints: read, inferred, and refused in words."""
 
+import gzip
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from eve_models import batch, build, tiny
 from evle.errors import CheckpointError, ConfigError
@@ -130,16 +133,38 @@ def test_non_square_positions_are_refused(vqa_file):
         EVEForVQA.from_released(vqa_file, num_attention_heads=2)
 
 
+def zipped(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, "text")
+    return content.getvalue()
+
+
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.th: no such file"):
         EVEForVQA.from_released(tmp_path / "none.th")
+    torch.save({"a": torch.zeros(200)}, tmp_path / "whole.pth")
+    torch_file = (tmp_path / "whole.pth").read_bytes()
+    tensors = save({"a": torch.zeros(200)})
     contents = {
-        "a.th": (b"no zip", "not a readable checkpoint"),
-        "b.safetensors": (b"short", "not a readable checkpoint"),
+        "a.th": (b"no zip", "is a text file, not a checkpoint"),
+        "b.safetensors": (b"\x07\1short", "not a readable checkpoint"),
         "c.th": (b"", "is empty"),
         "page.th": (b"<html>404</html>", "is a web page"),
         "pointer.th": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "is a Git LFS pointer"),
         "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        "annex.th": (b"/annex/objects/SHA256E-s5--abc.bin\n", "is a git-annex pointer"),
+        "marked.th": (b"\xef\xbb\xbf\n<!DOCTYPE html>", "is a web page"),
+        "answer.safetensors": (b'{"message": "Not Found"}', r"is a text file \(JSON\), not a checkpoint"),
+        "packed.th": (gzip.compress(b"weights"), r"is a compressed file \(gzip\), not a checkpoint; unpack it"),
+        "image.safetensors": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image, not a checkpoint"),
+        "array.th": (b"\x93NUMPY\x01\0", "is an array of numpy, not a checkpoint"),
+        "zeros.th": (bytes(2000), "begins with zeros"),
+        "zip.th": (zipped("weights.txt"), "is a zip archive of weights.txt, not a checkpoint; unpack it"),
+        "cut.th": (torch_file[: len(torch_file) // 2], "is cut short; download it again"),
+        "torch.safetensors": (torch_file, "is a file of torch; rename it to .pth"),
+        "cut.safetensors": (tensors[:-4], "is cut short; download it again"),
+        "tensors.th": (tensors, "is a file of safetensors; rename it to .safetensors"),
     }
     for name, (content, message) in contents.items():
         (tmp_path / name).write_bytes(content)

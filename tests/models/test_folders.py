@@ -28,10 +28,12 @@ def prefixed(prefix):
         {"model": TENSORS, "args": argparse.Namespace(lr=1e-3), "epoch": 3},
         {"state_dict": prefixed("module.")},
         {"module": prefixed("_orig_mod.")},
+        {"module": prefixed("_forward_module.")},
+        {"module": prefixed("_fsdp_wrapped_module.")},
         {"model": prefixed("module.module."), "optimizer": {"state": {}}},
         {"state_dict": prefixed("model."), "hyper_parameters": argparse.Namespace(layers=[1, 2])},
     ],
-    ids=["bare", "Namespace", "module.", "_orig_mod.", "module.module.", "Lightning"],
+    ids=["bare", "Namespace", "module.", "_orig_mod.", "DeepSpeed", "FSDP", "module.module.", "Lightning"],
 )
 def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(content, tmp_path):
     torch.save(content, tmp_path / "file.pth")

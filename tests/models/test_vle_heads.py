@@ -108,6 +108,17 @@ def test_the_masked_word_decoder_is_the_word_embedding(tmp_path):
     assert loaded.mlm_score[1].predictions.decoder.weight is loaded.get_input_embeddings().weight
 
 
+def test_an_untied_decoder_is_saved_with_its_bias_after_a_change_of_vocabulary(tmp_path):
+    model = build(VLEForMLM, tie_word_embeddings=False)
+    model.resize_token_embeddings(53, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().bias.copy_(torch.arange(53.0))
+    model.save_pretrained(tmp_path)
+    loaded, info = VLEForMLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert torch.equal(loaded.get_output_embeddings().bias, torch.arange(53.0))
+
+
 @pytest.mark.parametrize("model_class", [VLEForMLM, VLEForPreTraining, VLEForVQA])
 def test_a_vocabulary_grows_and_is_saved_so(model_class, tmp_path):
     model = build(model_class)

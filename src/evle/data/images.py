@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evle.data.custom.image_folder import file_like
 from evle.data.formats.text_files import compression_of, open_plain_file
 from evle.data.samples import Drawing, ImageSource, Stored
 from evle.errors import DataError, SampleError
@@ -69,6 +70,8 @@ def open_image(
     except FileNotFoundError:
         if "://" in name or ":/" in name[:7]:
             raise SampleError(f"{name}: is a URL; download the image first and give its path") from None
+        if isinstance(source, str | os.PathLike) and (similar := file_like(source)):
+            raise SampleError(f"{name}: no such file, but there is {similar}; correct the name") from None
         raise SampleError(f"{name}: no such file; check its name and folder") from None
     except IsADirectoryError:
         raise SampleError(f"{name}: is a folder, not an image") from None

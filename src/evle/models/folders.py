@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -37,11 +38,26 @@ log = logging.getLogger(__name__)
 CONFIG_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_ema")
 """Keys under which training scripts store the state dict in a checkpoint."""
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What data-parallel wrappers, torch.compile and Lightning put in front of every key."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "_forward_module.", "_fsdp_wrapped_module.")
+"""What data-parallel wrappers, torch.compile, Lightning and FSDP put in front of every key."""
 HARMLESS = (argparse.Namespace,)
 """Classes besides tensors and containers that training scripts store; building one runs no code of the file."""
 
+
+OTHER_KINDS = {
+    b"\x1f\x8b": "a compressed file (gzip)",
+    b"BZh": "a compressed file (bzip2)",
+    b"\xfd7zXZ": "a compressed file (xz)",
+    b"\x28\xb5\x2f\xfd": "a compressed file (zstd)",
+    b"7z\xbc\xaf": "a compressed file (7z)",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%PDF": "a PDF file",
+    b"\x93NUMPY": "an array of numpy",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+}
+"""Files that are taken for checkpoints, by their first bytes."""
 
 OURS = ("eve", "vle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -315,15 +331,47 @@ def _what_it_is(path: Path, error: Exception) -> str:
     """Why a file is not a checkpoint, from its first bytes or the reader's error."""
     with path.open("rb") as file:
         start = file.read(512)
-    text = start.lstrip().lower()
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "is empty; download it again"
+    if not any(start):
+        return "begins with zeros, as after a download that was interrupted; download it again"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not a checkpoint; download it again"
     if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file it points to; run 'git lfs pull' or download it again"
-    if text.startswith((b"{", b"[")) and path.suffix != ".safetensors":
-        return "is a text file (JSON), not a checkpoint"
+    if text.startswith(b"/annex/objects/"):
+        return "is a git-annex pointer, not the file it points to; run 'git annex get' or download it again"
+    if start.decode("utf-8", "ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable() and text:
+        kind = "a text file (JSON)" if text.startswith((b"{", b"[")) else "a text file"
+        return f"is {kind}, not a checkpoint; download it again"
+    if kind := next((each for mark, each in OTHER_KINDS.items() if start.startswith(mark)), ""):
+        return f"is {kind}, not a checkpoint; {'unpack it' if 'compressed' in kind else 'give another file'}"
+    if start.startswith(b"PK\3\4"):
+        return _what_zip_it_is(path, error)
+    if path.suffix != ".safetensors" and start[8:10] == b'{"':
+        return "is a file of safetensors; rename it to .safetensors"
+    if any(words in str(error).lower() for words in ("incomplete", "invalid header length")):
+        return "is cut short; download it again"
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"holds more than tensors ({refused[1]}), and code in a file is never run; ask for safetensors"
+        return _more_than_tensors(refused[1])
     return f"not a readable checkpoint of tensors ({in_one_line(error)})"
+
+
+def _what_zip_it_is(path: Path, error: Exception) -> str:
+    """Why a zip archive, the form of torch's files, is not a checkpoint."""
+    if not zipfile.is_zipfile(path):
+        return "is cut short; download it again"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if not any(name.endswith("data.pkl") for name in names):
+        return f"is a zip archive of {names[0] if names else 'nothing'}, not a checkpoint; unpack it"
+    if path.suffix == ".safetensors":
+        return "is a file of torch; rename it to .pth"
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return _more_than_tensors(refused[1])
+    return f"not a readable checkpoint of tensors ({in_one_line(error)})"
+
+
+def _more_than_tensors(name: str) -> str:
+    return f"holds more than tensors ({name}), and code in a file is never run; ask for safetensors"

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 import corpora
 from evle.data.corpora.captions import coco_captions, karpathy, xvlm
@@ -274,6 +275,24 @@ def test_the_other_year_of_coco_is_named(tmp_path, folder):
     (tmp_path / "annotations/captions_val2014.json").rename(tmp_path / "annotations/captions_val2017.json")
     with pytest.raises(DataError, match=r"no captions_val2014\.json, but captions_val2017\.json; set year=2017"):
         coco_captions(tmp_path / folder, split="val", images=tmp_path)
+
+
+def test_files_with_similar_names_are_named(tmp_path):
+    corpora.coco(tmp_path)
+    (tmp_path / "annotations/captions_val2014.json").unlink()
+    with pytest.raises(DataError, match=r"no captions_val2014\.json there \(there is captions_train2014\.json\)"):
+        coco_captions(tmp_path, split="val")
+    (tmp_path / "dataset_coco.json").rename(tmp_path / "dataset_flickr8k.json")
+    with pytest.raises(DataError, match=r"no dataset_coco\.json or .* \(there is dataset_flickr8k\.json\); put"):
+        karpathy(tmp_path)
+
+
+def test_an_image_in_another_form_is_named_when_none_is_there(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "A.JPG")
+    image = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog"}]}
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [image]}))
+    with pytest.raises(DataError, match=r"a\.jpg: no such file \(but there is .*A\.JPG\), nor any other of 1 images"):
+        karpathy(tmp_path)
 
 
 def test_a_folder_of_another_year_is_named(tmp_path):

@@ -148,6 +148,8 @@ def test_names_that_differ_in_case_and_are_two_files_are_two_images(tmp_path):
         ("sub/b.jpg", "sub\\b.jpg"),
         ("Sub/B.jpg", "sub/b.jpg"),
         ("c.jpg", "c.jpg "),
+        ("c.jpg", "\u200bc.jpg\ufeff"),
+        ("c.jpg", "\u00a0c.jpg"),
     ],
 )
 def test_an_image_named_in_another_form_is_found(tmp_path, file, written):
@@ -166,6 +168,21 @@ def test_a_name_that_two_files_could_mean_is_refused(tmp_path):
 def test_an_image_in_a_folder_below_is_hinted_at(tmp_path):
     write(draw(tmp_path, "images/b.jpg", "x.jpg"), [{"image": "b.jpg", "caption": "x"}])
     assert "; images/b.jpg exists: write that name, or set images=" in check_folder(tmp_path).unreadable.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "written"), [("e.jpeg", "e.jpg"), ("f.png", "f.JPG"), ("c d.jpg", "c%20d.jpg"), ("x+y.jpg", "x%2By.jpg")]
+)
+def test_a_missing_image_is_hinted_at_where_its_ending_differs_or_its_name_is_encoded(tmp_path, file, written):
+    write(draw(tmp_path, file, "z.jpg"), [{"image": written, "caption": "x"}])
+    assert f"; {file} exists: write that name" in check_folder(tmp_path).unreadable.lines[0]
+
+
+def test_links_to_folders_are_named_where_captions_are_made_of_names(tmp_path, caplog):
+    draw(tmp_path / "here", "a.jpg")
+    (tmp_path / "here" / "photos").symlink_to(draw(tmp_path / "there", "b.jpg"))
+    assert [sample.key for sample in folder(tmp_path / "here", captions_from="filename")] == ["a.jpg"]
+    assert "1 links to other folders, which are not followed" in caplog.text
 
 
 def test_a_url_is_named_as_one(tmp_path):
@@ -196,6 +213,28 @@ def test_a_link_out_of_the_folder_obeys_allow_outside(tmp_path, kind):
 def test_the_first_usual_column_that_says_something_counts_row_by_row(tmp_path):
     rows = [{"image": "a.jpg", "captions": [], "caption": "x"}, {"image": "b.jpg", "captions": ["y"], "caption": ""}]
     assert [sample.captions for sample in folder(write(tmp_path, rows))] == [("x",), ("y",)]
+
+
+def test_the_first_column_of_answers_that_holds_one_counts(tmp_path):
+    rows = [
+        {"image": "a.jpg", "question": "q?", "answers": [], "answer": "x"},
+        {"image": "b.jpg", "question": "q?", "answers": [{"answer": ""}], "multiple_choice_answer": "y"},
+        {"image": "c.jpg", "question": "q?", "answers": ["z"], "answer": "other"},
+    ]
+    samples = folder(write(tmp_path, rows, "questions.jsonl"), "vqa")
+    assert [sample.answers for sample in samples] == [("x",), ("y",), ("z",)]
+
+
+def test_empty_columns_of_a_pair_give_way_to_the_others(tmp_path):
+    rows = [
+        {"images": [], "left": "a.jpg", "right": "b.jpg", "sentence": "", "statement": "x", "label": True},
+        {"images": None, "left": "a.jpg", "right": "b.jpg", "sentence": ["..."], "statement": "y", "label": "no"},
+    ]
+    samples = folder(write(tmp_path, rows, "pairs.jsonl"), "nlvr2")
+    assert [(sample.sentence, sample.label) for sample in samples] == [("x", True), ("y", False)]
+    assert [os.path.basename(image) for image in samples[0].images] == ["a.jpg", "b.jpg"]
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: 0 images instead of two"):
+        folder(write(tmp_path, [{"images": [], "sentence": "x", "label": True}], "pairs.jsonl"), "nlvr2")
 
 
 @pytest.mark.parametrize("text", ["...", "-", "!!!", "nan", "None", None, float("nan"), " ", "—", "\u200b"])

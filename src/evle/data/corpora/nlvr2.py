@@ -22,6 +22,7 @@ from evle.data.corpora.official import (
     combined,
     field,
     find_file,
+    no_images,
     refuse_duplicates,
     require_folder,
     require_task,
@@ -93,10 +94,7 @@ def probe_pairs(samples: Rows, file: Path, tries: int = 16) -> None:
     step = max(1, len(samples) // tries)
     names = [str(name) for index in range(0, len(samples), step) for name in samples[index].images]
     if not any(os.path.exists(name) for name in names):
-        raise DataError(
-            f"{names[0]}: no such file, nor any other of {len(names)} images that {file} names; put the images "
-            "there, or set images=FOLDER to the folder that holds them"
-        )
+        raise no_images(names, file)
 
 
 def sentence_of(identifier: str) -> str:

@@ -6,12 +6,14 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evle.data.custom.image_folder import file_like
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
@@ -93,7 +95,8 @@ def find_file(path: str | os.PathLike[str], names: Iterable[str], what: str) -> 
         sought = " or ".join(dict.fromkeys(name.rpartition("/")[2] for name in names))
         folders = ", ".join(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
         where = f"there, nor in {folders}" if folders else "there"
-        raise DataError(f"{base}: no {sought} {where}{_packed(base)}; put {what} there, or set path to the file")
+        hint = _packed(base) or _similar(base, names)
+        raise DataError(f"{base}: no {sought} {where}{hint}; put {what} there, or set path to the file")
     if len(found) > 1:
         raise DataError(f"{base}: both {' and '.join(file.name for file in found)} are there; set path to one of them")
     return found[0]
@@ -110,6 +113,14 @@ def _packed(folder: Path) -> str:
     """A remark on the archives in a folder, which most likely have not been unpacked yet."""
     names = sorted(file.name for file in folder.glob("*") if file.name.endswith(ARCHIVES)) if folder.is_dir() else []
     return f" (still packed: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def _similar(base: Path, names: Iterable[str]) -> str:
+    """A remark on the files with names like those of missing ones, such as those of another split or version."""
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
+    there = [file.name for folder in folders for file in (base / folder).glob("*") if file.is_file()]
+    close = dict.fromkeys(each for name in names for each in get_close_matches(name.rpartition("/")[2], there, 3, 0.7))
+    return f" (there is {', '.join(close)})" if close else ""
 
 
 def _of_another_year(folder: Path) -> str:
@@ -130,10 +141,16 @@ def probe_images(samples: Sequence[Any], file: Path) -> None:
         with suppress(SampleError):  # what is wrong with one sample is reported when it is read
             tried.append(str(samples[int(index)].image))
     if tried and not any(os.path.exists(name) for name in tried):
-        raise DataError(
-            f"{tried[0]}: no such file, nor any other of {len(tried)} images that {file} names; put the images "
-            "there, or set images=FOLDER to the folder that holds them"
-        )
+        raise no_images(tried, file)
+
+
+def no_images(tried: Sequence[str], file: Path) -> DataError:
+    """The error for a file of which none of the images that were `tried` exist."""
+    similar = file_like(tried[0])
+    return DataError(
+        f"{tried[0]}: no such file{f' (but there is {similar})' if similar else ''}, nor any other of {len(tried)} "
+        f"images that {file} names; put the images there, or set images=FOLDER to the folder that holds them"
+    )
 
 
 def refuse_duplicates(names: Sequence[Any] | np.ndarray, file: Path, what: str) -> None:

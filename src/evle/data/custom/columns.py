@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
 from evle.data.custom.image_folder import ImageFolder
-from evle.data.formats.cells import is_null, number_text, texts_of
+from evle.data.formats.cells import is_blank, number_text, texts_of
 from evle.data.formats.table_files import Row
 from evle.errors import DataError, nearest
 
@@ -84,10 +84,10 @@ def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "",
     """
     names = _present(tuple(row), named, tuple(usual))
     for number, name in enumerate(names):
-        if not is_null(row[name]):
+        if not is_blank(row[name]):
             twin = names[number + 1] if number + 1 < len(names) else name
             alike = twin.strip().casefold() == name.strip().casefold()
-            if alike and not is_null(row[twin]) and row[twin] != row[name]:
+            if alike and not is_blank(row[twin]) and row[twin] != row[name]:
                 raise DataError(f"{where}: the columns {name!r} and {twin!r} differ in case alone; remove one of them")
             return row[name]
     if names or not what:
@@ -154,9 +154,16 @@ def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str
         texts = [text for value in values for text in cell_texts(value, where, "caption")]
         return list(dict.fromkeys(filter(says_something, texts)))
     value_of(row, None, CAPTION_COLUMNS, where, "caption")
-    for name in _present(tuple(row), None, CAPTION_COLUMNS):
-        if texts := list(filter(says_something, cell_texts(row[name], where, "caption"))):
-            return list(dict.fromkeys(texts))
+    return list(dict.fromkeys(_first_texts(row, None, CAPTION_COLUMNS, where, "caption", says_something)))
+
+
+def _first_texts(
+    row: Row, named: str | None, usual: Sequence[str], where: str, what: str, keep: Callable[[str], bool] = bool
+) -> list[str]:
+    """The texts to `keep` of the column `named`, or of the first of the `usual` columns that has any."""
+    for name in _present(tuple(row), named, tuple(usual)):
+        if texts := list(filter(keep, cell_texts(row[name], where, what))):
+            return texts
     return []
 
 
@@ -168,8 +175,8 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
 
 def answers_of(row: Row, answer_column: str | None, where: str) -> list[str]:
     """A row's answers, none where nobody has answered."""
-    value = value_of(row, answer_column, ANSWER_COLUMNS, where, "answer" if answer_column is not None else "")
-    return cell_texts(value, where, "answer")
+    value_of(row, answer_column, ANSWER_COLUMNS, where, "answer" if answer_column is not None else "")
+    return _first_texts(row, answer_column, ANSWER_COLUMNS, where, "answer")
 
 
 def _key(row: Row, usual: Sequence[str]) -> str:
@@ -202,7 +209,9 @@ def _question_fields(row: Row, columns: Columns, images: ImageFolder | None, whe
 
 def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
     pair = value_of(row, columns.image, PAIR_COLUMNS)
-    if pair is None:
+    if pair is None and has_column(tuple(row), None, PAIR_COLUMNS) and not has_column(tuple(row), None, LEFT_COLUMNS):
+        names = []
+    elif pair is None:
         sides = (LEFT_COLUMNS, RIGHT_COLUMNS)
         names = [value_of(row, None, usual, where, "image") for usual in sides]
     else:
@@ -211,8 +220,8 @@ def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: 
         raise DataError(f"{where}: {len(names)} images instead of two; name them in `images`, or `left` and `right`")
     left, right = (_image_name(name, where, images) for name in names)
     named = columns.caption if isinstance(columns.caption, str) else None
-    sentences = cell_texts(value_of(row, named, SENTENCE_COLUMNS, where, "caption"), where, "sentence")
-    sentences = list(filter(says_something, sentences))
+    value_of(row, named, SENTENCE_COLUMNS, where, "caption")
+    sentences = _first_texts(row, named, SENTENCE_COLUMNS, where, "sentence", says_something)
     if len(sentences) > 1:
         raise DataError(f"{where}: the sentence holds {len(sentences)} texts; write one row for each sentence")
     sentence = sentences[0] if sentences else ""

@@ -10,6 +10,7 @@ are asked for. A Parquet table may hold the images themselves.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -24,10 +25,12 @@ from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.table import SCHEMAS, TableRows, as_list, checked_shares, first_repeated, read_table
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.embedded import EmbeddedImages, embedded_column
-from evle.data.formats.listing import list_images
+from evle.data.formats.listing import list_folder
 from evle.data.formats.table_files import Row, find_table, read_rows
 from evle.data.samples import CaptionSample, ImageSource, NLVR2Sample, Sample, VCRSample, VQASample
 from evle.errors import ConfigError, DataError, nearest
+
+logger = logging.getLogger(__name__)
 
 NAMED = 1000
 """Rows without text that are named; the others are counted."""
@@ -289,7 +292,10 @@ def _rows_from_names(root: Path, captions_from: str) -> list[tuple[int, Row | Da
     if captions_from not in ("filename", "folder"):
         raise ConfigError(f"captions_from={captions_from!r}: {nearest(captions_from, ['filename', 'folder'])}")
     rows: list[tuple[int, Row | DataError]] = []
-    for number, name in enumerate(list_images(root), 1):
+    listing = list_folder(root)
+    for line in listing.unread:
+        logger.warning("%s: not read: %s", root, line)
+    for number, name in enumerate(listing.images, 1):
         inside = PurePosixPath(name)
         words = inside.stem if captions_from == "filename" else inside.parent.name
         rows.append((number, {"image": name, "captions": [words.replace("_", " ").replace("-", " ").strip()]}))

@@ -5,8 +5,10 @@ import posixpath
 import re
 import stat
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from evle.data.formats.listing import IMAGE_SUFFIXES
 from evle.errors import DataError, SampleError
@@ -64,8 +66,8 @@ class ImageFolder:
     def file_of(self, name: str) -> str | None:
         """The file that differs from `name` in form only, relative to the folder; None where there is none.
 
-        It may differ in case, in the Unicode form of its letters, in blanks around it, or have the ending of an image
-        that the name lacks. Raises SampleError where several files do.
+        It may differ in case, in the Unicode form of its letters, in blanks around it or signs without a shape, or have
+        the ending of an image that the name lacks. Raises SampleError where several files do.
         """
         if is_url(name) or "\0" in name:
             return None
@@ -98,8 +100,21 @@ class ImageFolder:
                 return here
         return here
 
+    def similar_to(self, name: str) -> str | None:
+        """The file that may be meant by the name of a missing image, because only its ending differs, or because the
+        name is percent-encoded (a%20b.jpg); None where there is none, or several."""
+        stem, suffix = posixpath.splitext(name)
+        for other in (unquote(name), stem if suffix.lower() in IMAGE_SUFFIXES else name):
+            with suppress(SampleError):
+                if other != name and (found := self.file_of(other)):
+                    return found
+        return None
+
     def hint_for(self, name: str) -> str:
-        """Where an image that is missing may be: the same name in a folder one level below, or "" for nowhere."""
+        """Where an image that is missing may be: under a similar name, or in a folder one level below; "" for
+        nowhere."""
+        if not is_url(name) and (similar := self.similar_to(name)):
+            return f"; {similar} exists: write that name"
         base = posixpath.basename(name)
         folders = _folders(self.root, _modified(self.root)) if base and not is_url(name) else ()
         for folder in folders:
@@ -114,6 +129,18 @@ class ImageFolder:
             raise SampleError(
                 f"{path}: is a link to a file outside of {self.root}; copy the file there or set allow_outside=true"
             )
+
+
+def file_like(path: str | os.PathLike[str]) -> str | None:
+    """The file that may be meant by a path without a file, because its name differs in form or ending only."""
+    here, name = ImageFolder(os.sep, allow_outside=True), os.path.abspath(path)
+    try:
+        found = here.file_of(name) or here.similar_to(name)
+    except SampleError:
+        return None
+    if found is None or found == name:
+        return None
+    return found if os.path.isabs(path) else os.path.relpath(found)
 
 
 def loose_form(name: str) -> str:
@@ -136,7 +163,8 @@ def is_url(name: str) -> bool:
 
 
 def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name.strip().replace("\\", "/")).casefold()
+    text = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return "".join(sign for sign in text if unicodedata.category(sign) != "Cf").strip()  # Cf: signs without a shape
 
 
 def _modified(folder: str) -> int:

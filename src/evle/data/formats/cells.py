@@ -82,6 +82,17 @@ def is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing, or a list of nothing.
+
+    >>> is_blank([]), is_blank(["", None]), is_blank("[]"), is_blank(["a"]), is_blank(0)
+    (True, True, True, False, False)
+    """
+    if isinstance(value, list | tuple):
+        return all(is_null(each) for each in value)
+    return is_null(value) or (isinstance(value, str) and value.strip() == "[]")
+
+
 def _texts(value: Any) -> list[str]:
     if is_null(value) and not isinstance(value, str):
         return []

@@ -260,7 +260,10 @@ class VLEPreTrainedModel(PreTrainedModel):
         """Replace the decoder of masked words, as `resize_token_embeddings` does for a larger or smaller vocabulary."""
         predictions = self.get_submodule("mlm_score.1.predictions")
         predictions.register_module("decoder", new_embeddings)
-        predictions.register_parameter("bias", new_embeddings.get_parameter("bias"))
+        bias = new_embeddings.get_parameter("bias")
+        if not self.config.tie_word_embeddings:  # a shared tensor would be saved under one of its names
+            bias = nn.Parameter(bias.detach().clone())
+        predictions.register_parameter("bias", bias)
         self.decoder_in_file = None  # of the old size
 
     def save_pretrained(  # type: ignore[override]
