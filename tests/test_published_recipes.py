@@ -147,7 +147,7 @@ def test_every_source_has_the_options_that_a_recipe_gives_it(name):
     for stage in [merge(tree.get("defaults") or {}, each or {}) for each in tree.get("stages", {"": tree}).values()]:
         for split in ("train", "val", "test"):
             for source in as_list((stage.get("data") or {}).get(split)):
-                known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight"}
+                known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight", "label"}
                 assert source.keys() <= known, (name, split)
 
 

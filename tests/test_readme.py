@@ -3,7 +3,8 @@
 A block of shell or Python is checked without being run: commands go through the command line up to the point where the
 work would begin, Python is compiled and its evle names looked up. A block marked `run` is run, those of a page one
 after another, in a folder of tiny images and models that bear the names the page uses. A YAML block marked
-`file=NAME` is that file; one marked `part` shows some keys, and is laid over a smallest recipe.
+`file=NAME` is that file; one marked `part` shows some keys, and is laid over a smallest recipe; one marked `claims`
+shows claims, which are added to a recipe of the stages that they name; one marked `other` belongs to another tool.
 """
 
 import ast
@@ -224,11 +225,15 @@ def test_every_name_in_python_exists(page):
 def test_every_recipe_shown_can_be_built(page, tmp_path):
     write_files(tmp_path)
     for block in blocks(page):
-        if block.language == "yaml":
+        if block.language == "yaml" and block.mark != "other":
             path = tmp_path / "shown.yaml"
             path.write_text(block.text, encoding="utf-8")
             if block.mark == "part":
                 path.write_text(dump_yaml(merge(SMALLEST, load_yaml(path))), encoding="utf-8")
+            if block.mark == "claims":
+                claims = load_yaml(path)["claims"]
+                stages = {claim[side]: SMALLEST for claim in claims.values() for side in ("of", "than")}
+                path.write_text(dump_yaml({"stages": stages, "claims": claims}), encoding="utf-8")
             for stage in read_stages(path).stages:
                 check_config(stage.config)
 
