@@ -223,7 +223,7 @@ def plan(
 
     \b
       evle plan eve-base-pretrain --devices 8xA100-80G --samples 10000000
-      evle plan vle-large-vqa --devices 8xA100-40G --nodes 2 --mfu 0.3 --price 1.5
+      evle plan eve-large-pretrain --devices 8xA100-40G --nodes 2 --mfu 0.3 --price 1.5
     """
     from evle.run.config import read_stages
     from evle.run.plan import plan as make_plan
