@@ -108,7 +108,7 @@ def check_config(config: RunConfig) -> None:
             assert name in {*EVEConfig.__dataclass_fields__, *VLEConfig.__dataclass_fields__, *ROUTED}, name
     for sources in (config.data.train, config.data.val, config.data.test):
         for source in sources if isinstance(sources, list) else [sources] if sources else []:
-            known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight"}
+            known = inspect.signature(SOURCES[source["source"]]).parameters.keys() | {"source", "weight", "label"}
             assert source.keys() <= known, f"{source.keys() - known} is no option of the source"
 
 
