@@ -171,3 +171,13 @@ def test_the_map_of_the_architecture_page_names_every_folder_and_file():
         if not path.stem.startswith("__"):
             there.add(("single files" if parent == "." else parent, path.stem))
     assert shown == there
+
+
+def test_names_of_tracked_files_are_valid_on_every_system():
+    checkout = ROOT.parents[1]
+    if not (checkout / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=checkout, capture_output=True, text=True, check=True).stdout
+    names = listing.split("\0")[:-1]
+    assert "pyproject.toml" in names
+    assert not [name for name in names if re.search(r'[:*?"<>|\\]', name)]
