@@ -78,9 +78,10 @@ def trained(images, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_an_example(verb):
-    said = call(*verb.split(), "--help", width=WIDTH)
+    said = call(*verb.split(), "--help", width=80)
     assert f"    evle {verb}" in said
-    assert max(map(len, said.splitlines())) <= WIDTH
+    assert max(map(len, said.splitlines())) <= 80
+    assert not re.search(r"<\w", said)  # the name of a type, where the name of what it takes belongs
 
 
 @pytest.mark.parametrize("group", ["", "data", "tokenizer"])

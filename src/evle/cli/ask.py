@@ -11,9 +11,13 @@ import typer
 from evle.cli.opening import open_pipeline
 from evle.cli.shared import (
     AsJson,
+    ChatModel,
+    ChatURL,
     Image,
+    KeyVariable,
     Model,
     answering,
+    chat_server,
     file_name,
     image_source,
     print_json,
@@ -24,8 +28,6 @@ from evle.errors import ConfigError
 
 if TYPE_CHECKING:
     from evle.pipelines import LanguageModel, LanguageVQAPipeline
-
-CHAT_MODEL, KEY_VARIABLE = "default", "OPENAI_API_KEY"
 
 
 def ask(
@@ -43,16 +45,9 @@ def ask(
             show_default=False,
         ),
     ] = None,
-    chat: Annotated[
-        str | None,
-        typer.Option(help="Base URL of a chat server (OpenAI's protocol) that words the answer.", show_default=False),
-    ] = None,
-    chat_model: Annotated[
-        str | None, typer.Option(help="The model's name on that server.", show_default=CHAT_MODEL)
-    ] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(help="The environment variable with its key.", show_default=KEY_VARIABLE)
-    ] = None,
+    chat: ChatURL = None,
+    chat_model: ChatModel = None,
+    key_variable: KeyVariable = None,
     language_model: Annotated[
         Path | None,
         typer.Option(
@@ -68,7 +63,8 @@ def ask(
     \b
       evle ask runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?"
       cat questions.txt | evle ask a.jpg - --model runs/vqa --json
-      evle ask runs/vqa a.jpg "what is this?" --caption "a street" --chat http://localhost:8000/v1
+      evle ask runs/vqa a.jpg "what is this?" --caption "a street" \\
+          --chat http://localhost:8000/v1
     """
     if chat is not None and language_model is not None:
         raise ConfigError("--chat and --language-model both name a language model; give one of them")
@@ -76,15 +72,12 @@ def ask(
         raise ConfigError("a caption is for a language model; name one with --chat or --language-model")
     if caption is not None and captioner is not None:
         raise ConfigError("--caption and --captioner both give a caption; give one of them")
-    if chat is None and not (chat_model is None and key_variable is None):
-        option = "--chat-model" if chat_model is not None else "--key-variable"
-        raise ConfigError(f"{option} is for a chat server; name the server with --chat")
+    endpoint = chat_server(chat, chat_model, key_variable)
     questions, source = text_list([question], image), image_source(image)
     words_it = chat is not None or language_model is not None
     vqa = open_pipeline("VQAPipeline", model)
     worded = None
     if words_it:
-        endpoint = None if chat is None else (chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
         worded = _worded(vqa, model, endpoint, language_model, captioner)
 
     def answer(some: list[str]) -> list[dict[str, Any]]:
@@ -134,7 +127,8 @@ def match(
         Path | None, typer.Option(help="Score a table of images and captions instead.", show_default=False)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The scored rows, as JSON lines.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The scored rows, as JSON lines.", show_default=False),
     ] = None,
     keep: Annotated[
         float | None, typer.Option(help="Keep captions of at least this probability.", show_default=False)
@@ -150,7 +144,8 @@ def match(
 
     \b
       evle match runs/coco a.jpg "a red apple" "a green frog"
-      evle match runs/coco --pairs photos/captions.jsonl -o scored.jsonl --keep 0.3
+      evle match runs/coco --pairs photos/captions.jsonl -o scored.jsonl \\
+          --keep 0.3
     """
     if (pairs is None) == (image is None) or (pairs is None) != bool(texts):
         raise ConfigError("give an image and texts, or a table with --pairs")
@@ -225,7 +220,7 @@ def embed(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the vectors to this .npy file.", show_default=False),
+        typer.Option("--output", "-o", metavar="FILE", help="Write the vectors to this .npy file.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines; the default without --output.")] = False,
 ) -> None:

@@ -110,7 +110,10 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = None, spli
 def answers(
     source: Source,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The list: JSON, or .txt with one per line.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The list: JSON, or .txt with one per line.", show_default=False
+        ),
     ],
     options: SourceOptions = None,
     split: SplitOption = None,
@@ -118,7 +121,7 @@ def answers(
         int, typer.Option(min=1, help="Smallest number of questions with an answer as their main one.")
     ] = 9,
 ) -> None:
-    """List the answers that a VQA model shall know.
+    """List the answers that a VQA model can give.
 
     The most frequent come first, written as the official evaluator normalises them.
 

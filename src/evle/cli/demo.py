@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from evle.errors import ConfigError
+from evle.cli.shared import ChatModel, ChatURL, KeyVariable, chat_server
 
-HOST, PORT, CHAT_MODEL, KEY_VARIABLE = "127.0.0.1", 7860, "default", "OPENAI_API_KEY"
+HOST, PORT = "127.0.0.1", 7860
 
 
 def demo(
@@ -19,16 +19,9 @@ def demo(
         Path | None,
         typer.Option(help="An image index to search, instead of the example images.", show_default=False),
     ] = None,
-    chat: Annotated[
-        str | None,
-        typer.Option(help="Base URL of a chat server (OpenAI's protocol) that words answers.", show_default=False),
-    ] = None,
-    chat_model: Annotated[
-        str | None, typer.Option(help="The model's name on that server.", show_default=CHAT_MODEL)
-    ] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(help="The environment variable with its key.", show_default=KEY_VARIABLE)
-    ] = None,
+    chat: ChatURL = None,
+    chat_model: ChatModel = None,
+    key_variable: KeyVariable = None,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for other machines.")] = HOST,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen at.")] = PORT,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
@@ -37,19 +30,17 @@ def demo(
 
     \b
       evle demo
-      evle demo runs/quickstart/vqa-pretrained runs/quickstart/retrieval-pretrained
+      evle demo runs/quickstart/vqa-pretrained \\
+          runs/quickstart/retrieval-pretrained
       evle demo runs/vqa --chat http://localhost:8000/v1 --chat-model NAME
     """
     from evle.demo import launch
 
     language = None
-    if chat is not None:
+    if (endpoint := chat_server(chat, chat_model, key_variable)) is not None:
         from evle.pipelines import ChatEndpoint
 
-        language = ChatEndpoint(chat, chat_model or CHAT_MODEL, key_variable or KEY_VARIABLE)
-    elif chat_model is not None or key_variable is not None:
-        option = "--chat-model" if chat_model is not None else "--key-variable"
-        raise ConfigError(f"{option} is for a chat server; name the server with --chat")
+        language = ChatEndpoint(*endpoint)
     launch(models or (), index=index, language=language, host=host, port=port, browser=browser)
 
 

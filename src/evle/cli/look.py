@@ -36,7 +36,10 @@ def locate(
         str, typer.Argument(help="A phrase that names what to find; - reads one per line.", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The image to write; numbered if several.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The image to write; numbered if several.", show_default=False
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +74,11 @@ def explain(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="A page (.html) or an image to write; numbered if several.", show_default=False
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A page (.html) or an image to write; numbered if several.",
+            show_default=False,
         ),
     ],
     method: Annotated[
@@ -84,7 +91,8 @@ def explain(
     On the page, hover or choose a word to see its map, with the answer of the model.
 
     \b
-      evle explain runs/quickstart/vqa-pretrained a.jpg "which colour is the circle?" -o page.html
+      evle explain runs/quickstart/vqa-pretrained a.jpg \\
+          "which colour is the circle?" -o page.html
       evle explain runs/vle a.jpg "a red circle" --method pbc -o maps.png
     """
     from evle.pipelines.explaining import ExplainPipeline
@@ -148,12 +156,14 @@ def reason(
 ) -> None:
     """Choose an answer about objects, and a reason.
 
-    MODEL is a run of vcr-q2a, with --right one of vcr-qa2r. With - as the question, each line of stdin is a JSON object
+    MODEL is a run of vcr-q2a, or with --right of vcr-qa2r. With - as the question, each line of stdin is a JSON object
     with the keys question, objects, answers, reasons and image; those that options give can be left out.
 
     \b
-      evle reason runs/q2a a.jpg "why is [1] here?" --object "person 2 2 40 80" -a "[1] waits" -a "[1] works"
-      evle reason runs/q2a a.jpg - --reason-model runs/qa2r --json < questions.jsonl
+      evle reason runs/q2a a.jpg "why is [1] here?" --object "person 2 2 40 80" \\
+          -a "[1] waits" -a "[1] works"
+      evle reason runs/q2a a.jpg - --reason-model runs/qa2r \\
+          --json < questions.jsonl
     """
     from evle.pipelines import AnswerChoicePipeline, ReasonChoicePipeline
 

@@ -11,7 +11,7 @@ from evle.cli.showing import show_report
 
 def merge(
     run: Annotated[
-        str, typer.Argument(help="A run's or model folder with an adapter (model.lora).", show_default=False)
+        str, typer.Argument(help="A run's folder or a model folder with an adapter (model.lora).", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output.")] = False,
@@ -21,7 +21,8 @@ def merge(
     The result needs neither the base model nor peft.
 
     \b
-      evle train my-vqa.yaml model.init=models/base model.lora.rank=8 -o runs/vqa-lora
+      evle train my-vqa.yaml model.init=models/base model.lora.rank=8 \\
+          -o runs/vqa-lora
       evle merge runs/vqa-lora -o models/vqa
     """
     from evle.run.adapting import merge_adapter
@@ -52,7 +53,8 @@ def convert(
     """Convert released weights, or convert back.
 
     \b
-      evle convert eve eve_base_vqa.th models/eve-base-vqa --tokenizer tokenizers/eve --answers answer_list.json
+      evle convert eve eve_base_vqa.th models/eve-base-vqa \\
+          --tokenizer tokenizers/eve --answers answer_list.json
       evle convert eve models/eve-base-vqa eve_base_vqa.th
     """
     from evle.errors import ConfigError, nearest
@@ -77,8 +79,10 @@ def convert(
 
 
 def interpolate(
-    before: Annotated[str, typer.Argument(help="The run or model folder before fine-tuning.", show_default=False)],
-    after: Annotated[str, typer.Argument(help="The one after it.", show_default=False)],
+    before: Annotated[
+        str, typer.Argument(help="The run's or the model's folder before fine-tuning.", show_default=False)
+    ],
+    after: Annotated[str, typer.Argument(help="The folder after it.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
     weight: Annotated[float, typer.Option(help="Weight of the fine-tuned model, from 0 to 1.")] = 0.5,
     curve: Annotated[bool, typer.Option("--curve", help="Score several weights on both runs' test data.")] = False,
@@ -89,8 +93,10 @@ def interpolate(
     The blend learns the new data and forgets less of the old. `model.interpolate` does the same at the end of training.
 
     \b
-      evle interpolate runs/pictures/retrieval runs/mine -o runs/both --weight 0.5 --curve
-      evle train mine.yaml model.init=runs/pictures/retrieval model.interpolate=0.5 -o runs/mine
+      evle interpolate runs/pictures/retrieval runs/mine -o runs/both \\
+          --weight 0.5 --curve
+      evle train mine.yaml model.init=runs/pictures/retrieval \\
+          model.interpolate=0.5 -o runs/mine
     """
     from evle.run import interpolating
 

@@ -15,7 +15,10 @@ def new(
     text: Annotated[str, typer.Option("--text", help="A text encoder's folder or hub name.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)],
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side; the image encoder's own by default.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Width and height of an image in pixels; the image encoder's own by default.", show_default=False
+        ),
     ] = None,
     vision_layers: Annotated[
         int | None, typer.Option(min=1, help="Keep this many layers of the image encoder.", show_default=False)
@@ -28,8 +31,10 @@ def new(
     The towers keep their weights, the fusion starts at random. Train it with model.init=FOLDER.
 
     \b
-      evle new vle --vision google/siglip2-base-patch16-224 --text answerdotai/ModernBERT-base -o models/start
-      evle new vle --vision clip-vit-base-patch16 --text deberta-v3-base --vision-layers 11 -o models/start
+      evle new vle --vision google/siglip2-base-patch16-224 \\
+          --text answerdotai/ModernBERT-base -o models/start
+      evle new vle --vision clip-vit-base-patch16 --text deberta-v3-base \\
+          --vision-layers 11 -o models/start
     """
     from evle.models.loading import without_bars
     from evle.models.vle.new import new_vle

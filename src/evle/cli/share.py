@@ -29,7 +29,8 @@ def card(
 
     \b
       evle card runs/pictures/retrieval --license apache-2.0
-      evle card runs/pictures/retrieval --report runs/pictures/retrieval/evaluation
+      evle card runs/pictures/retrieval \\
+          --report runs/pictures/retrieval/evaluation
     """
     from evle.models.folders import model_folder
     from evle.share.card import write_card
@@ -64,7 +65,9 @@ def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
     form: Annotated[str, typer.Option("--format", help="onnx, or torch (programs of torch.export).")] = "onnx",
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.", show_default="20")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators, 20 by default.", show_default=False)
+    ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Keep weights in 8 bits.")] = False,
     data: Annotated[
         Path | None,

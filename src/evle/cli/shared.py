@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from evle.cli.verb import Verb
 from evle.errors import ConfigError, SampleError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a list.")]
@@ -26,6 +26,17 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ChatURL = Annotated[
+    str | None,
+    typer.Option(help="Base URL of a chat server (OpenAI's protocol) that words answers.", show_default=False),
+]
+ChatModel = Annotated[
+    str | None, typer.Option(help="The model's name on that server; 'default' by default.", show_default=False)
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option(help="The environment variable with its key, OPENAI_API_KEY by default.", show_default=False),
+]
 Image = Annotated[Path, typer.Argument(help="An image; - reads stdin.", show_default=False)]
 
 MAX_STDIN = 200_000_000
@@ -35,7 +46,20 @@ MAX_CHARACTERS = 10_000
 SHOWN_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class ModelCommand(TyperCommand):
+def chat_server(url: str | None, model: str | None, key_variable: str | None) -> tuple[str, str, str] | None:
+    """A chat server's URL, model and variable with the key, from a verb's options; None without a server.
+
+    Raises ConfigError for options of a server that is not named.
+    """
+    if url is not None:
+        return url, model or "default", key_variable or "OPENAI_API_KEY"
+    if model is not None or key_variable is not None:
+        option = "--chat-model" if model is not None else "--key-variable"
+        raise ConfigError(f"{option} is for a chat server; name the server with --chat")
+    return None
+
+
+class ModelCommand(Verb):
     """A verb whose first argument is a model, which `--model MODEL` (`-m`) can give too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -44,7 +68,7 @@ class ModelCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         super().format_options(ctx, formatter)
         with formatter.section("Model"):
-            formatter.write_dl([("-m, --model TEXT", "The model, instead of the first argument.")])
+            formatter.write_dl([("-m, --model MODEL", "The model, instead of the first argument.")])
 
 
 def model_first(args: Sequence[str]) -> list[str]:

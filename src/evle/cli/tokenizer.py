@@ -36,7 +36,8 @@ def train(
     """Train a byte-level BPE tokenizer on a corpus.
 
     \b
-      evle tokenizer train books.txt wiki.txt -o tokenizers/eve --vocab-size 64000
+      evle tokenizer train books.txt wiki.txt -o tokenizers/eve \\
+          --vocab-size 64000
       evle train eve-base-pretrain tokenizer.path=tokenizers/eve
     """
     from evle.data.custom.corpus import read_texts

@@ -57,7 +57,8 @@ def train(
     \b
       evle train quickstart
       evle train pictures data.path=FOLDER
-      evle train pictures data.path=FOLDER stages.retrieval.train.epochs=5 -o runs/short
+      evle train pictures data.path=FOLDER stages.retrieval.train.epochs=5 \\
+          -o runs/short
       evle train claims-eve --quick
       evle train eve-base-pretrain train.batch_size=512 -o runs/base --dry-run
       evle train my-vqa.yaml model.init=runs/base optim.lr=1e-4 -o runs/vqa
@@ -109,11 +110,15 @@ def evaluate(
 
     \b
       evle evaluate runs/pictures/retrieval
-      evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval data.path=FOLDER
+      evle evaluate runs/eve-base-pretrain --recipe eve-base-coco-retrieval \\
+          data.path=FOLDER
       evle evaluate runs/pictures/retrieval data.test.split=val data.path=FOLDER
-      evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 -o scores
-      evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 -o scores
-      evle evaluate openai/clip-vit-base-patch32 task.name=retrieval data.path=FOLDER data.test.source=folder
+      evle evaluate runs/pictures/retrieval data.test.split=test task.k_test=0 \\
+          -o scores
+      evle evaluate runs/pictures/retrieval model.overrides.capacity_factor=1.0 \\
+          -o scores
+      evle evaluate openai/clip-vit-base-patch32 task.name=retrieval \\
+          data.path=FOLDER data.test.source=folder
     """
     from evle.models.folders import is_hub_name
     from evle.run import evaluation, scoring
@@ -132,7 +137,7 @@ def evaluate(
 def vcr(
     q2a: Annotated[str, typer.Argument(help="A run or model folder of vcr-q2a, which answers.", show_default=False)],
     qa2r: Annotated[
-        str, typer.Argument(help="One of vcr-qa2r, which gives the reason for an answer.", show_default=False)
+        str, typer.Argument(help="A run or model folder of vcr-qa2r, which gives the reason.", show_default=False)
     ],
     overrides: Overrides = None,
     output: Output = None,
@@ -143,7 +148,8 @@ def vcr(
 
     \b
       evle vcr runs/q2a runs/qa2r
-      evle vcr models/q2a models/qa2r data.test.source=vcr data.test.split=val data.path=FOLDER -o scores
+      evle vcr models/q2a models/qa2r data.test.source=vcr data.test.split=val \\
+          data.path=FOLDER -o scores
     """
     from evle.run.vcr import judge_vcr
 
@@ -163,7 +169,7 @@ def report(
     """Compare finished runs on one page.
 
     Scores are rows with confidence intervals, curves share their axes, and images that several runs show are side by
-    side. Of a recipe all stages are taken.
+    side. The folder of a recipe stands for all its stages.
 
     \b
       evle report runs/quickstart
@@ -219,11 +225,12 @@ def plan(
 ) -> None:
     """Plan a training on GPUs: memory, hours, cost.
 
-    Measures one step on this machine, then calculates. A stage of a recipe is planned after the other.
+    Measures one step on this machine, then calculates. The stages of a recipe are planned one after the other.
 
     \b
       evle plan eve-base-pretrain --devices 8xA100-80G --samples 10000000
-      evle plan eve-large-pretrain --devices 8xA100-40G --nodes 2 --mfu 0.3 --price 1.5
+      evle plan eve-large-pretrain --devices 8xA100-40G --nodes 2 --mfu 0.3 \\
+          --price 1.5
     """
     from evle.run.config import read_stages
     from evle.run.plan import plan as make_plan

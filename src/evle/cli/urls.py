@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
-from typer.models import OptionInfo
+
+from evle.cli.verb import Verb as VerbCommand
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -35,7 +36,7 @@ class App(typer.Typer):
     """An application whose verbs take URLs."""
 
     def command(self, *args: Any, **options: Any) -> Callable[[Verb], Verb]:
-        register = super().command(*args, **options)
+        register = super().command(*args, **{**options, "cls": options.get("cls") or VerbCommand})
 
         def decorate(verb: Verb) -> Verb:
             register(takes_urls(verb))
@@ -75,7 +76,7 @@ def _is_path(hint: Any) -> bool:
 
 
 def _as_text(hint: Any) -> Any:
-    """The type of a parameter with text in the place of paths; its help still says that it is a path."""
+    """The type of a parameter with text in the place of paths."""
     if hint is Path:
         return str
     if get_origin(hint) is not Annotated:
@@ -85,8 +86,6 @@ def _as_text(hint: Any) -> Any:
         return hint
     extras = [copy.copy(extra) for extra in extras]
     for extra in extras:
-        if isinstance(extra, OptionInfo):
-            extra.metavar = extra.metavar or "<path>"
         if extra.callback is not None:
             extra.callback = _checking_path(extra.callback)
     return Annotated[_replaced(inner), *extras]
