@@ -14,7 +14,7 @@ import evle
 ROOT = Path(evle.__file__).parent
 FLOORS = {
     7: ["cli"],
-    6: ["demo", "server"],
+    6: ["demo", "server", "registration"],
     5: ["run", "search", "export", "interop"],
     4: ["engine", "pipelines", "share"],
     3: ["tasks", "inspection", "recipes", "exported"],
@@ -22,7 +22,6 @@ FLOORS = {
     1: [
         "objectives",
         "metrics",
-        "registration",
         "report",
         "distributed",
         "proportions",
@@ -171,6 +170,12 @@ def test_the_map_of_the_architecture_page_names_every_folder_and_file():
         if not path.stem.startswith("__"):
             there.add(("single files" if parent == "." else parent, path.stem))
     assert shown == there
+
+
+def test_the_floors_of_the_architecture_page_are_those_of_the_code():
+    page = (ROOT.parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", page, re.MULTILINE)
+    assert {int(floor): re.findall(r"`(\w+)/?`", rooms) for floor, rooms in rows} == FLOORS
 
 
 def test_names_of_tracked_files_are_valid_on_every_system():

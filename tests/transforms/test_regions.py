@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evle.transforms.regions import box_patches, patch_boxes, patch_cover, related_patches, touched_patches
+from evle.transforms.regions import box_patches, patch_cover, related_patches, touched_patches
 
 
 def test_any_overlap_counts_by_default_and_half_a_patch_on_request():
@@ -58,17 +58,6 @@ def test_the_cover_adds_up_to_the_boxs_area(left, top, width, height, grid):
     assert cover.max() <= 1 + 1e-9
     assert cover.sum() * (64 / grid) ** 2 == pytest.approx((right - left) * (bottom - top))
     assert box_patches([(left, top, right, bottom)], (64, 64), grid).any()
-
-
-def test_patches_that_touch_at_a_side_are_one_box_and_at_a_corner_two():
-    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=bool)
-    assert patch_boxes(mask, (64, 64)).tolist() == [[0, 0, 32, 32], [32, 32, 48, 48]]
-
-
-def test_a_box_on_the_grid_comes_back():
-    box = [(16.0, 32.0, 48.0, 64.0)]
-    assert patch_boxes(box_patches(box, (64, 64), 4)[0], (64, 64)).tolist() == [list(box[0])]
-    assert patch_boxes(np.zeros(16, dtype=bool), (64, 64)).shape == (0, 4)
 
 
 def test_related_patches_are_the_union_of_the_boxes_and_never_leave_one_out():

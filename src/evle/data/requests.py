@@ -3,10 +3,10 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from evle.data.samples import ImageSource
-from evle.errors import DataError
+from evle.errors import DataError, SampleError
 
 Images = ImageSource | Sequence[ImageSource]
 Texts = str | Sequence[str]
@@ -41,6 +41,20 @@ def pairs(images: Images, texts: Texts) -> tuple[list[ImageSource], list[str]]:
     return sources, listed
 
 
+def triples(left: Images, right: Images, texts: Texts) -> tuple[list[ImageSource], list[ImageSource], list[str]]:
+    """Two lists of images and one of texts, of equal length; a single one of the three is repeated for all rows."""
+    lefts, rights, listed = as_images(left), as_images(right), as_texts(texts)
+    lengths = len(lefts), len(rights), len(listed)
+    count = max(lengths) if min(lengths) else 0
+    if not set(lengths) <= {1, count}:
+        raise DataError(
+            f"{lengths[0]} left images, {lengths[1]} right images and {lengths[2]} texts do not go together; "
+            "give the same number of each, or one"
+        )
+    lefts, rights = (side * (count // len(side) if side else 0) for side in (lefts, rights))
+    return lefts, rights, listed * (count // len(listed) if listed else 0)
+
+
 def batches_by_length(token_lists: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Indices of texts in batches of similar length, so that little padding is computed; longest last."""
     order = sorted(range(len(token_lists)), key=lambda index: len(token_lists[index]))
@@ -67,3 +81,65 @@ def read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class ReadBatch(NamedTuple, Generic[Result]):
+    """A batch of images that were read: `rows` are their positions in the input, `failures` the errors of the others.
+
+    `images` has one image per row, or a single one that all rows share.
+    """
+
+    rows: list[int]
+    images: list[Result]
+    failures: dict[int, SampleError]
+
+
+def readable_batches(read: Iterable[Result | SampleError], batch_size: int) -> Iterator[ReadBatch[Result]]:
+    """Images in batches of `batch_size` that could be read, in order; the last may be smaller.
+
+    The failures of a batch are those since the batch before it.
+    """
+    batch: ReadBatch[Result] = ReadBatch([], [], {})
+    for row, image in enumerate(read):
+        if isinstance(image, SampleError):
+            batch.failures[row] = image
+        else:
+            batch.rows.append(row)
+            batch.images.append(image)
+        if len(batch.rows) == batch_size:
+            yield batch
+            batch = ReadBatch([], [], {})
+    if batch.rows or batch.failures:
+        yield batch
+
+
+def pair_batches(
+    read: Callable[[Iterable[ImageSource]], Iterator[Result | SampleError]],
+    sources: Sequence[ImageSource],
+    token_lists: Sequence[Sequence[int]],
+    batch_size: int,
+) -> Iterator[ReadBatch[Result]]:
+    """The images of image-text pairs, in batches of texts of similar length.
+
+    `read` reads sources in order. An image that all pairs share is read once.
+    """
+    batches = list(batches_by_length(token_lists, batch_size))
+    if len(sources) > 1 and all(source is sources[0] for source in sources):
+        shared = next(read(sources[:1]))
+        for indices in batches:
+            if isinstance(shared, SampleError):
+                yield ReadBatch([], [], dict.fromkeys(indices, shared))
+            else:
+                yield ReadBatch(indices, [shared], {})
+        return
+    images = read(sources[index] for indices in batches for index in indices)
+    for indices in batches:
+        batch: ReadBatch[Result] = ReadBatch([], [], {})
+        for index in indices:
+            image = next(images)
+            if isinstance(image, SampleError):
+                batch.failures[index] = image
+            else:
+                batch.rows.append(index)
+                batch.images.append(image)
+        yield batch

@@ -24,7 +24,6 @@ from typing import Any, Self
 
 import torch
 
-import evle
 from evle.config import dump_yaml, load_yaml
 from evle.distributed import barrier, is_main, world_size
 from evle.engine.lock import LOCK, hold, release
@@ -384,7 +383,7 @@ def _versions() -> dict[str, Any]:
 
 def _git_commit() -> str:
     """The commit that evle's sources stand at, "-dirty" when changed; empty when installed without a checkout."""
-    root = Path(evle.__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return ""
     try:

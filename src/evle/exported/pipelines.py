@@ -14,9 +14,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from evle.data.images import open_image
-from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, pairs, read_ahead
+from evle.data.requests import (
+    Images,
+    ReadBatch,
+    Texts,
+    as_images,
+    as_texts,
+    batches_by_length,
+    pair_batches,
+    pairs,
+    read_ahead,
+    readable_batches,
+    triples,
+)
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError, DataError, SampleError
+from evle.errors import ConfigError, SampleError
 from evle.exported.folder import ExportedModel, labels_of
 from evle.exported.reading import Arrays, ImageReader, TextReader
 from evle.transforms.heatmap import paint
@@ -58,16 +70,26 @@ class ExportedPipeline:
         """The pixels of each source in order, or why there are none."""
         return read_ahead(self.image_reader.read_or_error, sources, self.num_workers, 2 * self.batch_size)
 
-    def run_pairs(self, function: str, sources: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
-        """The output (N, ...) of a graph of image-text pairs. Raises SampleError for an image that cannot be read."""
+    def run_pairs(
+        self, function: str, sources: Sequence[ImageSource], texts: Sequence[str]
+    ) -> Iterator[tuple[ReadBatch[np.ndarray], np.ndarray]]:
+        """The output (B, ...) of a graph of image-text pairs by batch, with the rows that it belongs to."""
         token_lists = [self.text_reader.read(text) for text in texts]
-        batches = list(batches_by_length(token_lists, self.batch_size))
-        images = self.read_ahead(sources[index] for batch in batches for index in batch)
+        for batch in pair_batches(self.read_ahead, sources, token_lists, self.batch_size):
+            output = np.empty(0)
+            if batch.rows:
+                pixels = self.image_reader.collate(batch.images * (len(batch.rows) // len(batch.images)))
+                tokens = self.text_reader.collate([token_lists[index] for index in batch.rows])
+                output = self.graphs.run(function, {**pixels, **tokens})
+            yield batch, output
+
+    def run_all_pairs(self, function: str, sources: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
+        """The output (N, ...) of a graph of N image-text pairs. Raises SampleError for an image that cannot be read."""
         rows: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for batch in batches:
-            pixels = self.image_reader.collate([readable(next(images)) for _ in batch])
-            tokens = self.text_reader.collate([token_lists[index] for index in batch])
-            for index, row in zip(batch, self.graphs.run(function, {**pixels, **tokens}), strict=True):
+        for batch, output in self.run_pairs(function, sources, texts):
+            for error in batch.failures.values():
+                raise error
+            for index, row in zip(batch.rows, output, strict=True):
                 rows[index] = row
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
@@ -114,20 +136,8 @@ class EmbedPipeline(ExportedPipeline):
 
     def image_batches(self, sources: Iterable[ImageSource]) -> Iterator[EmbeddedImages]:
         """Embeddings batch by batch, of any number of images; those that cannot be read are named and left out."""
-        rows: list[int] = []
-        pixels: list[np.ndarray] = []
-        failures: dict[int, SampleError] = {}
-        for row, read in enumerate(self.read_ahead(sources)):
-            if isinstance(read, SampleError):
-                failures[row] = read
-            else:
-                rows.append(row)
-                pixels.append(read)
-            if len(rows) == self.batch_size:
-                yield EmbeddedImages(rows, self._embed(pixels), failures)
-                rows, pixels, failures = [], [], {}
-        if rows or failures:
-            yield EmbeddedImages(rows, self._embed(pixels), failures)
+        for batch in readable_batches(self.read_ahead(sources), self.batch_size):
+            yield EmbeddedImages(batch.rows, self._embed(batch.images), batch.failures)
 
     @cached_property
     def dimension(self) -> int:
@@ -187,15 +197,13 @@ class MatchPipeline(ExportedPipeline):
         """log(p / (1 - p)) of the match probability p, (N,) float32; nan for an image that cannot be read, whose error
         is in the second result under its index."""
         sources, listed = pairs(images, texts)
-        result: Sequence[Any] = list(self.read_ahead(sources[:1])) * len(sources) if _one(sources) else []
-        read = result or list(self.read_ahead(sources))
-        failures = {row: image for row, image in enumerate(read) if isinstance(image, SampleError)}
-        rows = [row for row in range(len(listed)) if row not in failures]
         margins = np.full(len(listed), np.nan, np.float32)
-        if rows:
-            logits = self.run_pairs("match", [read[row] for row in rows], [listed[row] for row in rows])
-            margins[rows] = logits[:, 1] - logits[:, 0]
-        return margins, failures
+        failures: dict[int, SampleError] = {}
+        for batch, logits in self.run_pairs("match", sources, listed):
+            failures |= batch.failures
+            if batch.rows:
+                margins[batch.rows] = logits[:, 1] - logits[:, 0]
+        return margins, dict(sorted(failures.items()))
 
 
 class VQAPipeline(ExportedPipeline):
@@ -211,7 +219,7 @@ class VQAPipeline(ExportedPipeline):
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
         sources, listed = pairs(images, questions)
-        shares = sigmoid(self.run_pairs("answer", sources, listed))
+        shares = sigmoid(self.run_all_pairs("answer", sources, listed))
         names, result = labels_of(self.graphs.path), []
         for question, row in zip(listed, shares, strict=True):
             best = np.argsort(-row, kind="stable")[:top_k]
@@ -230,19 +238,10 @@ class ComparePipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = as_images(left), as_images(right), as_texts(texts)
-        lengths = len(lefts), len(rights), len(listed)
-        count = max(lengths) if min(lengths) else 0
-        if not set(lengths) <= {1, count}:
-            raise DataError(
-                f"{lengths[0]} left images, {lengths[1]} right images and {lengths[2]} texts do not go together; "
-                "give the same number of each, or one"
-            )
-        sides = [side * (count // len(side) if side else 0) for side in (lefts, rights)]
-        listed = listed * (count // len(listed) if listed else 0)
-        read = [[readable(image) for image in self.read_ahead(side)] for side in sides]
+        lefts, rights, listed = triples(left, right, texts)
+        read = [[readable(image) for image in self.read_ahead(side)] for side in (lefts, rights)]
         result = []
-        for start in range(0, count, self.batch_size):
+        for start in range(0, len(listed), self.batch_size):
             rows = slice(start, start + self.batch_size)
             values = [self.image_reader.collate(side[rows])["pixel_values"] for side in read]
             inputs: Arrays = {"pixel_values": np.stack(values, axis=1)}
@@ -272,7 +271,7 @@ class LocalisePipeline(ExportedPipeline):
         Raises SampleError for an image that cannot be read.
         """
         sources, listed = pairs(images, texts)
-        shares = softmax(self.run_pairs("locate", sources, listed))[..., 1]  # (N, P)
+        shares = softmax(self.run_all_pairs("locate", sources, listed))[..., 1]  # (N, P)
         side = round(shares.shape[1] ** 0.5)
         result = []
         for source, text, row in zip(sources, listed, shares.reshape(-1, side, side), strict=True):
@@ -297,7 +296,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Shares over the last axis."""
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shares / shares.sum(axis=-1, keepdims=True)
-
-
-def _one(sources: Sequence[Any]) -> bool:
-    return len(sources) > 1 and all(source is sources[0] for source in sources)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length
+from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, readable_batches
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
 from evle.models.dual import DUAL_ENCODERS
@@ -77,20 +77,8 @@ class EmbedPipeline(Pipeline):
 
     def image_batches(self, sources: Iterable[ImageSource]) -> Iterator[EmbeddedImages]:
         """Embeddings batch by batch, of any number of images; those that cannot be read are named and left out."""
-        rows: list[int] = []
-        pixels: list[Tensor] = []
-        failures: dict[int, SampleError] = {}
-        for row, read in enumerate(self.read_ahead(sources)):
-            if isinstance(read, SampleError):
-                failures[row] = read
-            else:
-                rows.append(row)
-                pixels.append(read)
-            if len(rows) == self.batch_size:
-                yield EmbeddedImages(rows, self._embed(pixels), failures)
-                rows, pixels, failures = [], [], {}
-        if rows or failures:
-            yield EmbeddedImages(rows, self._embed(pixels), failures)
+        for batch in readable_batches(self.read_ahead(sources), self.batch_size):
+            yield EmbeddedImages(batch.rows, self._embed(batch.images), batch.failures)
 
     @cached_property
     def dimension(self) -> int:

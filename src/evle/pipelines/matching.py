@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, pairs
-from evle.errors import ConfigError, DataError, SampleError
+from evle.data.requests import Images, Texts, pair_batches, pairs, triples
+from evle.errors import ConfigError, SampleError
 from evle.models.vle import VLEForITM
 from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.nlvr2 import NLVR2Task
@@ -52,25 +52,14 @@ class MatchPipeline(Pipeline):
         sources, listed = pairs(images, texts)
         read_tokens = {text: self.task.read_text(text) for text in dict.fromkeys(listed)}
         token_lists = [read_tokens[text] for text in listed]
-        batches = list(batches_by_length(token_lists, self.batch_size))
-        is_one_image = len(sources) > 1 and all(source is sources[0] for source in sources)
-        read = self.read_ahead(sources[:1] if is_one_image else [sources[i] for batch in batches for i in batch])
-        first = next(read) if is_one_image else None
         margins = torch.full((len(listed),), torch.nan)
         failures: dict[int, SampleError] = {}
-        for batch in batches:
-            rows, pixels = [], []
-            for row in batch:
-                image = next(read) if first is None else first
-                if isinstance(image, SampleError):
-                    failures[row] = image
-                else:
-                    rows.append(row)
-                    pixels.append(image)
-            if rows:
+        for batch in pair_batches(self.read_ahead, sources, token_lists, self.batch_size):
+            failures |= batch.failures
+            if batch.rows:
                 with self.evaluating():
-                    logits = self._logits(pixels[:1] if is_one_image else pixels, [token_lists[row] for row in rows])
-                margins[rows] = logits[:, 1] - logits[:, 0]
+                    logits = self._logits(batch.images, [token_lists[row] for row in batch.rows])
+                margins[batch.rows] = logits[:, 1] - logits[:, 0]
         return margins, dict(sorted(failures.items()))
 
     def _logits(self, pixels: list[Tensor], token_lists: Sequence[list[int]]) -> Tensor:
@@ -104,20 +93,11 @@ class ComparePipeline(Pipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = as_images(left), as_images(right), as_texts(texts)
-        counts = len(lefts), len(rights), len(listed)
-        count = max(counts) if min(counts) else 0
-        if not set(counts) <= {1, count}:
-            raise DataError(
-                f"{counts[0]} left images, {counts[1]} right images and {counts[2]} texts do not go together; "
-                "give the same number of each, or one"
-            )
-        lefts, rights = (side * (count // len(side) if side else 0) for side in (lefts, rights))
-        listed = listed * (count // len(listed) if listed else 0)
+        lefts, rights, listed = triples(left, right, texts)
         result = []
         # Rows of two images, one after the other.
         images = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)
-        for start in range(0, count, self.batch_size):
+        for start in range(0, len(listed), self.batch_size):
             batch = listed[start : start + self.batch_size]
             pixels = self.pixel_values([readable(next(images)) for _ in range(2 * len(batch))]).unflatten(0, (-1, 2))
             with self.evaluating():

@@ -66,11 +66,7 @@ def compare(recipe: Stages) -> Report:
         title=recipe.title,
         summary=[
             *([recipe.about] if recipe.about else []),
-            *(
-                [f"{len(finished)} of {len(recipe.every)} runs are finished"]
-                if len(finished) < len(recipe.every)
-                else []
-            ),
+            *_unfinished(len(finished), len(recipe.every)),
             *(_in_words(task, own) for task, own in tasks.items()),
         ],
         links=[(stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in finished],

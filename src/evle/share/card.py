@@ -136,7 +136,7 @@ def card(folder: Path, facts: Mapping[str, Any]) -> str:
         f"{name}, {family}. The head `{head}` gives {gives}."
         f" {_parameters(folder)}It takes images of {_side(fields)} pixels a side.{_adapted(folder)}",
         "## Use",
-        _use(kind, head, folder),
+        _use(kind, head),
         "## Scores",
         _scores(results),
         "## Training data",
@@ -218,7 +218,7 @@ def _side(fields: Mapping[str, Any]) -> Any:
     return fields.get("image_size") or vision.get("image_size") or "any number of"
 
 
-def _use(kind: str, head: str, folder: Path) -> str:
+def _use(kind: str, head: str) -> str:
     name = "FOLDER"
     pipeline, line = USES.get(kind, ("", ""))
     if not pipeline:

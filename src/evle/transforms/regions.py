@@ -67,37 +67,6 @@ def touched_patches(
     return (rows[:, :, None] & columns[:, None, :]).reshape(len(boxes), grid * grid)
 
 
-def patch_boxes(mask: np.ndarray, image_size: tuple[float, float]) -> np.ndarray:
-    """float (N, 4): the bounding box in pixels of each group of True patches that touch at a side, in reading order
-    of their first patch.
-
-    `mask` is bool (P,) or (G, G); `image_size` is (width, height).
-
-    >>> patch_boxes(np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]]), (48, 48)).tolist()
-    [[0.0, 0.0, 32.0, 16.0], [32.0, 32.0, 48.0, 48.0]]
-    """
-    grid = round(mask.size**0.5)
-    assert grid * grid == mask.size, f"a mask of {mask.size} patches is not square"
-    left_over = {(int(row), int(column)) for row, column in np.argwhere(mask.reshape(grid, grid))}
-    boxes = []
-    for start in sorted(left_over):
-        if start not in left_over:
-            continue
-        left_over.remove(start)
-        group, frontier = [start], [start]
-        while frontier:
-            row, column = frontier.pop()
-            for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if neighbour in left_over:
-                    left_over.remove(neighbour)
-                    group.append(neighbour)
-                    frontier.append(neighbour)
-        rows, columns = zip(*group)
-        boxes.append((min(columns), min(rows), max(columns) + 1, max(rows) + 1))
-    unit = np.array([image_size[0], image_size[1], image_size[0], image_size[1]]) / grid
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4) * unit
-
-
 def related_patches(
     boxes: Sequence[Sequence[float]] | np.ndarray,
     image_size: tuple[float, float],

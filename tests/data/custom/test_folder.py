@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from evle.data.custom.folder import folder
-from evle.data.formats.listing import list_images
+from evle.data.formats.listing import list_folder
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError
 
@@ -116,7 +116,7 @@ def test_captions_may_be_the_names_of_files_or_folders(tmp_path):
     (tmp_path / "brown_dogs" / ".hidden").mkdir(parents=True)
     for name in ("brown_dogs/a-big_dog.png", "brown_dogs/.hidden/x.png", "brown_dogs/notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert list_images(tmp_path) == ["brown_dogs/a-big_dog.png"]
+    assert list_folder(tmp_path).images == ["brown_dogs/a-big_dog.png"]
     assert folder(tmp_path, captions_from="filename")[0].captions == ("a big dog",)
     assert folder(tmp_path, captions_from="folder")[0].captions == ("brown dogs",)
     with pytest.raises(DataError, match=r"no captions\.jsonl, .* there; .*captions_from=filename"):

@@ -77,11 +77,6 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
     return Listing(sorted(images), lines + other_tables(Path(path)))
 
 
-def list_images(path: str | os.PathLike[str]) -> list[str]:
-    """Every image file below a folder (see `list_folder`)."""
-    return list_folder(path).images
-
-
 def other_tables(path: Path) -> list[str]:
     """One line for each file of a folder that holds rows for a person, and that is not read as a table."""
     lines = []

@@ -5,19 +5,8 @@ from itertools import count
 
 import gradio as gr
 
-from evle.demo import html
+from evle.demo import html, parts
 from evle.demo.examples import Example
-from evle.demo.parts import (
-    example_buttons,
-    fill_on,
-    image_input,
-    image_of,
-    model_called,
-    model_input,
-    run_on,
-    text_input,
-    text_of,
-)
 from evle.demo.served import Served
 from evle.transforms.heatmap import heat
 
@@ -28,8 +17,8 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
     """The controls of the tab."""
 
     def explain(name: str, path: str | None, text: str, method: str) -> str:
-        pipeline = model_called(models, name).pipelines["explain"]
-        explanation = pipeline(image_of(path), text_of(text, "text"), method=method)
+        pipeline = parts.model_called(models, name).pipelines["explain"]
+        explanation = pipeline(parts.image_of(path), parts.text_of(text, "text"), method=method)
         maps = [
             (name, heat(explanation.image, weights / max(float(weights.max()), 1e-12), framing=explanation.framing))
             for name, weights in [
@@ -43,16 +32,16 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
 
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
-            image = image_input("Image", examples[0].images[0])
-            text = text_input("Text", examples[0].text)
+            image = parts.image_input("Image", examples[0].images[0])
+            text = parts.text_input("Text", examples[0].text)
             methods = dict.fromkeys(each for model in models for each in model.pipelines["explain"].methods)
             method = gr.Radio(list(methods), value=next(iter(methods)), label="Measure")
-            model = model_input(models)
+            model = parts.model_input(models)
             button = gr.Button("Explain", variant="primary")
         with gr.Column(min_width=280):
             answer = gr.HTML(html.hint("The words appear here; each shows where the model looked for it."))
     read = [model, image, text, method]
-    run_on([button.click, text.submit, method.input], explain, read, answer)
-    buttons = example_buttons([(example.text, example.images[0]) for example in examples])
+    parts.run_on([button.click, text.submit, method.input], explain, read, answer)
+    buttons = parts.example_buttons([(example.text, example.images[0]) for example in examples])
     for example, chosen in zip(examples, buttons, strict=True):
-        fill_on(chosen, [str(example.images[0]), example.text], [image, text], explain, read, answer)
+        parts.fill_on(chosen, [str(example.images[0]), example.text], [image, text], explain, read, answer)

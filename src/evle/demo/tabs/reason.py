@@ -7,9 +7,8 @@ import gradio as gr
 from PIL import Image, ImageDraw, ImageFont
 
 from evle.data.samples import Box
-from evle.demo import html
+from evle.demo import html, parts
 from evle.demo.examples import Story
-from evle.demo.parts import example_buttons, image_input, image_of, model_called, model_input, on_page, run_on, text_of
 from evle.demo.served import Served
 from evle.errors import ConfigError, EvleError
 from evle.pipelines.typed import check_inside, typed_boxes, typed_sample, written_boxes
@@ -25,7 +24,7 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
 
     def choose(answerer: str, reasoner: str, path: str | None, objects: str, question: str, right: str,
                *texts: str) -> str:  # fmt: skip
-        image, boxes = image_of(path), boxes_of(objects)
+        image, boxes = parts.image_of(path), boxes_of(objects)
         if not boxes:
             raise ConfigError("there is no object; click two corners on the image below, or write one into the list")
         check_inside(boxes, image)
@@ -33,19 +32,19 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
         sample = typed_sample(
             image,
             boxes,
-            text_of(question, "question"),
-            [text_of(text, f"answer {i}") for i, text in enumerate(answers, 1)],
-            [text_of(text, f"reason {i}") for i, text in enumerate(reasons, 1)],
+            parts.text_of(question, "question"),
+            [parts.text_of(text, f"answer {i}") for i, text in enumerate(answers, 1)],
+            [parts.text_of(text, f"reason {i}") for i, text in enumerate(reasons, 1)],
         )
         shown = []
         if right == MODEL_CHOOSES:
-            choice = model_called(answering, answerer).pipelines["answer"]([sample])[0]
+            choice = parts.model_called(answering, answerer).pipelines["answer"]([sample])[0]
             number = choice.choice
             shown.append(html.bars(list(zip(answers, choice.scores, strict=True)), number, "Answers"))
         else:
             number = int(right) - 1
         if reasoning:
-            choice = model_called(reasoning, reasoner).pipelines["reason"]([sample], answers=[number])[0]
+            choice = parts.model_called(reasoning, reasoner).pipelines["reason"]([sample], answers=[number])[0]
             shown.append(html.bars(list(zip(reasons, choice.scores, strict=True)), choice.choice, "Reasons"))
         return html.headline(answers[number]) + "".join(shown)
 
@@ -53,9 +52,9 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
     corner = gr.State(None)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
-            image = image_input("Image", first.image)
+            image = parts.image_input("Image", first.image)
             preview = gr.Image(
-                drawn(image_of(str(first.image)), first.objects), label="Objects",
+                drawn(parts.image_of(str(first.image)), first.objects), label="Objects",
                 interactive=False, height=280, buttons=[], format="png",
                 elem_classes="evle-preview",
             )  # fmt: skip
@@ -75,22 +74,22 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
             right = gr.Dropdown(
                 choices, value=choices[0], label="Give reasons for answer", filterable=False, visible=bool(reasoning)
             )
-            answerer = model_input(answering or reasoning)
-            reasoner = model_input(reasoning or answering, "Model of the reasons")
+            answerer = parts.model_input(answering or reasoning)
+            reasoner = parts.model_input(reasoning or answering, "Model of the reasons")
             button = gr.Button("Choose", variant="primary")
         with gr.Column(min_width=280):
             answer = gr.HTML(html.hint("The chosen answer and its reason appear here."))
     read = [answerer, reasoner, image, objects, question, right, *answers, *reasons]
-    run_on([button.click, question.submit], choose, read, answer)
+    parts.run_on([button.click, question.submit], choose, read, answer)
     _connect_boxes(image, preview, objects, question, corner, answer)
     filled = [image, objects, question, *answers, *reasons]
     for story, chosen in zip(
-        stories, example_buttons([(story.question, story.image) for story in stories]), strict=True
+        stories, parts.example_buttons([(story.question, story.image) for story in stories]), strict=True
     ):
         values = [str(story.image), written_boxes(story.objects), story.question, *story.answers, *story.reasons]
         chosen.click(lambda values=values: values, None, filled, show_progress="hidden", api_visibility="private").then(
             redrawn, [image, objects], [preview, corner], show_progress="hidden", api_visibility="private"
-        ).then(on_page(choose), read, answer, show_progress="minimal", api_visibility="private")
+        ).then(parts.on_page(choose), read, answer, show_progress="minimal", api_visibility="private")
 
 
 def _connect_boxes(image: Any, preview: Any, objects: Any, question: Any, corner: Any, answer: Any) -> None:
@@ -99,7 +98,7 @@ def _connect_boxes(image: Any, preview: Any, objects: Any, question: Any, corner
     def clicked(path: str | None, text: str, asked: str, start: Any, event: gr.SelectData) -> tuple[Any, ...]:
         try:
             text, asked, start = after_click(text, asked, start, (float(event.index[0]), float(event.index[1])))
-            return text, asked, start, drawn(image_of(path), boxes_of(text), start), gr.skip()
+            return text, asked, start, drawn(parts.image_of(path), boxes_of(text), start), gr.skip()
         except EvleError as error:
             return text, asked, None, gr.skip(), html.alert(str(error))
 
@@ -114,7 +113,7 @@ def _connect_boxes(image: Any, preview: Any, objects: Any, question: Any, corner
 def redrawn(path: str | None, text: str) -> tuple[Any, None]:
     """The preview of what is in the inputs; what cannot be read is reported when a visitor presses the button."""
     try:
-        return drawn(image_of(path), boxes_of(text)), None
+        return drawn(parts.image_of(path), boxes_of(text)), None
     except EvleError:
         return None, None
 
@@ -146,7 +145,7 @@ def after_click(
 
 def boxes_of(text: str) -> tuple[Box, ...]:
     """The objects of the page's list, one per line. Raises SampleError that names the line that cannot be read."""
-    return typed_boxes(text_of(text, "list of objects").splitlines() if (text or "").strip() else [], MAX_OBJECTS)
+    return typed_boxes(parts.text_of(text, "list of objects").splitlines() if (text or "").strip() else [], MAX_OBJECTS)
 
 
 def drawn(image: Image.Image, boxes: Sequence[Box], start: tuple[float, float] | None = None) -> Image.Image:

@@ -5,18 +5,7 @@ from collections.abc import Mapping, Sequence
 import gradio as gr
 
 from evle.data.images import open_image
-from evle.demo import html
-from evle.demo.parts import (
-    example_buttons,
-    fill_on,
-    image_input,
-    image_of,
-    model_called,
-    model_input,
-    run_on,
-    text_input,
-    text_of,
-)
+from evle.demo import html, parts
 from evle.demo.served import Served
 from evle.errors import SampleError
 from evle.search import Hit, ImageIndex
@@ -30,30 +19,30 @@ def build(models: Sequence[Served], indices: Mapping[str, ImageIndex], queries: 
     """The controls of the tab; `indices` by the names of `models`, `reranks` where their images can be matched."""
 
     def by_text(name: str, text: str, count: int, rerank: bool) -> str:
-        index = indices[model_called(models, name).name]
-        return shown(index.query(text_of(text, "query"), k=count, rerank=RERANKED if rerank else 0))
+        index = indices[parts.model_called(models, name).name]
+        return shown(index.query(parts.text_of(text, "query"), k=count, rerank=RERANKED if rerank else 0))
 
     def by_image(name: str, path: str | None, count: int) -> str:
-        index = indices[model_called(models, name).name]
-        return shown(index.query(image=image_of(path), k=count))
+        index = indices[parts.model_called(models, name).name]
+        return shown(index.query(image=parts.image_of(path), k=count))
 
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
-            text = text_input("Look for", "", placeholder=queries[0])
+            text = parts.text_input("Look for", "", placeholder=queries[0])
             rerank = gr.Checkbox(False, label="Re-rank with the matching head", visible=reranks)
             count = gr.Dropdown(list(COUNTS), value=COUNTS[1], label="Results", filterable=False)
-            model = model_input(models)
+            model = parts.model_input(models)
             button = gr.Button("Search", variant="primary")
             with gr.Accordion("Search by an image", open=False):
-                image = image_input("Image")
+                image = parts.image_input("Image")
                 like_button = gr.Button("Find images like this one")
         with gr.Column(min_width=280, scale=2):
             answer = gr.HTML(html.hint(f"The best of {len(indices[models[0].name])} images appear here as you type."))
     read = [model, text, count, rerank]
-    run_on([button.click, text.input, text.submit, rerank.input, count.input], by_text, read, answer)
-    run_on([like_button.click], by_image, [model, image, count], answer)
-    for query, chosen in zip(queries, example_buttons([(query, None) for query in queries]), strict=True):
-        fill_on(chosen, [query], [text], by_text, read, answer)
+    parts.run_on([button.click, text.input, text.submit, rerank.input, count.input], by_text, read, answer)
+    parts.run_on([like_button.click], by_image, [model, image, count], answer)
+    for query, chosen in zip(queries, parts.example_buttons([(query, None) for query in queries]), strict=True):
+        parts.fill_on(chosen, [query], [text], by_text, read, answer)
 
 
 def shown(hits: Sequence[Hit]) -> str:

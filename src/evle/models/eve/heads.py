@@ -16,6 +16,7 @@ from evle.distributed import all_gather
 from evle.errors import DataError
 from evle.models.attention import attend
 from evle.models.casts import cast_once
+from evle.models.classifying import answer_scores, check_two_images, two_layer_classifier
 from evle.models.contrast import (
     Contrast,
     ContrastHead,
@@ -230,7 +231,7 @@ class EVEForVQA(EVEPreTrainedModel):
         self.classifier = (
             word_head(config, config.num_labels)
             if config.vqa_slot
-            else two_layer_classifier(width, 2 * width, config.num_labels)
+            else two_layer_classifier(width, config.num_labels, inner=2 * width)
         )
         self.post_init()
 
@@ -308,10 +309,7 @@ class EVEForNLVR2(EVEPreTrainedModel):
 
         The states of the output are (B, 2, P, D) and (B, 2, T, D).
         """
-        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
-            raise DataError(
-                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
-            )
+        check_two_images(pixel_values)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         passes = [
@@ -332,29 +330,6 @@ class EVEForNLVR2(EVEPreTrainedModel):
             text_hidden=torch.stack([output.text_hidden for output in passes], dim=1),
             router=router,
         )
-
-
-def answer_scores(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels of VQA as soft scores (B, A) for `logits`: scores are unchanged, an index (B,) becomes a score of 1.
-
-    Raises DataError for another shape and, if the check needs no synchronisation, for an index out of range.
-    """
-    if labels.shape == logits.shape:
-        return labels
-    num_answers = logits.shape[1]
-    if labels.dim() != 1 or len(labels) != len(logits) or labels.is_floating_point():
-        raise DataError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; "
-            "give one soft score for each answer of config.id2label, or one answer's index per row"
-        )
-    if objectives.is_eager_cpu(labels.device) and bool(((labels < 0) | (labels >= num_answers)).any()):
-        raise DataError(f"labels {labels.tolist()} must be answers' indices, 0 to {num_answers - 1}")
-    return torch.zeros_like(logits).scatter(1, labels[:, None].long(), 1.0)
-
-
-def two_layer_classifier(in_features: int, inner: int, num_classes: int) -> nn.Sequential:
-    """The released code's classifier: Linear, LayerNorm, GELU, Linear."""
-    return nn.Sequential(nn.Linear(in_features, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, num_classes))
 
 
 def word_head(config: EVEConfig, num_words: int) -> nn.Sequential:
@@ -388,7 +363,7 @@ class EVEPlainPairHead(nn.Module):
 
     def __init__(self, config: EVEConfig):
         super().__init__()
-        self.classifier = two_layer_classifier(2 * config.hidden_size, 2 * config.hidden_size, 2)
+        self.classifier = two_layer_classifier(2 * config.hidden_size, 2)
 
     def forward(self, left: Tensor, right: Tensor, attention_mask: Tensor) -> Tensor:
         text = left.shape[1] - attention_mask.shape[1]

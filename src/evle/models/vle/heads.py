@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evle import objectives
 from evle.errors import DataError
+from evle.models.classifying import answer_scores, check_two_images, two_layer_classifier
 from evle.models.contrast import default_match_ids, total_loss
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
@@ -25,13 +26,6 @@ from evle.models.vle.matching import (
 from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel, check_text
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 from evle.models.vle.text import word_head, word_head_ties
-
-
-def two_layer_classifier(in_features: int, num_classes: int) -> nn.Sequential:
-    """The released code's classifier: Linear, LayerNorm, GELU, Linear."""
-    return nn.Sequential(
-        nn.Linear(in_features, in_features), nn.LayerNorm(in_features), nn.GELU(), nn.Linear(in_features, num_classes)
-    )
 
 
 def masked_word_head(config: VLEConfig) -> nn.Sequential:
@@ -127,20 +121,7 @@ class VLEForVQA(VLEHead):
         return objectives.answers(logits, labels)
 
     def fitting_labels(self, labels: Tensor, logits: Tensor) -> Tensor:
-        num_rows, num_answers = logits.shape
-        if labels.shape == (num_rows,) and not labels.is_floating_point():
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_answers:
-                raise DataError(
-                    f"labels go from {int(labels.min())} to {int(labels.max())}, but config.id2label has the answers "
-                    f"0 to {num_answers - 1}"
-                )
-            return nn.functional.one_hot(labels.long(), num_answers).to(logits.dtype)
-        if labels.shape != logits.shape:
-            raise DataError(
-                f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; give one "
-                f"soft score for each answer of config.id2label, or ({num_rows},) answer indices"
-            )
-        return labels
+        return answer_scores(labels, logits)
 
 
 class ScoresPairs:
@@ -272,10 +253,7 @@ class VLEForNLVR2(VLEHead):
     ) -> VLEOutput:
         """`pixel_values` (B, 2, C, H, W) and `input_ids` (B, T) to logits. The states of the output, if requested, have
         the two images as their second dimension: (B, 2, P, D) and (B, 2, T, D)."""
-        if pixel_values.dim() != 5 or pixel_values.shape[1] != 2:
-            raise DataError(
-                f"NLVR2 takes pixel_values (B, 2, C, H, W), two images per statement; got {tuple(pixel_values.shape)}"
-            )
+        check_two_images(pixel_values)
         image, text = self.vle.encode_image(pixel_values.flatten(0, 1)), self.vle.encode_text(input_ids, attention_mask)
         statements = torch.arange(input_ids.shape[0], device=input_ids.device).repeat_interleave(2)
         mask = None if attention_mask is None else key_mask(attention_mask[statements], text.dtype)

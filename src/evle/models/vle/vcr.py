@@ -15,9 +15,10 @@ from torch import Tensor
 
 from evle import objectives
 from evle.errors import DataError
+from evle.models.classifying import two_layer_classifier
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Stream, key_mask
-from evle.models.vle.heads import VLEHead, two_layer_classifier
+from evle.models.vle.heads import VLEHead
 from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, mean_states
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 
