@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from evle.data.custom.folder import folder
 from evle.models.vle.processing import colour_statistics
 from evle.run.config import read_stages
 from evle.run.splits import read_splits
+from evle.tasks.captions import CaptionConfig, training_text
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -101,6 +103,83 @@ def test_a_package_that_is_missing_is_named_with_the_cure(build, tmp_path):
         build.read_icons(tmp_path, "noto", [])
     with pytest.raises(SystemExit, match="choose locales from none: run npm install first"):
         build.read_emoji(tmp_path, [])
+
+
+CAR, MOTOR, VEHICLE, CABLE, ROOT = 100, 200, 300, 400, 500
+NOUNS = [  # offset, words, hypernym, definition
+    (ROOT, ["entity"], None, "that which exists"),
+    (600, ["thing"], ROOT, "a separate thing"),
+    (700, ["object"], 600, "a tangible thing"),
+    (800, ["whole"], 700, "an assemblage"),
+    (900, ["artifact"], 800, "a man-made object"),
+    (1000, ["means"], 900, "an artifact that does something"),
+    (VEHICLE, ["conveyance", "transport", "carrier"], 1000, "something that carries people"),
+    (MOTOR, ["motor_vehicle", "Fordson"], VEHICLE, "a self-propelled vehicle"),
+    (CAR, ["car", "auto", "automobile"], MOTOR, "a vehicle with four wheels that people drive on roads"),
+    (CABLE, ["car", "cable_car"], VEHICLE, "a cabin hung from a cable on a mountain"),
+]
+
+
+@pytest.fixture
+def words(tmp_path):
+    """The script of words, and a WordNet of ten meanings in the layout of its database."""
+    lines = ["  1 This software and database is being provided to you  "]
+    senses: dict[str, list[int]] = {}
+    for offset, names, above, gloss in NOUNS:
+        for name in names:
+            senses.setdefault(name.lower(), []).append(offset)
+        spelled = " ".join(f"{name} 0" for name in names)
+        pointers = "000" if above is None else f"002 @ {above:08d} n 0000 ~ 00000001 n 0000"
+        lines.append(f"{offset:08d} 06 n {len(names):02x} {spelled} {pointers} | {gloss}  ")
+    index = [
+        f"{name} n {len(at)} 2 @ ~ {len(at)} 1 {' '.join(f'{each:08d}' for each in at)}  "
+        for name, at in senses.items()
+    ]
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "index.noun").write_text("\n".join([lines[0], *sorted(index)]) + "\n", encoding="utf-8")
+    script = load(EXAMPLES / "emoji/words.py")
+    return script, script.WordNet(tmp_path)
+
+
+def test_words_of_a_name_are_those_of_its_noun_without_abstract_ones(words):
+    _, wordnet = words
+    synonyms, hypernyms = wordnet.relations("oncoming automobile with lights")
+    assert synonyms == ["car", "auto"]
+    assert hypernyms == ["motor vehicle", "conveyance", "transport"]  # no artifact, no name of a make, two words each
+    assert wordnet.relations("Cars")[0] == ["auto", "automobile"]
+    assert wordnet.relations("smirking") == ([], [])
+
+
+def test_the_keywords_decide_between_the_meanings_of_a_noun(words):
+    _, wordnet = words
+    assert wordnet.relations("car", ["mountain"])[0] == ["cable car"]
+    assert wordnet.relations("car", ["roads"])[0] == ["auto", "automobile"]
+
+
+def test_a_search_for_car_is_trained_with_the_synonyms_of_automobile(words, tmp_path, monkeypatch, capsys):
+    script, wordnet = words
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "captions": ["automobile"], "keywords": ["roads"], "split": "train"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path), "--dict", str(wordnet.folder)])
+    script.main()
+    assert "in 1 of 1 rows" in capsys.readouterr().out
+    columns = {"caption_column": ["captions", "synonyms"], "tags_column": ["keywords", "hypernyms"]}
+    (sample,) = folder(tmp_path, "captions", "train", **columns)
+    assert sample.captions == ("automobile", "car", "auto")
+    assert sample.tags == ("roads", "motor vehicle", "conveyance", "transport")
+    assert sample.match_id == "automobile"
+    rng = np.random.default_rng(0)
+    shown = {training_text(sample, CaptionConfig(tags_only=0.3, max_tags=1), rng) for _ in range(200)}
+    assert shown == {*sample.captions, *sample.tags}
+    (plain,) = folder(tmp_path, "captions", "train")
+    assert (plain.captions, plain.tags) == (("automobile",), ("roads",))
+
+
+def test_a_missing_wordnet_is_named_with_the_cure(words, tmp_path):
+    script, _ = words
+    with pytest.raises(SystemExit, match=r"index\.noun: no such file; run `npm install`"):
+        script.WordNet(tmp_path / "nowhere").relations("car")
 
 
 def test_the_example_images_are_a_folder_that_can_be_read():

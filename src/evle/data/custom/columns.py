@@ -41,7 +41,7 @@ class Columns(NamedTuple):
 
     image: str | None = None
     caption: str | Sequence[str] | None = None
-    tags: str | None = None
+    tags: str | Sequence[str] | None = None
     match: str | None = None
     question: str | None = None
     answer: str | None = None
@@ -50,7 +50,7 @@ class Columns(NamedTuple):
     def wanted(self, name: str) -> bool:
         """Whether a column is read at all."""
         given = [each for each in self if isinstance(each, str)]
-        given += [] if self.caption is None or isinstance(self.caption, str) else list(self.caption)
+        given += [name for each in (self.caption, self.tags) if not isinstance(each, str) for name in each or ()]
         return name in given or name.strip().casefold() in _USUAL
 
 
@@ -167,6 +167,14 @@ def _first_texts(
     return []
 
 
+def tags_of(row: Row, tags_column: str | Sequence[str] | None, where: str) -> list[str]:
+    """A row's keywords: those of the first usual column that has any, or of all columns that are named."""
+    if tags_column is None or isinstance(tags_column, str):
+        return cell_texts(value_of(row, tags_column, TAG_COLUMNS, where), where, "tags", ";,")
+    values = [value_of(row, name, (), where, "tags") for name in tags_column]
+    return list(dict.fromkeys(text for value in values for text in cell_texts(value, where, "tags", ";,")))
+
+
 def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
     """A row's question, or nothing where it is empty."""
     value = value_of(row, question_column, QUESTION_COLUMNS, where, "question")
@@ -187,7 +195,7 @@ def _key(row: Row, usual: Sequence[str]) -> str:
 def _caption_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
     image = image_of(row, columns.image, where, images)
     captions = captions_of(row, columns.caption, where)
-    tags = cell_texts(value_of(row, columns.tags, TAG_COLUMNS, where), where, "tags", ";,")
+    tags = tags_of(row, columns.tags, where)
     match = value_of(row, columns.match, (), where, "match" if columns.match else "")
     return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else number_text(match)}
 

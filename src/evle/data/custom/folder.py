@@ -150,7 +150,7 @@ def folder(
     images: str | None = None,
     image_column: str | None = None,
     caption_column: str | Sequence[str] | None = None,
-    tags_column: str | None = None,
+    tags_column: str | Sequence[str] | None = None,
     match_column: str | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
@@ -163,10 +163,10 @@ def folder(
     NLVR2Sample, "vcr" VCRSample.
 
     Columns are found by their usual names (`evle.data.custom.columns`), in any case, unless they are named here; of
-    nlvr2, `caption_column` names the sentence and `answer_column` the label. `caption_column` may name several: their
-    captions follow one another. Rows of one image become one CaptionSample, however its name is spelled. `match_id` is
-    the first caption, or the `match_column`, in folded case. Image names are relative to the table's folder, or to
-    `images`.
+    nlvr2, `caption_column` names the sentence and `answer_column` the label. `caption_column` and `tags_column` may
+    name several: their texts follow one another. Rows of one image become one CaptionSample, however its name is
+    spelled. `match_id` is the first caption, or the `match_column`, in folded case. Image names are relative to the
+    table's folder, or to `images`.
 
     `split`: one split, several, or None for all rows. A table without the column `split_column` (or with
     `split_column=None`) is divided by a hash of the image's name into train, val, test of `shares`: all rows of an

@@ -35,7 +35,7 @@ def saved_dataset(
     *,
     image_column: str | None = None,
     caption_column: str | Sequence[str] | None = None,
-    tags_column: str | None = None,
+    tags_column: str | Sequence[str] | None = None,
     match_column: str | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
