@@ -1,5 +1,6 @@
 """Peers at equal compute, run whole with seconds of training."""
 
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -8,15 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from evle.data.custom.folder import folder
 from evle.transforms.collate import number_ids
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 200), "grey": (90, 90, 90)}
 
 
 @pytest.fixture
-def peers(monkeypatch):
+def module(monkeypatch):
+    """A module of the package by its name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    return importlib.import_module("benchmarks.peers")
+    return lambda name: importlib.import_module(f"benchmarks.peers.{name}")
 
 
 @pytest.fixture
@@ -32,42 +35,91 @@ def images(tmp_path):
     return tmp_path
 
 
-def test_every_run_is_kept_and_a_repeated_command_only_reports(peers, images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(peers, "BATCH", 16)
-    monkeypatch.setattr(peers, "RATES", (1e-3,))
-    command = [str(images), "-o", str(tmp_path / "out"), "--minutes", "0.05", "--trial-minutes", "0.05"]
-    command += ["--workers", "0"]
-    command += ["--gallery", "6", "--seeds", "1", "--more", "1", "--peers", "clip", "siglip", "vilt", "eve"]
-    peers.main([*command, "--report", str(tmp_path / "peers.md")])
-    results = sorted((tmp_path / "out" / "results").glob("*.json"))
+def options(folder, *more):
+    return [str(folder), "-o", str(folder / "out"), "--minutes", "0.01", "--trial-minutes", "0.01", *more]
+
+
+def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, tmp_path, capsys, monkeypatch):
+    command, retrieval = module("__main__"), module("retrieval")
+    monkeypatch.setattr(retrieval, "BATCH", 16)
+    monkeypatch.setattr(retrieval, "RATES", dict.fromkeys(retrieval.ABOUT, (1e-3,)))
+    given = options(images, "--gallery", "6", "--seeds", "1", "--more", "1")
+    given += ["--peers", "clip", "siglip", "vilt", "eve"]
+    command.main([*given, "--report", str(tmp_path / "peers.md")])
+    results = sorted((images / "out" / "results").glob("*.json"))
     assert len(results) == 4 + 4 + 2  # trials, runs, and another seed of the closest pair
     found = json.loads(results[0].read_text())
     assert found["steps"] > 0
     assert set(found["tests"]) == {"test_style", "val"}
     text = (tmp_path / "peers.md").read_text()
-    assert "runs of 0.05 minutes, not of the 10" in text
-    assert all(f"| {name} |" in text for name in ("clip", "siglip", "vilt", "eve"))
+    assert "runs of 0.01 minutes, not of the 10" in text
+    assert all(f"| {name} |" in text for name in ("clip", "siglip", "vilt", "eve", "chance"))
     assert "benchmarks.peers FOLDER" in text
     assert str(images) not in text
-    monkeypatch.setattr(peers, "run", None)
-    peers.main(command)
+    monkeypatch.setattr(module("contest").Contest, "run", None)
+    command.main(given)
     capsys.readouterr()
 
 
-def test_concepts_for_tuning_are_kept_out_of_training(peers, images):
-    data = peers.Data(images, ["train"], ["val"], 100)
-    trained, tuned = ({sample.captions[0] for sample in part} for part in (data.train, data.tuning))
+def test_answers_to_questions_about_scenes_are_compared_too(module, images, capsys, monkeypatch):
+    questions = module("questions")
+    monkeypatch.setattr(questions, "BATCH", 4)
+    monkeypatch.setattr(questions, "TUNED", 8)
+    monkeypatch.setattr(questions, "QUESTIONS", 400)
+    monkeypatch.setattr(questions, "SCRATCH_RATES", (1e-3,))
+    module("__main__").main(
+        options(images, "--gallery", "2", "--seeds", "1", "--more", "0", "--peers", *questions.ABOUT)
+    )
+    text = capsys.readouterr().out
+    assert "## Questions about scenes" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| vqa-", "| chance"))]
+    assert len(rows) == 1 + 2 * len(questions.ABOUT)
+    assert all(json.loads(file.read_text())["steps"] > 0 for file in (images / "out" / "results").glob("*-run-*.json"))
+
+
+def test_the_budget_is_processor_time_whatever_the_clock_says(module, images, monkeypatch):
+    contest, retrieval = module("contest"), module("retrieval")
+    monkeypatch.setattr(retrieval, "BATCH", 8)
+    samples = contest.Chosen(folder(images, "captions", "train"), range(80))
+    ready = retrieval.prepared("clip", samples, 0, ())
+    moments = iter(range(1000))
+    monkeypatch.setattr(contest.time, "process_time", lambda: float(next(moments)))  # a second for every step
+    trained = contest.train(retrieval.BUILDERS["clip"](ready), ready, 1e-3, 0, 5.0)
+    assert (trained.steps, trained.seconds) == (4, 5.0)
+
+
+def test_concepts_for_tuning_are_kept_out_of_training(module, images):
+    contest = module("retrieval").contest(
+        argparse.Namespace(folder=images, train=["train"], tests=["val"], gallery=100, towers=(), output=images)
+    )
+    trained, tuned = ({sample.captions[0] for sample in part} for part in (contest.learned, contest.tuning))
     assert trained
     assert tuned
     assert not trained & tuned
     assert len(trained) + len(tuned) == 80
-    assert len(data.tests["val"]) == 8
+    assert len(contest.tests["val"]) == 8
 
 
-def test_siglip_is_the_sigmoid_of_every_pair(peers, images):
-    data = peers.Data(images, ["train"], ["val"], 100)
-    ready = peers.prepared("siglip", data, 0, (), 0)
-    contender = peers.BUILDERS["siglip"](ready).train(False)
+@pytest.mark.slow
+def test_a_model_of_open_clip_is_trained_by_its_own_command(module, images, monkeypatch, tmp_path):
+    pytest.importorskip("open_clip_train", reason="benchmarks/requirements.txt is not installed")
+    contest, openclip, retrieval = (module(name) for name in ("contest", "openclip", "retrieval"))
+    samples = contest.Chosen(folder(images, "captions", "train"), range(8))
+    ready = retrieval.prepared("open-clip", samples, 0, ())
+    (tmp_path / "timing.json").write_text(json.dumps({"start": 0.0, "step": 1.0}))
+    trained = openclip.train(ready, samples, tmp_path, 4, 1e-3, 0, 3.0)
+    assert trained.steps == 3
+    assert trained.seconds > 0
+    table = (tmp_path / "rate-0.001-seed-0-steps-3.csv").read_text().splitlines()
+    assert len(table) == 1 + 3 * 4  # eight images, four of them twice
+    scores = retrieval.score(trained, samples)
+    assert 0 <= scores["R@mean"] <= 100
+
+
+def test_siglip_is_the_sigmoid_of_every_pair(module, images):
+    retrieval = module("retrieval")
+    ready = retrieval.prepared("siglip", folder(images, "captions", "train"), 0, ())
+    contender = retrieval.BUILDERS["siglip"](ready).train(False)
     batch = {
         "pixel_values": torch.randn(3, 3, 64, 64),
         "input_ids": torch.randint(5, 50, (3, 6)),
@@ -85,7 +137,7 @@ def test_siglip_is_the_sigmoid_of_every_pair(peers, images):
     torch.testing.assert_close(contender.loss(batch), naive / 3)
 
 
-def test_towers_must_be_given_for_what_starts_from_them(peers, images, capsys):
+def test_towers_must_be_given_for_what_starts_from_them(module, images, capsys):
     with pytest.raises(SystemExit):
-        peers.main([str(images), "--peers", "frozen"])
+        module("__main__").main([str(images), "--peers", "frozen"])
     assert "frozen needs --towers" in capsys.readouterr().err

@@ -1,11 +1,14 @@
-"""The contenders of `benchmarks.peers`: each takes the batches of evle's retrieval task, and is scored by it.
+"""The contest of retrieval: contenders that take the batches of evle's retrieval task, and are scored by it.
 
-A contender gives `loss(batch)`, and either `get_image_features` and `get_text_features`, or `itm_logits` of pairs.
+A contender gives either `get_image_features` and `get_text_features`, or `itm_logits` of pairs.
 
 B pairs of a batch, D width of the embeddings.
 """
 
-from collections.abc import Callable, Mapping
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,34 +24,48 @@ from transformers import (
     ViTConfig,
 )
 
+from benchmarks.peers import openclip
+from benchmarks.peers.contest import (
+    CHANCE,
+    SCRATCH_RATES,
+    SMALL_BERT,
+    SMALL_VIT,
+    Batch,
+    Chosen,
+    Contender,
+    Contest,
+    Trained,
+    spread,
+    train,
+)
+from evle.data.custom.folder import folder
+from evle.data.samples import CaptionSample, Samples
 from evle.models.eve import EVEConfig, EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
-from evle.run.prepare import Prepared
+from evle.run.config import RunConfig
+from evle.run.prepare import Prepared, prepare
+from evle.tasks.task import EvaluationSettings
 from evle.transforms.masking import IGNORED
 
-Batch = Mapping[str, Tensor]
-SMALL_VIT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
-"""ViT-Tiny's width and heads (DeiT, table 1), and a third of its layers."""
-SMALL_BERT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
-"""BERT-Tiny (Turc et al. 2019)."""
+TUNED_SHARE = 0.1
+"""Share of the training concepts that is kept out of training, for choosing the learning rate."""
+BATCH = 128
+TOWERS = ("frozen", "vle")
+IMAGE = {"scale": [0.65, 1.0], "ratio": [0.85, 1.18], "flip": 0.3, "rotate": 10, "color_jitter": [0.3, 0.3, 0.3]}
+"""Augmentation of the training images, the same for all but open_clip, which brings its own."""
+PIXELS, TOWER_PIXELS = 64, 96
+SCORES = ("TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "R@mean")
 MASKED_WORDS = 0.15
 """ViLT's share of masked tokens."""
 
 
-class Contender(nn.Module):
-    """What all have in common. `k_test` is the number of candidates that a joint model ranks again."""
+class Embedder(Contender):
+    """A contender of retrieval. `k_test` is the number of candidates that a joint model ranks again."""
 
     k_test = 0
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
-    def loss(self, batch: Batch) -> Tensor:
-        raise NotImplementedError
-
-
-class DualEncoder(Contender):
+class DualEncoder(Embedder):
     """transformers' VisionTextDualEncoder, by CLIP's loss or by SigLIP's."""
 
     def __init__(self, ready: Prepared, sigmoid: bool):
@@ -79,7 +96,7 @@ class DualEncoder(Contender):
         return F.normalize(_pooled(texts), dim=-1)
 
 
-class Vilt(Contender):
+class Vilt(Embedder):
     """ViLT by matching (one mismatched text per pair) and masked words; every pair is scored by a joint pass."""
 
     def __init__(self, ready: Prepared):
@@ -132,7 +149,7 @@ class Vilt(Contender):
         return logits
 
 
-class Ours(Contender):
+class Ours(Embedder):
     """EVE from scratch, or VLE from towers, by contrast alone."""
 
     def __init__(self, model: Any):
@@ -152,7 +169,7 @@ class Ours(Contender):
         return features
 
 
-class FrozenTowers(Contender):
+class FrozenTowers(Embedder):
     """Towers that keep their weights, each with a trained projection, by CLIP's loss."""
 
     def __init__(self, ready: Prepared, vision: str, text: str):
@@ -227,5 +244,82 @@ ABOUT = {
     "open-clip": "open_clip's CLIP (ViT of 4 layers, text Transformer of 2), trained by open_clip_train",
     "eve": "EVE (eve-tiny) from random weights, contrast alone",
     "frozen": "frozen towers, each with a trained projection, CLIP's loss",
-    "vle": "VLE on the same towers, all trained, contrast alone",
+    "vle": "VLE (vle-tiny) on the same towers, all trained, contrast alone",
 }
+RATES = {
+    **dict.fromkeys(ABOUT, SCRATCH_RATES),
+    "frozen": (1e-3, 3e-3, 1e-2),  # single new layers
+    "vle": (1e-4, 3e-4, 1e-3),  # trained towers
+}
+
+
+def is_tuning(sample: CaptionSample) -> bool:
+    """Whether a training sample's concept, its first caption, is kept for choosing the learning rate."""
+    digest = hashlib.blake2b(sample.captions[0].lower().encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64 < TUNED_SHARE
+
+
+def prepared(name: str, samples: Samples, seed: int, towers: Sequence[str]) -> Prepared:
+    """The task, tokenizer and loader of a contender, and the model of ours."""
+    model: dict[str, Any] = {"preset": "eve-tiny"}
+    if name in TOWERS:
+        model = {"preset": "vle-tiny", "vision": towers[0], "text": towers[1]}
+    model["overrides"] = {"objective_weights": {"itm": 0.0}}
+    tree = {
+        "task": {"name": "retrieval", "k_test": 0},
+        "model": model,
+        "tokenizer": {"vocab_size": 4000},
+        "image": {**IMAGE, "size": TOWER_PIXELS if name in TOWERS else PIXELS},
+        "text": {"max_length": 24},
+        "train": {"steps": 1, "batch_size": BATCH, "num_workers": 0},
+        "seed": seed,
+        "output": "unused",
+    }
+    return prepare(RunConfig.build(tree, "peers"), samples={"train": samples})
+
+
+@torch.no_grad()
+def score(trained: Trained, samples: Samples) -> dict[str, float]:
+    """Recalls of embeddings, or of joint passes where the contender has no embeddings."""
+    contender: Any = trained.contender.train(False)
+    task: Any = trained.ready.task
+    task.options = task.options.model_copy(update={"k_test": contender.k_test})
+    found = task.evaluate(contender, samples, EvaluationSettings(256, 0, "no", 0, contender.k_test == 0, 0))
+    return {name: found.scores[name] for name in SCORES} | {CHANCE.format(name): found.chance[name] for name in SCORES}
+
+
+def contest(options: argparse.Namespace) -> Contest:
+    """The contest on `options.folder`, with the contenders for which there are `options.towers` and packages."""
+    everything = folder(options.folder, "captions", list(options.train))
+    tuning = {index for index in range(len(everything)) if is_tuning(everything[index])}
+    learned = Chosen(everything, [index for index in range(len(everything)) if index not in tuning])
+
+    def taught(name: str, rate: float, seed: int, seconds: float) -> Trained:
+        ready = prepared(name, learned, seed, options.towers)
+        if name == "open-clip":
+            return openclip.train(ready, learned, options.output / name, BATCH, rate, seed, seconds)
+        torch.manual_seed(seed)
+        towers = {"vision": options.towers[0], "text": options.towers[1]} if name in TOWERS else {}
+        return train(BUILDERS[name](ready, **towers), ready, rate, seed, seconds)
+
+    return Contest(
+        name="retrieval",
+        title="Retrieval",
+        about=ABOUT,
+        rates=RATES,
+        scores=SCORES,
+        chosen_by="R@mean",
+        learned=learned,
+        tuning=spread(Chosen(everything, sorted(tuning)), options.gallery),
+        tests={split: spread(folder(options.folder, "captions", split), options.gallery) for split in options.tests},
+        train=taught,
+        score=score,
+        notes=(
+            f"At most {options.gallery} images and their captions per split; TR: image to text, IR: text to image. The "
+            f"learning rate is chosen on {TUNED_SHARE:.0%} of the training concepts, which training does not show. "
+            f"Batches of {BATCH}. Augmentation: `{json.dumps(IMAGE)}`; open_clip has its own.",
+            "The losses are each library's: in CLIP's and SigLIP's, images of one caption in a batch are negatives of "
+            "each other, which evle's contrast takes for the same thing. eve-tiny was designed for runs of minutes on "
+            "such images (it has a stem of convolutions); the sizes of the other models are small published ones.",
+        ),
+    )

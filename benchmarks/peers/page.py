@@ -1,0 +1,80 @@
+"""The report of `benchmarks.peers`, in Markdown."""
+
+import platform
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.peers.contest import CHANCE, WARMUP, WEIGHT_DECAY, Contest
+from evle.report import Table
+from evle.report.markdown import markdown_table
+
+FULL_MINUTES = 10
+"""The minutes that the benchmark is meant for."""
+Results = Sequence[dict[str, Any]]
+
+
+def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, trial_minutes: float, command: str) -> str:
+    """The report on contests, each with the results of its trials and of its runs."""
+    blocks = [
+        "# Peers at equal compute",
+        f"Each contender was trained for {minutes:g} minutes of processor time per run, on one thread that also reads "
+        "the images, on the same samples. Evaluation is not counted. Processor time does not depend on what else the "
+        f"machine does. The learning rate of each contender is the best of three trials of {trial_minutes:g} minutes "
+        "on samples that training does not show; "
+        f"nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, cosine over "
+        "the budget. No contender starts from pre-training, except those on trained towers.",
+        "Scores are percentages, mean ± standard deviation over seeds; the test samples are the same for all seeds. "
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__.split('+')[0]}, "
+        f"transformers {transformers.__version__}.",
+    ]
+    if minutes < FULL_MINUTES:
+        blocks.append(
+            f"**These are runs of {minutes:g} minutes, not of the {FULL_MINUTES} that the benchmark is meant for.** "
+            "They show who is ahead after very little training, which favours models that start from trained towers "
+            "and small ones; the order may change with more."
+        )
+    for contest, trials, results in found:
+        blocks += section(contest, trials, results)
+    return "\n\n".join([*blocks, "Made by", f"```shell\n{command}\n```"]) + "\n"
+
+
+def section(contest: Contest, trials: Results, results: Results) -> list[str]:
+    """One contest: its notes, a table for each test split, and the settings of all contenders."""
+    names = dict.fromkeys(each["peer"] for each in results)
+    by_peer = {name: [each for each in results if each["peer"] == name] for name in names}
+    blocks = [f"## {contest.title}", f"{results[0]['samples']:,} training samples.", *contest.notes]
+    for split in contest.tests:
+        first = results[0]["tests"][split]
+        rows = [["chance", "", *(f"{first[CHANCE.format(score)]:.1f}" for score in contest.scores)]]
+        rows += [
+            [name, len(own), *(_with_spread([each["tests"][split][score] for each in own]) for score in contest.scores)]
+            for name, own in by_peer.items()
+        ]
+        blocks += [f"### Split `{split}`", markdown_table(Table(split, ["contender", "runs", *contest.scores], rows))]
+    columns = ["contender", "what", "pixels", "M parameters", "M trained", "learning rate", "of", "steps", "seconds"]
+    rows = [_settings(contest, name, own, trials) for name, own in by_peer.items()]
+    return [*blocks, f"### Settings: {contest.title.lower()}", markdown_table(Table("Settings", columns, rows))]
+
+
+def _settings(contest: Contest, name: str, own: Results, trials: Results) -> list[Any]:
+    tried = sorted((each["rate"], each["tuning"][contest.chosen_by]) for each in trials if each["peer"] == name)
+    return [
+        name,
+        contest.about[name],
+        own[0]["image size"],
+        f"{own[0]['parameters'] / 1e6:.1f}",
+        f"{own[0]['trained'] / 1e6:.1f}",
+        f"{own[0]['rate']:g}",
+        ", ".join(f"{rate:g}: {score:.1f}" for rate, score in tried),
+        round(statistics.fmean(each["steps"] for each in own)),
+        round(statistics.fmean(each["seconds"] for each in own)),
+    ]
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
