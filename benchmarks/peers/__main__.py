@@ -36,7 +36,7 @@ def compare(contest: Contest, names: Sequence[str], options: argparse.Namespace)
 
     def result(name: str, kind: str, rate: float, seed: int, minutes: float) -> dict[str, Any]:
         file = home / f"{name}-{kind}-{minutes:g}min-rate-{rate:g}-seed-{seed}.json"
-        return kept(file, lambda: contest.run(name, rate, seed, minutes))
+        return kept(file, lambda: contest.run(name, rate, seed, minutes, kind == "trial"))
 
     trials, best = [], {}
     for name in names:

@@ -65,11 +65,11 @@ class Contest:
     score: Callable[[Trained, Samples], dict[str, float]]
     notes: tuple[str, ...]
 
-    def run(self, name: str, rate: float, seed: int, minutes: float) -> dict[str, Any]:
-        """One training of a contender, scored on the tuning samples and on the test splits."""
+    def run(self, name: str, rate: float, seed: int, minutes: float, is_trial: bool) -> dict[str, Any]:
+        """One training of a contender. A trial is scored on the tuning samples, another run on the test splits."""
         trained = self.train(name, rate, seed, 60 * minutes)
         weights = list(trained.contender.parameters())
-        return {
+        facts = {
             "peer": name,
             "rate": rate,
             "seed": seed,
@@ -80,9 +80,10 @@ class Contest:
             "trained": sum(each.numel() for each in weights if each.requires_grad),
             "image size": trained.ready.task.image_size,
             "samples": len(self.learned),
-            "tuning": self.score(trained, self.tuning),
-            "tests": {split: self.score(trained, samples) for split, samples in self.tests.items()},
         }
+        if is_trial:
+            return facts | {"tuning": self.score(trained, self.tuning)}
+        return facts | {"tests": {split: self.score(trained, samples) for split, samples in self.tests.items()}}
 
 
 def train(contender: Contender, ready: Prepared, rate: float, seed: int, seconds: float) -> Trained:

@@ -51,6 +51,7 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     found = json.loads(results[0].read_text())
     assert found["steps"] > 0
     assert set(found["tests"]) == {"test_style", "val"}
+    assert not any("tests" in json.loads(file.read_text()) for file in results if "-trial-" in file.name)
     text = (tmp_path / "peers.md").read_text()
     assert "runs of 0.01 minutes, not of the 10" in text
     assert all(f"| {name} |" in text for name in ("clip", "siglip", "vilt", "eve", "chance"))
