@@ -46,6 +46,32 @@ def test_a_training_batch_holds_both_images_and_both_captions_of_each_set(prepar
     assert torch.isfinite(prepared.loaded.model(**batch).loss)
 
 
+def test_matching_refuses_the_swapped_caption_of_each_image(tmp_path):
+    """Batch of two sets: rows 0 and 1 are one set, 2 and 3 the other."""
+    samples = swaps(count=8, world=WORLD)
+    for negatives, expected in (("swaps", [1, 0, 3, 2]), ("similar", None)):
+        settings = {"task": {"name": "swaps", "negatives": negatives}}
+        ready = prepare(micro_run(tmp_path, "swaps", settings), samples={"train": samples})
+        batch = ready.task.collate([ready.task.features(samples[n], np.random.default_rng(0), True) for n in (0, 2)])
+        assert batch["wrong_texts"].tolist() == expected if expected else "wrong_texts" not in batch
+
+
+@pytest.mark.parametrize("family", ["eve", "vle"])
+def test_the_wrong_texts_that_are_given_are_those_that_matching_reads(family, tmp_path):
+    """The logits of negatives are those of the images with these texts, in a model without dropout."""
+    ready = prepare(micro_run(tmp_path, "swaps", family=family), samples={"train": swaps(count=8, world=WORLD)})
+    model = ready.loaded.model.eval()
+    samples = swaps(count=8, world=WORLD)
+    batch = ready.task.collate([ready.task.features(samples[n], np.random.default_rng(0), True) for n in (0, 2)])
+    with torch.no_grad():
+        rows = torch.arange(4)
+        texts = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        expected = model.itm_logits(**texts, image_rows=rows, text_rows=batch["wrong_texts"])
+        logits = model(**batch).itm_logits
+    assert logits.shape == (12, 2)
+    torch.testing.assert_close(logits[4:8], expected, atol=1e-5, rtol=1e-4)
+
+
 class Seeing(torch.nn.Module):
     """Prefers the true caption by matching, and the swapped one by embeddings."""
 

@@ -179,11 +179,14 @@ class Negatives(NamedTuple):
 
 
 @torch.no_grad()
-def draw_negatives(match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None) -> Negatives:
+def draw_negatives(
+    match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None, wrong_texts: Tensor | None = None
+) -> Negatives:
     """Draw hard negatives from the rows of all processes.
 
     They are drawn by `similarities` (image to text, text to image; each (B, G)), or uniformly without them. A row of id
-    -100, whose text may describe any image, neither gets a negative nor is used as one.
+    -100, whose text may describe any image, neither gets a negative nor is used as one. `wrong_texts` (B,), rows of
+    this process, are taken instead of drawn texts.
     """
     all_ids = all_gather(match_ids)
     excluded = match_ids[:, None] == all_ids[None, :]
@@ -192,6 +195,8 @@ def draw_negatives(match_ids: Tensor, similarities: tuple[Tensor, Tensor] | None
         similarities = (torch.zeros_like(excluded, dtype=torch.float32),) * 2
     texts, exists = objectives.sample_hard_negatives(similarities[0], excluded)
     images, _ = objectives.sample_hard_negatives(similarities[1], excluded)
+    if wrong_texts is not None:
+        texts = wrong_texts + rank() * len(match_ids)
     return Negatives(texts, images, exists)
 
 

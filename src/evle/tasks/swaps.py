@@ -3,7 +3,7 @@ Winoground)?"""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,13 +15,21 @@ from evle.errors import SampleError
 from evle.metrics import swap_scores
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.predict import predict_all
-from evle.tasks.retrieval import RetrievalTask, learns_matching
+from evle.tasks.retrieval import RetrievalConfig, RetrievalTask, learns_matching
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features
 from evle.transforms.collate import number_ids
 
 CHANCE = {"accuracy": 50.0, "text": 25.0, "image": 25.0, "group": 100 / 6}
 """Chance: the scores of random numbers for two captions, for two sets of two, and for four pairs of which two must be
 the highest in their rows and columns."""
+
+
+class SwapsConfig(RetrievalConfig):
+    """Options of composition."""
+
+    negatives: Literal["swaps", "similar"] = "swaps"
+    """What matching learns to refuse: "swaps", each image with its swapped caption, and each caption with an image
+    drawn by similarity; "similar", both drawn by similarity from the batch, as in retrieval."""
 
 
 class SwapsTask(RetrievalTask):
@@ -36,6 +44,8 @@ class SwapsTask(RetrievalTask):
     name = "swaps"
     reads = "swaps"
     metric = "accuracy"
+    config_type = SwapsConfig
+    options: SwapsConfig
 
     def bind(self, config: PreTrainedConfig) -> None:
         self._matches = learns_matching(config)
@@ -63,6 +73,10 @@ class SwapsTask(RetrievalTask):
         }
         if len(batch["pixel_values"]) == len(batch["input_ids"]):  # in training
             batch["match_ids"] = number_ids([match for each in features for match in each["match"]])
+            if self._matches and self.options.negatives == "swaps":
+                batch["wrong_texts"] = (
+                    torch.arange(len(batch["input_ids"])) ^ 1
+                )  # both captions of a set are neighbours
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:

@@ -71,17 +71,22 @@ class Matching(NamedTuple):
 
 
 def match_pairs(
-    eve: EVEModel, head: nn.Module, pairs: Pairs, similarities: tuple[Tensor, Tensor] | None = None
+    eve: EVEModel,
+    head: nn.Module,
+    pairs: Pairs,
+    similarities: tuple[Tensor, Tensor] | None = None,
+    wrong_texts: Tensor | None = None,
 ) -> Matching:
     """Match the true pairs, each image with a hard negative text, and each text with a hard negative image, in one
     pass of 3 B rows.
 
     Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or uniformly
-    without them. A row without a negative, because every id equals its own, is left out.
+    without them, except the texts that `wrong_texts` (B,) gives. A row without a negative, because every id equals its
+    own, is left out.
     """
     input_ids, pad = pairs.input_ids, eve.config.pad_token_id or 0
     attention_mask = torch.ones_like(input_ids) if pairs.attention_mask is None else pairs.attention_mask
-    texts, images, exists = draw_negatives(pairs.match_ids, similarities)
+    texts, images, exists = draw_negatives(pairs.match_ids, similarities, wrong_texts)
     with torch.no_grad():
         all_pixels = all_gather(pairs.pixel_values)
         all_ids, all_masks = gather_text(input_ids, attention_mask, pad)
@@ -167,6 +172,7 @@ class EVEForRetrieval(EVEPreTrainedModel):
         attention_mask: Tensor | None = None,
         match_ids: Tensor | None = None,
         return_loss: bool = True,
+        wrong_texts: Tensor | None = None,
     ) -> EVEOutput:
         """Similarities of pairs, and the losses of contrast and matching.
 
@@ -177,6 +183,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
             match_ids: (B,) int64; pairs with equal ids belong together, such as the captions of one image. By default
                 each pair matches only itself.
             return_loss: False leaves out the losses and the joint pass of matching.
+            wrong_texts: (B,) int64, the row of the text that matching pairs with each image as a negative. By default
+                it is drawn by similarity.
 
         `config.objective_weights` weights itc and itm (equally, as published); an ITM of weight 0 is not computed. The
         output's `logits` are the scaled similarities from image to text (B, G), and its states are those of the
@@ -193,7 +201,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
             return EVEOutput(loss=contrast.loss, losses=losses)
         matching = None
         if return_loss and self.config.weight_of("itm") > 0:
-            matching = match_pairs(self.eve, self.matching, pairs, (contrast.image_to_text, contrast.text_to_image))
+            similarities = contrast.image_to_text, contrast.text_to_image
+            matching = match_pairs(self.eve, self.matching, pairs, similarities, wrong_texts)
             losses["itm"] = objectives.itm(matching.logits, matching.labels)
         losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
         joint = None if matching is None else matching.output

@@ -295,6 +295,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         attention_mask: Tensor | None = None,
         match_ids: Tensor | None = None,
         return_loss: bool = True,
+        wrong_texts: Tensor | None = None,
     ) -> VLEOutput:
         """Losses of matching pairs.
 
@@ -302,7 +303,8 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         pair matches only itself. `config.objective_weights` weights itc and itm; an ITM of weight 0 is not computed.
         The output's `logits` are the scaled similarities from image to text (B, G). Nothing else is computed without
         `return_loss`, or in evaluation mode if the numbers of images and texts differ, as in zero-shot classification.
-        The towers run once: negatives reuse their states.
+        The towers run once: negatives reuse their states. `wrong_texts` (B,) int64 is the row of the text that matching
+        pairs with each image as a negative; by default it is drawn by similarity.
         """
         check_text(input_ids, attention_mask)
         if pixel_values.shape[0] != input_ids.shape[0]:
@@ -336,6 +338,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
                 texts=texts,
                 match_ids=ids,
                 similarities=(image_to_text, text_to_image),
+                wrong_texts=wrong_texts,
             )
             itm_logits, itm_labels = match_logits(self.itm_score, batch.run(), has_negative)
             losses["itm"] = objectives.itm(itm_logits, itm_labels)

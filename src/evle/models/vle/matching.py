@@ -98,16 +98,18 @@ def pair_negatives(
     texts: Tensor,
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
+    wrong_texts: Tensor | None = None,
 ) -> Tensor:
     """Add the mismatched pairs of ITM, under "negatives": each image with the text of another pair, then each text with
     the image of another pair.
 
     `images` and `texts` (B,) are the numbers of the true pairs in `batch`. Negatives from this process reuse the states
-    there; those from other processes are encoded here, from their gathered inputs.
+    there; those from other processes are encoded here, from their gathered inputs. `wrong_texts` (B,), rows of this
+    process, are taken instead of texts drawn by `similarities`.
 
     Returns which pairs have a negative, (B,); these add 2 N rows.
     """
-    drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities)
+    drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities, wrong_texts)
     drawn_texts, drawn_images = drawn_texts[has_negative], drawn_images[has_negative]
     if world_size() == 1:
         other_texts, other_images = texts[drawn_texts], images[drawn_images]
