@@ -75,7 +75,7 @@ def model_table(config: type[PreTrainedConfig], size: str) -> str:
     lines = [f"| field | default ({size}) | meaning |", "|---|---|---|"]
     for block in re.split(r"\n(?= {4}\w|\w)", inspect.cleandoc(config.__doc__ or "")):
         text = " ".join(block.split())
-        if heading := re.fullmatch(r"([\w-]+):", text):
+        if heading := re.fullmatch(r"Attributes: ([\w-]+)", text):
             section = heading[1]
         elif section and (item := re.match(r"([a-z0-9_, ]+): (.*)", text)):
             described[item[1]] = item[2]

@@ -25,7 +25,7 @@ class EVEConfig(PreTrainedConfig):
     >>> EVEConfig.from_preset("eve-tiny", num_experts=8).num_experts
     8
 
-    Backbone:
+    Attributes: Backbone
         vocab_size: 64000, a BPE trained on BookCorpus and Wikipedia [P].
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, and the width of
             feed-forwards and experts [P].
@@ -47,7 +47,8 @@ class EVEConfig(PreTrainedConfig):
         position_init_range: standard deviation of new positions, type vectors and the class token; None is
             initializer_range [C]. They are added to word embeddings of standard deviation 1: at 0.02 a model learns to
             use order and position only in long training, so short runs need about 0.5 [D].
-    Routing:
+
+    Attributes: Routing
         soft_layers: 0-based indices of the soft-routed blocks [P: top 2 of Base, top 3 of Large]; the other blocks are
             hard-routed.
         deep_feed_forward: feed-forward of those blocks: "soft" (experts), or the paper's ablations "hard" (one per
@@ -64,7 +65,8 @@ class EVEConfig(PreTrainedConfig):
             the rest.
         route_padding: whether padding tokens are routed (and use up capacity). None routes them, as the released code
             does, only if capacity_factor is set. Without a capacity this changes no output of a real token.
-    Pre-training:
+
+    Attributes: Pre-training
         objectives: any of "mim", "mlm" [P], and for comparison "itc", "itm" [P, tables 1 and 6].
         objective_weights: weight of each objective's loss, 1 by default [P: equal weights].
         joint_masking: mask image and text in one pass instead of two [P, table 5: worse].
@@ -79,7 +81,8 @@ class EVEConfig(PreTrainedConfig):
             reduce the paper's speed-up over contrast and matching from 3.2 to 3.1; 4 layers keep it [D].
         norm_pixel_target: normalise the target per patch, as in MAE's best run; the paper uses raw pixels [P: False].
         tie_word_embeddings: share the MLM output matrix with the word embedding [D: no].
-    Heads:
+
+    Attributes: Heads
         projection_dim: width of retrieval embeddings; None is hidden_size [C].
         pooling: what ITC projects: "cls", the class token and the first text token [C], or "mean", the means of the
             patch states and of the real text tokens, which learns faster from scratch [D].

@@ -96,7 +96,7 @@ class VLEConfig(PreTrainedConfig):
     >>> VLEConfig.from_preset("vle-tiny", image_size=96).vision_config.image_size
     96
 
-    Towers:
+    Attributes: Towers
         text_config: the configuration of any text encoder of transformers, as fields with its `model_type`. Fields
             without a `model_type` are those of a `DebertaV2Config`; the default is DeBERTa-v3-base [R].
         vision_config: the same for any image encoder. Fields without a `model_type` are those of a `CLIPVisionConfig`;
@@ -104,7 +104,8 @@ class VLEConfig(PreTrainedConfig):
         image_size, patch_size, num_channels, vocab_size, max_position_embeddings, pad_token_id: fields of the towers
             that can also be read and set here. `patch_size` is the side in pixels of the square that one image state
             covers, and `max_position_embeddings` the maximum number of tokens of a text.
-    Fusion:
+
+    Attributes: Fusion
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, number of blocks, heads, and
             width of the feed-forwards of both streams [R].
         hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, initializer_range: as in BERT
@@ -116,14 +117,16 @@ class VLEConfig(PreTrainedConfig):
             names [C: 2, and 83 in the VCR checkpoints].
         classifier_dropout: written by the release and used by nothing; kept so that configurations round-trip [C].
         tie_word_embeddings: whether the MLM decoder is the word embedding [C].
-    Pre-training:
+
+    Attributes: Pre-training
         objectives: any of "mlm", "itm", "mpc", "pbc" [R], and "itc" [D].
         objective_weights: weight of each objective's loss, 1 by default [D: the release states none].
         object_classes: the classes of masked patch-box classification, in the order of its labels.
         mpc_readout: what that classification reads: "box_token", a token made from the states of the blacked-out
             patches that goes through the fusion [R], or "patches", the mean of these patches' states after the fusion
             [D].
-    Heads:
+
+    Attributes: Heads
         projection_dim: width of retrieval embeddings; None is hidden_size [D].
         pooling: what ITC projects: "cls", the first token of each tower, or "mean", the means of the patch states and
             of the real text tokens, which learns faster from scratch [D].
