@@ -161,3 +161,19 @@ def patches(image: list[list[list[float]]], size: int) -> list[list[float]]:
         for top in range(0, height, size)
         for left in range(0, width, size)
     ]
+
+
+def squared_error(one: list[float], other: list[float]) -> float:
+    """The mean of the squared differences."""
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def cosine_error(one: list[float], other: list[float]) -> float:
+    """One minus the cosine of two vectors."""
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return 1 - product / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other))
+
+
+def nearest(vector: list[float], centres: list[list[float]]) -> int:
+    """The centre whose direction is nearest to that of a vector."""
+    return min(range(len(centres)), key=lambda index: cosine_error(vector, centres[index]))

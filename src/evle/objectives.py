@@ -46,6 +46,12 @@ def mim(predicted: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), target.float())
 
 
+def mim_cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """Masked image modelling of features (B, M, width): one minus their cosine, averaged over masked patches (MVP, Wei
+    et al. 2022; EVA, Fang et al. 2023)."""
+    return 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1).mean()
+
+
 def normalize_pixels(patches: Tensor, eps: float = 1e-6) -> Tensor:
     """Each patch (..., pixels) to mean 0 and variance 1: MAE's target (He et al. 2022, section 3)."""
     patches = patches.float()

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
+    BertConfig,
+    BertModel,
     ChameleonVQVAE,
     ChameleonVQVAEConfig,
     Dinov2Config,
@@ -14,10 +17,13 @@ from transformers import (
     ResNetModel,
 )
 
+import references
 from eve_models import build, pretraining_batch
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining
 from evle.models.eve.targets import ImageTeacher
+from evle.models.vle import VLEModel
+from vle_models import tiny as tiny_vle
 
 TOWER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
 
@@ -104,7 +110,9 @@ def test_with_a_mask_token_all_patches_enter_and_masked_pixels_do_not():
 
 def test_wrong_teachers_are_refused_in_words(tmp_path):
     save("dinov2", tmp_path / "dinov2")
-    with pytest.raises(CheckpointError, match=r"Dinov2Model gives features, not codes; set mim_target='features'"):
+    with pytest.raises(
+        CheckpointError, match=r"gives features, not codes; set task.mim_target=features, or task.mim_codes=1024"
+    ):
         ImageTeacher(tmp_path / "dinov2", "codes")
     with pytest.raises(CheckpointError, match="no such folder"):
         ImageTeacher(tmp_path / "none", "codes")
@@ -113,3 +121,101 @@ def test_wrong_teachers_are_refused_in_words(tmp_path):
         model(**pretraining_batch())
     with pytest.raises(ConfigError, match="codes and features have a size"):
         build(EVEForPreTraining, mim_target="codes")
+    with pytest.raises(ConfigError, match="mim_code_width 8 is for mim_target codes"):
+        build(EVEForPreTraining, mim_target="features", mim_target_size=8, mim_code_width=8)
+    with pytest.raises(ConfigError, match="mim_error cosine is for mim_target features"):
+        build(EVEForPreTraining, mim_error="cosine")
+
+
+def test_a_model_of_texts_is_no_teacher(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=20, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"BertModel gives no states of an image's patches .*; give an image enc"):
+        ImageTeacher(tmp_path, "features")
+
+
+def test_a_teacher_without_all_of_its_weights_is_refused(tmp_path):
+    save("dinov2", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    left_out = next(name for name in tensors if "query" in name)
+    save_file({name: each for name, each in tensors.items() if name != left_out}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights of Dinov2Model, such as encoder\.layer\.0\."):
+        ImageTeacher(tmp_path, "features")
+
+
+@pytest.mark.parametrize(
+    "fields", ["[]", '{"image_mean": [0.5]}', '{"image_std": "grey"}', "{", '{"image_mean": [[1], [2], [3, 4]]}']
+)
+def test_a_damaged_preprocessor_of_a_teacher_is_one_line(fields, tmp_path):
+    save("dinov2", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(fields)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: ") as caught:
+        ImageTeacher(tmp_path, "features")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_image_tower_of_a_vle_is_a_teacher(tmp_path):
+    model = VLEModel(tiny_vle())
+    model.save_pretrained(tmp_path)
+    teacher = ImageTeacher(tmp_path, "features")
+    side = model.config.image_size
+    images = torch.randn(2, 3, side, side)
+    grid = side // teacher.cell
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        states = model.eval().vision_model((images * 0.5 + 0.5 - mean.view(3, 1, 1)) / std.view(3, 1, 1))[0]
+    expected = F.layer_norm(states[:, -(grid**2) :], states.shape[-1:])
+    torch.testing.assert_close(teacher.targets(images, grid, grid), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("error", ["squared", "cosine"])
+def test_the_error_of_features_equals_the_naive_loop(error, tmp_path):
+    save("dinov2", tmp_path)
+    model = build(
+        EVEForPreTraining,
+        objectives=("mim",),
+        mim_target="features",
+        mim_target_size=8,
+        mim_teacher=str(tmp_path),
+        mim_error=error,
+    )
+    inputs = pretraining_batch()
+    with torch.no_grad():
+        loss = model(**inputs).losses["mim"]
+        predicted, masked = predictions(model, inputs)
+        features = ImageTeacher(tmp_path, "features").targets(inputs["pixel_values"], 4, 4)
+    pairs = [
+        (guess.tolist(), features[row, patch].tolist())
+        for row in range(3)
+        for guess, patch in zip(predicted[row], masked[row], strict=True)
+    ]
+    naive = references.cosine_error if error == "cosine" else references.squared_error
+    assert loss.item() == pytest.approx(sum(naive(*pair) for pair in pairs) / len(pairs), rel=1e-4)
+
+
+def predictions(model, inputs):
+    """What a model predicts for each masked patch, and the indices of these patches."""
+    order = inputs["image_mask"].int().argsort(dim=1, stable=True)
+    arguments = [inputs[name] for name in ("input_ids", "attention_mask", "image_mask")]
+    hidden = model.eve(inputs["pixel_values"], *arguments).image_hidden
+    return model.predict_masked(hidden, inputs["pixel_values"], order, 4), order[:, 4:].tolist()
+
+
+def test_codes_of_clusters_are_the_nearest_centres_and_their_loss_is_the_naive_loop(tmp_path):
+    save("dinov2", tmp_path)
+    sizes = {"mim_target": "codes", "mim_target_size": 5, "mim_code_width": 8}
+    model = build(EVEForPreTraining, objectives=("mim",), mim_teacher=str(tmp_path), **sizes)
+    inputs = pretraining_batch()
+    with pytest.raises(ConfigError, match="the codes of MIM are not learned yet"):
+        model(**inputs)
+    model.codebook.copy_(F.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(3)), dim=1))
+    with torch.no_grad():
+        loss = model(**inputs).losses["mim"]
+        predicted, masked = predictions(model, inputs)
+        features = ImageTeacher(tmp_path, "features").targets(inputs["pixel_values"], 4, 4)
+    losses = []
+    for row in range(3):
+        for guess, patch in zip(predicted[row], masked[row], strict=True):
+            code = references.nearest(features[row, patch].tolist(), model.codebook.tolist())
+            losses.append(references.cross_entropy(guess.tolist(), [float(index == code) for index in range(5)]))
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)

@@ -21,7 +21,7 @@ from evle.engine.checkpoint import model_state
 from evle.engine.devices import join_processes
 from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, EvleError
-from evle.models.folders import is_hub_name
+from evle.models.folders import is_hub_name, model_folder
 from evle.models.loading import without_bars
 from evle.run.config import STAGE, RunConfig, Stage, Stages, task_class
 from evle.run.measuring import (
@@ -174,7 +174,7 @@ def _save_untrained(ready: Prepared, config: RunConfig, folder: Path) -> None:
 def _missing(config: RunConfig) -> list[str]:
     """What is missing besides data, one line per entry: files that do not exist, and settings that are required."""
     missing = []
-    for need in (_find_weights, _find_tokenizer):
+    for need in (_find_weights, _find_tokenizer, _find_teacher):
         try:
             need(config)
         except EvleError as error:
@@ -221,6 +221,11 @@ def _find_weights(config: RunConfig) -> None:
 def _find_tokenizer(config: RunConfig) -> None:
     if config.tokenizer.path is not None:
         refuse_no_folder(config.tokenizer.path)
+
+
+def _find_teacher(config: RunConfig) -> None:
+    if (teacher := config.task.get("mim_teacher")) is not None:
+        model_folder(teacher)
 
 
 def _tokenizer_origin(config: RunConfig) -> str:

@@ -57,6 +57,7 @@ def prepare(
     loaded = _model(config, built, tokenizer, start)
     training = built.training_samples(splits["train"])
     _refuse_lonely_rows(config, built, loaded, training)
+    built.equip(loaded.model, training)
     loader = _loader(config, built, training)
     train = config.train if config.train.teraflops is None else _in_steps(config.train, loaded, loader)
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]

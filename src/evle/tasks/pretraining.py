@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -26,6 +26,7 @@ from evle.models.eve.targets import open_teacher
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionConfig, first_text, match_of, training_text
 from evle.tasks.predict import predict_all
+from evle.tasks.pretraining_codes import learn_codes
 from evle.tasks.pretraining_images import pretraining_galleries
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task
 from evle.transforms.collate import number_ids, pad_rows, stack
@@ -69,7 +70,20 @@ class PreTrainingConfig(CaptionConfig):
     """MIM: a model folder with an image tokenizer or any image encoder of transformers. EVE then predicts its codes or
     features instead of pixels (EVE, tables 1 and 3)."""
     mim_target: Literal["codes", "features"] = "features"
-    """MIM: what `mim_teacher` outputs."""
+    """MIM: what EVE predicts: the codes of an image tokenizer, or of `mim_codes`, or the features of an encoder."""
+    mim_codes: int | None = Field(default=None, ge=2)
+    """MIM: with an image encoder as `mim_teacher`, the number of codes. They are clusters of its features on training
+    images (k-means), learned before the first step and saved with the model. BEiT v2 has 8192."""
+    mim_error: Literal["squared", "cosine"] = "squared"
+    """MIM: the error of features: squared, or one minus the cosine."""
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> "PreTrainingConfig":
+        if self.mim_codes and (self.mim_teacher is None or self.mim_target != "codes"):
+            raise ValueError(f"mim_codes={self.mim_codes} needs mim_teacher=FOLDER and mim_target=codes")
+        if self.mim_error == "cosine" and (self.mim_teacher is None or self.mim_target != "features"):
+            raise ValueError("mim_error=cosine needs mim_teacher=FOLDER and mim_target=features")
+        return self
 
 
 class PreTrainingTask(Task):
@@ -91,9 +105,19 @@ class PreTrainingTask(Task):
     higher_is_better = False
     options: PreTrainingConfig
     classes: tuple[str, ...] = ()
+    keeps_codes = False
+    told: tuple[str, ...] = ()
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
-        """Collect the classes of objects, the most frequent first, if MPC is an objective."""
+        """Collect the classes of objects, the most frequent first, if MPC is an objective. Raises ConfigError for a
+        teacher of MIM without MIM, and for samples without classes."""
+        teacher = self.options.mim_teacher
+        if teacher is not None and "mim" not in config.objectives:
+            raise ConfigError(
+                f"task.mim_teacher={teacher} is for the objective mim, which is not minimised; leave it out, or add "
+                "mim to model.overrides.objectives"
+            )
+        self.keeps_codes = teacher in (None, getattr(config, "mim_teacher", None))
         if "mpc" not in config.objectives:
             return
         if self.options.object_classes is not None:
@@ -114,9 +138,22 @@ class PreTrainingTask(Task):
     def model_overrides(self) -> dict[str, Any]:
         overrides: dict[str, Any] = {"object_classes": list(self.classes)} if self.classes else {}
         if (folder := self.options.mim_teacher) is not None:
-            size = open_teacher(folder, self.options.mim_target).size
-            overrides |= {"mim_teacher": folder, "mim_target": self.options.mim_target, "mim_target_size": size}
+            codes, target = self.options.mim_codes, self.options.mim_target
+            size = open_teacher(folder, "features" if codes else target).size
+            overrides |= {"mim_teacher": folder, "mim_target": target, "mim_target_size": codes or size}
+            overrides |= {"mim_code_width": size if codes else None, "mim_error": self.options.mim_error}
         return overrides
+
+    def equip(self, model: PreTrainedModel, samples: Sequence[Sample]) -> None:
+        """Learn the codes of MIM, if they are clusters. Those that came with the initial weights are kept, because the
+        head was trained for them."""
+        codebook = dict(model.named_buffers()).get("codebook")
+        if codebook is None or codebook.is_meta or (self.keeps_codes and codebook.any()):
+            return
+        self.told = (learn_codes(self, model, samples),)
+
+    def notes(self) -> list[str]:
+        return list(self.told)
 
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)

@@ -129,6 +129,11 @@ class Task(ABC):
         tasks have nothing to learn."""
         return None
 
+    def equip(self, model: PreTrainedModel, samples: Sequence[Sample]) -> None:
+        """Give the new model what it learns from the training samples before the first step and what no configuration
+        holds. Most models need nothing."""
+        return None
+
     def training_samples(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Those of the samples given to `prepare` that training reads; by default all of them."""
         return samples

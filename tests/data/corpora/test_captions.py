@@ -269,6 +269,22 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
         karpathy(coco)
 
 
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", " null ", "NULL", "<NA>"])
+def test_words_that_programs_write_for_nothing_are_no_captions(word, coco, tmp_path):
+    lists = corpora.xvlm(tmp_path / "x") / "lists" / "coco_test.json"
+    change(lists, lambda tree: [tree[0].update(caption=word), tree[1].update(caption=[word, "None of them"])])
+    samples = xvlm(lists, images=tmp_path / "x")
+    assert samples[0].captions == ("None of them",)
+    assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
+    change(
+        coco / "annotations/captions_val2014.json",
+        lambda tree: [each.update(caption=word) for each in tree["annotations"][:5]],
+    )
+    assert len(coco_captions(coco, split="val").skipped) == 1
+    change(coco / "dataset_coco.json", lambda tree: tree["images"][2]["sentences"][0].update(raw=word))
+    assert word.strip() not in {text for sample in karpathy(coco) for text in sample.captions}
+
+
 @pytest.mark.parametrize("folder", ["annotations", ""])
 def test_the_other_year_of_coco_is_named(tmp_path, folder):
     corpora.coco(tmp_path)

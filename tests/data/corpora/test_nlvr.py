@@ -50,7 +50,7 @@ def test_the_folder_nlvr_of_the_repository_is_found(tmp_path):
 def test_labels_may_be_absent_and_sentences_not(tmp_path):
     hidden = line("2-0")
     del hidden["label"]
-    write(tmp_path, hidden, line("3-0", sentence=None), split="test")
+    write(tmp_path, hidden, line("3-0", sentence="None"), split="test")
     samples = nlvr(tmp_path, split="test")
     assert {sample.answers for sample in samples} == {()}
     assert samples.skipped == [f"{tmp_path / 'test/test.json'}:2 (3-0): no sentence"]

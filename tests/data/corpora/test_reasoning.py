@@ -394,7 +394,7 @@ def test_nan_and_null_in_xvlm_lists_are_no_words(tmp_path):
 
     def spoil(tree):
         tree[0].update(answer=[float("nan"), None, " "])
-        tree[1].update(question=None)
+        tree[1].update(question="NaN")
         tree[2].update(answer=[{"answer": "red"}, {"answer": 2.0}, float("nan")])
 
     change(folder / "lists" / "vqa_val.json", spoil)
@@ -411,7 +411,9 @@ def test_null_questions_and_answers_of_vqav2_are_left_out_and_named(coco):
         coco / ANNOTATIONS.format("val2014"),
         lambda tree: [a.update(answer=None) for a in tree["annotations"][0]["answers"]],
     )
-    change(coco / "v2_OpenEnded_mscoco_val2014_questions.json", lambda tree: tree["questions"][1].update(question=None))
+    change(
+        coco / "v2_OpenEnded_mscoco_val2014_questions.json", lambda tree: tree["questions"][1].update(question="null")
+    )
     samples = vqav2(coco, split="val")
     assert sorted(line.partition(" ")[2].split(" ", 2)[2] for line in samples.skipped) == [
         "has no answer",

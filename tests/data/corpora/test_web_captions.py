@@ -230,9 +230,21 @@ def test_a_report_counts_every_dead_link(tmp_path, monkeypatch):
     ]
 
 
-def test_a_null_in_sbu_is_a_row_without_caption(tmp_path):
+@pytest.mark.parametrize("nothing", [None, "nan", " NULL", "None", ""])
+def test_a_null_in_sbu_is_a_row_without_caption(nothing, tmp_path):
     file = corpora.sbu(tmp_path) / "sbu-captions-all.json"
     tree = json.loads(file.read_text())
-    tree["captions"][0] = None
+    tree["captions"][0] = nothing
     file.write_text(json.dumps(tree))
     assert sbu(tmp_path).describe()["rows left out: no caption or no link"] == 1
+
+
+def test_a_nan_in_conceptual_captions_is_a_row_without_caption(tmp_path):
+    file = corpora.cc(tmp_path) / "Train_GCC-training.tsv"
+    before = conceptual_captions(tmp_path)
+    lines = file.read_text().splitlines()
+    lines[1] = "nan\t" + lines[1].partition("\t")[2]
+    file.write_text("\n".join(lines))
+    after = conceptual_captions(tmp_path)
+    assert len(after) == len(before) - 1
+    assert after.describe()["rows left out: no caption or no link"] == 1

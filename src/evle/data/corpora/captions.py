@@ -30,6 +30,7 @@ from evle.data.corpora.official import (
     text_of,
     wanted_splits,
     whole_number,
+    words_of,
 )
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.formats.json_arrays import JsonArrays
@@ -354,7 +355,7 @@ def _one_caption_each(table: pa.Table) -> pa.Table:
 
 
 def _texts(captions: Iterable[Any], where: str) -> list[str]:
-    return [text for text in (text_of(each, where) for each in captions) if text]
+    return [text for text in (words_of(each, where) for each in captions) if text]
 
 
 def _sample(row: Row, root: dict[str, str]) -> CaptionSample:

@@ -25,7 +25,7 @@ from evle.data.corpora.official import (
     require_folder,
     require_task,
     required_text,
-    text_of,
+    words_of,
 )
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
@@ -101,7 +101,7 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut) -> Itera
         identifier = required_text(line.value, "identifier", where)
         if len(identifier.split("-")) != 2:
             raise DataError(f"{where}: identifier {identifier!r} is not of the form SET-EXAMPLE; is it NLVR version 1?")
-        sentence = text_of(line.value.get("sentence"), where)
+        sentence = words_of(line.value.get("sentence"), where)
         if not sentence:
             left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
             continue

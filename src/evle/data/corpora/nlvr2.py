@@ -26,7 +26,7 @@ from evle.data.corpora.official import (
     refuse_duplicates,
     require_folder,
     require_task,
-    text_of,
+    words_of,
 )
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
@@ -124,7 +124,7 @@ def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterat
             raise DataError(f"{where}: identifier {identifier!r} is not of the form {split}-SET-PAIR-SENTENCE")
         if not identifier.startswith(f"{split}-"):
             raise DataError(f"{where}: {identifier!r} does not belong to split {split!r}; is it the right file?")
-        sentence = text_of(field(line.value, "sentence", where), where)
+        sentence = words_of(field(line.value, "sentence", where), where)
         if not sentence:
             left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
             continue

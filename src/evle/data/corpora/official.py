@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evle.data.custom.image_folder import file_like
+from evle.data.formats.cells import is_null
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
@@ -201,6 +202,16 @@ def text_of(value: Any, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def words_of(value: Any, where: str) -> str:
+    """`text_of` a caption, question or sentence: "" also for the words that programs write where there is no value.
+
+    >>> words_of(" NaN ", "a.json"), words_of("None", "a.json"), words_of("none of them", "a.json")
+    ('', '', 'none of them')
+    """
+    text = text_of(value, where)
+    return "" if is_null(text) else text
 
 
 def required_text(record: Any, name: str, where: str) -> str:

@@ -34,8 +34,10 @@ from evle.data.corpora.official import (
     require_task,
     text_of,
     whole_number,
+    words_of,
 )
 from evle.data.exclusion import GENOME_FILE, Exclusion, excluded_genome_ids, read_exclusion
+from evle.data.formats.cells import is_null
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import Box, CaptionSample
@@ -206,7 +208,7 @@ class _Reader:
 def _count_phrases(regions: Sequence[Any], where: str) -> int:
     """The number of boxes that `_region_boxes` yields."""
     try:
-        return sum(1 for region in regions if region["phrase"].strip())
+        return sum(1 for region in regions if region["phrase"].strip() and not is_null(region["phrase"]))
     except (KeyError, TypeError, AttributeError):
         return sum(1 for _ in _region_boxes(regions, where))  # raises with the reason
 
@@ -222,7 +224,7 @@ def _count_names(objects: Sequence[Any], where: str) -> int:
 def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
     """A box for each region with a phrase."""
     for region in regions:
-        if phrase := " ".join(text_of(field(region, "phrase", where), where).split()):
+        if phrase := " ".join(words_of(field(region, "phrase", where), where).split()):
             x, y, width, height = _numbers(region, ("x", "y", "width", "height"), where)
             yield Box(x, y, width, height, phrase=phrase)
 

@@ -27,6 +27,7 @@ from evle.data.corpora.official import (
     require_task,
     text_of,
     whole_number,
+    words_of,
 )
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
@@ -191,7 +192,7 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),
-            "question": text_of(field(record, "question", where), where),
+            "question": words_of(field(record, "question", where), where),
         }
 
 

@@ -32,6 +32,7 @@ from evle.data.corpora.downloads import (
 )
 from evle.data.corpora.official import combined, find_file, held_out_split, in_split, require_folder, require_task
 from evle.data.exclusion import Exclusion, read_exclusion
+from evle.data.formats.cells import is_null
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import CaptionSample
@@ -131,7 +132,7 @@ class _SbuFile:
         arrays = JsonArrays(self.path, list(offsets))
         for name, offset, length, value in arrays:
             offsets[name].append(offset)
-            lengths[name].append(length if value and str(value).strip() else 0)
+            lengths[name].append(0 if is_null(value) or not str(value).strip() else length)
             if name == "captions":
                 captions_seen.append(hash_of_caption(str(value)))
         urls, captions = (len(each) for each in offsets.values())
@@ -199,7 +200,7 @@ class _TsvFile:
             caption, url = cells[1 - self.url_column].decode().strip(), cells[self.url_column].decode().strip()
         except (IndexError, UnicodeDecodeError):
             return "", ""
-        return caption, url
+        return ("" if is_null(caption) else caption), url
 
 
 class _LeftOut:

@@ -26,7 +26,7 @@ from evle.data.corpora.official import (
     refuse_duplicates,
     require_folder,
     required_text,
-    text_of,
+    words_of,
 )
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
@@ -117,7 +117,7 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
             where, record = f"{file}: entry {number}", element.value
             key = required_text(record, "question_id", where)
             of_genome = record.get("dataset") == "vg"
-            question = text_of(field(record, "question", where), where)
+            question = words_of(field(record, "question", where), where)
             given = record.get("answer")
             given = given if isinstance(given, list) else [] if given is None else [given]
             answers = answers_of(given, where)
@@ -168,7 +168,7 @@ def _pair_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) -> I
             images = field(record, "images", where)
             if not isinstance(images, list) or len(images) != 2 or not all(isinstance(each, str) for each in images):
                 raise DataError(f"{where}: images must be two file names, not {str(images)[:60]!r}")
-            sentence = text_of(field(record, "sentence", where), where)
+            sentence = words_of(field(record, "sentence", where), where)
             if not sentence:
                 left_out.add(file, "entries with no sentence", [f"{where}: no sentence"])
                 continue

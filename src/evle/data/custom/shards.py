@@ -26,7 +26,7 @@ import numpy as np
 
 from evle.data.custom.columns import says_something
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
-from evle.data.formats.cells import texts_of
+from evle.data.formats.cells import is_null, texts_of
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
 from evle.data.samples import (
     SPLITS,
@@ -403,9 +403,10 @@ def _captions(fields: Fields, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _text(member: Member, key: str) -> str:
     try:
-        return member.read().decode("utf-8-sig").strip()
+        text = member.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise SampleError(f"{key}: its caption is not UTF-8 text; write the shard again") from None
+    return "" if is_null(text) else text
 
 
 def _vqa_sample(key: str, image: Member, fields: Fields) -> VQASample:

@@ -74,6 +74,9 @@ class EVEConfig(PreTrainedConfig):
             "features" of a trained image model [P, tables 1 and 3: worse].
         mim_teacher: the model folder that gives codes or features; its weights are frozen and not saved.
         mim_target_size: number of codes, or width of the features.
+        mim_code_width: for codes that are clusters of a trained image model's features, the width of these; None for
+            the codes of an image tokenizer. The centres of the clusters are saved with the weights.
+        mim_error: the error of predicted features: "squared" (MaskFeat, data2vec) or "cosine" (MVP, EVA) [D].
         mim_form: "decoder": only visible patches enter the encoder, and a light decoder predicts [P]; "encoder": a
             mask token enters for each masked patch, and a linear layer on the encoder predicts, as in BEiT [D].
         decoder_hidden_size, decoder_num_layers, decoder_num_heads: the light pixel decoder; the paper only states that
@@ -149,6 +152,8 @@ class EVEConfig(PreTrainedConfig):
     mim_target: str = "pixels"
     mim_teacher: str | None = None
     mim_target_size: Count | None = None
+    mim_code_width: Count | None = None
+    mim_error: str = "squared"
     mim_form: str = "decoder"
     decoder_hidden_size: Count = 512
     decoder_num_layers: Count = 4
@@ -269,6 +274,7 @@ class EVEConfig(PreTrainedConfig):
             ("second_choice", ("sample", "top")),
             ("pooling", ("cls", "mean")),
             ("mim_target", ("pixels", "codes", "features")),
+            ("mim_error", ("squared", "cosine")),
             ("mim_form", ("decoder", "encoder")),
             ("nlvr2_head", ("bi-attention", "plain")),
             ("num_experts_per_tok", (1, 2)),
@@ -285,6 +291,10 @@ class EVEConfig(PreTrainedConfig):
                 f"mim_target {self.mim_target!r} and mim_target_size {self.mim_target_size} do not fit: codes and "
                 "features have a size, pixels have none"
             )
+        if self.mim_code_width is not None and self.mim_target != "codes":
+            yield f"mim_code_width {self.mim_code_width} is for mim_target codes, not for {self.mim_target}"
+        if self.mim_error == "cosine" and self.mim_target != "features":
+            yield f"mim_error cosine is for mim_target features, not for {self.mim_target}"
         if self.joint_masking and not {"mim", "mlm"} <= set(self.objectives):
             yield "joint_masking needs both objectives, mim and mlm"
 

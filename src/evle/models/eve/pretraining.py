@@ -16,6 +16,7 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.casts import cast_once
 from evle.models.contrast import total_loss
+from evle.models.eve.codebook import nearest_codes
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.embedding import patchify, take, unpatchify, visible_patches
 from evle.models.eve.heads import Pairs, add_balance, contrast_head, contrast_pairs, match_pairs, word_head
@@ -101,6 +102,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
                 self.decoder = EVEPixelDecoder(config)
             else:
                 self.mim_head = nn.Linear(config.hidden_size, config.mim_outputs)
+            if config.mim_code_width is not None:  # zeros until the task gives the centres (`learn_codes`)
+                self.register_buffer("codebook", torch.zeros(config.mim_outputs, config.mim_code_width))
         if "mlm" in config.objectives:
             self.mlm_head = word_head(config, config.vocab_size)
         if "itc" in config.objectives:
@@ -218,8 +221,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
         return predicted
 
     def mim_loss(self, image_hidden: Tensor, pixel_values: Tensor, image_mask: Tensor, visible: Tensor) -> Tensor:
-        """The error of masked patches: squared for pixels (raw, or normalised per patch) and features, cross-entropy
-        for codes."""
+        """The error of masked patches: squared for pixels (raw, or normalised per patch), squared or one minus the
+        cosine for features, cross-entropy for codes."""
         order = image_mask.int().argsort(dim=1, stable=True)
         predicted = self.predict_masked(image_hidden, pixel_values, order, visible.shape[1])
         masked = order[:, visible.shape[1] :]
@@ -227,6 +230,8 @@ class EVEForPreTraining(EVEPreTrainedModel):
             codes = self._targets(pixel_values).gather(1, masked)
             return objectives.choices(predicted.flatten(0, 1), codes.flatten())
         target = take(self._targets(pixel_values), masked)
+        if self.config.mim_error == "cosine":
+            return objectives.mim_cosine(predicted, target)
         return objectives.mim(
             predicted, objectives.normalize_pixels(target) if self.config.norm_pixel_target else target
         )
@@ -269,12 +274,20 @@ class EVEForPreTraining(EVEPreTrainedModel):
             return patchify(pixel_values, config.patch_size)
         if config.mim_teacher is None:
             raise ConfigError(f"mim_target={config.mim_target!r} needs mim_teacher=FOLDER, the model that gives them")
+        given = "features" if config.mim_code_width else config.mim_target
         if self.teacher is None:
-            teacher = open_teacher(config.mim_teacher, config.mim_target)
-            if teacher.size != config.mim_target_size:
+            teacher = open_teacher(config.mim_teacher, given)
+            name = "mim_code_width" if config.mim_code_width else "mim_target_size"
+            if teacher.size != (expected := getattr(config, name)):
                 raise ConfigError(
-                    f"{config.mim_teacher} gives {config.mim_target} of size {teacher.size}, this model was built for "
-                    f"{config.mim_target_size}; set mim_target_size={teacher.size}"
+                    f"{config.mim_teacher} gives {given} of size {teacher.size}, this model was built for "
+                    f"{expected}; set {name}={teacher.size}"
+                )
+            if config.mim_code_width and not self.codebook.any():
+                raise ConfigError(
+                    "the codes of MIM are not learned yet: train with evle.train, or copy the centres of the features' "
+                    "clusters into model.codebook (evle.models.eve.codebook.fit_codebook)"
                 )
             self.teacher = teacher
-        return self.teacher.targets(pixel_values, *self._grid(pixel_values))
+        targets = self.teacher.targets(pixel_values, *self._grid(pixel_values))
+        return nearest_codes(targets, self.codebook) if config.mim_code_width else targets

@@ -2,12 +2,12 @@
 
 The paper compares pixels with tokens of BEiT v2 and of DALL-E (EVE, tables 1 and 3). Any model folder of transformers
 can be used: an image tokenizer (FLAVA's version of DALL-E's, the VQ models of Chameleon or Janus) gives codes, and any
-image encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network, another EVE) gives features.
+image encoder (ViT, BEiT, DINOv2, CLIP, a convolutional network, another EVE or VLE) gives features, of which
+`codebook.py` makes codes.
 
 B batch, N patches, F width of the features.
 """
 
-import json
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evle.errors import CheckpointError, in_one_line
+from evle.files import read_json
 from evle.models.folders import from_folder, model_folder
 
 TOKENIZER_SIDE = 64
@@ -60,10 +61,18 @@ class ImageTeacher:
         tokenizer = _codes_of(self.model)
         if (target == "codes") != (tokenizer is not None):
             other = "features" if target == "codes" else "codes"
+            clusters = ", or task.mim_codes=1024 for codes that are clusters of its features"
             raise CheckpointError(
-                f"{folder}: {type(self.model).__name__} gives {other}, not {target}; set mim_target={other!r}"
+                f"{folder}: {type(self.model).__name__} gives {other}, not {target}; set "
+                f"task.mim_target={other}{clusters if target == 'codes' else ''}"
             )
-        probe = self._states(torch.zeros(1, 3, self.side, self.side))
+        try:
+            probe = self._states(torch.zeros(1, 3, self.side, self.side))
+        except Exception as error:  # whatever a model raises that takes no images, or other ones
+            raise CheckpointError(
+                f"{folder}: {type(self.model).__name__} gives no states of an image's patches "
+                f"({in_one_line(error)}); give an image encoder or an image tokenizer"
+            ) from error
         self.cell = self.side // probe.shape[-1]
         """Side in pixels of the square that one code or feature describes."""
         self.size = self._vocabulary() if target == "codes" else probe.shape[1]
@@ -154,19 +163,24 @@ def _load(folder: Path) -> PreTrainedModel:
     try:
         config = from_folder(AutoConfig, folder)
         kind = CODEBOOKS.get(config.model_type) or TOWERS.get(config.model_type) or AutoModel
-        model: PreTrainedModel = from_folder(kind, folder)
+        model, info = from_folder(kind, folder, output_loading_info=True)
     except Exception as error:  # transformers raises many kinds on damaged or unknown folders
         raise CheckpointError(f"{folder}: cannot be loaded as an image model ({in_one_line(error)})") from error
-    return model
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; give a folder "
+            "with all of its weights"
+        )
+    is_vle = config.model_type == "vle"
+    teacher: PreTrainedModel = model.vision_model.vision_model if is_vle else model
+    return teacher
 
 
 def _preprocessing(folder: Path, model: PreTrainedModel) -> tuple[Tensor, Tensor, int]:
     """Mean and standard deviation (3, 1, 1), and side in pixels, from the folder's preprocessor and config."""
     file = folder / "preprocessor_config.json"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from None
+    fields = read_json(file, kind=dict, error=CheckpointError) if file.is_file() else {}
     config: Any = model.config
     mean, std, side = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, 224
     if isinstance(model, FlavaImageCodebook):  # DALL-E's pixels: 0 .. 1 mapped to 0.1 .. 0.9
@@ -178,4 +192,7 @@ def _preprocessing(folder: Path, model: PreTrainedModel) -> tuple[Tensor, Tensor
         mean, std = ([OURS] * 3, [OURS] * 3) if is_eve(model) else (mean, std)
         side = getattr(config, "image_size", None) or side
     side = side[0] if isinstance(side, list | tuple) else side
-    return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1), int(side)
+    try:
+        return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1), int(side)
+    except (TypeError, ValueError, RuntimeError):
+        raise CheckpointError(f"{file}: image_mean and image_std must hold three numbers each") from None
