@@ -5,7 +5,7 @@ Legend: W processes, B_r rows of process r.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -89,6 +89,15 @@ def _host_group() -> Any:
     return _HOST_GROUPS[whole]
 
 
+def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """Send the first `sent[0]` of `rows` (sum of sent, ...) to process 0 of `group`, and so on; what all processes send
+    here, in the order of ranks: (sum of received, ...), with gradient.
+
+    Every process of the group must call it, and go back through it in the same order.
+    """
+    return cast(Tensor, _ExchangeRows.apply(rows, list(sent), list(received), group))
+
+
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -123,3 +132,24 @@ class _AllGather(torch.autograd.Function):
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.own_rows]  # type: ignore[attr-defined]
+
+
+class _ExchangeRows(torch.autograd.Function):
+    """All to all going forward; going back, the gradients of the rows take the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.way = (sent, received, group)
+        return _exchanged(rows, sent, received, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        sent, received, group = ctx.way
+        return _exchanged(grad, received, sent, group), None, None, None
+
+
+def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    output = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(output, rows.contiguous(), received, sent, group=group)
+    return output

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from evle.distributed import is_main
+from evle.engine.experts import as_part
 from evle.errors import CheckpointError
 from evle.files import parse_json, read_json
 
@@ -126,16 +127,22 @@ def model_state(model: nn.Module, scalars: Collection[str] = ()) -> State:
 
     `scalars` are the names that `widen_scalars` gave: as scalars they are stored, whether sharded or not.
     """
-    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    state = _whole_in_main((name, tensor) for name, tensor in model.state_dict().items() if name in once)
+    state = _whole_in_main(own_tensors(model).items())
     return {name: tensor.reshape(()) if name in scalars else tensor for name, tensor in state.items()}
+
+
+def own_tensors(model: nn.Module) -> State:
+    """Weights and persistent buffers, tied ones once, in the memory of the model: parts where they are divided."""
+    parameters = dict(model.named_parameters())
+    once = parameters.keys() | {name for name, _ in model.named_buffers()}
+    held = {name: tensor.detach() for name, tensor in model.state_dict().items() if name in once}
+    return {name: as_part(tensor, parameters.get(name, tensor)) for name, tensor in held.items()}
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Fill `model` with whole tensors, in place. Raises CheckpointError when they are of another model."""
-    own = model.state_dict()
-    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    expected = [name for name in own if name in once]  # in one order: sharded ones are filled by all processes together
+    own = own_tensors(model)
+    expected = list(own)  # in one order: sharded ones are filled by all processes together
     if wrong := sorted(set(expected) ^ state.keys()):
         raise CheckpointError(f"{where}: weights of another model ({len(wrong)} names differ, such as {wrong[0]!r})")
     for name in expected:
@@ -148,20 +155,35 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], where: str) 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer's state with whole tensors. Every process must call it; the main one gets it."""
     state = optimizer.state_dict()
-    moments = {
-        index: _whole_in_main((name, torch.as_tensor(value)) for name, value in entry.items())
-        for index, entry in state["state"].items()
-    }
+    moments = {index: _whole_in_main(entry.items()) for index, entry in own_moments(optimizer).items()}
     return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def own_moments(optimizer: Optimizer) -> dict[int, State]:
+    """The moments of each parameter, by its index, in the memory of the optimizer: parts where it is divided."""
+    parameters = parameters_of(optimizer)
+    return {
+        index: {
+            name: as_part(torch.as_tensor(value), parameters[index]) if name != "step" else torch.as_tensor(value)
+            for name, value in entry.items()
+        }
+        for index, entry in optimizer.state_dict()["state"].items()
+    }
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer in the order of their indices."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any], where: str) -> None:
     """Give `optimizer` what `optimizer_state` took. Raises CheckpointError when it is of another model."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [as_part(parameter.detach(), parameter) for parameter in parameters_of(optimizer)]
     _check_moments(state, parameters, where)
+    own = parameters_of(optimizer)
     moments = {
         index: {
-            name: value if name == "step" else _as(value, parameters[index])  # a counter, not a moment
+            name: value if name == "step" else as_held(_as(value, parameters[index]), own[index])  # a counter
             for name, value in entry.items()
         }
         for index, entry in state["state"].items()
@@ -227,13 +249,17 @@ class Average:
 
     def state(self) -> State:
         """Whole averages. Every process must call it; the main one gets them."""
-        return _whole_in_main(self.values.items())
+        return _whole_in_main(self.own_tensors().items())
+
+    def own_tensors(self) -> State:
+        """The averages, in their memory: parts where parameters are divided."""
+        return {name: as_part(value, self.parameters[name]) for name, value in self.values.items()}
 
     def load(self, state: Mapping[str, Tensor], where: str) -> None:
         """Take the averages that `state` gave."""
         if state.keys() != self.values.keys():
             raise CheckpointError(f"{where}: averaged weights of another model")
-        for name, value in self.values.items():
+        for name, value in self.own_tensors().items():
             fill(value, state[name])
 
 
@@ -285,6 +311,11 @@ def whole(tensor: Tensor) -> Tensor:
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Write the whole `value` into `tensor`, which may be sharded."""
     tensor.copy_(_as(value, tensor))
+
+
+def as_held(value: Any, parameter: Tensor) -> Any:
+    """A part as `parameter` itself holds it: FSDP2's parameters are parts, those of divided experts are tensors."""
+    return value.to_local() if isinstance(value, DTensor) and not isinstance(parameter, DTensor) else value
 
 
 def widen_scalars(model: nn.Module) -> set[str]:

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
+from evle.engine.experts import KEY, DividedExperts
 from evle.errors import ConfigError, in_one_line
 from evle.precision import Precision, resolve_precision
 
@@ -77,3 +78,23 @@ def checkpoint_activations(model: PreTrainedModel, on: bool) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
+
+
+IGNORED = "_ddp_params_and_buffers_to_ignore"
+"""The attribute of a module in which DistributedDataParallel looks for the names of parameters to leave alone."""
+
+
+def divide_experts(accelerator: Accelerator, model: PreTrainedModel, num_parts: int) -> DividedExperts | None:
+    """Divide the experts of `model` over `num_parts` processes before it is prepared; None for one part.
+
+    Raises ConfigError for what cannot be divided, or not in this way.
+    """
+    if num_parts == 1:
+        return None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError(f"{KEY}={num_parts}: FSDP2 shards experts already; set it to 1, or train without FSDP2")
+    if accelerator.mixed_precision == "fp16":
+        raise ConfigError(f"{KEY}={num_parts}: fp16 scales the losses of each process on its own; choose bf16")
+    experts = DividedExperts(model, num_parts, accelerator.device.type)
+    setattr(model, IGNORED, list(experts.parameters))
+    return experts

@@ -47,6 +47,7 @@ MAY_CHANGE = frozenset(
         "train.eval_every",
         "train.trackers",
         "train.shard_checkpoints",
+        "train.expert_parallel",
     }
 )
 """What a resumed run may change: nothing of it moves the weights."""

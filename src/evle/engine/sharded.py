@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
 from evle.distributed import barrier, gather_objects, is_main, world_size
-from evle.engine.checkpoint import Average, State, write_sums
+from evle.engine.checkpoint import Average, State, as_held, own_moments, own_tensors, parameters_of, write_sums
+from evle.engine.experts import as_part
 from evle.engine.run_folder import replace_folder
 from evle.errors import CheckpointError, in_one_line
 from evle.files import flush_file, flush_folder, read_json
@@ -49,14 +50,13 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, average: Average 
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
     barrier()
-    state = optimizer.state_dict()
-    tensors = _own_tensors(model, average) | _moments(state)
+    tensors = _own_tensors(model, average) | _moments(optimizer)
     try:
         with _quiet():
             writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
             save_parts(tensors, storage_writer=writer, no_dist=world_size() == 1)
         if is_main():
-            (new / GROUPS).write_text(json.dumps(state["param_groups"]), encoding="utf-8")
+            (new / GROUPS).write_text(json.dumps(optimizer.state_dict()["param_groups"]), encoding="utf-8")
             (new / "state.json").write_text(position, encoding="utf-8")
             write_sums(new)
             for file in new.iterdir():
@@ -86,14 +86,16 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, average: Average 
             own = _own_tensors(model, average)
             kept = {name: each for name, each in stored.items() if not name.startswith("optimizer.")}
             _refuse_other_model(folder, own, kept)
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            held = parameters_of(optimizer)
+            parameters = [as_part(parameter.detach(), parameter) for parameter in held]
             moments = {name: _like(stored[name], name, parameters) for name in stored if name.startswith("optimizer.")}
             load_parts(own | moments, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in moments.items():
             _, index, moment = name.split(".")
             shape = () if moment == "step" else parameters[int(index)].shape
-            state.setdefault(int(index), {})[moment] = value.reshape(shape) if value.numel() == 1 else value
+            value = value.reshape(shape) if value.numel() == 1 else value
+            state.setdefault(int(index), {})[moment] = as_held(value, held[int(index)])
         ours = [{"fused": group["fused"]} if "fused" in group else {} for group in optimizer.param_groups]
         groups = [{**group, **each} for group, each in zip(groups, ours, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -105,9 +107,8 @@ def load(folder: Path, model: nn.Module, optimizer: Optimizer, average: Average 
 
 def _own_tensors(model: nn.Module, average: Average | None) -> State:
     """Weights, persistent buffers and averages, each in its place: reading fills them."""
-    once = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    state = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items() if name in once}
-    state |= {f"ema.{name}": value for name, value in (average.values.items() if average is not None else ())}
+    state = {f"model.{name}": tensor for name, tensor in own_tensors(model).items()}
+    state |= {f"ema.{name}": value for name, value in (average.own_tensors().items() if average is not None else ())}
     return {name: _with_dimension(value) for name, value in state.items()}
 
 
@@ -116,10 +117,10 @@ def _with_dimension(tensor: Tensor) -> Tensor:
     return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
-def _moments(state: Mapping[str, Any]) -> State:
+def _moments(optimizer: Optimizer) -> State:
     return {
-        f"optimizer.{index}.{name}": _with_dimension(torch.as_tensor(value))
-        for index, entry in state["state"].items()
+        f"optimizer.{index}.{name}": _with_dimension(value)
+        for index, entry in own_moments(optimizer).items()
         for name, value in entry.items()
     }
 

@@ -18,7 +18,7 @@ from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
 from evle.engine import checkpoint, sharded
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.checkpoint import Average, Position
-from evle.engine.devices import build_accelerator, checkpoint_activations
+from evle.engine.devices import IGNORED, build_accelerator, checkpoint_activations, divide_experts
 from evle.engine.failures import Diverged
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, skip_update_unless_finite
 from evle.engine.readings import SPIKE_WINDOW, Readings, not_finite, spike_above
@@ -99,7 +99,10 @@ class Training:
             where = folder / "model.safetensors"
             checkpoint.load_model_state(model, checkpoint.read_tensors(where), str(where))
         self.scalars = checkpoint.widen_scalars(model) if self.accelerator.is_fsdp2 else set()
+        self.experts = divide_experts(self.accelerator, model, train.expert_parallel)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.experts is not None:
+            self.experts.agree()
         # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
         self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
         self.average = Average(self.bare, train.ema) if train.ema else None
@@ -159,7 +162,7 @@ class Training:
                 sums[name] = sums[name] + value if name in sums else value
 
         losses: Any = accelerator.reduce(torch.stack(list(sums.values())), "mean")
-        norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
+        norm = self._clip()
         numbers = torch.cat([losses, checkpoint.whole(norm).float().reshape(1)])
         before, self.readings = self.readings, Readings(self.at.step + 1, list(sums), numbers)
         if not self.reads_late:
@@ -174,6 +177,14 @@ class Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.at.step + 1)
+
+    def _clip(self) -> Any:
+        """Scale the gradients to a norm of at most `optim.clip`, if it is not 0; the norm before."""
+        limit = self.optim.clip or math.inf
+        if self.experts is None:
+            return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        self.experts.average_gradients()
+        return self.experts.clip(self.model.parameters(), limit)
 
     def _ready(self, batch: Batch, index: int) -> Batch:
         """Micro-batch `index` of the step on the device, before a pass that draws the same numbers each time."""
@@ -244,7 +255,7 @@ class Training:
         at = self.at
         with self._final_weights():
             self.bare.eval()
-            with checkpoint.unsharded(self.bare), torch.inference_mode():
+            with self._joined(), torch.inference_mode():
                 scores = gather_objects([evaluate(self.bare)])[0]  # every process goes by the main one's
             self.bare.train()
             if metric not in scores:
@@ -336,6 +347,8 @@ class Training:
                 f"make room and repeat the command: {self.run.checkpoints / 'last'} holds step {self.at.step}"
             )
         checkpoint.unshard(self.bare)
+        if self.experts is not None:
+            self.experts.join()
         checkpoint.narrow_scalars(self.bare, self.scalars)
 
     def __enter__(self) -> Self:
@@ -347,7 +360,7 @@ class Training:
         for tracker in self.accelerator.trackers:
             with contextlib.suppress(Exception):  # it may have lost its connection
                 tracker.finish()
-        for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl"):
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared", "_compiled_call_impl", IGNORED):
             self.bare.__dict__.pop(name, None)
         if self.train.gradient_checkpointing:
             checkpoint_activations(self.bare, False)
@@ -373,6 +386,13 @@ class Training:
             samples_per_second=self.at.samples / max(self.at.seconds, 1e-9),
             skipped=self.skipped(),
         )
+
+    @contextlib.contextmanager
+    def _joined(self) -> Iterator[None]:
+        """Whole parameters in every process meanwhile."""
+        experts = self.experts.joined() if self.experts is not None else contextlib.nullcontext()
+        with checkpoint.unsharded(self.bare), experts:
+            yield
 
     @contextlib.contextmanager
     def _final_weights(self) -> Iterator[None]:

@@ -44,6 +44,9 @@ class TrainConfig(Config):
     shard_checkpoints: bool = False
     """Each process writes the part of a checkpoint that it holds. Training waits for it, and no process holds the whole
     model: for models that are sharded (FSDP2) and large. Either kind resumes on any number of processes."""
+    expert_parallel: int = Field(1, ge=1)
+    """Several processes: the number of them over which the experts of each soft-routed block are divided, with their
+    gradients and moments. Tokens travel to their experts and back. 1 keeps all experts in every process."""
     log_every: int = Field(10, ge=1)
     """Steps between log lines. Shorter runs log more often, for at least 20 points."""
     num_workers: int = Field(0, ge=0)
@@ -67,6 +70,11 @@ class TrainConfig(Config):
             raise ValueError("give one of steps, epochs and teraflops, and no more")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
+        if self.expert_parallel > 1 and self.compile:
+            raise ValueError(
+                f"expert_parallel={self.expert_parallel}: tokens that travel between processes cannot be compiled; set "
+                "compile=false"
+            )
         for name in ("eval_every", "save_every"):
             value = getattr(self, name)
             if value != "epoch" and value < 0:

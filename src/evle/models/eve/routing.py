@@ -18,6 +18,7 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 
 from evle import objectives
 from evle.models.casts import cast_stack
+from evle.models.dispatch import Experts, dispatched
 from evle.models.eve.configuration import EVEConfig
 from evle.models.grouped import even_layout, grouped_linear
 from evle.models.plain import float_dtype, is_plain
@@ -151,7 +152,7 @@ EXPERTS_FUNCTIONS["dense"] = _dense
 
 
 @use_experts_implementation(experts_interface=EXPERTS_FUNCTIONS, has_gate=False, has_bias=True)
-class EVEExperts(nn.Module):
+class EVEExperts(Experts):
     """E feed-forwards as stacked tensors; the cost grows with N x K and does not depend on E.
 
     `hidden` (N, D), `index` (N, K) experts of each token, `weights` (N, K) -> (N, D). This forward is the "eager"
@@ -241,7 +242,7 @@ class SoftRouter(nn.Module):
         weights, kept = self.weigh(gates, index)
         if real is not None:
             weights = weights * real[:, None]
-        output = self.experts(states, index, weights.to(states.dtype))
+        output = dispatched(self.experts, states, index, weights.to(states.dtype))
         balance = objectives.balance(gates, index[:, 0], real)
         with torch.no_grad():
             counted = torch.ones_like(gates[:, 0]) if real is None else real.to(gates.dtype)
