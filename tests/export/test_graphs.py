@@ -164,6 +164,7 @@ def test_the_change_of_scores_is_printed(tmp_path):
     output = call("export", source, "-o", tmp_path / "out", "--int8", "--data", tmp_path / "questions.jsonl")
     assert "| accuracy |" in output
     assert "3 samples of" in output
+    assert f"next: evle ask {tmp_path / 'out'}" in output
 
 
 @pytest.mark.slow

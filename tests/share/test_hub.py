@@ -140,6 +140,11 @@ def test_folder_and_card_arrive_byte_for_byte(hub, scored):
     assert hub.commits[0].endswith("/commit/try")
 
 
+def test_an_upload_is_followed_by_the_command_that_uses_the_model(hub, scored):
+    (scored / "run.json").write_text('{"config": {"task": {"name": "retrieval"}}}')
+    assert "next: evle index FOLDER -o INDEX --model me/photos" in call("push", scored, "me/photos", "--without-scores")
+
+
 def test_a_card_without_scores_is_refused_with_the_cure(hub, tmp_path):
     folder = save_retrieval_model(tmp_path / "photos")
     with pytest.raises(ConfigError, match=r"the card holds no scores; enter them with `evle card .* --report"):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.shared import print_next
+from evle.cli.showing import show_use
 from evle.errors import ConfigError
 
 Model = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
@@ -56,9 +57,14 @@ def push(
       evle push runs/pictures/retrieval me/eve-photos
       evle search photos.index "a red car" --model me/eve-photos
     """
+    from evle.models.folders import model_folder
+    from evle.share.facts import run_facts
     from evle.share.hub import push as upload
 
     print(upload(model, name, private=private, revision=revision, message=message, without_scores=without_scores))
+    task = (run_facts(model_folder(model)).get("config") or {}).get("task")
+    if isinstance(task, dict):
+        show_use(str(task.get("name")), name)
 
 
 def export(
@@ -86,6 +92,7 @@ def export(
       evle export runs/vqa -o exported/vqa --format torch
     """
     from evle.export.graphs import export as write_graphs
+    from evle.exported.folder import ExportedModel
     from evle.report.markdown import markdown_table
     from evle.run.exported import change_of_scores
 
@@ -100,6 +107,8 @@ def export(
             print("the change of scores was not measured; name data with --data")
         else:
             print(f"\n{markdown_table(change)}\n{change.note}")
+    if form == "onnx":
+        show_use(ExportedModel(output).facts["task"], output)
 
 
 VERBS = (export, card, push)

@@ -21,8 +21,8 @@ AFTER_TRAINING = {
 """By task, the verb that uses its model; capital words are to be filled in, RUN is filled in here."""
 
 
-def show_use(task: str, run: Path) -> None:
-    """Print the command that uses the model in `run`. Only the main process prints."""
+def show_use(task: str, run: Path | str) -> None:
+    """Print the command that uses the model in the folder `run`, or with that name. Only the main process prints."""
     from evle.distributed import is_main
 
     if is_main():
