@@ -144,6 +144,7 @@ def check_folder(
     question_column: str | None = None,
     answer_column: str | None = None,
     split_column: str | None = "split",
+    caption_separator: str | None = None,
     allow_outside: bool = False,
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -172,6 +173,7 @@ def check_folder(
             question=question_column,
             answer=answer_column,
             split=split_column,
+            separator=caption_separator,
         )
         rows = read_folder(
             table,
@@ -203,6 +205,8 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
         )
     for row in rows.table.filter(pa.array(~usable)).select(["line", "image"]).to_pylist():
         check.empty.add(f"{rows.origin}:{row['line']}: {row['image']}")
+    if note := rows.joined_note:
+        check.broken_rows.add(f"{rows.origin}: {note}")
     counts = _read_texts(check, rows)
     _name_repeated(check, rows)
     _look_at_answers(check, rows)

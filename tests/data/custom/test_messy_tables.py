@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from evle.data.custom.folder import folder
 from evle.data.custom.saved_datasets import saved_dataset
 from evle.data.formats.listing import list_folder
 from evle.data.formats.table_files import kind_of_table
+from evle.data.images import open_image
 from evle.errors import DataError, SampleError
 from evle.inspection.folder_check import check_folder
 from tars import encoded
@@ -443,3 +445,68 @@ def test_a_small_parquet_of_one_long_text_is_refused_in_little_memory(tmp_path):
     check = check_folder(tmp_path)
     assert check.broken_rows.count == 3000
     assert pa.default_memory_pool().max_memory() - before < 200 << 20
+
+
+@pytest.mark.parametrize(("sign", "text"), [("|", "a dog {0}|the dog {0} runs"), (";", "a dog {0}; dog {0} runs ;")])
+def test_captions_joined_by_a_sign_are_divided_or_refused_and_never_one_caption(sign, text, tmp_path):
+    rows = "".join(f'{number}.jpg,"{text.format(number)}",train\n' for number in range(4))
+    draw(tmp_path, *(f"{number}.jpg" for number in range(4)))
+    (tmp_path / "captions.csv").write_text("image,caption,split\n" + rows)
+    words = f"4 of 4 captions hold {sign!r}; set caption_separator={sign!r} if it stands between"
+    with pytest.raises(DataError, match=re.escape(words)):
+        folder(tmp_path)
+    checked = check_folder(tmp_path)
+    assert not checked.ok
+    assert any(words in line for line in checked.lines())
+    samples = folder(tmp_path, caption_separator=sign)
+    assert [len(sample.captions) for sample in samples] == [2] * 4
+    assert all(sign not in caption and caption == caption.strip() for sample in samples for caption in sample.captions)
+    assert check_folder(tmp_path, caption_separator=sign).ok
+    whole = folder(tmp_path, caption_separator="")
+    assert whole[0].captions == (text.format(0),)
+    assert len({each.fingerprint for each in (samples, whole)}) == 2
+
+
+def test_a_few_captions_with_a_sign_are_captions(tmp_path):
+    texts = ["a dog; it runs", "a cat", "a | b", "c", "d", "e"]
+    draw(tmp_path, *(f"{number}.jpg" for number in range(6)))
+    rows = "".join(f'{number}.jpg,"{text}"\n' for number, text in enumerate(texts))
+    (tmp_path / "captions.csv").write_text("image,caption\n" + rows)
+    assert [sample.captions for sample in folder(tmp_path)] == [(text,) for text in texts]
+
+
+def test_spellings_of_a_split_are_one_split_and_dev_is_another(tmp_path):
+    names = ["train", "Training", "validation", " Val ", "valid", "dev", "TEST", "testing"]
+    draw(tmp_path, *(f"{number}.jpg" for number in range(8)))
+    rows = "".join(f"{number}.jpg,a {number},{name}\n" for number, name in enumerate(names))
+    (tmp_path / "captions.csv").write_text("image,caption,split\n" + rows)
+
+    def keys(split):
+        return [int(sample.key[0]) for sample in folder(tmp_path, split=split)]
+
+    assert (keys("train"), keys("val"), keys("test"), keys("dev")) == ([0, 1], [2, 3, 4], [6, 7], [5])
+    assert keys(["val", "dev"]) == [2, 3, 4, 5]
+    alone = tmp_path / "captions.csv"
+    alone.write_text("image,caption,split\n0.jpg,a,train\n1.jpg,b,Dev\n")
+    assert keys("val") == [1]
+
+
+@pytest.mark.parametrize("name", ["12", "12.jpg", "0012.jpg"])
+def test_a_number_that_lost_its_zeros_is_named_with_the_file(name, tmp_path):
+    draw(tmp_path, "000012.jpg", "000120.jpg")
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{name},a dog\n")
+    (sample,) = folder(tmp_path)
+    with pytest.raises(SampleError, match=r"no such file, but there is .*000012\.jpg; correct the name"):
+        open_image(sample.image)
+    assert any("000012.jpg exists: write that name" in line for line in check_folder(tmp_path).lines())
+    draw(tmp_path, "00012.jpg")  # two files may be meant
+    assert not any("exists: write that name" in line for line in check_folder(tmp_path).lines())
+
+
+@pytest.mark.parametrize("word", ["#NAME?", "#REF!", "#N/A", "#VALUE!", "#DIV/0!"])
+def test_the_errors_of_a_spreadsheet_are_no_captions(word, tmp_path):
+    draw(tmp_path, "0.jpg", "1.jpg")
+    (tmp_path / "captions.csv").write_text(f"image,caption\n0.jpg,{word}\n1.jpg,number #1\n")
+    samples = folder(tmp_path)
+    assert [sample.captions for sample in samples] == [("number #1",)]
+    assert samples.num_skipped == 1

@@ -46,10 +46,12 @@ class Columns(NamedTuple):
     question: str | None = None
     answer: str | None = None
     split: str | None = "split"
+    separator: str | None = None
+    """What stands between several captions in one text; "" for nothing, None where it is not known."""
 
     def wanted(self, name: str) -> bool:
         """Whether a column is read at all."""
-        given = [each for each in self if isinstance(each, str)]
+        given = [each for each in self[:-1] if isinstance(each, str)]
         given += [name for each in (self.caption, self.tags) if not isinstance(each, str) for name in each or ()]
         return name in given or name.strip().casefold() in _USUAL
 
@@ -146,15 +148,22 @@ def says_something(text: str) -> bool:
     return any(unicodedata.category(sign)[0] not in "PZC" for sign in text if sign not in "`~^|<>+=$")
 
 
-def captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
+def captions_of(row: Row, columns: Columns, where: str) -> list[str]:
     """A row's captions, without those of punctuation alone; of the usual columns, those of the first that has any."""
+    found = _captions_of(row, columns.caption, where)
+    if columns.separator:
+        found = [part.strip() for text in found for part in text.split(columns.separator)]
+    return list(dict.fromkeys(filter(says_something, found)))
+
+
+def _captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
     if caption_column is not None:
         names = [caption_column] if isinstance(caption_column, str) else caption_column
         values = [value_of(row, name, (), where, "caption") for name in names]
         texts = [text for value in values for text in cell_texts(value, where, "caption")]
-        return list(dict.fromkeys(filter(says_something, texts)))
+        return texts
     value_of(row, None, CAPTION_COLUMNS, where, "caption")
-    return list(dict.fromkeys(_first_texts(row, None, CAPTION_COLUMNS, where, "caption", says_something)))
+    return _first_texts(row, None, CAPTION_COLUMNS, where, "caption", says_something)
 
 
 def _first_texts(
@@ -194,7 +203,7 @@ def _key(row: Row, usual: Sequence[str]) -> str:
 
 def _caption_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
     image = image_of(row, columns.image, where, images)
-    captions = captions_of(row, columns.caption, where)
+    captions = captions_of(row, columns, where)
     tags = tags_of(row, columns.tags, where)
     match = value_of(row, columns.match, (), where, "match" if columns.match else "")
     return {"image": image, "captions": captions, "tags": tags, "match": "" if match is None else number_text(match)}

@@ -155,6 +155,7 @@ def folder(
     question_column: str | None = None,
     answer_column: str | None = None,
     split_column: str | None = "split",
+    caption_separator: str | None = None,
     shares: Sequence[float] = (0.8, 0.1, 0.1),
     captions_from: str | None = None,
     allow_outside: bool = False,
@@ -164,9 +165,10 @@ def folder(
 
     Columns are found by their usual names (`evle.data.custom.columns`), in any case, unless they are named here; of
     nlvr2, `caption_column` names the sentence and `answer_column` the label. `caption_column` and `tags_column` may
-    name several: their texts follow one another. Rows of one image become one CaptionSample, however its name is
-    spelled. `match_id` is the first caption, or the `match_column`, in folded case. Image names are relative to the
-    table's folder, or to `images`.
+    name several: their texts follow one another. `caption_separator` is what stands between several captions in one
+    text, such as "|"; without it, a table in which most captions hold one is refused. Rows of one image become one
+    CaptionSample, however its name is spelled. `match_id` is the first caption, or the `match_column`, in folded case.
+    Image names are relative to the table's folder, or to `images`.
 
     `split`: one split, several, or None for all rows. A table without the column `split_column` (or with
     `split_column=None`) is divided by a hash of the image's name into train, val, test of `shares`: all rows of an
@@ -188,6 +190,7 @@ def folder(
         question=question_column,
         answer=answer_column,
         split=split_column,
+        separator=caption_separator,
     )
     checked_shares(shares)
     rows = read_folder(path, task, columns, images, captions_from, allow_outside)
@@ -242,9 +245,12 @@ def samples_of(
 
     `options` are what the fingerprint depends on beside the columns.
     """
+    if note := rows.joined_note:
+        raise DataError(f"{rows.origin}: {note}")
     digest, wanted = rows.digest.copy(), as_list(split)
     table = rows.rows_of(split, shares)
-    named = {name: value for name, value in rows.columns._asdict().items() if name != "split"}
+    named = {name: value for name, value in rows.columns._asdict().items() if name not in ("split", "separator")}
+    options += () if rows.columns.separator is None else (rows.columns.separator,)
     digest.update(repr((rows.task, wanted, named, rows.columns.split, tuple(shares), *options)).encode())
     if isinstance(rows.images, EmbeddedImages):  # hashing gigabytes of images would take minutes
         _hash_rows(digest, table)

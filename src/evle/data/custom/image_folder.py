@@ -101,13 +101,19 @@ class ImageFolder:
         return here
 
     def similar_to(self, name: str) -> str | None:
-        """The file that may be meant by the name of a missing image, because only its ending differs, or because the
-        name is percent-encoded (a%20b.jpg); None where there is none, or several."""
+        """The file that may be meant by the name of a missing image, because only its ending differs, because the name
+        is percent-encoded (a%20b.jpg), or because a table lost the zeros in front of a number (12 for 000012.jpg); None
+        where there is none, or several."""
         stem, suffix = posixpath.splitext(name)
         for other in (unquote(name), stem if suffix.lower() in IMAGE_SUFFIXES else name):
             with suppress(SampleError):
                 if other != name and (found := self.file_of(other)):
                     return found
+        if (number := posixpath.basename(stem if suffix.lower() in IMAGE_SUFFIXES else name)).isdecimal():
+            inside = posixpath.dirname(name)
+            folder = os.path.join(self.root, inside)
+            if len(found := _files_by_number(folder, _modified(folder)).get(number.lstrip("0"), ())) == 1:
+                return posixpath.join(inside, found[0])
         return None
 
     def hint_for(self, name: str) -> str:
@@ -187,6 +193,17 @@ def _files_by_form(folder: str, modified: int, without_ending: bool = False) -> 
             files.setdefault(_form(name), []).append(name)
         elif suffix.lower() in IMAGE_SUFFIXES:
             files.setdefault(_form(stem), []).append(name)
+    return files
+
+
+@lru_cache(8)
+def _files_by_number(folder: str, modified: int) -> dict[str, list[str]]:
+    """The images whose names are numbers, by these numbers without zeros in front."""
+    files: dict[str, list[str]] = {}
+    for forms in _files_by_form(folder, modified, True).values():
+        for name in forms:
+            if (stem := os.path.splitext(name)[0]).isdecimal():
+                files.setdefault(stem.lstrip("0"), []).append(name)
     return files
 
 

@@ -40,6 +40,7 @@ def saved_dataset(
     question_column: str | None = None,
     answer_column: str | None = None,
     split_column: str | None = "split",
+    caption_separator: str | None = None,
     shares: Sequence[float] = (0.8, 0.1, 0.1),
 ) -> Folder:
     """The samples of a data set that `datasets` saved, or that is stored as Parquet files on the hub, images embedded.
@@ -64,7 +65,8 @@ def saved_dataset(
         raise DataError(
             f"{base}: no column {sought} with images inside; set image_column, or save the data set with its images"
         )
-    columns = Columns(column, caption_column, tags_column, match_column, question_column, answer_column, split_column)
+    named = (caption_column, tags_column, match_column, question_column, answer_column, split_column)
+    columns = Columns(column, *named, separator=caption_separator)
     wanted = as_list(split)
     # One file may hold the rows of all splits, as Karpathy's do on the hub: then their column is right, not its name.
     by_column = len(by_split) == 1 and has_split_column(table_columns(files[0]), columns)

@@ -29,6 +29,10 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 """What a split may be called in the data, by what a recipe calls it; other than that, only the case may differ."""
+SPELLINGS = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
+"""Longer words for a split: rows of either name are rows of one split."""
+JOINING = {"|": 0.5, ";": 0.8}
+"""Signs that may stand between several captions in one text, and the share of the captions that hold them then."""
 
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 _NAMED_COLUMNS = 1000  # different columns that are remembered of JSON lines
@@ -87,6 +91,21 @@ class TableRows:
         cure = "rename" if self.task == "vcr" else "set answer_column to"
         sought = repr(named) if named else " or ".join(map(repr, usual[:2]))
         return f"no column {sought}; {cure} the one that holds them (the table has {', '.join(self.names[:20])})"
+
+    @property
+    def joined_note(self) -> str:
+        """What is unclear where most captions look like several ones in one text, "" for nothing."""
+        if self.task != "captions" or self.columns.separator is not None:
+            return ""
+        texts = pc.list_flatten(self.table.column("captions"))
+        for sign, share in JOINING.items():
+            count = pc.sum(pc.match_substring(texts, sign)).as_py() or 0
+            if count >= max(2, share * len(texts)):
+                return (
+                    f"{count:,} of {len(texts):,} captions hold {sign!r}; set caption_separator={sign!r} if it stands "
+                    "between the captions of an image, or caption_separator='' if it belongs to the captions"
+                )
+        return ""
 
     def usable(self) -> np.ndarray:
         """bool (rows,): whether each row has a text."""
@@ -153,8 +172,8 @@ class TableRows:
         counts = {each["values"]: each["counts"] for each in pc.value_counts(splits).to_pylist()}
         if not self.by_column:
             counts = {name: counts.get(name, 0) for name in SPLITS}
-        meant = {split_named(each, list(counts), self.origin).casefold() for each in wanted}
-        names = [name for name in counts if name is not None and name.casefold() in meant]
+        meant = {_one_form(split_named(each, list(counts), self.origin)) for each in wanted}
+        names = [name for name in counts if name is not None and _one_form(name) in meant]
         if not self.by_column and self.table.num_rows and not any(counts[name] for name in names):
             shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             raise DataError(
@@ -175,9 +194,15 @@ def split_named(wanted: str, names: Sequence[str], origin: str) -> str:
         if name in names:
             return name
     same = [name for name in names if name.casefold() in SPLIT_NAMES.get(wanted, (wanted.casefold(),))]
-    if len({name.casefold() for name in same}) == 1:
+    if len({_one_form(name) for name in same}) == 1:
         return same[0]
     raise DataError(f"{origin}: no split {wanted!r}; {nearest(wanted, names)}")
+
+
+def _one_form(name: str) -> str:
+    """One name for the spellings of a split: "Val" and "validation" are one; "dev" may be another split beside them."""
+    form = name.strip().casefold()
+    return SPELLINGS.get(form, form)
 
 
 def has_split_column(names: Sequence[str], columns: Columns) -> bool:

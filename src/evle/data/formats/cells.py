@@ -19,8 +19,25 @@ from evle.files import parse_json
 MAX_CHARACTERS = 100_000
 """A longer text is refused: it is no caption or question, and a tokenizer would need gigabytes for it."""
 
-NULL_WORDS = frozenset({"nan", "NaN", "NAN", "null", "NULL", "<NA>", "NaT"})
-"""What programs write into a text column where there is no value."""
+NULL_WORDS = frozenset(
+    {
+        "nan",
+        "NaN",
+        "NAN",
+        "null",
+        "NULL",
+        "<NA>",
+        "NaT",
+        "#N/A",
+        "#NAME?",
+        "#REF!",
+        "#VALUE!",
+        "#DIV/0!",
+        "#NUM!",
+        "#NULL!",
+    }
+)
+"""What programs write into a text column where there is no value; those with # are the errors of a spreadsheet."""
 
 TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
 """The members of a record that can hold its text."""
