@@ -7,7 +7,7 @@ import eve_models
 import vle_models
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.run_folder import read_log
-from evle.models.contrast import Embedded, compare
+from evle.models.contrast import Embedded, compare, draw_negatives
 from evle.models.eve import EVEForPreTraining, EVEForRetrieval
 from evle.models.vle import VLEForPreTraining, VLEForRetrieval
 from toy_training import contrastive_batch, make_loader, train
@@ -60,10 +60,26 @@ def test_micro_batches_are_contrasted_as_one_batch(name, accumulation, tmp_path)
         assert [each for _, each in several[curve]] == pytest.approx([each for _, each in one[curve]], rel=1e-4), curve
 
 
-def test_matching_beside_contrast_takes_its_negatives_from_the_micro_batch(tmp_path):
-    model = eve_models.build(EVEForRetrieval)
-    log = learn(model, tmp_path, 4, False)
+@pytest.mark.parametrize("family", ["eve", "vle"])
+@pytest.mark.parametrize(("accumulation", "rows"), [(1, 8), (4, 2)])
+def test_matching_beside_contrast_takes_its_negatives_from_the_micro_batch(
+    family, accumulation, rows, tmp_path, monkeypatch
+):
+    """Contrast compares the eight pairs of a step, and a negative is one of the micro-batch's own rows."""
+    heads = {"eve": "evle.models.eve.heads", "vle": "evle.models.vle.matching"}[family]
+    drawn = []
+
+    def recorded(match_ids, similarities, *others):
+        found = draw_negatives(match_ids, similarities, *others)
+        drawn.append((similarities[0].shape, found.texts[found.exists], found.images[found.exists]))
+        return found
+
+    monkeypatch.setattr(f"{heads}.draw_negatives", recorded)
+    model = eve_models.build(EVEForRetrieval) if family == "eve" else vle_models.build(VLEForRetrieval)
+    log = learn(model, tmp_path, accumulation, False)
     assert all(value > 0 for _, value in log["loss/itm"])
+    assert drawn[0][0] == (rows, rows)
+    assert all(index < shape[1] <= rows for shape, *both in drawn for each in both for index in each.tolist())
 
 
 def test_both_passes_draw_the_same_numbers_so_that_dropout_changes_nothing():

@@ -4,11 +4,27 @@ import numpy as np
 import pytest
 
 from evle.engine.run_folder import Run
+from evle.engine.steps import FitResult
 from evle.report import class_table
-from evle.run.reporting import LOG_ROWS, data_read, interval, interval_table, log_table, score_lines, split_read
+from evle.run.evaluation import evaluate
+from evle.run.reporting import (
+    LOG_ROWS,
+    data_read,
+    interval,
+    interval_table,
+    log_table,
+    score_lines,
+    split_read,
+    weights_scored,
+)
+from evle.run.scoring import read_run
 from evle.run.splits import DataConfig
+from evle.run.stages import train
+from evle.share.card import CARD
+from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Evaluation
 from evle.tasks.vqa import VQATask
+from micro import caption_samples, micro_run
 
 
 @pytest.mark.parametrize(
@@ -71,3 +87,44 @@ def test_classes_are_counted_with_what_they_were_mistaken_for():
     table = class_table("t", truths, given)
     assert table.rows == [["a", 4, 25.0, "b 2, x 1"], ["b", 2, 50.0, "a 1"], ["c", 1, 100.0, ""]]
     assert class_table("t", [str(i) for i in range(50)], ["0"] * 50).note == "The 20 most frequent of 50 classes."
+
+
+@pytest.mark.parametrize(
+    ("keep", "best_step", "line"),
+    [
+        (
+            "best",
+            6,
+            "weights of step 6 of 9, chosen as the best on val (R@mean 51.5, by embeddings alone, not re-ranked)",
+        ),
+        (
+            "last",
+            6,
+            "weights of the last step, 9; not chosen on val (best there: step 6, R@mean 51.5, by embeddings alone",
+        ),
+        ("best", None, "weights of the last step, 9; no checkpoint was chosen on val"),
+    ],
+)
+def test_a_report_tells_whether_its_weights_were_chosen_on_val(keep, best_step, line):
+    result = FitResult(9, None if best_step is None else 51.5, best_step, {}, [], 1.0, 1.0, [])
+    assert weights_scored(keep, result, RetrievalTask).startswith(line)  # type: ignore
+
+
+@pytest.mark.parametrize(("keep", "k_test"), [("best", 0), ("last", 3)])
+def test_run_evaluation_and_card_name_the_weights_and_the_ranking(keep, k_test, tmp_path):
+    changes = {"train": {"steps": 4, "eval_every": 2, "keep": keep}, "task": {"k_test": k_test}}
+    samples = {split: caption_samples() for split in ("train", "val", "test")}
+    summary = train(micro_run(tmp_path / "run", "retrieval", changes), samples=samples).summary
+    ranking = (
+        f"the first {k_test} candidates of each query re-ranked by matching (task.k_test)"
+        if k_test
+        else "ranked by embeddings alone, not re-ranked (task.k_test=0)"
+    )
+    (weights,) = [line for line in summary if line.startswith("weights of ")]
+    assert ("chosen as the best on val" in weights) == (keep == "best")
+    assert ("not chosen on val" in weights) == (keep == "last")
+    assert ranking in summary
+    report = evaluate(read_run(tmp_path / "run"), samples=caption_samples(), output=tmp_path / "again")
+    assert {weights, ranking} <= set(report.summary)
+    card = (tmp_path / "run" / "model" / CARD).read_text()
+    assert f"{weights[0].upper()}{weights[1:]}. {ranking[0].upper()}{ranking[1:]}." in card

@@ -28,7 +28,8 @@ class TrainConfig(Config):
     batch_size: int = Field(32, ge=1)
     """Samples per optimizer step, over all processes and micro-batches."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches per optimizer step. More of them need less memory."""
+    """Micro-batches per optimizer step. More of them need less memory. Contrast still compares all pairs of a step;
+    matching draws its hard negatives from one micro-batch of all processes."""
     precision: Precision = "no"
     """Autocast type. fp16 needs a GPU; auto is bf16 where the hardware has it, else fp16 on a GPU and no on a CPU."""
     gradient_checkpointing: bool = False

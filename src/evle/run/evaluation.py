@@ -16,7 +16,7 @@ from evle.data.samples import Samples, Split, describe
 from evle.distributed import is_main
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, make_output
-from evle.errors import CheckpointError, ConfigError
+from evle.errors import CheckpointError, ConfigError, EvleError
 from evle.exported.folder import is_exported
 from evle.exported.model import open_model
 from evle.models.dual import DUAL_ENCODERS
@@ -39,6 +39,7 @@ from evle.run.reporting import (
 )
 from evle.run.splits import read_split
 from evle.run.weights import read_config, read_processor
+from evle.share.facts import run_facts
 from evle.storage import fetch, join, open_mirror, session, shown
 from evle.tasks.dual import DualEncoderTask
 from evle.tasks.pretraining import PreTrainingTask
@@ -130,14 +131,22 @@ def evaluate(
     target = make_output(open_mirror(output or join(shown(folder), "evaluation"), writes=is_main()))
     found = score(task, trained, samples, config.evaluate.settings(quick=False))
     where, data = (split_read(config.data, split), data_read(config.data, split)) if named else (split, "")
+    weights = _weights_in(folder)
     report = Report(
         title=f"{config.title or folder.name}: evaluation",
-        summary=[*score_lines(task, found, where, data), *file_lines(found), *skipped_lines(found.skipped)],
+        summary=[
+            *score_lines(task, found, where, data),
+            *filter(None, (task.ranking(), weights)),
+            *file_lines(found),
+            *skipped_lines(found.skipped),
+        ],
         provenance={
             "model": shown(folder),
             "data": {split: describe(samples)},
             "config": config.plain(),
             "trained in": Run(folder).environment(),
+            "training": {"weights": weights},
+            "ranking": task.ranking(),
         },
         tables=[*interval_table(found), *found.tables, *skipped_table(found.skipped)],
         galleries=found.galleries,
@@ -145,6 +154,16 @@ def evaluate(
     )
     write_report(report, found, target)
     return report
+
+
+def _weights_in(folder: Path) -> str:
+    """Which of its training's weights a run's or model folder holds, and whether they were chosen on val; empty where
+    that is unknown."""
+    try:
+        weights = run_facts(model_folder(folder)).get("weights")
+    except EvleError:  # an exported model, or a run whose report is damaged
+        return ""
+    return weights if isinstance(weights, str) else ""
 
 
 def load_trained(config: RunConfig, folder: str | Path, task_type: type[Task]) -> tuple[PreTrainedModel, Task]:

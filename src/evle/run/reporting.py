@@ -9,6 +9,7 @@ import numpy as np
 from evle.data.samples import Split
 from evle.distributed import is_main
 from evle.engine.run_folder import Run, read_events, read_log
+from evle.engine.steps import FitResult
 from evle.report import Curve, Report, Table, plain, write_whole
 from evle.run.splits import DataConfig, as_list
 from evle.tasks.task import Evaluation, Task
@@ -53,6 +54,19 @@ def score_lines(task: Task, found: Evaluation, split: str, data: str = "") -> li
         facts.append(f"chance {found.chance[task.metric]:.2f}")
     where = f"{split} of {data}" if data else split
     return [f"{task.metric} on {where}: {found.scores[task.metric]:.2f}" + (f" ({', '.join(facts)})" if facts else "")]
+
+
+def weights_scored(keep: str, result: FitResult, task: Task) -> str:
+    """Which of a training's weights are kept and scored, and whether they were chosen on val."""
+    if result.best_step is None:
+        return f"weights of the last step, {result.steps}; no checkpoint was chosen on val"
+    how = f", {task.quick_metric}" if task.quick_metric else ""
+    best = f"{task.metric} {result.best_score:.4g}{how}"
+    if keep == "last":
+        return (
+            f"weights of the last step, {result.steps}; not chosen on val (best there: step {result.best_step}, {best})"
+        )
+    return f"weights of step {result.best_step} of {result.steps}, chosen as the best on val ({best})"
 
 
 def interval(*parts: Sequence[float]) -> tuple[float, float]:

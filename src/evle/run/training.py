@@ -33,6 +33,7 @@ from evle.run.reporting import (
     skipped_lines,
     skipped_table,
     split_read,
+    weights_scored,
     write_report,
 )
 from evle.share.card import save_card
@@ -127,8 +128,10 @@ def _report_run(
         tables, drawn = [table], [*drawn, curve]
     left_out, num_left = left_out_by(ready.samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights = weights_scored(config.train.keep, result, task)
     summary = [
         *score_lines(task, found, where, data),
+        *filter(None, (task.ranking(), weights)),
         *file_lines(found),
         f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",
@@ -137,9 +140,6 @@ def _report_run(
     unreadable = list(dict.fromkeys([*result.skipped, *found.skipped]))
     skipped, num_skipped = [*left_out, *unreadable], num_left + len(unreadable)
     summary += skipped_lines(skipped, num_skipped)
-    if result.best_step is not None:
-        how = f" ({task.quick_metric})" if task.quick_metric else ""
-        summary.append(f"best {task.metric} on val{how} {result.best_score:.4g} at step {result.best_step}")
     report = Report(
         title=config.title or local(config.output).name,
         summary=summary,
@@ -151,7 +151,9 @@ def _report_run(
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "samples_per_second": round(result.samples_per_second, 2),
+                "weights": weights,
             },
+            "ranking": task.ranking(),
         },
         tables=[*tables, *interval_table(found), *found.tables, *skipped_table(skipped, num_skipped), *log_table(run)],
         curves=drawn,

@@ -235,7 +235,12 @@ def _scores(results: Mapping[str, Any]) -> str:
         return "None were measured. `evle evaluate` measures them, `evle card --report` enters them here."
     rows = [f"| {name} | {_number(value)} | {_number(chance.get(name))} |" for name, value in scores.items()]
     where = f"`{results['split']}`" + (f" of {results['dataset']}" if results.get("dataset") else "")
-    head = [f"Measured on {where}; chance is what guessing reaches.\n", "| score | value | chance |", "|---|---|---|"]
+    how = "".join(f" {line[:1].upper()}{line[1:]}." for line in results.get("how") or [] if isinstance(line, str))
+    head = [
+        f"Measured on {where}; chance is what guessing reaches.{how}\n",
+        "| score | value | chance |",
+        "|---|---|---|",
+    ]
     return "\n".join([*head, *rows])
 
 

@@ -98,9 +98,23 @@ def scores_in(report: Path) -> dict[str, Any]:
     return {
         "split": split,
         "dataset": _dataset(data, "test" if _sources(data, "test") else "val"),
+        "how": _how(provenance),
         "scores": scores[split],
         "chance": scores["chance"] if isinstance(scores.get("chance"), dict) else {},
     }
+
+
+def _weights(provenance: Any) -> str:
+    """Which of a training's weights a report scored; empty where it does not hold that."""
+    training = provenance.get("training") if isinstance(provenance, dict) else None
+    weights = training.get("weights") if isinstance(training, dict) else None
+    return weights if isinstance(weights, str) else ""
+
+
+def _how(provenance: Any) -> list[str]:
+    """Which weights a report scored and how it ranked, as far as it holds them."""
+    ranking = provenance.get("ranking") if isinstance(provenance, dict) else None
+    return [line for line in (_weights(provenance), ranking) if isinstance(line, str) and line]
 
 
 def _from_run(run: Path) -> dict[str, Any]:
@@ -114,6 +128,7 @@ def _from_run(run: Path) -> dict[str, Any]:
         "config": config,
         "versions": {name: environment[name] for name in VERSIONS if environment.get(name)},
         "data": _data(config.get("data") or {}, described),
+        "weights": _weights(report.get("provenance")),
         "summary": [str(line) for line in report.get("summary") or []],
     }
     if report.get("scores"):

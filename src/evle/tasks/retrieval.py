@@ -95,6 +95,11 @@ class RetrievalTask(Task):
                 "has not learned; set task.k_test=0"
             )
 
+    def ranking(self) -> str:
+        if not self.options.k_test:
+            return "ranked by embeddings alone, not re-ranked (task.k_test=0)"
+        return f"the first {self.options.k_test} candidates of each query re-ranked by matching (task.k_test)"
+
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
         text = training_text(sample, self.options, rng)

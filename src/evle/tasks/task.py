@@ -158,6 +158,10 @@ class Task(ABC):
         """Observations of `prepare` for the user, one per line."""
         return []
 
+    def ranking(self) -> str:
+        """How `evaluate` ranks, for readers of its scores; empty for a task that ranks nothing."""
+        return ""
+
     def state(self) -> dict[str, Any]:
         """What `prepare` learned that is not in the model's config, as JSON values; saved beside the model."""
         return {}
