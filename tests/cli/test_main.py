@@ -255,12 +255,15 @@ def test_a_run_is_not_overwritten_unasked(images, trained):
     assert "R@mean on test" in call(*again, "--overwrite")
 
 
-def test_images_are_indexed_and_found(images, trained, tmp_path):
+def test_images_are_indexed_and_found(images, trained, tmp_path, monkeypatch):
     assert "16 images" in call("index", images, "-o", tmp_path / "index", "--model", trained / "run")
     said = call("search", tmp_path / "index", "red apple", "-k", 3, "--rerank", 3, "--html", tmp_path / "found.html")
     assert len([line for line in said.splitlines() if ".png" in line]) == 3
     assert (tmp_path / "found.html").is_file()
     assert "apple0.png" in call("search", tmp_path / "index", "--image", images / "apple0.png", "-k", 16)
+    monkeypatch.chdir(images)
+    said = call("search", tmp_path / "index", "red apple", "-k", 16)
+    assert "  apple0.png" in said  # below the working folder: as it can be typed there
 
 
 def test_a_tokenizer_is_trained_and_used(images, trained, tmp_path):

@@ -197,7 +197,13 @@ def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:
 
 def _line(hit: "Hit") -> str:
     match = "" if hit.match is None else f"  match {hit.match:6.1%}"
-    return f"{hit.score:7.3f}{match}  {hit.path}"
+    return f"{hit.score:7.3f}{match}  {_nearby(hit.path)}"
+
+
+def _nearby(path: Path) -> Path:
+    """A path below the working folder as relative to it, any other as it is."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 VERBS = (index, search)
