@@ -385,6 +385,10 @@ def test_every_key_that_a_page_names_exists(page):
             assert re.sub(r"\.\d+$", "", key) in keys, f"{key} is no key"
 
 
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_recipes_named_in_the_docs_exist():
     for page in PAGES.values():
         for name in re.findall(r"`((?:eve|vle)-[\w-]+)`", page.read_text(encoding="utf-8")):

@@ -46,7 +46,7 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
     Linked folders are not followed: a link may lead anywhere, also back. Raises DataError where there is no folder.
     """
     if not Path(path).is_dir():
-        raise DataError(f"{path}: no such folder")
+        raise DataError(f"{path}: no such folder; check the path")
     images: list[str] = []
     unread: dict[str, list[str]] = defaultdict(list)
     failures: list[str] = []

@@ -27,6 +27,10 @@ def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
     Raises CheckpointError if there is none.
     """
     folder = local_folder(path)
+    if not folder.exists():  # transformers would take the name for one of the hub, and try to reach it for minutes
+        raise CheckpointError(
+            f"{path}: holds no model (no such folder); give {WANTED[kind]}, or its hub name OWNER/NAME"
+        )
     try:
         fields = PreTrainedConfig.get_config_dict(folder)[0]
         if fields.get("model_type") == "vle":
