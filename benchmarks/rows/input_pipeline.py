@@ -30,7 +30,7 @@ DTYPES = ("fp32",)
 MEAN = STD = (0.5, 0.5, 0.5)
 JPEGS = ((500, 375), (2048, 1536))
 OUTPUTS = ((224, True), (384, False))
-"""Pixels a side, and whether the image is varied as in training."""
+"""Width and height in pixels, and whether the image is varied as in training."""
 
 
 def draw_jpeg(file: Path, width: int, height: int, seed: int) -> None:

@@ -38,7 +38,7 @@ def test_the_verb_makes_a_folder_that_holds_everything(towers):
     options = ["--vision", paths["vision"], "--text", paths["text"], "--blocks", "2", "-o", paths["new"]]
     done = CliRunner().invoke(app, ["new", "vle", *options], catch_exceptions=False)
     assert done.exit_code == 0
-    assert "32 pixels a side in 4 x 4 patches" in done.output
+    assert "32 x 32 pixels in 4 x 4 patches" in done.output
     model = VLEModel.from_pretrained(towers / "new")
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (8, 2)
     processor = VLEProcessor.from_pretrained(towers / "new")

@@ -56,7 +56,7 @@ def new(
     config = model.config
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(
-        f"{output}: {millions:.1f} M parameters; images of {config.image_size} pixels a side in "
+        f"{output}: {millions:.1f} M parameters; images of {config.image_size} x {config.image_size} pixels in "
         f"{config.patches_per_side} x {config.patches_per_side} patches, texts of at most "
         f"{config.max_position_embeddings} tokens"
     )

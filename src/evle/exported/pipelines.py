@@ -281,7 +281,7 @@ class LocalisePipeline(ExportedPipeline):
 
 
 def readable(read: np.ndarray | SampleError) -> np.ndarray:
-    """The pixels that were read. Raises the error that stands in their place."""
+    """The pixels that were read. Raises the error if there are none."""
     if isinstance(read, SampleError):
         raise read
     return read

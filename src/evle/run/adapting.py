@@ -92,7 +92,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _stay_in_evaluation(module: nn.Module, inputs: object) -> None:
-    """Undo `train()` of a whole model for one module, which is about to run."""
+    """Put one module, which is about to run, back into evaluation mode after `train()` of the whole model."""
     module.eval()
 
 

@@ -12,7 +12,7 @@ from evle.tasks.task import Evaluation, EvaluationSettings, Task
 
 
 def score(task: Task, model: PreTrainedModel, samples: Samples, settings: EvaluationSettings) -> Evaluation:
-    """The task's evaluation; of labelled sources one each, and their mean."""
+    """The task's evaluation. If sources have labels, each is evaluated on its own, and the scores are averaged."""
     if not isinstance(samples, Labelled):
         return task.evaluate(model, samples, settings)
     return joined({label: task.evaluate(model, part, settings) for label, part in samples.parts.items()}, task.metric)

@@ -1,4 +1,4 @@
-"""Claims: what a recipe of several stages sets out to test, and what its runs say about them.
+"""Claims: what a recipe of several stages tests, and the verdicts of its runs.
 
 A claim compares two stages by one score, paired over their seeds. Its verdict follows from the 95 % interval of the
 mean difference alone: confirmed where the whole interval is above what the claim needs, refuted where it is below, and

@@ -1,7 +1,7 @@
 """Score a trained model with another recipe: zero-shot retrieval, or a corpus that it was not fine-tuned on.
 
-The recipe says task and data; how images and texts are read is the trained model's own, which knows no other way. Of
-the model's config, what its weights do not depend on can be changed.
+The recipe names task and data. Images and texts are read as in the training of the model. Fields of the model's config
+can be changed if its weights do not depend on them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a change of number format costs: the scores of a model beside those of what was exported of it."""
+"""The cost of a number format: the scores of a model and of its export on the same samples."""
 
 from pathlib import Path
 from typing import Any

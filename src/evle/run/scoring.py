@@ -1,4 +1,4 @@
-"""The configuration by which a trained model is scored: that of its run, or that of another recipe.
+"""The configuration to score a trained model with: its run's own, or that of another recipe.
 
 `evle.run.config` reads recipes; `evle.run.evaluation` scores by what is read here.
 """

@@ -1,7 +1,7 @@
 """The model a run starts from: a preset's size with random weights, or another run or model folder.
 
-A checkpoint of another task is taken as far as it goes: what its head lacks starts at random and is named, what the new
-head has no use for is left out and named. A backbone that does not fit is refused.
+A checkpoint of another task gives all tensors that fit. Parameters that it lacks start at random, tensors that the new
+head cannot use are left out, and both are reported. A backbone that does not fit is refused.
 """
 
 import operator

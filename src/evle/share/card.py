@@ -134,7 +134,7 @@ def card(folder: Path, facts: Mapping[str, Any]) -> str:
         MADE,
         f"# {title}",
         f"{name}, {family}. The head `{head}` gives {gives}."
-        f" {_parameters(folder)}It takes images of {_side(fields)} pixels a side.{_adapted(folder)}",
+        f" {_parameters(folder)}It takes images of {_size(fields)}.{_adapted(folder)}",
         "## Use",
         _use(kind, head),
         "## Scores",
@@ -213,9 +213,10 @@ def _parameters(folder: Path) -> str:
     return f"{what} {count / 1e6:.1f} M parameters. " if count else ""
 
 
-def _side(fields: Mapping[str, Any]) -> Any:
+def _size(fields: Mapping[str, Any]) -> str:
     vision = fields.get("vision_config") or {}
-    return fields.get("image_size") or vision.get("image_size") or "any number of"
+    side = fields.get("image_size") or vision.get("image_size")
+    return f"{side} x {side} pixels" if side else "any size"
 
 
 def _use(kind: str, head: str) -> str:

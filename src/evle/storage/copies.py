@@ -38,7 +38,7 @@ class RemoteFile:
 
 @dataclass
 class Marker:
-    """What a remote folder holds, whole."""
+    """The complete contents of a remote folder."""
 
     id: str
     files: dict[str, RemoteFile] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def _is_in(name: str, folder: str) -> bool:
 
 @dataclass
 class Record:
-    """What this machine knows of a copy: the marker that it is of, and size, time and stamp of each local file."""
+    """What this machine knows about a copy: its marker, and size, time and stamp of each local file."""
 
     file: Path
     marker: str = ""
@@ -87,7 +87,7 @@ class Record:
             return cls(file)
 
     def write(self) -> None:
-        """Keep it."""
+        """Save the record."""
         _make_folder(self.file.parent)
         write_whole(self.file, json.dumps({"marker": self.marker, "files": self.files}))
 
@@ -129,7 +129,7 @@ def in_threads(work: Callable[[str], None], names: list[str]) -> None:
 
 
 def download_marked(remote: Remote, files: Mapping[str, RemoteFile], folder: Path) -> None:
-    """Have in `folder` what a marker lists; files that are there already, byte for byte, are kept.
+    """Download what a marker lists into `folder`; files that are already there, byte for byte, are kept.
 
     Raises StorageError where a file's bytes are not those of the marker.
     """

@@ -1,7 +1,7 @@
 """A limit on how long remote storage may keep a command waiting, whatever the library of its scheme does.
 
-Libraries limit the wait for the next bytes at best: a server that sends one header, one `100 Continue` or one byte now
-and then holds them for ever.
+Libraries limit at best the wait for the next bytes. A server that now and then sends one header, one `100 Continue` or
+one byte keeps them waiting for ever.
 """
 
 import threading

@@ -80,7 +80,7 @@ def _parents(url: str) -> Iterator[str]:
 
 
 def _fetch_plain(remote: Remote, target: Path, record: Record, skip: Callable[[str], bool]) -> None:
-    """Download a file or folder that carries no marker: what differs in size or stamp."""
+    """Download what differs in size or stamp, of a file or folder that has no marker."""
     if remote.is_file():
         listed = {"": remote.stamp()}
     else:

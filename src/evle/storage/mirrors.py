@@ -242,7 +242,7 @@ class Mirror:
 
 
 def _is_unfinished(name: Path) -> bool:
-    """Whether a file is a lock, or of a folder or file that is being written."""
+    """Whether a file is a lock, or belongs to a folder or file that is being written."""
     if name.name == ".lock" or name.name.endswith((".part", ".lock")):
         return True
     return any(part.endswith((".new", ".old")) for part in name.parts)
