@@ -2,12 +2,14 @@
 
     evle train claims-eve --quick
     python -m benchmarks.claims runs/claims-eve-quick runs/claims-vle-quick -o docs/claims.md
+    python -m benchmarks.claims runs/claims-vle -o docs/claims.md --add --note "Three seeds."
 
 Every number of the page is from the report.json of these folders.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections import Counter
@@ -49,7 +51,7 @@ def read(folder: Path) -> dict[str, Any]:
     return report
 
 
-def section(report: Mapping[str, Any]) -> str:
+def section(report: Mapping[str, Any], note: str = "") -> str:
     """One recipe: its verdicts, and what each stage is and took."""
     table = next(table for table in report["tables"] if table["title"] == "Claims")
     claims = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
@@ -61,7 +63,7 @@ def section(report: Mapping[str, Any]) -> str:
         rows.append([claim["claim"], claim["score"], *sides, *rest])
     verdicts = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
     unfinished = [line for line in report["summary"] if line.endswith("runs are finished")]
-    blocks = [f"## {report['title']}", *report["summary"][:1], f"{verdicts}."]
+    blocks = [f"## {report['title']}", *([note] if note else []), *report["summary"][:1], f"{verdicts}."]
     blocks += [f"**{line}.**" for line in unfinished]
     blocks += [markdown_table(Table("Claims", COLUMNS, rows)), "### Stages", stages(report["provenance"])]
     return "\n\n".join(blocks)
@@ -91,18 +93,26 @@ def stages(provenance: Mapping[str, Any]) -> str:
     return markdown_table(Table("", ["stage", "what", "seeds", "steps", "seconds"], rows)) + f"\n\n{note}."
 
 
+def with_sections(page: str, sections: Sequence[str]) -> str:
+    """`page` with these sections, each in the place of the one of the same title, or else at its end."""
+    blocks = re.split(r"^(?=## )", page.rstrip() + "\n", flags=re.MULTILINE)
+    for each in sections:
+        title = each.split("\n", 1)[0]
+        at = next((index for index, block in enumerate(blocks) if block.split("\n", 1)[0] == title), len(blocks))
+        blocks[at : at + 1] = [each.rstrip() + "\n"]
+    return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description="Write the page of claims.")
     parser.add_argument("folders", nargs="+", type=Path, help="outputs of recipes with claims")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/claims.md"), help="the page to write")
-    parser.add_argument("--note", default="", help="a paragraph after the introduction, about how these runs differ")
+    parser.add_argument("--note", default="", help="a paragraph under each recipe's title, about how its runs differ")
+    parser.add_argument("--add", action="store_true", help="keep the page's sections of other recipes")
     options = parser.parse_args(arguments)
-    blocks = [
-        INTRODUCTION,
-        *([options.note] if options.note else []),
-        *(section(read(each)) for each in options.folders),
-    ]
-    options.output.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    sections = [section(read(each), options.note) for each in options.folders]
+    page = options.output.read_text(encoding="utf-8") if options.add else INTRODUCTION
+    options.output.write_text(with_sections(page, sections), encoding="utf-8")
     print(options.output)
 
 

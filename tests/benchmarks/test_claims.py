@@ -24,15 +24,20 @@ def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
     train(read_stages(write(tmp_path, tree), [f"output={out}"]))
     claims.main([str(out), "-o", str(tmp_path / "claims.md"), "--note", "A note."])
     page = (tmp_path / "claims.md").read_text()
-    assert "## Small\n\nA test.\n\n0 confirmed, 0 refuted, 1 undecided." in page
+    assert "## Small\n\nA note.\n\nA test.\n\n0 confirmed, 0 refuted, 1 undecided." in page
     (row,) = [line for line in page.splitlines() if "Pre-training improves VQA" in line]
     assert "| vqa: " in row
     assert "| scratch: " in row
     assert "undecided" in row
-    assert "A note." in page
     assert "3 runs," in page
     with pytest.raises(SystemExit, match="holds no claims"):
         claims.main([str(out / "vqa"), "-o", str(tmp_path / "x.md")])
     with pytest.raises(SystemExit, match="no report"):
         claims.main([str(tmp_path), "-o", str(tmp_path / "x.md")])
     capsys.readouterr()
+
+
+def test_a_section_takes_the_place_of_the_one_of_its_title_and_leaves_the_others(claims):
+    page = "# Page\n\nIntroduction.\n\n## One\n\nold\n\n### Stages\n\nold\n\n## Two\n\nkept\n"
+    added = claims.with_sections(page, ["## One\n\nnew\n", "## Three\n\nnew"])
+    assert added == "# Page\n\nIntroduction.\n\n## One\n\nnew\n\n## Two\n\nkept\n\n## Three\n\nnew\n"
