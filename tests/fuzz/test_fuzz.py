@@ -22,6 +22,7 @@ from evle.config import dump_yaml
 from evle.data.custom.folder import folder
 from evle.data.custom.shards import shards
 from evle.data.images import open_image
+from evle.engine.failures import Diverged
 from evle.errors import DataError, EvleError
 from evle.inspection.folder_check import check_folder
 from evle.models.eve import EVEForRetrieval
@@ -31,6 +32,7 @@ from evle.run.evaluation import evaluate
 from evle.run.scoring import read_run
 from evle.run.stages import train
 from evle.search import ImageIndex, build_index
+from evle.tasks.retrieval import RetrievalTask
 from evle.transforms.text import encode
 from micro import caption_samples, micro_run
 from mutation import mutate_bytes, mutate_json
@@ -50,8 +52,9 @@ def fuzz(cases: int) -> Callable:
 
 
 @contextmanager
-def one_line_at_most() -> Iterator[None]:
-    """Errors of ours pass; others, and a hang, fail the test."""
+def one_line_at_most() -> Iterator[list[str]]:
+    """Errors of ours pass, and their messages are in the list; others, and a hang, fail the test."""
+    messages: list[str] = []
 
     def hang(*_: object) -> None:
         raise AssertionError(f"no answer after {SECONDS} s")
@@ -59,9 +62,9 @@ def one_line_at_most() -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)
     try:
-        yield
-    except EvleError:
-        pass
+        yield messages
+    except EvleError as error:
+        messages.append(str(error))
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -282,6 +285,45 @@ def run(tmp_path_factory):
     samples = {split: caption_samples() for split in ("train", "val", "test")}
     train(micro_run(output, "retrieval", {"train": {"steps": 2}, "task": {"k_test": 4}}), samples=samples)
     return output
+
+
+UNFINISHED = {"train": {"steps": 4, "save_every": 2, "eval_every": 2}, "task": {"k_test": 0}}
+SAMPLES = {split: caption_samples() for split in ("train", "val")}
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A run that stopped after its third step, with checkpoints of the second."""
+    config = micro_run(tmp_path_factory.mktemp("fuzz") / "unfinished", "retrieval", UNFINISHED)
+    collate, calls = RetrievalTask.collate, []
+
+    def stops(self, features):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Diverged("the power went out")
+        return collate(self, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RetrievalTask, "collate", stops)
+        with pytest.raises(Diverged):
+            train(config, samples=SAMPLES)
+    return config
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGALRM")
+@fuzz(60)
+def test_resuming(seed, unfinished):
+    """A run with a damaged, empty or missing file resumes, or names the file in one line."""
+    rng = random.Random(seed)
+    source = Path(unfinished.output)
+    files = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    name = rng.choice(files)
+    with damaged(source, name, rng) as copy:
+        if (kind := rng.randrange(5)) < 2:
+            (copy / name).write_bytes(b"") if kind else (copy / name).unlink()
+        with one_line_at_most() as messages:
+            train(unfinished.model_copy(update={"output": str(copy)}), samples=SAMPLES)
+        assert not any("\n" in message for message in messages)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGALRM")

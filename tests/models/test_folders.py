@@ -3,6 +3,8 @@
 import argparse
 import json
 import logging
+import os
+import pickle
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 from eve_models import batch, build, tiny
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining, EVEForVQA, EVEModel
-from evle.models.folders import from_folder, load_tensors, read_fields, read_tensors
+from evle.models.folders import from_folder, load_tensors, model_folder, read_fields, read_tensors
+from evle.models.loading import load_model
+from evle.models.vle.tower_weights import read_tower_config
 
 TENSORS = {"a.weight": torch.arange(3.0), "b.weight": torch.ones(2)}
 
@@ -129,3 +133,53 @@ def test_a_config_that_is_no_object_of_a_model_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: "):
         read_fields(tmp_path, ["eve"])
+
+
+class Trap:
+    """A pickle that would make a folder when it is opened."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+FOREIGN = {
+    "model.onnx": (b"\x08\x08\x12\x07pytorch" + b"\0" * 30, "an ONNX model"),
+    "model.h5": (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "an HDF5 file"),
+    "model.msgpack": (b"\x81\xa6params\x81\xa1a\xc4\x04\0\0\0\0", "a msgpack file, as Flax writes"),
+    "model.gguf": (b"GGUF\3\0\0\0", "a GGUF file"),
+    "model.tflite": (b"\x1c\0\0\0TFL3", "a TFLite model"),
+    "model.tar": (b"a" * 257 + b"ustar" + b"\0" * 250, "a tar archive"),
+    "model.zip": (b"PK\5\6" + b"\0" * 18, "an empty zip archive"),
+}
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "model.pkl", "model.ckpt", "model.bin"])
+def test_the_file_of_another_tool_is_named_and_never_opened_wherever_it_is_given(name, tmp_path):
+    trap = tmp_path / "trapped"
+    data, kind = FOREIGN.get(name) or (pickle.dumps(Trap(trap)), "a pickle of Python objects, whose code is never run")
+    file = tmp_path / name
+    file.write_bytes(data)
+    for give in (model_folder, lambda path: read_tower_config(path, "vision_config")):
+        with pytest.raises(CheckpointError, match=f"{name}: is {kind}; give the folder that holds config.json"):
+            give(file)
+    with pytest.raises(CheckpointError, match=f"{name}: is {kind}, not a checkpoint"):
+        load_tensors(file, "a checkpoint")
+    beside = tmp_path / "beside"
+    build(EVEForVQA).save_pretrained(beside)
+    (beside / "model.safetensors").rename(tmp_path / "weights")
+    (beside / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"no weights \(model.safetensors, pytorch_model.bin\) beside"):
+        load_model(beside, {"eve": EVEForVQA})
+    for weights in ("pytorch_model.bin", "model.safetensors"):
+        (beside / weights).write_bytes(data)
+        with pytest.raises(CheckpointError, match=f"{weights}: is {kind}, not a checkpoint"):
+            load_model(beside, {"eve": EVEForVQA})
+    assert not trap.exists()
+
+
+def test_what_torch_saves_without_zip_is_no_pickle_of_another_program(tmp_path):
+    torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_tensors(tmp_path / "old.pth", "tensors")["a.weight"], TENSORS["a.weight"])

@@ -56,8 +56,14 @@ OTHER_KINDS = {
     b"\x93NUMPY": "an array of numpy",
     b"\x89HDF": "an HDF5 file",
     b"GGUF": "a GGUF file",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x80\x03": "a pickle of Python objects, whose code is never run",
+    b"\x80\x04": "a pickle of Python objects, whose code is never run",
+    b"\x80\x05": "a pickle of Python objects, whose code is never run",
 }
-"""Files that are taken for checkpoints, by their first bytes."""
+"""Files that are taken for checkpoints, by their first bytes; torch's own pickles are of protocol 2."""
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt*", "*.ckpt", "*.th", "*.pkl", "*.onnx", "*.h5", "*.msgpack", "*.gguf")
+"""Names of weights of other tools or of other parts of a training, which are not read from a folder."""
 
 OURS = ("eve", "vle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -80,6 +86,7 @@ def model_folder(path: str | Path) -> Path:
         return hub_folder(name)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; give a model folder, a run's folder or a hub name")
+    refuse_file(path)
     inside = sorted(child.parent.parent.name for child in path.glob("*/model/config.json")) if path.is_dir() else []
     if inside:
         raise CheckpointError(f"{path} holds several runs; give one of them: {', '.join(inside)}")
@@ -88,6 +95,32 @@ def model_folder(path: str | Path) -> Path:
     raise CheckpointError(
         f"{path} is neither a model folder (no config.json) nor a run's folder (no model/config.json)"
     )
+
+
+def refuse_file(path: Path) -> None:
+    """Raise CheckpointError, naming what it is, for a single file where a model's folder is needed."""
+    if path.is_file():
+        kind = kind_of_file(path)
+        raise CheckpointError(
+            f"{path}: is {kind or 'a single file'}; give the folder that holds config.json and the weights"
+        )
+
+
+def kind_of_file(path: Path) -> str:
+    """What a file is that holds no tensors of torch or safetensors, by its first bytes; empty where that is unknown."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if kind := next((each for mark, each in OTHER_KINDS.items() if start.startswith(mark)), ""):
+        return kind
+    if start[:1] == b"\x08" and start[2:3] == b"\x12":
+        return "an ONNX model"
+    if start[4:8] == b"TFL3":
+        return "a TFLite model"
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    if start[:1] in [bytes([0x80 + count]) for count in range(1, 16)] and 0xA1 <= (start[1:2] or b"\0")[0] <= 0xBF:
+        return "a msgpack file, as Flax writes"
+    return ""
 
 
 def is_hub_name(path: str | Path) -> bool:
@@ -250,7 +283,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _read_shards(index)
-    others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:3])
+    there = sorted({file.name for pattern in OTHER_WEIGHTS for file in folder.glob(pattern)})
+    others = ", ".join(there[:3])
     beside = f" (not read: {others})" if others else ""
     raise CheckpointError(f"{folder}: no weights (model.safetensors, pytorch_model.bin) beside config.json{beside}")
 
@@ -345,8 +379,9 @@ def _what_it_is(path: Path, error: Exception) -> str:
     if start.decode("utf-8", "ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable() and text:
         kind = "a text file (JSON)" if text.startswith((b"{", b"[")) else "a text file"
         return f"is {kind}, not a checkpoint; download it again"
-    if kind := next((each for mark, each in OTHER_KINDS.items() if start.startswith(mark)), ""):
-        return f"is {kind}, not a checkpoint; {'unpack it' if 'compressed' in kind else 'give another file'}"
+    if kind := kind_of_file(path):
+        packed = "compressed" in kind or "tar archive" in kind
+        return f"is {kind}, not a checkpoint; {'unpack it' if packed else 'ask for safetensors'}"
     if start.startswith(b"PK\3\4"):
         return _what_zip_it_is(path, error)
     if path.suffix != ".safetensors" and start[8:10] == b'{"':

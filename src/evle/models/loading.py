@@ -12,7 +12,7 @@ from transformers.utils import logging
 from evle.errors import CheckpointError, in_one_line
 from evle.models.dual import DUAL_PROCESSORS
 from evle.models.eve import EVEProcessor
-from evle.models.folders import from_folder, is_panic, model_folder, read_fields
+from evle.models.folders import from_folder, is_panic, model_folder, read_fields, read_tensors
 from evle.models.vle import VLEProcessor
 
 PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
@@ -44,6 +44,7 @@ def load_model(
     except CheckpointError:
         raise
     except Exception as error:  # from_pretrained raises a dozen kinds of errors for damaged files, none of them ours
+        read_tensors(folder)  # names the file that is at fault, if one is
         raise CheckpointError(f"{folder}: cannot be loaded as {wanted.__name__} ({in_one_line(error)})") from error
     finally:
         logging.set_verbosity(level)

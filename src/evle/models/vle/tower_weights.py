@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from evle.errors import CheckpointError, ConfigError, in_one_line
-from evle.models.folders import from_folder, local_folder
+from evle.models.folders import from_folder, local_folder, refuse_file
 from evle.models.vle.towers import refuse_no_encoder
 from evle.models.vle.vision import POOLERS
 
@@ -31,6 +31,7 @@ def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
         raise CheckpointError(
             f"{path}: holds no model (no such folder); give {WANTED[kind]}, or its hub name OWNER/NAME"
         )
+    refuse_file(folder)
     try:
         fields = PreTrainedConfig.get_config_dict(folder)[0]
         if fields.get("model_type") == "vle":
