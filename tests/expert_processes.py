@@ -1,5 +1,6 @@
 """What the tests of expert parallelism run in several processes; importable by spawned processes."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from evle.models.eve import EVEModel
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.pretraining import EVEForPreTraining
 from evle.models.eve.routing import SoftRouter
-from toy_training import contrastive_batch, make_loader, stop_at, train
+from toy_training import contrastive_batch, make_loader, shard_parameters, stop_at, train
 
 WIDTH = 24
 
@@ -106,9 +107,13 @@ def score(model: Any) -> float:
 
 
 def continue_training(process: int, folder: str, num_processes: int, num_parts: int, options: dict[str, Any]) -> None:
-    """Train the run in `folder` on eight rows a step; with `stop`, the first process interrupts it at that batch."""
+    """Train the run in `folder` on eight rows a step, by `engine`; with `stop`, the first process interrupts it at that
+    batch."""
     join_processes()
-    stop = options.pop("stop", None)
+    stop, engine = options.pop("stop", None), options.pop("engine", "ddp")
+    if engine == "fsdp2":
+        shard_parameters()
+        os.environ.update(FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP")
     loader = make_loader(8 // num_processes, num_samples=24, rank=process, world_size=num_processes)
     loader._maker.collate = image_batch
     if stop is not None and process == 0:

@@ -8,11 +8,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from evle.engine.experts import KEY, DividedExperts
 from evle.errors import ConfigError, in_one_line
 from evle.precision import Precision, resolve_precision
+
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def join_processes() -> torch.device:
@@ -55,6 +58,10 @@ def build_accelerator(
         raise ConfigError(f"train.precision={precision}, train.trackers={list(trackers)}: {error}") from None
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ConfigError("the launcher asks for FSDP version 1, which wraps models otherwise: give it fsdp_version: 2")
+    if accelerator.distributed_type == DistributedType.FSDP and number_format in SHORT:
+        # accelerate's own policy also rounds losses, and gradients before they are added up.
+        policy = MixedPrecisionPolicy(param_dtype=SHORT[number_format], reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     if len(accelerator.log_with) < len(trackers):
         found = [str(tracker) for tracker in accelerator.log_with]
         raise ConfigError(f"train.trackers={list(trackers)}: of these only {found} are installed")
