@@ -510,3 +510,23 @@ def test_the_errors_of_a_spreadsheet_are_no_captions(word, tmp_path):
     samples = folder(tmp_path)
     assert [sample.captions for sample in samples] == [("number #1",)]
     assert samples.num_skipped == 1
+
+
+def test_the_files_that_macos_puts_beside_a_table_are_no_tables(tmp_path):
+    draw(tmp_path, "0.jpg", "1.jpg")
+    (tmp_path / "mine.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")
+    for name in ("._mine.csv", "._0.jpg", ".DS_Store", "__MACOSX/._mine.csv", "__MACOSX/._0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert [sample.key for sample in folder(tmp_path)] == ["0.jpg", "1.jpg"]
+    checked = check_folder(tmp_path)
+    assert checked.ok
+    assert not checked.unread.count
+
+
+@pytest.mark.parametrize("name", ["captions.csv.gz", "captions.jsonl.zst", "captions.parquet.xz"])
+def test_a_compressed_table_is_named_by_the_check_and_by_a_run(name, tmp_path):
+    (draw(tmp_path, "0.jpg") / name).write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(DataError, match=re.escape(f"{name}: a compressed table; unpack it")):
+        folder(tmp_path)
+    assert any(name in line for line in check_folder(tmp_path).lines())

@@ -95,6 +95,11 @@ def test_captions_come_from_text_or_json_or_from_named_fields(tmp_path):
         ("x", {"kind": "captions", "key": "k", "captions": ["x"]}, "k: its JSON has no 'match_id'; pack it again"),
         ("x", {"kind": "captions", "captions": ["x"]}, "0/0: its JSON has no 'key'"),
         ("", {"caption": 5.5}, None),
+        (
+            "",
+            {"text": "a dog", "width": 3, "url": "x"},
+            "no caption in its .txt or .json; its JSON has text, url: name",
+        ),
         ("nan\n", {}, "0/0: no caption in its .txt or .json"),
         ("None", {"caption": "NULL"}, "0/0: no caption in its .txt or .json"),
         ("", {"caption": {"en": "a dog"}}, "0/0: its JSON is no sample of captions"),

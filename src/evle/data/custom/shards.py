@@ -393,7 +393,9 @@ def _caption_sample(
     if not any(map(says_something, captions)):
         captions = tuple(filter(says_something, _captions(fields, caption_fields or CAPTION_FIELDS)))
     if not captions:
-        raise SampleError(f"{key}: no caption in {' or '.join(caption_fields) or 'its .txt or .json'}")
+        others = ", ".join(sorted(name for name, value in fields.items() if isinstance(value, str | list))[:8])
+        hint = f"; its JSON has {others}: name the one that holds captions as caption_field" if others else ""
+        raise SampleError(f"{key}: no caption in {' or '.join(caption_fields) or 'its .txt or .json'}{hint}")
     return CaptionSample(key, image, captions, match_id=captions[0].casefold())
 
 

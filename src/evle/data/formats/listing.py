@@ -27,6 +27,8 @@ UNREAD_SUFFIXES = {
 OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
 """Tables of kinds that are not read; they are named where no table is found."""
 
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+_PACKED = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # tables that people compress
 _TEXT_TABLES = (".txt", ".token", ".lst", ".list", ".dat", ".tab")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _SNIFFED = 1000  # files without an ending that are opened to see whether they are images
@@ -84,6 +86,8 @@ def other_tables(path: Path) -> list[str]:
         suffix = file.suffix.lower()
         if suffix in OTHER_TABLES and not file.name.startswith("."):
             lines.append(f"{file.name}: of no kind that is read; save it as CSV or JSON lines")
+        elif suffix in _COMPRESSED and Path(file.stem).suffix.lower() in _PACKED and not file.name.startswith("."):
+            lines.append(f"{file.name}: a compressed table; unpack it")
         elif suffix in _TEXT_TABLES and file.is_file() and (sign := _sign_of_table(file)):
             ending = ".tsv" if sign == "\t" else ".csv"
             lines.append(f"{file.name}: looks like a table; rename it to {file.stem}{ending}")

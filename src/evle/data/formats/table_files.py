@@ -44,7 +44,13 @@ def find_table(path: Path, task: str = "captions") -> Path:
         for suffix in TABLE_SUFFIXES:
             if (path / (stem + suffix)).is_file():
                 return path / (stem + suffix)
-    tables = sorted(file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES and file.is_file())
+    tables = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in TABLE_SUFFIXES
+        and file.is_file()
+        and not file.name.startswith(".")  # ._a.csv of macOS
+    )
     if len(tables) == 1:
         return tables[0]
     if tables:
