@@ -112,8 +112,9 @@ class ImageFolder:
         if (number := posixpath.basename(stem if suffix.lower() in IMAGE_SUFFIXES else name)).isdecimal():
             inside = posixpath.dirname(name)
             folder = os.path.join(self.root, inside)
-            if len(found := _files_by_number(folder, _modified(folder)).get(number.lstrip("0"), ())) == 1:
-                return posixpath.join(inside, found[0])
+            numbered = _files_by_number(folder, _modified(folder)).get(number.lstrip("0"), [])
+            if len(numbered) == 1:
+                return posixpath.join(inside, numbered[0])
         return None
 
     def hint_for(self, name: str) -> str:

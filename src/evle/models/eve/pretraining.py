@@ -89,6 +89,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
     """
 
     _tied_weights_keys = {"mlm_head.2.weight": "eve.text_embedding.word.weight"}  # noqa: RUF012
+    codebook: Tensor
 
     def __init__(self, config: EVEConfig):
         if not config.objectives:
