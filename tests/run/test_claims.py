@@ -156,7 +156,10 @@ def test_the_bundled_claims_can_be_read_in_both_forms(name, least):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "claims"),
-    [("claims-eve", "[masked-vqa,pixels,pixels-than-codes,balance-load]"), ("claims-vle", "[types-q2a,one-image-pass]")],
+    [
+        ("claims-eve", "[masked-vqa,pixels,pixels-than-codes,balance-load]"),
+        ("claims-vle", "[types-q2a,one-image-pass]"),
+    ],
 )
 def test_the_bundled_claims_train_in_their_quick_form(name, claims, tmp_path):
     short = ["data.train.count=300", "data.test.count=24", "tokenizer.samples=60", "train.steps=1", "optim.warmup=0"]
