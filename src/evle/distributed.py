@@ -4,6 +4,7 @@ In one process all of it is the identity. Only torch.distributed stands undernea
 Legend: W processes, B_r rows of process r.
 """
 
+import socket
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -28,6 +29,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes files and speaks to the person."""
     return rank() == 0
+
+
+def num_machines() -> int:
+    """The number of machines that the processes run on, by their host names. Every process must call it."""
+    return len(set(gather_objects([socket.gethostname()])))
 
 
 def barrier() -> None:

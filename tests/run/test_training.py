@@ -16,6 +16,7 @@ from evle.run.evaluation import evaluate
 from evle.run.prepare import prepare
 from evle.run.scoring import read_run
 from evle.run.splits import DataConfig, as_list, below_root, read_split
+from evle.run.training import train_run
 from evle.tasks import TASKS
 from evle.transforms.text import train_tokenizer
 from micro import MICRO, SAMPLES, micro_run
@@ -438,3 +439,15 @@ def test_a_run_of_an_earlier_version_resumes_with_the_defaults_of_what_came_afte
     write(file, before)
     with pytest.raises(ConfigError, match=r"a finished run of another configuration \(optim\.lr: .* -> 0\.005\)"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("machines", "words"),
+    [(2, "output=memory://bucket/run: .* choose a folder that all machines share"), (1, r"data\.train is missing")],
+)
+def test_parts_of_a_checkpoint_are_not_scattered_over_machines(machines, words, monkeypatch, tmp_path):
+    monkeypatch.setattr("evle.run.training.num_machines", lambda: machines)
+    monkeypatch.setenv("EVLE_CACHE", str(tmp_path))
+    changes = {"output": "memory://bucket/run", "train": {"shard_checkpoints": True}}
+    with pytest.raises(ConfigError, match=words):
+        train_run(micro_run(tmp_path, "vqa", changes))

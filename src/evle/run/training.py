@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from evle.data.samples import Samples, Split, describe, left_out_by
-from evle.distributed import is_main
+from evle.distributed import is_main, num_machines
 from evle.engine.devices import join_processes
 from evle.engine.lock import locked
 from evle.engine.run_folder import Run
 from evle.engine.steps import FitResult
 from evle.engine.trainer import fit
+from evle.errors import ConfigError
 from evle.models.folders import read_tensors
 from evle.report import Report, plain, write_whole
 from evle.run.by_label import score
@@ -37,7 +38,7 @@ from evle.run.reporting import (
     write_report,
 )
 from evle.share.card import save_card
-from evle.storage import local
+from evle.storage import is_url, local, shown
 from evle.tasks.task import Evaluation, Task
 
 
@@ -63,6 +64,7 @@ def train_run(
         EvleError: whatever a user can cause; the message says what to do.
     """
     join_processes()
+    _refuse_scattered_parts(config)
     asked, folder = config.plain(), local(config.output)
     with locked(folder) if is_main() else nullcontext():
         Run(folder).check(asked, overwrite=overwrite, complete=in_full)  # before anything takes time
@@ -93,6 +95,16 @@ def train_run(
         between = None if config.model.interpolate == 1 else _keep_between(config, ready, run.model_folder)
         write_state(ready.task, run.model_folder)
         return _report_run(config, ready, run, result, between)
+
+
+def _refuse_scattered_parts(config: RunConfig) -> None:
+    """Raise ConfigError where parts of a checkpoint would stay on the machines that wrote them."""
+    scattered = num_machines() > 1 and config.train.shard_checkpoints
+    if scattered and is_url(shown(config.output)):
+        raise ConfigError(
+            f"output={shown(config.output)}: with train.shard_checkpoints on several machines an upload would hold the "
+            "parts of one machine only; choose a folder that all machines share, or set train.shard_checkpoints=false"
+        )
 
 
 def _keep_between(config: RunConfig, ready: Prepared, folder: Path) -> Between:
