@@ -52,7 +52,7 @@ def test_everything_is_counted_and_named(messy):
         assert words in text
 
 
-def test_a_image_named_in_two_splits_leaks(tmp_path):
+def test_an_image_named_in_two_splits_leaks(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.png,x,train\na.png,y,test\n")
     assert check_folder(tmp_path).leaks.lines == ["a.png: in test and train"]
@@ -65,6 +65,16 @@ def test_a_good_folder_is_said_to_be_good(tmp_path):
     assert check.ok
     assert check.lines()[-1] == "every row can be used, but not every split"
     assert "by a hash of the name" in check.lines()[1]
+
+
+def test_splits_of_which_none_is_for_training_are_named_with_the_key(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,x,0\n")
+    check = check_folder(tmp_path)
+    assert check.empty_splits.lines == [
+        "train: no row; name the split to train on with data.train.split=NAME (the table's: 0)"
+    ]
+    assert check.lines()[-1] == "every row can be used, but not every split"
 
 
 def test_questions_are_checked_too(tmp_path):

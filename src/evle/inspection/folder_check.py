@@ -28,7 +28,7 @@ from evle.data.custom.columns import (
 )
 from evle.data.custom.folder import read_folder
 from evle.data.custom.image_folder import ImageFolder
-from evle.data.custom.table import IMAGE_FIELDS, TableRows, unusual_splits
+from evle.data.custom.table import IMAGE_FIELDS, TableRows, names_split, unusual_splits
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.listing import list_folder
 from evle.data.formats.table_files import find_table
@@ -233,6 +233,11 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
         if number >= 0:
             of_image[code].append(split_names[number])
     per_image = Counter(name for each in of_image for name in each)
+    if rows.by_column and split_names and not names_split("train", split_names):
+        check.empty_splits.add(
+            f"train: no row; name the split to train on with data.train.split=NAME (the table's: "
+            f"{', '.join(split_names[:5])})"
+        )
     expected = split_names if rows.by_column else SPLITS
     check.splits = {name: per_image[name] for name in expected}
     for name in expected:

@@ -199,6 +199,18 @@ def split_named(wanted: str, names: Sequence[str], origin: str) -> str:
     raise DataError(f"{origin}: no split {wanted!r}; {nearest(wanted, names)}")
 
 
+def names_split(wanted: str, names: Sequence[str]) -> bool:
+    """Whether one of the names means the split `wanted`.
+
+    >>> names_split("train", ["Training", "val"]), names_split("train", ["0", "1"])
+    (True, False)
+    """
+    try:
+        return bool(split_named(wanted, names, ""))
+    except DataError:
+        return False
+
+
 def _one_form(name: str) -> str:
     """One name for the spellings of a split: "Val" and "validation" are one; "dev" may be another split beside them."""
     form = name.strip().casefold()
