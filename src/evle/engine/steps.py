@@ -18,6 +18,7 @@ from evle.distributed import gather_objects, host_sum, is_main, rank, world_size
 from evle.engine import checkpoint, sharded
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.checkpoint import Average, Position
+from evle.engine.contrast_memory import ContrastMemory
 from evle.engine.devices import IGNORED, build_accelerator, checkpoint_activations, divide_experts
 from evle.engine.failures import Diverged
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, skip_update_unless_finite
@@ -106,6 +107,7 @@ class Training:
         # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
         self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
         self.average = Average(self.bare, train.ema) if train.ema else None
+        self.memory = ContrastMemory(self.bare, train.contrast_memory) if train.contrast_memory else None
         if folder:
             self._resume(folder)
 
@@ -134,6 +136,9 @@ class Training:
         if self.average is not None and is_whole:
             where = folder / "ema.safetensors"
             self.average.load(checkpoint.read_tensors(where), str(where))
+        if self.memory is not None:
+            where = folder / "memory.safetensors"
+            self.memory.load(checkpoint.read_tensors(where), str(where))
         if self.accelerator.scaler is not None and self.at.scaler:
             self.accelerator.scaler.load_state_dict(self.at.scaler)
 
@@ -154,7 +159,8 @@ class Training:
         for index, (batch, share) in enumerate(zip(group, shares, strict=True)):
             is_last = index == len(group) - 1
             sync = contextlib.nullcontext() if is_last else accelerator.no_sync(self.model)
-            with sync, cached.comparing(index, sum(shares) / share):
+            remembered = self.memory.comparing() if self.memory is not None else contextlib.nullcontext()
+            with sync, remembered, cached.comparing(index, sum(shares) / share):
                 outputs = self.model(**cached.with_ids(self._ready(batch, index), index))
                 accelerator.backward(outputs.loss * share)
             for name, value in {"loss": outputs.loss, **outputs.losses}.items():
@@ -189,7 +195,8 @@ class Training:
     def _ready(self, batch: Batch, index: int) -> Batch:
         """Micro-batch `index` of the step on the device, before a pass that draws the same numbers each time."""
         torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        return batch if self.memory is None else self.memory.with_ids(batch, self.at.step)
 
     def settle(self) -> None:
         """Read the numbers of the last step, if that is still to be done. Raises Diverged."""
@@ -301,6 +308,7 @@ class Training:
         weights = checkpoint.model_state(self.bare, self.scalars)
         moments = checkpoint.optimizer_state(self.optimizer.optimizer)
         averages = self.average.state() if self.average is not None else None
+        memory = self.memory.state() if self.memory is not None else None
         position = at.to_json()
 
         def write(folder: Path) -> None:
@@ -308,6 +316,8 @@ class Training:
             checkpoint.write_optimizer(moments, folder / "optimizer.safetensors")
             if averages is not None:
                 checkpoint.write_tensors(averages, folder / "ema.safetensors")
+            if memory is not None:
+                checkpoint.write_tensors(memory, folder / "memory.safetensors")
             (folder / "state.json").write_text(position, encoding="utf-8")
             checkpoint.write_sums(folder)
 

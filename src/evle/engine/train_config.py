@@ -38,6 +38,9 @@ class TrainConfig(Config):
     """Compile the model with torch.compile: slow to start, then faster."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of averaged weights, which are then evaluated and kept; 0 disables averaging."""
+    contrast_memory: int = Field(0, ge=0)
+    """Pairs of earlier steps whose embeddings contrast compares with, as further negatives: a small batch then learns
+    as from a large one (Wang et al. 2020). For steps of one micro-batch."""
     eval_every: Every = "epoch"
     """Steps between validations, or epoch; 0 validates at the end only."""
     save_every: Every = 500
@@ -76,6 +79,8 @@ class TrainConfig(Config):
                 f"expert_parallel={self.expert_parallel}: tokens that travel between processes cannot be compiled; set "
                 "compile=false"
             )
+        if self.contrast_memory and (self.accumulation > 1 or self.shard_checkpoints):
+            raise ValueError("contrast_memory works with accumulation=1 and shard_checkpoints=false alone")
         for name in ("eval_every", "save_every"):
             value = getattr(self, name)
             if value != "epoch" and value < 0:

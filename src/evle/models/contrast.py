@@ -89,6 +89,24 @@ class StepContrast:
         return _scaled_gradient(loss, self._weight)
 
 
+class PastContrast:
+    """The embeddings of the last `size` pairs that earlier steps saw, as further columns of contrast.
+
+    They are those of slightly older weights, which change little from step to step, and get no gradient.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.rows: Embedded | None = None
+
+    def loss(self, own: Embedded, gathered: Embedded, temperature: Tensor) -> Tensor:
+        """The ITC loss of `own` rows against those of this step and of the past; the step then joins the past."""
+        others = gathered if self.rows is None else Embedded.joined([gathered, self.rows])
+        loss = compare(own, others, temperature).loss
+        self.rows = Embedded(*(each[: self.size] for each in others.detached()))
+        return loss
+
+
 def _scaled_gradient(value: Tensor, factor: float) -> Tensor:
     """`value` itself, through which gradients are multiplied by `factor`."""
     return value.detach() + (value - value.detach()) * factor
@@ -99,7 +117,7 @@ class ContrastHead(nn.Module):
 
     `pooling` selects what is projected: "cls", the first token of each modality, or "mean", the means of the patch
     states and of the real text tokens. While a step has several micro-batches, `step` holds what they
-    share; otherwise it is None.
+    share; while training remembers earlier steps, `past` holds these; otherwise they are None.
     """
 
     def __init__(self, width: int, dimension: int, pooling: str, temperature_init: float):
@@ -109,6 +127,7 @@ class ContrastHead(nn.Module):
         self.text_projection = nn.Linear(width, dimension, bias=False)
         self.temperature = nn.Parameter(torch.tensor(temperature_init))
         self.step: StepContrast | None = None
+        self.past: PastContrast | None = None
 
     @property
     def only_records(self) -> bool:
@@ -120,7 +139,8 @@ class ContrastHead(nn.Module):
     ) -> Contrast:
         """ITC of single-modality states (B, P, D) and (B, T, D) over all processes; pairs of id -100 are left out.
 
-        With `step`, the loss is over all micro-batches of the step, and the similarities over this one.
+        With `step`, the loss is over all micro-batches of the step, and the similarities over this one; with `past`,
+        the loss is also over pairs of earlier steps.
         """
         dtype = self.temperature.dtype
         with torch.autocast(image_hidden.device.type, enabled=False):
@@ -132,6 +152,8 @@ class ContrastHead(nn.Module):
             contrast = compare(own, gathered, temperature)
             if self.step is not None:
                 contrast = contrast._replace(loss=self.step.loss(own, gathered, temperature))
+            elif self.past is not None:
+                contrast = contrast._replace(loss=self.past.loss(own, gathered, temperature))
         return contrast
 
     def embed_image(self, image_hidden: Tensor) -> Tensor:
