@@ -1,4 +1,4 @@
-"""A rehearsal says what a run needs, holds and costs, without an optimizer, and what is missing, with the cure."""
+"""A rehearsal says what a run needs, holds and costs, and what is missing, with the cure."""
 
 import pytest
 import torch
@@ -7,12 +7,16 @@ from typer.testing import CliRunner
 from evle.cli import main as cli
 from evle.config import dump_yaml
 from evle.data.sources import read_source
+from evle.engine.optim import MuonAdamW
+from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
+from evle.models.contrast import ContrastHead
 from evle.run import dry_run
 from evle.run import measuring as rehearsal
 from evle.run.config import read_recipe
 from evle.run.dry_run import rehearse
-from evle.run.measuring import TensorBytes
+from evle.run.measuring import TensorBytes, Tried, micro_batch_seconds, second_rows, step_seconds
+from evle.run.prepare import prepare
 from micro import micro_run
 
 SCENES = {"data": {"train": {"source": "scenes", "count": 32, "size": 24}}}
@@ -92,6 +96,70 @@ def test_a_batch_that_takes_long_is_taken_from_smaller_ones(tmp_path, monkeypatc
     monkeypatch.setattr(rehearsal, "PATIENCE", 0.0)
     lines = "\n".join(rehearse(micro_run(tmp_path / "run", "vqa", SCENES)).lines)
     assert "for 8 rows, extrapolated from batches of 2 and 4" in lines
+
+
+def tried(rows: int, seconds: float) -> Tried:
+    """A batch that takes 0.01 s to read and 1,000 bytes per row, and an optimizer's step of 0.5 s."""
+    return Tried(rows, 0.01 * rows, seconds, 0.5, 0, 1000 * rows, 0, 5, 7, {})
+
+
+def test_the_time_that_does_not_grow_with_the_rows_is_counted_once():
+    # 1 s for a batch and 0.1 s for each row
+    assert micro_batch_seconds([tried(2, 1.2), tried(4, 1.4)], 64) == pytest.approx(1 + 6.4)
+    # a larger batch that happened to be faster says nothing about a row
+    assert micro_batch_seconds([tried(2, 1.5), tried(4, 1.4)], 64) == pytest.approx(1.4)
+    # and one that was slower than its rows explain is not made of negative time
+    assert micro_batch_seconds([tried(2, 0.1), tried(4, 1.0)], 64) == pytest.approx(0.25 * 64)
+
+
+def test_the_second_batch_is_as_large_as_patience_and_memory_are_enough_for(monkeypatch):
+    monkeypatch.setattr(rehearsal, "PATIENCE", 30.0)
+    first = tried(2, 0.18)  # 0.1 s per row with reading
+    assert second_rows(first, 64, free=2**40) == 64
+    assert second_rows(first, 2048, free=2**40) == 300
+    assert second_rows(first, 2048, free=100_000) == 70  # of 1,000 bytes, in seven tenths of the memory
+    assert second_rows(tried(2, 1000.0), 64, free=2**40) == 4
+
+
+def test_data_workers_read_meanwhile_only_where_cpus_are_free():
+    def step(workers: int, busy: int, cpus: int, accumulation: int = 1) -> float:
+        train = TrainConfig(steps=1, batch_size=64, num_workers=workers, accumulation=accumulation)
+        return step_seconds([tried(2, 0.2), tried(8, 0.8)], train, 8, busy, cpus)
+
+    # 0.8 s to compute, 0.5 s of the optimizer, 0.08 s to read
+    assert step(workers=0, busy=1, cpus=8) == pytest.approx(1.38)
+    assert step(workers=1, busy=1, cpus=8) == pytest.approx(1.3)
+    assert step(workers=1, busy=1, cpus=1) == pytest.approx(1.38)
+    assert step(workers=1, busy=2, cpus=2) == pytest.approx(1.34)
+    assert step(workers=0, busy=1, cpus=8, accumulation=8) == pytest.approx(8 * 0.88 + 0.5)
+
+
+def test_the_optimizer_of_the_recipe_is_timed_and_leaves_the_weights(tmp_path, monkeypatch):
+    config = micro_run(tmp_path / "run", "vqa", {**SCENES, "optim": {"muon": [r"layers\."]}})
+    ready = prepare(config)
+    model = ready.loaded.model
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    steps = []
+    step = MuonAdamW.step
+    monkeypatch.setattr(MuonAdamW, "step", lambda self: steps.append(step(self)))
+    rehearsal.try_batches(ready, config, model, [])
+    assert steps
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_the_pass_that_records_embeddings_is_timed_too(tmp_path, monkeypatch):
+    """A contrast over several micro-batches takes a pass more for each of them."""
+    passes = {}
+    for accumulation in (1, 2):
+        config = micro_run(tmp_path / "run", "retrieval", {**SCENES, "train": {"accumulation": accumulation}})
+        ready, count = prepare(config), []
+        head = next(each for each in ready.loaded.model.modules() if isinstance(each, ContrastHead))
+        head.register_forward_pre_hook(lambda *_, count=count: count.append(torch.is_grad_enabled()))
+        rehearsal.try_batches(ready, config, ready.loaded.model, [])
+        passes[accumulation] = count.count(False)
+    assert passes[1] == 0
+    assert passes[2] > 0
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path):

@@ -16,11 +16,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.config import dump_yaml
 from evle.data.samples import SPLITS, Samples, Split
-from evle.distributed import world_size
+from evle.distributed import num_machines, world_size
 from evle.engine.checkpoint import model_state
 from evle.engine.devices import join_processes
 from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, EvleError
+from evle.machine import usable_cpus
 from evle.models.folders import is_hub_name, model_folder
 from evle.models.loading import without_bars
 from evle.run.config import STAGE, RunConfig, Stage, Stages, task_class
@@ -33,6 +34,7 @@ from evle.run.measuring import (
     activation_bytes,
     free_bytes,
     micro_batch_seconds,
+    step_seconds,
     try_batches,
 )
 from evle.run.prepare import Prepared, prepare
@@ -115,6 +117,7 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     missing and the run still could not start: a loss is not finite, or a batch cannot be split over the processes.
     """
     device = join_processes()
+    cpus = max(1, usable_cpus() * num_machines() // world_size())  # of one process
     samples, lacking = _read(config)
     found = Rehearsal(missing=[*_missing(config), *lacking])
     size = _size(config)
@@ -150,7 +153,7 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
         f"{world_size()} processes x {ready.train.accumulation} micro-batches x {micro} rows",
     ]
     if tried:
-        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device)
+        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device, cpus)
     else:
         found.lines += [
             f"memory: {_fixed(num_parameters)}, beside activations",
@@ -253,16 +256,15 @@ def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfi
 
 
 def _measured(
-    tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device
+    tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device, cpus: int
 ) -> list[str]:
     """Tokens, memory, time and losses, extrapolated from the two batches if neither is a whole micro-batch."""
     first, last = tried
     activations = activation_bytes(tried, micro)
     seconds = micro_batch_seconds(tried, micro)
-    step = train.accumulation * seconds + last.optimizer_seconds
     read = last.read_seconds / last.rows
-    reading = micro * train.accumulation * read / max(1, train.num_workers)
-    step = max(step, reading) if train.num_workers else step + reading
+    busy = torch.get_num_threads() if device.type == "cpu" else 1
+    step = step_seconds(tried, train, micro, busy, cpus)
     hours = steps * step / 3600
     how = "" if last.rows == micro else f", extrapolated from batches of {first.rows} and {last.rows}"
     tokens = last.image_tokens + last.text_tokens

@@ -22,7 +22,10 @@ from transformers import PreTrainedModel
 
 from evle.data.loader import Loader
 from evle.distributed import world_size
+from evle.engine.cached_contrast import CachedContrast
 from evle.engine.devices import checkpoint_activations
+from evle.engine.optim import OptimConfig, build_optimizer
+from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
 from evle.run.config import RunConfig
 from evle.run.prepare import Prepared
@@ -74,12 +77,34 @@ def activation_bytes(tried: Sequence[Tried], rows: int) -> float:
 
 
 def micro_batch_seconds(tried: Sequence[Tried], rows: int) -> float:
-    """Seconds of forward and backward on `rows` rows."""
-    return tried[-1].seconds * rows / tried[-1].rows
+    """Seconds of forward and backward on `rows` rows: of a batch as a whole, and of each further row.
+
+    In a small model most of a small batch's time does not grow with its rows.
+    """
+    first, last = tried[0], tried[-1]
+    per_row = last.seconds / last.rows
+    if last.rows > first.rows:
+        per_row = min(per_row, max(0.0, (last.seconds - first.seconds) / (last.rows - first.rows)))
+    return last.seconds + per_row * (rows - last.rows)
+
+
+def step_seconds(tried: Sequence[Tried], train: TrainConfig, rows: int, busy: int, cpus: int) -> float:
+    """Seconds of one optimizer step of micro-batches of `rows` rows, with reading.
+
+    Data workers read while the model computes, as far as CPUs are free: `cpus` can be used, and the computation keeps
+    `busy` of them occupied.
+    """
+    last = tried[-1]
+    computing = train.accumulation * micro_batch_seconds(tried, rows) + last.optimizer_seconds
+    reading = train.accumulation * rows * last.read_seconds / last.rows
+    if not train.num_workers:
+        return computing + reading
+    return max(computing, reading / train.num_workers, (min(busy, cpus) * computing + reading) / cpus)
 
 
 def try_batches(ready: Prepared, config: RunConfig, model: PreTrainedModel, skipped: list[str]) -> list[Tried]:
-    """Try a batch of `FIRST_ROWS`, then a whole micro-batch if it is quick and fits, else a batch twice the size."""
+    """Try a batch of `FIRST_ROWS`, then a whole micro-batch, or as much of it as is quick and fits (at least twice the
+    first)."""
     train = ready.train
     micro = train.micro_batch_size(world_size())
     model.train()
@@ -88,11 +113,16 @@ def try_batches(ready: Prepared, config: RunConfig, model: PreTrainedModel, skip
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     first = _try_rows(ready, config, model, min(FIRST_ROWS, micro), skipped)
-    whole = micro / first.rows
-    quick = whole * (first.seconds + first.read_seconds) <= PATIENCE
-    fits = whole * first.peak + first.weight_peak <= USABLE * free_bytes(model.device)
-    rows = micro if quick and fits else min(2 * first.rows, micro)
+    rows = second_rows(first, micro, free_bytes(model.device))
     return [first, _try_rows(ready, config, model, rows, skipped, with_optimizer=True)]
+
+
+def second_rows(first: Tried, micro: int, free: int) -> int:
+    """The rows of the second batch: `micro`, or as many as PATIENCE and the share USABLE of `free` bytes are enough
+    for, if each row costs as much as one of the first batch; at least twice the first."""
+    quick = PATIENCE / (first.seconds + first.read_seconds)
+    fits = (USABLE * free - first.weight_peak) / max(1, first.peak)
+    return min(micro, max(2 * first.rows, int(first.rows * min(quick, fits))))
 
 
 def _try_rows(
@@ -128,7 +158,15 @@ def _try_rows(
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(f"a loss of the first batches is not finite: {losses}")
     peak, weight_peak = peaks()
-    seconds = _timed(step, model.device)
+
+    def whole_step() -> None:
+        cached = CachedContrast(model, ready.train.accumulation)
+        if cached.heads:  # a pass before it records the embeddings
+            with torch.no_grad(), cached.recording(), autocast(model, precision):
+                model(**batch)
+        step()
+
+    seconds = _timed(whole_step, model.device)
     pixels, text = batch["pixel_values"].shape, batch["attention_mask"]
     images = math.prod(pixels[:-3]) / pixels[0]
     patches = (pixels[-1] // model.config.patch_size) * (pixels[-2] // model.config.patch_size)
@@ -136,7 +174,7 @@ def _try_rows(
         rows=pixels[0],
         read_seconds=read_seconds,
         seconds=seconds,
-        optimizer_seconds=_optimizer_seconds(model) if with_optimizer else 0.0,
+        optimizer_seconds=_optimizer_seconds(model, config.optim) if with_optimizer else 0.0,
         operations=counter.get_total_flops(),
         peak=peak,
         weight_peak=weight_peak,
@@ -158,20 +196,31 @@ def _timed(step: Callable[[], Any], device: torch.device) -> float:
     return sorted(seconds)[len(seconds) // 2]
 
 
-def _optimizer_seconds(model: PreTrainedModel) -> float:
-    """Seconds of one step of AdamW with the norm of the gradients, timed on the largest weight and scaled to all."""
-    largest = max(model.parameters(), key=lambda each: each.numel())
-    weight = largest.detach().clone().requires_grad_()
-    weight.grad = torch.zeros_like(weight)
-    optimizer = torch.optim.AdamW([weight], fused=model.device.type == "cuda")
+def _optimizer_seconds(model: PreTrainedModel, optim: OptimConfig) -> float:
+    """Seconds of one step of the run's optimizer and of the norm of the gradients; the weights stay as they are.
+
+    Where the moments do not fit, AdamW is timed on the largest weight and scaled to all.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = [parameter.numel() for parameter in trained]
+    share, fused = 1.0, model.device.type in ("cpu", "cuda")
+    if sum(sizes) * (FIXED_BYTES - HELD_BYTES) <= USABLE * free_bytes(model.device):
+        optimizer = build_optimizer(model, optim, fused=fused)
+    else:
+        largest = max(trained, key=lambda each: each.numel())
+        weight = largest.detach().clone().requires_grad_()
+        weight.grad = torch.zeros_like(weight)
+        optimizer, trained, share = torch.optim.AdamW([weight], fused=fused), [weight], sum(sizes) / weight.numel()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     optimizer.step()  # its first step creates the moments
 
     def step() -> None:
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
-    tensors = [parameter.numel() for parameter in model.parameters()]
-    return _timed(step, model.device) * sum(tensors) / weight.numel() + OVERHEAD * len(tensors)
+    seconds = _timed(step, model.device)
+    return seconds if share == 1.0 else seconds * share + OVERHEAD * len(sizes)
 
 
 def _attention(query: Any, key: Any, *_: Any, **__: Any) -> int:
