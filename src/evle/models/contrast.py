@@ -49,7 +49,8 @@ def compare(own: Embedded, others: Embedded, temperature: Tensor) -> Contrast:
     """Contrast of `own` rows with `others`, which hold them; pairs of id -100 are left out of the loss."""
     image_to_text = own.image @ others.text.T / temperature
     text_to_image = own.text @ others.image.T / temperature
-    rows, columns = own.match_ids != objectives.IGNORE, others.match_ids != objectives.IGNORE
+    # Indices, not masks: each mask's number of rows is a value that an accelerator is waited for, once per use.
+    rows, columns = ((each.match_ids != objectives.IGNORE).nonzero().squeeze(1) for each in (own, others))
     targets = objectives.match_targets(own.match_ids[rows], others.match_ids[columns])
     loss = objectives.itc(image_to_text[rows][:, columns], text_to_image[rows][:, columns], targets)
     return Contrast(loss, image_to_text, text_to_image)

@@ -91,10 +91,11 @@ def match_pairs(
         all_pixels = all_gather(pairs.pixel_values)
         all_ids, all_masks = gather_text(input_ids, attention_mask, pad)
         length = all_ids.shape[1] - input_ids.shape[1]
-        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)[exists]
-        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[exists]
-        own_pixels = pairs.pixel_values[exists]
-        texts, images = texts[exists], images[exists]
+        kept = exists.nonzero().squeeze(1)
+        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)[kept]
+        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[kept]
+        own_pixels = pairs.pixel_values[kept]
+        texts, images = texts[kept], images[kept]
     if not len(own_ids):
         states = torch.zeros(0, eve.config.hidden_size, dtype=float_dtype(head), device=input_ids.device)
         return Matching(head(states), pairs.match_ids.new_zeros(0), None)  # a loss of 0 that has a gradient path

@@ -110,7 +110,8 @@ def pair_negatives(
     Returns which pairs have a negative, (B,); these add 2 N rows.
     """
     drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities, wrong_texts)
-    drawn_texts, drawn_images = drawn_texts[has_negative], drawn_images[has_negative]
+    kept = has_negative.nonzero().squeeze(1)
+    drawn_texts, drawn_images = drawn_texts[kept], drawn_images[kept]
     if world_size() == 1:
         other_texts, other_images = texts[drawn_texts], images[drawn_images]
     else:
@@ -121,8 +122,8 @@ def pair_negatives(
         other_images = batch.add_images(batch.vle.encode_image(all_pixels[drawn_images]))
     batch.pair(
         "negatives",
-        torch.cat([images[has_negative], other_images]),
-        torch.cat([other_texts, texts[has_negative]]),
+        torch.cat([images[kept], other_images]),
+        torch.cat([other_texts, texts[kept]]),
         Reads(pooled=True),
     )
     return has_negative

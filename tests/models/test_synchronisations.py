@@ -1,0 +1,94 @@
+"""Values of tensors that a training step reads, each of which makes the host wait for an accelerator.
+
+Counted on a CPU by operator, with the checks and short cuts switched off that the models take on a CPU alone. For each
+pass with padding, transformers reads a value of its own to see whether a mask is needed; it is not counted here.
+"""
+
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import eve_models
+import vle_models
+from evle.models.eve import EVEForNLVR2, EVEForRetrieval, EVEForVQA
+from evle.models.vle import VLEForNLVR2, VLEForRetrieval, VLEForVQA
+
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount")
+"""Operators whose result, or its shape, depends on values."""
+LABELS = torch.tensor([0, 1, 1])
+
+
+class Reads(TorchDispatchMode):
+    """Lists where values are read: the file of the innermost call outside of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.files: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        is_by_mask = name.startswith("index") and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool
+            for indices in args
+            if isinstance(indices, (list, tuple))
+            for each in indices
+        )
+        if name in READS or is_by_mask:
+            frames = [frame.filename for frame in traceback.extract_stack()[:-1]]
+            outside = [name for name in frames if "/torch/" not in name]
+            self.files.append(Path(outside[-1]).name)
+        return func(*args, **(kwargs or {}))
+
+
+def two_images(inputs):
+    return {**inputs, "pixel_values": torch.stack([inputs["pixel_values"]] * 2, dim=1), "labels": LABELS}
+
+
+def eve(model_class):
+    model = eve_models.build(model_class, hidden_size=32, intermediate_size=64)
+    model.set_experts_implementation("batched_mm")
+    return model
+
+
+def values_read(model, inputs, monkeypatch):
+    """The files in which a training step of `model` reads values, as on an accelerator."""
+    monkeypatch.setattr("evle.objectives.is_eager_cpu", lambda device: False)
+    monkeypatch.setattr("evle.models.eve.routing.SoftRouter.removes_padding", lambda *_: False)
+    with Reads() as reads:
+        model.train()(**inputs).loss.backward()
+    return [name for name in reads.files if name not in ("masking_utils.py", "padding.py")]
+
+
+def test_values_that_are_read_are_counted():
+    with Reads() as reads:
+        values = torch.arange(3)
+        float(values[1])
+        values[values > 1]
+        values[torch.tensor([0, 2])]
+    assert len(reads.files) == 2
+
+
+@pytest.mark.parametrize("model_class", [EVEForVQA, EVEForNLVR2, VLEForVQA, VLEForNLVR2])
+def test_a_step_of_a_classifying_head_reads_no_value(model_class, monkeypatch):
+    family = eve_models if model_class.__name__.startswith("EVE") else vle_models
+    model = eve(model_class) if family is eve_models else family.build(model_class)
+    inputs = family.batch()
+    if "NLVR2" in model_class.__name__:
+        inputs = two_images(inputs)
+    else:
+        inputs["labels"] = torch.eye(3, model.config.num_labels)
+    assert values_read(model, inputs, monkeypatch) == []
+
+
+@pytest.mark.parametrize("model_class", [EVEForRetrieval, VLEForRetrieval])
+def test_a_step_of_retrieval_reads_only_which_pairs_are_left_out(model_class, monkeypatch):
+    """Contrast leaves out rows and columns by their ids, and matching leaves out pairs without a negative."""
+    family = eve_models if model_class is EVEForRetrieval else vle_models
+    model = eve(model_class) if family is eve_models else family.build(model_class)
+    files = Counter(values_read(model, family.batch(), monkeypatch))
+    matching = {"heads.py": 1} if family is eve_models else {"matching.py": 2, Path(__file__).name: 1}
+    assert files == {"contrast.py": 2, **matching}  # what this file calls is the backward pass
