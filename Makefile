@@ -1,8 +1,8 @@
 # Two commands do everything: `make quickstart` and `make test`. Both build .venv first when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-FAST := tests/test_floors.py tests/test_config.py tests/test_objectives.py tests/test_metrics.py tests/transforms tests/report \
-	tests/data tests/tasks/test_answers.py tests/models/test_attention.py tests/models/test_eve_routing.py
+FAST := tests/test_floors.py tests/test_language.py tests/test_config.py tests/test_objectives.py tests/transforms tests/report \
+	tests/data/formats tests/data/custom/test_folder.py tests/tasks/test_answers.py tests/models/test_attention.py
 
 .PHONY: install quickstart test test-fast test-all lint coverage docs wheel-test clean
 .DELETE_ON_ERROR:

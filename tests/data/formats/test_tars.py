@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evle.data.formats import tars
 from evle.data.formats.listing import IMAGE_SUFFIXES
-from evle.data.formats.tars import index_of, tar_members
+from evle.data.formats.tars import _File, index_of, tar_members
 from evle.errors import DataError, SampleError
 from tars import caption_members, encoded, write_tar
 
@@ -73,6 +73,13 @@ def test_members_of_a_sample_are_read_at_their_places(tmp_path):
     member = pickle.loads(pickle.dumps(index.member(entry.image)))
     assert member.read() == encoded(4)
     assert str(member) == f"{tmp_path / '0.tar'} at byte {entry.image.offset:,}"
+
+
+def test_a_file_that_falls_out_of_the_cache_stays_open_while_it_is_read(tmp_path, monkeypatch):
+    index = index_of(str(write_tar(tmp_path / "0.tar", caption_members(0))))
+    expected = index.member(index[0].image).read()
+    monkeypatch.setattr("evle.data.formats.tars._opened", lambda path, stamp: _File(path))  # no cache holds it
+    assert index.member(index[0].image).read() == expected
 
 
 def test_threads_read_the_same_file_at_once(tmp_path):

@@ -159,7 +159,8 @@ def read_at(path: str, stamp: str, offset: int, size: int) -> bytes:
     if is_remote(path):
         files, inside = fsspec.url_to_fs(path)
         return files.cat_file(inside, start=offset, end=offset + size)
-    return os.pread(_opened(path, stamp).fileno(), size, offset)
+    file = _opened(path, stamp)  # held until it is read: another thread may push it out of the cache meanwhile
+    return os.pread(file.fileno(), size, offset)
 
 
 class _File(FileIO):
