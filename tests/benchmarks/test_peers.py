@@ -62,6 +62,7 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_answers_to_questions_about_scenes_are_compared_too(module, images, capsys, monkeypatch):
     questions = module("questions")
     monkeypatch.setattr(questions, "BATCH", 4)

@@ -109,6 +109,11 @@ def recipe(tmp_path: Path, **changes: object) -> Path:
     return file
 
 
+@pytest.mark.parametrize(
+    "base",
+    ["memory", "s3", pytest.param("file", marks=pytest.mark.slow), pytest.param("hdfs", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_training_reads_and_writes_urls(base, tmp_path):
     images = upload(photos(tmp_path / "photos"), join(base, "photos"))
     source = {"source": "folder", "path": images}
