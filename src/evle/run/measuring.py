@@ -208,7 +208,7 @@ def _optimizer_seconds(model: PreTrainedModel, optim: OptimConfig) -> float:
         optimizer = build_optimizer(model, optim, fused=fused)
     else:
         largest = max(trained, key=lambda each: each.numel())
-        weight = largest.detach().clone().requires_grad_()
+        weight = torch.nn.Parameter(largest.detach().clone())
         weight.grad = torch.zeros_like(weight)
         optimizer, trained, share = torch.optim.AdamW([weight], fused=fused), [weight], sum(sizes) / weight.numel()
     for group in optimizer.param_groups:
