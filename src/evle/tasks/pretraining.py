@@ -106,7 +106,7 @@ class PreTrainingTask(Task):
     options: PreTrainingConfig
     classes: tuple[str, ...] = ()
     keeps_codes = False
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def prepare(self, samples: Sequence[Sample], config: PreTrainedConfig) -> None:
         """Collect the classes of objects, the most frequent first, if MPC is an objective. Raises ConfigError for a
@@ -150,10 +150,10 @@ class PreTrainingTask(Task):
         codebook = dict(model.named_buffers()).get("codebook")
         if codebook is None or codebook.is_meta or (self.keeps_codes and codebook.any()):
             return
-        self.told = (learn_codes(self, model, samples),)
+        self.remarks = (learn_codes(self, model, samples),)
 
     def notes(self) -> list[str]:
-        return list(self.told)
+        return list(self.remarks)
 
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)

@@ -74,9 +74,8 @@ class SwapsTask(RetrievalTask):
         if len(batch["pixel_values"]) == len(batch["input_ids"]):  # in training
             batch["match_ids"] = number_ids([match for each in features for match in each["match"]])
             if self._matches and self.options.negatives == "swaps":
-                batch["wrong_texts"] = (
-                    torch.arange(len(batch["input_ids"])) ^ 1
-                )  # both captions of a set are neighbours
+                # Both captions of a set are neighbours.
+                batch["wrong_texts"] = torch.arange(len(batch["input_ids"])) ^ 1
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
