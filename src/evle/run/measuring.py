@@ -201,14 +201,14 @@ def _optimizer_seconds(model: PreTrainedModel, optim: OptimConfig) -> float:
 
     Where the moments do not fit, AdamW is timed on the largest weight and scaled to all.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained: list[torch.Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in trained]
     share, fused = 1.0, model.device.type in ("cpu", "cuda")
     if sum(sizes) * (FIXED_BYTES - HELD_BYTES) <= USABLE * free_bytes(model.device):
         optimizer = build_optimizer(model, optim, fused=fused)
     else:
         largest = max(trained, key=lambda each: each.numel())
-        weight = torch.nn.Parameter(largest.detach().clone())
+        weight = largest.detach().clone().requires_grad_()
         weight.grad = torch.zeros_like(weight)
         optimizer, trained, share = torch.optim.AdamW([weight], fused=fused), [weight], sum(sizes) / weight.numel()
     for group in optimizer.param_groups:
