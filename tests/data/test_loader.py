@@ -1,7 +1,9 @@
 """What a run sees is a function of seed, epoch and sample key: not of workers, ranks, or where it was interrupted."""
 
+import gc
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -230,3 +232,22 @@ def test_the_hash_of_the_data_sees_replaced_images(tmp_path):
     assert len({before, other_size, other_time, hash_samples({"train": samples()})}) == 4
     drawn = [CaptionSample("a", b"bytes", ("x",))]
     assert hash_samples({"train": drawn}) == hash_samples({"train": drawn})
+
+
+def _collects_garbage(sample, rng):
+    sys.unraisablehook = lambda found: os.write(2, f"{found.exc_value}".encode())  # pytest's own would keep silent
+    gc.collect()
+    return sample.key
+
+
+def test_workers_do_not_complain_of_those_of_a_loader_before(capfd):
+    gc.disable()  # the memory of the loader before is freed by the collection below, no sooner
+    try:
+        ended = loader(num_workers=1)
+        list(ended.batches(0))
+        ended.cycle = ended
+        del ended
+        list(Loader(samples(4), _collects_garbage, list, batch_size=2, seed=0, num_workers=1).batches(0))
+    finally:
+        gc.enable()
+    assert capfd.readouterr().err == ""

@@ -4,6 +4,7 @@ So a run resumes exactly from (epoch, batch) alone, and one process with batches
 of 8 each.
 """
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class Loader:
                 yield self._maker[item]
             return
         if self._workers is None:
+            gc.collect()  # or a worker would find a dead loader's processes in its copy of memory, and complain of them
             self._workers = DataLoader(
                 self._maker,
                 batch_size=None,
