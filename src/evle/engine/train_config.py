@@ -41,6 +41,10 @@ class TrainConfig(Config):
     contrast_memory: int = Field(0, ge=0)
     """Pairs of earlier steps whose embeddings contrast compares with, as further negatives: a small batch then learns
     as from a large one (Wang et al. 2020). For steps of one micro-batch."""
+    cache_towers: int = Field(0, ge=0)
+    """Views of each sample (an augmented image with a text) whose tower states are computed once, before the first
+    step, and held in memory; each epoch draws one of them. 0 runs the towers in each step. For VLE with both towers
+    frozen, in one process; the towers then run without dropout. An image that is not varied is read once."""
     eval_every: Every = "epoch"
     """Steps between validations, or epoch; 0 validates at the end only."""
     save_every: Every = 500
@@ -81,6 +85,8 @@ class TrainConfig(Config):
             )
         if self.contrast_memory and (self.accumulation > 1 or self.shard_checkpoints):
             raise ValueError("contrast_memory works with accumulation=1 and shard_checkpoints=false alone")
+        if self.cache_towers and (self.compile or self.teraflops is not None):
+            raise ValueError("cache_towers works with compile=false and a length in steps or epochs alone")
         for name in ("eval_every", "save_every"):
             value = getattr(self, name)
             if value != "epoch" and value < 0:

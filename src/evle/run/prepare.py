@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from evle.data.loader import Loader
+from evle.data.loader import FeatureFunction, Loader
 from evle.data.samples import Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
 from evle.engine.operations import operations_per_batch
@@ -33,6 +33,7 @@ class Prepared:
     task: Task
     loaded: Loaded
     samples: dict[Split, Samples]
+    training: Samples
     loader: Loader
     train: TrainConfig
     data_hash: str
@@ -58,10 +59,10 @@ def prepare(
     training = built.training_samples(splits["train"])
     _refuse_lonely_rows(config, built, loaded, training)
     built.equip(loaded.model, training)
-    loader = _loader(config, built, training)
+    loader = make_loader(config, built, training, partial(built.features, train=True), config.train.num_workers)
     train = config.train if config.train.teraflops is None else _in_steps(config.train, loaded, loader)
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
-    return Prepared(built, loaded, splits, loader, train, hash_samples(splits), notes)
+    return Prepared(built, loaded, splits, training, loader, train, hash_samples(splits), notes)
 
 
 def build_task(task: type[Task], config: RunConfig, processor: ProcessorMixin) -> Task:
@@ -163,16 +164,19 @@ def _refuse_lonely_rows(config: RunConfig, task: Task, loaded: Loaded, training:
         )
 
 
-def _loader(config: RunConfig, task: Task, training: Samples) -> Loader:
+def make_loader(
+    config: RunConfig, task: Task, training: Samples, features: FeatureFunction, num_workers: int
+) -> Loader:
+    """The batches of a training, of the `features` of its samples."""
     return Loader(
         training,
-        partial(task.features, train=True),
+        features,
         task.collate,
         batch_size=config.train.micro_batch_size(world_size()),
         seed=config.seed,
         drop_last=len(training) >= config.train.batch_size,
         accumulation=config.train.accumulation,
-        num_workers=config.train.num_workers,
+        num_workers=num_workers,
         rank=rank(),
         world_size=world_size(),
     )

@@ -9,12 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from evle.data.loader import Loader
 from evle.data.samples import Samples, Split, describe, left_out_by
 from evle.distributed import is_main, num_machines
 from evle.engine.devices import join_processes
 from evle.engine.lock import locked
 from evle.engine.run_folder import Run
 from evle.engine.steps import FitResult
+from evle.engine.tower_states import TowerStates
 from evle.engine.trainer import fit
 from evle.errors import ConfigError
 from evle.models.folders import read_tensors
@@ -22,7 +24,7 @@ from evle.report import Report, plain, write_whole
 from evle.run.by_label import score
 from evle.run.config import RunConfig
 from evle.run.interpolating import Between, old_samples, retention
-from evle.run.prepare import Prepared, prepare
+from evle.run.prepare import Prepared, make_loader, prepare
 from evle.run.reporting import (
     curves,
     data_read,
@@ -77,6 +79,8 @@ def train_run(
             overwrite=overwrite,
             complete=in_full,
         )
+        if ready.train.cache_towers:
+            ready.loader = _cached(config, ready)
         val = ready.samples.get("val")
         quick = config.evaluate.settings(quick=True)
         result = fit(
@@ -105,6 +109,14 @@ def _refuse_scattered_parts(config: RunConfig) -> None:
             f"output={shown(config.output)}: with train.shard_checkpoints on several machines an upload would hold the "
             "parts of one machine only; choose a folder that all machines share, or set train.shard_checkpoints=false"
         )
+
+
+def _cached(config: RunConfig, ready: Prepared) -> Loader:
+    """The batches of a training whose towers are frozen, with their states in place of images."""
+    model: Any = ready.loaded.model
+    model.to(join_processes())
+    states = TowerStates(model, ready.task, ready.training, ready.train, config.seed)
+    return make_loader(config, ready.task, ready.training, states.features, num_workers=0)
 
 
 def _keep_between(config: RunConfig, ready: Prepared, folder: Path) -> Between:

@@ -230,7 +230,10 @@ class Task(ABC):
         return self.tokens(self.clean(text))
 
     def collate_images(self, images: list[Tensor]) -> Tensor:
-        """Images as the model's float32 `pixel_values` (B, 3, H, W)."""
+        """Images as the model's float32 `pixel_values` (B, 3, H, W), or stacked states of an image tower (P, D), which
+        VLE takes in their place."""
+        if images[0].is_floating_point():
+            return torch.stack(images)
         image_processor = self.processor.image_processor
         return normalize(torch.stack(images), image_processor.image_mean, image_processor.image_std)
 

@@ -29,7 +29,7 @@ from evle.models.padding import refuse_left_padding
 from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
-from evle.models.vle.text import VLETextTower, WordPredictions, text_tower
+from evle.models.vle.text import KnownTexts, VLETextTower, WordPredictions, text_tower
 from evle.models.vle.tower_weights import Kind, read_tower, refuse_unfit
 from evle.models.vle.vision import VLEVisionTower, check_image_size, eager, fit_tables
 
@@ -326,6 +326,7 @@ class VLEModel(VLEPreTrainedModel):
         self.cross_modal_text_layers = nn.ModuleList(VLEFusionLayer(config) for _ in range(config.num_hidden_layers))
         self.cross_modal_image_pooler = VLEPooler(config)
         self.cross_modal_text_pooler = VLEPooler(config)
+        self.known_texts: KnownTexts | None = None  # in training with a frozen text tower, the states that it gave
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -335,7 +336,12 @@ class VLEModel(VLEPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type."""
+        """Images (B, C, H, W) -> the image tower's states at the fusion's width, (B, P, D), without a type.
+
+        In place of images it takes the image tower's own states (B, P, vision width), computed earlier.
+        """
+        if pixel_values.dim() == 3:
+            return self.image_projection_layer(pixel_values)
         if pixel_values.shape[0] == 0:  # transformers' CLIP does not accept an empty batch
             height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
             return pixel_values.new_zeros(0, 1 + height * width, self.config.hidden_size)
@@ -361,6 +367,8 @@ class VLEModel(VLEPreTrainedModel):
             return self.text_projection_layer.weight.new_zeros(
                 0, input_ids.shape[1], self.config.text_config.hidden_size
             ), ()
+        if self.known_texts is not None and self.training and not keep_maps:
+            return self.known_texts(input_ids, attention_mask), ()
         config = self.text_model.config
         with eager(config) if keep_maps and not isinstance(self.text_model, VLETextTower) else nullcontext():
             output = self.text_model(input_ids, attention_mask=attention_mask, output_attentions=keep_maps or None)

@@ -174,6 +174,34 @@ class WordHead(nn.Module):
         return self.predictions(states)
 
 
+class KnownTexts:
+    """The states of the texts that a frozen tower has read, so that it reads each text once, and without dropout.
+
+    They are held in memory: T x width numbers per text, without padding.
+    """
+
+    def __init__(self, tower: PreTrainedModel):
+        self.tower = tower
+        self._states: dict[tuple[int, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Texts (B, T), padded on the right -> states (B, T, D), 0 at the padding."""
+        lengths = attention_mask.sum(dim=1).tolist()
+        texts = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+        new = {text: row for row, text in enumerate(texts) if text not in self._states}
+        if new:
+            rows = torch.tensor(list(new.values()), device=input_ids.device)
+            was_training = self.tower.training
+            self.tower.eval()
+            states = self.tower(input_ids[rows], attention_mask=attention_mask[rows]).last_hidden_state
+            self.tower.train(was_training)
+            for text, row in zip(new, states, strict=True):
+                self._states[text] = row[: len(text)].clone()
+        padded = nn.utils.rnn.pad_sequence([self._states[text] for text in texts], batch_first=True)
+        return nn.functional.pad(padded, (0, 0, 0, input_ids.shape[1] - padded.shape[1]))
+
+
 def word_head(config: Any) -> nn.Module:
     """The head for masked words, for states with the text tower's width."""
     return LegacyDebertaV2OnlyMLMHead(config) if isinstance(config, DebertaV2Config) else WordHead(config)
