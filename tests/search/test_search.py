@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from commands import call
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.metrics import top_k
 from evle.pipelines import EmbedPipeline
@@ -337,6 +338,20 @@ def test_only_unreadable_images_is_an_error_and_an_empty_index_says_so(embed, tm
         ImageIndex.load(tmp_path / "index", model=embed).query("red")
 
 
+def test_the_verb_names_unreadable_images_at_the_end_and_fails_only_where_none_is_readable(model, photos, tmp_path):
+    (photos / "bad.jpg").write_bytes(b"no image")
+    lines = call("index", photos, "-o", tmp_path / "index", "--model", model).splitlines()
+    place = next(number for number, line in enumerate(lines) if "10 images; 10 added, 0 kept" in line)
+    assert lines[place].endswith("1 could not be read")
+    assert "bad.jpg: is no image" in lines[place + 1]
+    row = call("index", photos, "-o", tmp_path / "index", "--json").splitlines()[0]
+    assert "bad.jpg" in json.loads(row)["skipped"][0]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.png").write_bytes(b"x")
+    said = call("index", tmp_path / "bad", "-o", tmp_path / "index-of-bad", "--model", model, code=2)
+    assert "none of 1 images could be read" in said
+
+
 @pytest.mark.parametrize("damage", ["{", '{"format": 1}', "[]", "[" * 100_000, '{"format": 2, "shards": 7}'])
 def test_a_damaged_index_is_one_line(index, damage):
     (index.path / "index.json").write_text(damage)
@@ -455,6 +470,14 @@ def test_the_approximate_index_is_built_for_many_images_and_reports_its_recall(i
     monkeypatch.setattr(nearest, "APPROXIMATE_FROM", 10_000)
     index.remove("[2-5]?.png")
     assert keys(index.query("a red ball", k=3)) == expected  # that of the state before is not used
+
+
+def test_without_faiss_a_large_index_says_that_it_searches_exactly(index, photos, monkeypatch):
+    monkeypatch.setattr(nearest, "APPROXIMATE_FROM", 1)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    change = index.add(photos, progress=False)
+    assert "; searching exactly: an approximate index needs the package faiss-cpu" in str(change)
+    assert change.skipped == []
 
 
 # --- several processes

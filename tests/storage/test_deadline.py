@@ -8,7 +8,7 @@ import time
 import pytest
 
 from evle.errors import StorageError
-from evle.storage import deadline
+from evle.storage import deadline, fetch
 from evle.storage.deadline import TooSlowError, in_time
 from evle.storage.remote import Remote
 
@@ -81,3 +81,31 @@ def test_a_transfer_may_take_as_long_as_bytes_arrive(monkeypatch):
 def test_an_error_is_that_of_the_work():
     with pytest.raises(KeyError, match="x"):
         in_time(lambda: {}["x"])
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_a_server_that_never_answered_is_not_tried_again(tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("EVLE_CACHE", str(tmp_path))
+    monkeypatch.setattr("evle.storage.remote.PAUSES", (60.0,))
+    url = f"http://127.0.0.1:{_free_port()}/photos/a.jpg"
+    with pytest.raises(StorageError, match="check the connection and the URL") as caught:
+        fetch(url)
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_answered_before_is_tried_again(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("evle.storage.remote.PAUSES", (0.0, 0.0))
+    host = f"http://127.0.0.1:{_free_port()}"
+    monkeypatch.setattr("evle.storage.remote._answered", {host})
+    attempts = []
+    monkeypatch.setattr("evle.storage.remote.in_time", lambda *work: attempts.append(1) or in_time(*work))
+    with pytest.raises(StorageError, match="cannot be read"):
+        Remote(f"{host}/a.jpg").read("")
+    assert len(attempts) == 3

@@ -57,6 +57,8 @@ def index(
 ) -> None:
     """Index a folder of images, or update its index.
 
+    Images that cannot be read are named at the end; the exit code is 0 unless none could be read.
+
     \b
       evle index photos -o photos.index --model runs/pictures/retrieval
       evle index photos -o photos.index

@@ -361,7 +361,7 @@ class ImageIndex:
                 try:
                     self._approximate = (self.store, scanning.Approximate.build(self.store))
                 except ConfigError as error:
-                    change.skipped.append(f"searching exactly: {error}")
+                    change.note = f"searching exactly: {error}"
             if (approximate := self._approximate) and approximate[1] is not None:
                 change.recall = approximate[1].recall
         return change

@@ -36,7 +36,8 @@ class Change:
     """What a change of the index did.
 
     `num_reused` counts images whose file was known by its contents (touched, renamed or copied): they were not embedded
-    again. `skipped` has one line per image that could not be read.
+    again. `skipped` has one line per image that could not be read. `recall` is that of the approximate index and
+    `note` the reason why a large index has none.
     """
 
     num_added: int = 0
@@ -47,6 +48,7 @@ class Change:
     seconds: float = 0.0
     num_reused: int = 0
     recall: float | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         """The counts on one line, then up to NAMED of the images that could not be read, one per line."""
@@ -58,5 +60,7 @@ class Change:
                 counts += f", {len(names)} {what}"
         if self.recall is not None:
             counts += f"; approximate search finds {self.recall:.1%} of the exact 10 best"
+        if self.note:
+            counts += f"; {self.note}"
         more = [f"... and {len(self.skipped) - NAMED} more"] if len(self.skipped) > NAMED else []
         return "\n  ".join([counts, *self.skipped[:NAMED], *more])

@@ -10,7 +10,7 @@ from pathlib import Path
 from evle.errors import ConfigError, StorageError
 from evle.storage.copies import OURS, Marker, Record, download_marked, in_threads, keep_only, signature
 from evle.storage.mirrors import Mirror
-from evle.storage.remote import Remote
+from evle.storage.remote import Remote, UnreachableError
 from evle.storage.urls import is_url, local, url_of
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def fetch(path: str | os.PathLike[str], skip: Callable[[str], bool] = is_trainin
 def _marker_or_none(remote: Remote) -> Marker | None:
     try:
         return Marker.read(remote)
+    except UnreachableError:
+        raise
     except StorageError as error:
         if "damaged" in str(error):
             raise

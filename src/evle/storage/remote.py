@@ -1,6 +1,7 @@
 """One place in remote storage: the few operations that copies need, with errors in one line and repeated attempts."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,26 @@ PAUSES = (1.0, 4.0, 15.0)
 """Seconds between attempts."""
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "memory"}
 """Schemes whose files appear whole or not at all, below folders that need not exist."""
+UNREACHABLE = {
+    "gaierror",
+    "ClientConnectorDNSError",
+    "ConnectionTimeoutError",
+    "EndpointConnectionError",
+    "TooSlowError",
+}
+"""Exceptions of libraries that are raised where no server can be reached, by name: none of them is imported here."""
+NO_ROUTE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT}
+CONNECT_SECONDS = 10.0
+"""The longest wait for a connection to a web server."""
 PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError, TooSlowError)
+
+
+_answered: set[str] = set()
+"""Hosts that this process has reached: only these are worth another attempt when they cannot be reached."""
+
+
+class UnreachableError(StorageError):
+    """No server answers there, so that asking for another file is in vain."""
 
 
 class Remote:
@@ -34,8 +54,9 @@ class Remote:
         match = URL.fullmatch(url)
         assert match is not None
         self.scheme = match[1].lower()
+        self._host = f"{self.scheme}://{match[2].partition('/')[0]}"
         try:
-            self._files, self._path = fsspec.url_to_fs(self.url)
+            self._files, self._path = fsspec.url_to_fs(self.url, **_options(self.scheme))
         except ImportError as error:
             raise StorageError(f"{url}: a package for {self.scheme}:// is missing ({in_one_line(error)})") from None
         except ValueError as error:
@@ -137,16 +158,22 @@ class Remote:
     ) -> T:
         """The result of `work`, repeated while it may help; `missing` is the result where there is no such file.
 
-        It is given up when it takes too long (see `in_time`, also for `received` and `size`).
+        It is given up when it takes too long (see `in_time`, also for `received` and `size`), and at once where no
+        server has answered yet.
         """
         for pause in (*PAUSES, None):
             try:
-                return in_time(work, received, size)
+                result = in_time(work, received, size)
+                _answered.add(self._host)
+                return result
             except Exception as error:  # a library of any scheme may raise anything
                 if isinstance(error, FileNotFoundError) and "missing" in default:
+                    _answered.add(self._host)
                     return default["missing"]
-                if pause is None or isinstance(error, PERMANENT) or "credential" in _text(error).lower():
-                    raise StorageError(
+                no_server = _is_unreachable(error)
+                in_vain = no_server and self._host not in _answered
+                if pause is None or in_vain or isinstance(error, PERMANENT) or "credential" in _text(error).lower():
+                    raise (UnreachableError if no_server else StorageError)(
                         f"{self.url}: cannot be {verb} ({in_one_line(error)}); {_cure(error, verb)}"
                     ) from None
                 logger.info("%s: %s; trying again in %g s", self.url, in_one_line(error), pause)
@@ -179,6 +206,24 @@ def _stamp(info: dict[str, Any]) -> str:
 
 def _text(error: BaseException) -> str:
     return f"{type(error).__name__} {error}"
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """What the library of a scheme is told. That of the web waits 30 s for a connection, several times."""
+    if scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS)}}
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that there is no connection to a server."""
+    while error is not None:
+        if type(error).__name__ in UNREACHABLE or (isinstance(error, OSError) and error.errno in NO_ROUTE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _nearest_scheme(scheme: str) -> str:
