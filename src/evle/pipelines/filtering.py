@@ -241,7 +241,7 @@ def _histogram(counts: list[int]) -> Table:
             f"{number / BINS:.1f} to {(number + 1) / BINS:.1f}",
             count,
             100 * count / total,
-            "█" * round(30 * count / most),
+            "█" * round(16 * count / most),
         ]
         for number, count in enumerate(counts)
     ]

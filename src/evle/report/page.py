@@ -128,7 +128,8 @@ def _gallery(gallery: Gallery, prefix: str) -> dict[str, Any]:
 
 def _cells(cells: Sequence[Cell], heading: str, row_id: str) -> Iterator[dict[str, Any]]:
     for number, cell in enumerate(cells, 1):
-        view: dict[str, Any] = {"text": cell.text, "mark": cell.mark, "image": "", "row_id": row_id}
+        about, line, judged = cell.text.rpartition("\n")
+        view: dict[str, Any] = {"about": about + line, "text": judged, "mark": cell.mark, "image": "", "row_id": row_id}
         if cell.image is not None:
             view["image"], view["width"], view["height"] = image_uri(cell.image)
             view["id"] = f"{row_id}i{number}"

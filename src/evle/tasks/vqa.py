@@ -324,7 +324,7 @@ def _galleries(
         if sample.answers:
             mark = "good" if _is_right(answer, sample) else "bad"
         right = f" (right: {Counter(sample.answers).most_common(1)[0][0]})" if mark == "bad" else ""
-        text = f"{sample.question} {answer}{right}"
+        text = f"{sample.question}\n{answer}{right}"
         return Cell(open_image(sample.image), text, mark)  # type: ignore[arg-type]
 
     galleries = []

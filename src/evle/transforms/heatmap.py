@@ -15,8 +15,8 @@ DIMMEST = 0.25
 SCALE = ("#000004", "#320a5e", "#781c6d", "#bc3754", "#ed6925", "#fbb61a", "#fcffa4")
 """The colours of 0 to 1, evenly spaced: matplotlib's "inferno", which is readable in grey and by the colour-blind."""
 
-OPACITY = 0.7
-"""How far the colours cover the image."""
+OPACITY = (0.45, 0.75)
+"""How far the colours cover the image where the map is 0, and where it is 1."""
 
 
 def paint(image: Image.Image, weights: np.ndarray, *, framing: Framing, smooth: bool = False) -> Image.Image:
@@ -57,5 +57,6 @@ def heat(image: Image.Image, weights: np.ndarray, *, framing: Framing, side: int
     stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in SCALE], dtype=np.float32)
     at = np.linspace(0, 1, len(SCALE))
     colours = np.stack([np.interp(values, at, stops[:, channel]) for channel in range(3)], axis=-1)
-    shown = np.where(seen, (1 - OPACITY) * grey + OPACITY * colours, DIMMEST * grey)
+    opacity = (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * values)[..., None]
+    shown = np.where(seen, (1 - opacity) * grey + opacity * colours, DIMMEST * grey)
     return Image.fromarray((shown + 0.5).astype(np.uint8))
