@@ -1,6 +1,7 @@
 """Do the maps of a model point where they should? The pointing game and deletion, on scenes with planted things.
 
     python -m benchmarks.explain_scores models/scenes-vqa --scenes 200
+    python -m benchmarks.explain_scores models/emoji-search --images examples/images --scenes 200
 
 Each scene is composed so that a text names exactly one of its things: the question "what colour is the circle?" for a
 model that answers questions, the phrase "a red circle" for one that matches or locates. For every method of the model:
@@ -10,7 +11,8 @@ model that answers questions, the phrase "a red circle" for one that matches or 
     deletion    the probability of the model's own answer (or of the match) that is left after the highest patches are
                 painted in the colour of the ground: the mean over 1/9 to 5/9 of the patches; lower is better
 
-A random map and a centred one, which look at neither text nor image, are scored beside them.
+With --images, four captioned images of a folder are put into the quarters of a white square instead, and the text is
+the caption of one of them. A random map and a centred one, which look at neither text nor image, are scored beside them.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evle.data.custom.folder import folder
+from evle.data.images import open_image
 from evle.data.samples import Box
 from evle.data.synthetic.scenes import scenes
 from evle.pipelines import ExplainPipeline
@@ -32,6 +36,7 @@ from evle.transforms.framing import seen_region
 SHARES = tuple(number / 9 for number in range(1, 6))
 WORLD = ("size", "min_things", "max_things", "shapes", "colours", "patterns")
 BASELINES = ("random", "centred")
+QUARTER = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,25 @@ def planted(world: dict[str, Any], count: int, *, asks: bool) -> Iterator[Plante
         count -= 1
         if not count:
             return
+
+
+def planted_images(path: Path, count: int) -> Iterator[Planted]:
+    """`count` squares of four images of a captioned folder, each with the caption of one of them."""
+    rng = np.random.default_rng(1)
+    known = [
+        (open_image(sample.image).resize((QUARTER, QUARTER)), sample.captions[0])
+        for sample in folder(path)
+        if sample.captions[0].rpartition(" ")[2].isalpha()
+    ]
+    for _ in range(count):
+        chosen = rng.choice(len(known), 4, replace=False)
+        square = Image.new("RGB", (2 * QUARTER, 2 * QUARTER), "white")
+        for place, index in enumerate(chosen):
+            square.paste(known[index][0], (place % 2 * QUARTER, place // 2 * QUARTER))
+        asked = int(rng.integers(4))
+        text = known[chosen[asked]][1]
+        word = text.rpartition(" ")[2]
+        yield Planted(square, text, word, Box(asked % 2 * QUARTER, asked // 2 * QUARTER, QUARTER, QUARTER, word))
 
 
 def colour_of(sample: Any, box: Box) -> str:
@@ -152,15 +176,19 @@ def scores(explain: ExplainPipeline, samples: list[Planted]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a run or model folder that was trained on scenes")
+    parser.add_argument("model", help="a run or model folder that was trained on scenes, or on images such as --images")
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--images", type=Path, help="a folder of captioned images to plant, instead of scenes")
     arguments = parser.parse_args()
-    data = run_settings(Path(arguments.model)).get("data", {})
-    world = data.get("test") or data.get("train") or {}
-    world = (world if isinstance(world, dict) else world[0]) or {}
     explain = ExplainPipeline(arguments.model)
-    options = {name: world[name] for name in WORLD if name in world}
-    samples = list(planted(options, arguments.scenes, asks=explain.asks))
+    if arguments.images is not None:
+        samples = list(planted_images(arguments.images, arguments.scenes))
+    else:
+        data = run_settings(Path(arguments.model)).get("data", {})
+        world = data.get("test") or data.get("train") or {}
+        world = (world if isinstance(world, dict) else world[0]) or {}
+        options = {name: world[name] for name in WORLD if name in world}
+        samples = list(planted(options, arguments.scenes, asks=explain.asks))
     print(text_table(scores(explain, samples)))
 
 

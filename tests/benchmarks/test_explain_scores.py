@@ -1,8 +1,10 @@
 """How maps are scored: on the right patches, against a painted-over image, on scenes whose text names one thing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from benchmarks.explain_scores import cells_of, centred, planted, without
+from benchmarks.explain_scores import cells_of, centred, planted, planted_images, without
 from PIL import Image
 
 from evle.data.samples import Box
@@ -44,3 +46,12 @@ def test_each_text_names_one_thing_of_its_scene():
         assert sample.text == f"what colour is the {sample.word}?"
         assert sample.box.label == sample.word
     assert all(each.text.endswith(each.word) for each in planted(WORLD, 4, asks=False))
+
+
+def test_an_image_of_a_folder_is_in_the_quarter_that_the_box_names():
+    images = Path(__file__).parents[2] / "examples" / "images"
+    for sample in planted_images(images, 6):
+        assert sample.text.split()[-1] == sample.word
+        quarter = sample.image.crop((sample.box.x, sample.box.y, sample.box.x + 64, sample.box.y + 64))
+        assert sample.image.size == (128, 128)
+        assert np.asarray(quarter).min() < 250
