@@ -12,7 +12,7 @@ model that answers questions, the phrase "a red circle" for one that matches or 
                 painted in the colour of the ground: the mean over 1/9 to 5/9 of the patches; lower is better
 
 With --images, four captioned images of a folder are put into the quarters of a white square instead, and the text is
-the caption of one of them. A random map and a centred one, which look at neither text nor image, are scored beside them.
+the caption of one of them. A random map and a centred one are scored beside the others: they look at neither.
 """
 
 import argparse

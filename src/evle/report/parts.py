@@ -23,7 +23,7 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
 
 @dataclass
 class Cell:
-    """One image, one text, or both. `mark` says whether the text's last line is right: "good", "bad", or "" for neither.
+    """One image, one text, or both. `mark` says whether the text's last line is right: "good", "bad", or neither.
 
     The image is held as small as the page shows it: dozens of photographs in full would not fit in memory.
     """
