@@ -103,6 +103,7 @@ def interpolate(
     show_report(
         interpolating.interpolate(before, after, output, weight=weight, curve=curve, overwrite=overwrite), output
     )
+    print_next("evle", "evaluate", output)
 
 
 VERBS = (merge, interpolate, convert)
