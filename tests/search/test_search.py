@@ -561,6 +561,17 @@ def described(photos, embed, tmp_path):
     return build_index(embed, photos / "list.jsonl", tmp_path / "described", progress=False)
 
 
+def test_the_verb_says_when_no_image_fits_the_filter(described):
+    said = call("search", described.path, "red", "--folder", "none", "--where", "year>3000")
+    assert f"no image of {described.path} fits --folder 'none' and --where 'year>3000'" in said
+
+
+def test_an_index_of_a_model_without_matching_asks_for_another_one(index, monkeypatch):
+    monkeypatch.setattr(index.embed.model.config, "objective_weights", {"itm": 0.0})
+    with pytest.raises(ConfigError, match="cannot match them; name an EVE or VLE that can with --rerank-model"):
+        index.query("red", rerank=3)
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [

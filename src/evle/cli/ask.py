@@ -3,6 +3,7 @@
 As there, nothing heavy is imported before a verb needs it.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,7 +255,7 @@ def embed(
         if output is not None and rows:
             np.save(output, np.array([vector for _, vector in rows], dtype=np.float32))
             print(f"{output}: {len(rows)} vectors of {len(rows[0][1])} numbers")
-            print_next("python", "-c", f"import numpy; v = numpy.load({str(output)!r}); print(v @ v.T)")
+            print_next("python", "-c", f"import numpy; v = numpy.load({json.dumps(str(output))}); print(v @ v.T)")
 
 
 def classify(

@@ -18,7 +18,7 @@ from evle.cli.shared import (
 from evle.errors import ConfigError
 
 if TYPE_CHECKING:
-    from evle.search import Hit
+    from evle.search import Filter, Hit
 
 Root = Annotated[
     Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
@@ -183,6 +183,8 @@ def search(
                 print(f"{name}:")
             for rank, hit in enumerate(hits, 1):
                 print_json(_row(str(name), rank, hit)) if as_json else print(_line(hit))
+        if any(not hits for _, hits in rows):
+            print_error(f"no image of {index} fits {_in_words(options['where'])}")
         if any(not hit.path.exists() for _, hits in rows for hit in hits):
             print_error(f"some images are not below {opened.root} any more; name their folder with --root")
         if html is not None and rows:
@@ -190,6 +192,12 @@ def search(
             if not as_json:
                 print(f"page: {page}")
             print_opening(page)
+
+
+def _in_words(where: "Filter") -> str:
+    """The conditions of a filter as options of the command line."""
+    given = {"folder": [where.folder], "since": [where.since], "until": [where.until], "where": where.where}
+    return " and ".join(f"--{name} {value!r}" for name, values in given.items() for value in values if value)
 
 
 def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from evle.errors import CheckpointError, in_one_line, nearest
+from evle.errors import CheckpointError, in_one_line
 from evle.files import read_json
 from evle.models.adapters import has_adapter, merged_tensors
 from evle.storage import fetch
@@ -216,7 +216,8 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
         )
     if family not in families:
         raise CheckpointError(
-            f"{folder} holds a checkpoint of another family: model_type {family!r}; {nearest(family, families)}"
+            f"{folder} holds a checkpoint of another family: model_type {family!r}; choose one of: "
+            f"{', '.join(sorted(families))}"
         )
     return fields
 

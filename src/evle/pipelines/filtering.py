@@ -68,10 +68,10 @@ def score_pairs(
     pairs, output = Path(pairs), Path(output)
     if keep is not None and top is not None:
         raise ConfigError("keep and top are two rules; give one of them")
-    if not 0 <= (keep or 0) <= 1 or not 0 < (1 if top is None else top) <= 1:
-        raise ConfigError(
-            f"keep={keep}, top={top}: a probability from 0 to 1, or a share above 0 and up to 1, is needed"
-        )
+    if not 0 <= (keep or 0) <= 1:
+        raise ConfigError(f"keep={keep}: give a probability from 0 to 1")
+    if not 0 < (1 if top is None else top) <= 1:
+        raise ConfigError(f"top={top}: give a share above 0 and at most 1")
     if not pairs.is_file() or pairs.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"{pairs}: not a table of pairs; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
     if output.resolve() == pairs.resolve():

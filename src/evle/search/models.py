@@ -41,8 +41,10 @@ def can_match(embed: Any) -> bool:
     if isinstance(embed, ExportedEmbedPipeline):
         return "match" in embed.graphs
     from evle.pipelines import MatchPipeline
+    from evle.tasks.retrieval import learns_matching
 
-    return embed.model.config.model_type in MatchPipeline.models
+    config = embed.model.config
+    return config.model_type in MatchPipeline.models and learns_matching(config)
 
 
 def sharing_matcher(embed: Any) -> Any:
