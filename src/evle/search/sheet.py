@@ -76,8 +76,12 @@ def _card(rank: int, hit: Hit, page: Path) -> dict[str, Any]:
         "score": f"{hit.score:.3f}",
         "match": None if hit.match is None else f"{hit.match:.1%}",
         "date": time.strftime("%Y-%m-%d", time.localtime(hit.changed)) if hit.changed else "",
-        "more": [(_clean(name), _clean(str(value))) for name, value in more.items()],
+        "more": [(_clean(name), _clean(_in_words(value))) for name, value in more.items()],
     }
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _link(target: Path, page: Path) -> str:
