@@ -33,8 +33,6 @@ UNREACHABLE = {
 }
 """Exceptions of libraries that are raised where no server can be reached, by name: none of them is imported here."""
 NO_ROUTE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT}
-CONNECT_SECONDS = 10.0
-"""The longest wait for a connection to a web server."""
 PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, IsADirectoryError, TooSlowError)
 
 
@@ -56,7 +54,7 @@ class Remote:
         self.scheme = match[1].lower()
         self._host = f"{self.scheme}://{match[2].partition('/')[0]}"
         try:
-            self._files, self._path = fsspec.url_to_fs(self.url, **_options(self.scheme))
+            self._files, self._path = fsspec.url_to_fs(self.url)
         except ImportError as error:
             raise StorageError(f"{url}: a package for {self.scheme}:// is missing ({in_one_line(error)})") from None
         except ValueError as error:
@@ -206,15 +204,6 @@ def _stamp(info: dict[str, Any]) -> str:
 
 def _text(error: BaseException) -> str:
     return f"{type(error).__name__} {error}"
-
-
-def _options(scheme: str) -> dict[str, Any]:
-    """What the library of a scheme is told. That of the web waits 30 s for a connection, several times."""
-    if scheme not in ("http", "https"):
-        return {}
-    import aiohttp
-
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS)}}
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
