@@ -110,7 +110,7 @@ def train(task: dict[str, Any], setting: Setting, device: torch.device) -> dict[
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     optim = OptimConfig(lr=1e-4, warmup=0)
-    stand_in: Any = SimpleNamespace(processor=_Nothing(), metric="", higher_is_better=True)
+    stand_in: Any = SimpleNamespace(processor=_Nothing(), metric="", higher_is_better=True, on_device=_moved)
     folder = Path(gather_objects([tempfile.mkdtemp(prefix="evle-gpu-") if is_main() else ""])[0])
     run = Run.start(folder / "run", {"train": settings.model_dump(mode="json")}, seed=0)
     fit(model, stand_in, loader, train=settings, optim=optim, run=run, seed=0, write_model=lambda *_: None)
@@ -123,6 +123,10 @@ def train(task: dict[str, Any], setting: Setting, device: torch.device) -> dict[
         "peak": peak,
         "losses": [value for _, value in read_log(folder / "run")["loss"]],
     }
+
+
+def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 class _Nothing:

@@ -59,7 +59,5 @@ def check_scores(process: int, expected: str) -> None:
     ready = prepare(micro_run(Path("unused"), "retrieval", {"train": {"batch_size": 2}}), samples={"train": samples})
     settings = micro_run(Path("unused"), "retrieval", {"evaluate": {"batch_size": 2}}).evaluate.settings(quick=True)
     task = ready.task
-    predicted = predict_all(
-        ready.loaded.model, samples, task._image_features, task._collate_images, lambda keys, batch: keys, settings
-    )
+    predicted = predict_all(ready.loaded.model, samples, task, lambda keys, batch: keys, settings)
     assert list(predicted.results) == [sample.key for sample in samples]

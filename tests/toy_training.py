@@ -72,7 +72,11 @@ class ToyProcessor:
         (Path(folder) / "processor.txt").write_text("toy")
 
 
-TASK: Any = SimpleNamespace(processor=ToyProcessor(), metric="score", higher_is_better=True)
+def moved(batch, device):
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+TASK: Any = SimpleNamespace(processor=ToyProcessor(), metric="score", higher_is_better=True, on_device=moved)
 
 
 @dataclass(frozen=True)

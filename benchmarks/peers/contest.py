@@ -101,7 +101,7 @@ def train(contender: Contender, ready: Prepared, rate: float, seed: int, seconds
             done = spent / seconds
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (done + 1e-3) / WARMUP) * (1 + math.cos(math.pi * done)) / 2
-            loss = contender.loss(batch)
+            loss = contender.loss(ready.task.on_device(batch, contender.device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()

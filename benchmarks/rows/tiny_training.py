@@ -40,7 +40,7 @@ def build(setting: Setting) -> Case:
     config = config.model_copy(update={"data": config.data.model_copy(update={"test": None})})
     ready = prepare(config)
     model = ready.loaded.model.train()
-    batches = list(islice(ready.loader.batches(0), steps))
+    batches = [ready.task.on_device(each, model.device) for each in islice(ready.loader.batches(0), steps)]
     scratch = tempfile.TemporaryDirectory(prefix="evle-benchmark-")
 
     def training() -> None:

@@ -34,7 +34,9 @@ def test_training_for_operations_takes_the_steps_that_they_are_enough_for(tmp_pa
     config = micro_run(tmp_path, "vqa", {"train": {"steps": 2}})
     samples = {"train": SAMPLES["vqa"]()}
     ready = prepare(config, samples=samples)
-    per_step = operations_per_batch(ready.loaded.model, ready.loader.batches(0))
+    per_step = operations_per_batch(
+        ready.loaded.model, (ready.task.on_device(b, "cpu") for b in ready.loader.batches(0))
+    )
     train = config.train.model_copy(update={"steps": None, "teraflops": 3.2 * per_step / 1e12})
     again = prepare(config.model_copy(update={"train": train}), samples=samples)
     assert again.train.steps == 3

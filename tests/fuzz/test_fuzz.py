@@ -295,7 +295,7 @@ SAMPLES = {split: caption_samples() for split in ("train", "val")}
 def unfinished(tmp_path_factory):
     """A run that stopped after its third step, with checkpoints of the second."""
     config = micro_run(tmp_path_factory.mktemp("fuzz") / "unfinished", "retrieval", UNFINISHED)
-    collate, calls = RetrievalTask.collate, []
+    collate, calls = RetrievalTask.collate_raw, []
 
     def stops(self, features):
         calls.append(1)
@@ -304,7 +304,7 @@ def unfinished(tmp_path_factory):
         return collate(self, features)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RetrievalTask, "collate", stops)
+        patch.setattr(RetrievalTask, "collate_raw", stops)
         with pytest.raises(Diverged):
             train(config, samples=SAMPLES)
     return config

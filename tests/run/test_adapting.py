@@ -135,7 +135,7 @@ def test_an_interrupted_run_of_adapters_resumes_bit_for_bit(trained, tmp_path, m
     }
     samples = {"train": SAMPLES["vqa"]()}
     train(configs["whole"], samples=samples)
-    collate, calls = VQATask.collate, []
+    collate, calls = VQATask.collate_raw, []
 
     def failing(self, features):
         calls.append(1)
@@ -144,7 +144,7 @@ def test_an_interrupted_run_of_adapters_resumes_bit_for_bit(trained, tmp_path, m
         return collate(self, features)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VQATask, "collate", failing)
+        patch.setattr(VQATask, "collate_raw", failing)
         with pytest.raises(Diverged):
             train(configs["cut"], samples=samples)
     assert (folders["cut"] / "checkpoints" / "last").is_dir()

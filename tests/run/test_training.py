@@ -113,7 +113,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(family, name, tmp_path):
     cut = whole.model_copy(update={"output": str(tmp_path / "cut")})
 
     calls = 0
-    collate = TASKS[name].collate
+    collate = TASKS[name].collate_raw
 
     def failing(self, features):
         nonlocal calls
@@ -123,7 +123,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(family, name, tmp_path):
         return collate(self, features)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TASKS[name], "collate", failing)
+        patch.setattr(TASKS[name], "collate_raw", failing)
         with pytest.raises(Diverged):
             train(cut)
     train(cut)

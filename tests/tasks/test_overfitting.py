@@ -46,6 +46,14 @@ def test_features_are_a_function_of_the_generator(family, name, tmp_path):
     assert one.keys() == two.keys()
     for key in one:
         assert torch.equal(one[key], two[key]), key
+    raw = ready.task.collate_raw([ready.task.features(each, np.random.default_rng(7), train=True) for each in samples])
+    assert raw["pixel_values"].dtype == torch.uint8
+    ready_for_model = ready.task.on_device(raw, torch.device("cpu"))["pixel_values"]
+    assert torch.equal(ready_for_model, one["pixel_values"])
+    processor = ready.task.processor.image_processor
+    for channel, (mean, std) in enumerate(zip(processor.image_mean, processor.image_std, strict=True)):
+        expected = (raw["pixel_values"][..., channel, :, :] / 255 - mean) / std
+        torch.testing.assert_close(ready_for_model[..., channel, :, :], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "name"), EVERY)

@@ -64,7 +64,7 @@ def test_the_codes_are_directions_of_the_teachers_features_and_the_notes_name_th
     ready = prepare(run(tmp_path, teacher), samples={"train": halves()})
     model = ready.loaded.model
     assert (model.config.mim_target_size, model.config.mim_code_width, model.codebook.shape) == (CODES, 8, (CODES, 8))
-    batch = next(iter(ready.loader.batches(0)))
+    batch = ready.task.on_device(next(iter(ready.loader.batches(0))), model.device)
     features = open_teacher(teacher, "features").targets(batch["pixel_values"], 2, 2)
     assert len(nearest_codes(features, model.codebook).unique()) == CODES
     assert any(f"MIM's {CODES} codes are clusters of 32 patches of 8 images" in line for line in ready.notes)
@@ -77,7 +77,7 @@ def test_an_interrupted_run_resumes_with_its_codes_to_the_same_weights(teacher, 
     train(whole, samples=samples)
     cut = whole.model_copy(update={"output": str(tmp_path / "cut")})
     calls = 0
-    collate = PreTrainingTask.collate
+    collate = PreTrainingTask.collate_raw
 
     def failing(self, features):
         nonlocal calls
@@ -87,7 +87,7 @@ def test_an_interrupted_run_resumes_with_its_codes_to_the_same_weights(teacher, 
         return collate(self, features)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreTrainingTask, "collate", failing)
+        patch.setattr(PreTrainingTask, "collate_raw", failing)
         with pytest.raises(Diverged):
             train(cut, samples=samples)
     train(cut, samples=samples)
@@ -102,7 +102,7 @@ def test_an_interrupted_run_resumes_with_its_codes_to_the_same_weights(teacher, 
 def test_a_resume_takes_the_codes_of_the_checkpoint_not_those_of_changed_images(teacher, tmp_path, monkeypatch):
     """The codes are part of the weights: what is learned at the next start does not replace them."""
     config = run(tmp_path / "run", teacher, {"train": {"save_every": 2, "steps": 4}})
-    collate, calls = PreTrainingTask.collate, []
+    collate, calls = PreTrainingTask.collate_raw, []
 
     def failing(self, features):
         calls.append(1)
@@ -110,7 +110,7 @@ def test_a_resume_takes_the_codes_of_the_checkpoint_not_those_of_changed_images(
             raise Diverged("the power went out")
         return collate(self, features)
 
-    monkeypatch.setattr(PreTrainingTask, "collate", failing)
+    monkeypatch.setattr(PreTrainingTask, "collate_raw", failing)
     with pytest.raises(Diverged):
         train(config, samples={"train": halves()})
     (saved,) = (tmp_path / "run" / "checkpoints").glob("*/model.safetensors")

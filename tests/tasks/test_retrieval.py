@@ -54,7 +54,7 @@ def task(tmp_path):
 def oracle(task, samples) -> Oracle:
     truth = {}
     for sample in samples:
-        batch = task._collate_images([task._image_features(sample, None)])
+        batch = task.on_device(task._collate_images([task._image_features(sample, None)]), torch.device("cpu"))
         colours = (batch["pixel_values"].mean(dim=(2, 3)) * 100).round().long()
         truth[tuple(task.tokens(task.clean(sample.captions[0])))] = int(
             (colours * torch.tensor([1, 1000, 1000000])).sum()
@@ -165,9 +165,7 @@ def test_an_embedding_travels_between_processes_without_its_batch(task, monkeypa
 def test_a_sweep_keeps_the_order_of_the_samples(task):
     samples = SAMPLES["retrieval"]()
     settings = micro_run("unused", "retrieval", {"evaluate": {"batch_size": 3}}).evaluate.settings(quick=True)
-    predicted = predict_all(
-        oracle(task, samples), samples, task._image_features, task._collate_images, lambda keys, batch: keys, settings
-    )
+    predicted = predict_all(oracle(task, samples), samples, task, lambda keys, batch: keys, settings)
     assert list(predicted.results) == [sample.key for sample in samples]
     assert all(key == value for key, value in predicted.results.items())
 

@@ -40,7 +40,8 @@ EXTRA_FLOPS = {
 
 
 def operations_per_batch(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
-    """Operations of a forward and a backward pass of a batch, the mean of the first COUNTED_BATCHES of `batches`.
+    """Operations of a forward and a backward pass of a batch, the mean of the first COUNTED_BATCHES of `batches`, which
+    are on the model's device.
 
     The model, its gradients and torch's random numbers are afterwards as they were.
     """
@@ -50,7 +51,7 @@ def operations_per_batch(model: PreTrainedModel, batches: Iterable[Batch]) -> fl
         for batch in islice(batches, COUNTED_BATCHES):
             counter = FlopCounterMode(display=False, custom_mapping=EXTRA_FLOPS)
             with counter:
-                model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
+                model(**batch).loss.backward()
             model.zero_grad(set_to_none=True)
             counts.append(counter.get_total_flops())
     model.train(training)

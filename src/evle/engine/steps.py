@@ -61,6 +61,7 @@ class Training:
     def __init__(
         self,
         model: PreTrainedModel,
+        task: Task,
         loader: Loader,
         train: TrainConfig,
         optim: OptimConfig,
@@ -68,7 +69,8 @@ class Training:
         seed: int,
         new_parameters: Collection[str],
     ):
-        self.train, self.optim, self.run, self.seed, self.loader = train, optim, run, seed, loader
+        self.train, self.optim, self.run, self.seed = train, optim, run, seed
+        self.loader, self.on_device = loader, task.on_device
         self.num_steps = train.num_steps(loader.num_batches)
         self.accelerator = build_accelerator(
             train.precision,
@@ -195,7 +197,7 @@ class Training:
     def _ready(self, batch: Batch, index: int) -> Batch:
         """Micro-batch `index` of the step on the device, before a pass that draws the same numbers each time."""
         torch.manual_seed(_step_seed(self.seed, self.at.step, index, rank()))
-        batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = self.on_device(batch, self.accelerator.device)
         return batch if self.memory is None else self.memory.with_ids(batch, self.at.step)
 
     def settle(self) -> None:

@@ -57,7 +57,7 @@ def fit(
         ConfigError: precision, trackers, gradient checkpointing or the metric are not to be had here.
     """
     with contextlib.closing(run), report_failures(run) as reported:
-        training = Training(model, loader, train, optim, run, seed, new_parameters)
+        training = Training(model, task, loader, train, optim, run, seed, new_parameters)
         at = reported.at = training.at
         num_steps, metric = training.num_steps, metric or task.metric
         log_every = train.steps_between_logs(num_steps)

@@ -136,7 +136,7 @@ def _try_rows(
     loader = Loader(
         ready.samples["train"],
         partial(ready.task.features, train=True),
-        ready.task.collate,
+        ready.task.collate_raw,
         batch_size=rows,
         seed=config.seed,
     )
@@ -144,7 +144,7 @@ def _try_rows(
     batch = next(iter(loader.batches(epoch=0)))
     read_seconds = time.perf_counter() - start
     skipped += [line for line in loader.skipped if line not in skipped]
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    batch = ready.task.on_device(batch, model.device)
     precision = ready.train.precision
 
     def step() -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def prepare(
     _refuse_lonely_rows(config, built, loaded, training)
     built.equip(loaded.model, training)
     loader = make_loader(config, built, training, partial(built.features, train=True), config.train.num_workers)
-    train = config.train if config.train.teraflops is None else _in_steps(config.train, loaded, loader)
+    train = config.train if config.train.teraflops is None else _in_steps(config.train, built, loaded, loader)
     notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
     return Prepared(built, loaded, splits, training, loader, train, hash_samples(splits), notes)
 
@@ -171,7 +171,7 @@ def make_loader(
     return Loader(
         training,
         features,
-        task.collate,
+        task.collate_raw,
         batch_size=config.train.micro_batch_size(world_size()),
         seed=config.seed,
         drop_last=len(training) >= config.train.batch_size,
@@ -182,8 +182,9 @@ def make_loader(
     )
 
 
-def _in_steps(train: TrainConfig, loaded: Loaded, loader: Loader) -> TrainConfig:
+def _in_steps(train: TrainConfig, task: Task, loaded: Loaded, loader: Loader) -> TrainConfig:
     """`train` with the number of optimizer steps that its operations are enough for."""
-    per_step = operations_per_batch(loaded.model, loader.batches(0)) * train.accumulation * world_size()
+    batches = (task.on_device(batch, loaded.model.device) for batch in loader.batches(0))
+    per_step = operations_per_batch(loaded.model, batches) * train.accumulation * world_size()
     steps = max(1, round((train.teraflops or 0) * 1e12 / per_step))
     return train.model_copy(update={"steps": steps, "teraflops": None})

@@ -3,7 +3,6 @@
 from typing import ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -42,9 +41,6 @@ class DualEncoderTask(RetrievalTask):
         """One image as the processor prepares it, float32 (3, H, W)."""
         pixels: Tensor = self.processor.image_processor(images=open_image(source), return_tensors="pt")["pixel_values"]
         return pixels[0]
-
-    def collate_images(self, images: list[Tensor]) -> Tensor:
-        return torch.stack(images)
 
     def collate_tokens(self, token_lists: list[list[int]]) -> Batch:
         pad = self.processor.tokenizer.pad_token_id

@@ -47,9 +47,9 @@ class NLVR2Task(Task):
             "label": sample.label,
         }
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         batch = {
-            "pixel_values": self.collate_images([each["images"] for each in features]),
+            "pixel_values": torch.stack([each["images"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
         }
         if all(each["label"] is not None for each in features):
@@ -60,8 +60,7 @@ class NLVR2Task(Task):
         predicted = predict_all(
             model,
             samples,
-            self.fixed_features,
-            self.collate,
+            self,
             lambda keys, batch: _verdicts(model(**batch).logits.float()),
             settings,
         )

@@ -14,7 +14,7 @@ from evle.data.loader import Loader, worker_death
 from evle.data.samples import readable
 from evle.errors import DataError
 from evle.precision import resolve_precision
-from evle.tasks.task import Batch, EvaluationSettings, Features
+from evle.tasks.task import Batch, EvaluationSettings, Features, Task
 
 FeatureFunction = Callable[[Any, np.random.Generator], Features]
 Keyed = tuple[str, Features]
@@ -31,10 +31,12 @@ class Predictions:
 def predict_all(
     model: PreTrainedModel,
     samples: Sequence[Any],
-    features: FeatureFunction,
-    collate: Callable[[list[Features]], Batch],
+    task: Task,
     predict: Callable[[list[str], Batch], list[Any]],
     settings: EvaluationSettings,
+    *,
+    features: FeatureFunction | None = None,
+    collate: Callable[[list[Features]], Batch] | None = None,
 ) -> Predictions:
     """Call `predict(keys, batch)` on every batch of `samples`, in evaluation mode and without gradients, and gather
     the results.
@@ -49,8 +51,8 @@ def predict_all(
         return Predictions({}, [])
     loader = Loader(
         samples,
-        partial(_keyed, features),
-        partial(_collate, collate),
+        partial(_keyed, features or task.fixed_features),
+        partial(_collate, collate or task.collate_raw),
         batch_size=settings.batch_size,
         seed=0,
         shuffle=False,
@@ -66,8 +68,7 @@ def predict_all(
         with torch.no_grad(), torch.random.fork_rng(devices), autocast(model, settings.precision):
             torch.manual_seed(0)  # for hard negatives; training must not depend on evaluations
             for keys, batch in loader.batches(epoch=0):
-                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                rows += zip(keys, predict(keys, batch), strict=True)
+                rows += zip(keys, predict(keys, task.on_device(batch, model.device)), strict=True)
     except RuntimeError as error:
         raise worker_death(error) or error from None
     finally:

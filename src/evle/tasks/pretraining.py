@@ -184,12 +184,12 @@ class PreTrainingTask(Task):
             found["mpc_patches"], found["mpc_label"] = self._hidden(boxes, corners, rng)
         return found
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         def rows(name: str) -> list[Any]:
             return [each[name] for each in features]
 
         wanted = self.objectives
-        batch = {"pixel_values": self.collate_images(rows("image")), **self.collate_tokens(rows("tokens"))}
+        batch = {"pixel_values": torch.stack(rows("image")), **self.collate_tokens(rows("tokens"))}
         if "mim" in wanted:
             batch["image_mask"] = stack(rows("image_mask"))
             num_visible = int((~batch["image_mask"][0]).sum())
@@ -212,7 +212,7 @@ class PreTrainingTask(Task):
         return batch
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
-        predicted = predict_all(model, samples, self.fixed_features, self.collate, partial(measure, model), settings)
+        predicted = predict_all(model, samples, self, partial(measure, model), settings)
         found = list(predicted.results.values())
         scores, chance = _scores(found)
         if found and "router" in found[0]:

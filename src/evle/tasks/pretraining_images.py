@@ -49,7 +49,7 @@ def pretraining_galleries(
                 rows[index][name] = GalleryRow(texts[index].strip(), row_cells)
         return rows
 
-    shown = list(predict_all(model, chosen, task.fixed_features, task.collate, show, settings).results.values())
+    shown = list(predict_all(model, chosen, task, show, settings).results.values())
     galleries = [
         Gallery(title, [rows[name] for rows in shown if name in rows], note)
         for name, title, note in (

@@ -109,9 +109,9 @@ class RetrievalTask(Task):
             "match": match_of(sample, text),
         }
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         return {
-            "pixel_values": self.collate_images([each["image"] for each in features]),
+            "pixel_values": torch.stack([each["image"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
             "match_ids": number_ids([each["match"] for each in features]),
         }
@@ -121,19 +121,21 @@ class RetrievalTask(Task):
         images = predict_all(
             model,
             samples,
-            self._image_features,
-            self._collate_images,
+            self,
             lambda keys, batch: _rows(encoder.get_image_features(**batch)),
             settings,
+            features=self._image_features,
+            collate=self._collate_images,
         )
         corpus = self._corpus(samples, images.results)
         texts = predict_all(
             model,
             corpus.texts,
-            self._text_features,
-            self._collate_texts,
+            self,
             lambda keys, batch: _rows(encoder.get_text_features(**batch)),
             settings,
+            features=self._text_features,
+            collate=self._collate_texts,
         )
         image_vectors = torch.from_numpy(np.stack([images.results[sample.key] for sample in corpus.samples]))
         text_vectors = torch.from_numpy(np.stack([texts.results[text.key] for text in corpus.texts]))
@@ -186,7 +188,7 @@ class RetrievalTask(Task):
         return {"image": self.read_image(sample.image, rng, False, "")}
 
     def _collate_images(self, features: list[Features]) -> Batch:
-        return {"pixel_values": self.collate_images([each["image"] for each in features])}
+        return {"pixel_values": torch.stack([each["image"] for each in features])}
 
     def _text_features(self, text: _Text, rng: np.random.Generator) -> Features:
         return {"tokens": self.tokens(self.clean(text.text))}
@@ -239,7 +241,13 @@ class RetrievalTask(Task):
             return np.split(torch.cat(logits).numpy(), np.cumsum([len(each) for each in paired])[:-1])
 
         predicted = predict_all(
-            model, corpus.samples, self._image_features, self._collate_images, match_logits, settings
+            model,
+            corpus.samples,
+            self,
+            match_logits,
+            settings,
+            features=self._image_features,
+            collate=self._collate_images,
         )
         logits = np.concatenate([predicted.results[sample.key] for sample in corpus.samples])
         return logits[np.searchsorted(codes, text_codes)], logits[np.searchsorted(codes, image_codes)]

@@ -2,7 +2,6 @@
 Winoground)?"""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -66,9 +65,9 @@ class SwapsTask(RetrievalTask):
             "match": captions,
         }
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         batch = {
-            "pixel_values": self.collate_images([image for each in features for image in each["images"]]),
+            "pixel_values": torch.stack([image for each in features for image in each["images"]]),
             **self.collate_tokens([tokens for each in features for tokens in each["tokens"]]),
         }
         if len(batch["pixel_values"]) == len(batch["input_ids"]):  # in training
@@ -92,7 +91,7 @@ class SwapsTask(RetrievalTask):
                 columns.append(logits[:, 1])
             return torch.stack(columns).float().reshape(len(columns), -1, 2).transpose(0, 1).flatten(1).tolist()
 
-        predicted = predict_all(model, samples, partial(self.features, train=False), self.collate, score, settings)
+        predicted = predict_all(model, samples, self, score, settings)
         judged = [_with_swap(sample) for sample in readable(samples) if sample.key in predicted.results]
         sets = {sample.key: swap.set_id for sample, swap in judged}
         types = {sample.key: swap.type for sample, swap in judged}

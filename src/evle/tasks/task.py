@@ -3,7 +3,7 @@
 A task has no parameters. It turns a sample into features, features into a batch, and a model's outputs on samples
 into scores; the engine, the recipes and the pipelines use only this interface. In training the order of calls is
 `prepare` (learn from the training samples, before the model exists), `model_overrides`, `bind` (learn from the model),
-then `features`, `collate` and `evaluate`. A task for a trained model starts with `restore` and `bind`.
+then `features`, `collate_raw`, `on_device` and `evaluate`. A task for a trained model starts with `restore` and `bind`.
 """
 
 from abc import ABC, abstractmethod
@@ -179,8 +179,20 @@ class Task(ABC):
         return self.features(sample, rng, train=False)
 
     @abstractmethod
+    def collate_raw(self, features: list[Features]) -> Batch:
+        """One batch of tensors, named as the model's arguments, whose images are still uint8: a quarter of the bytes
+        to hand over between processes and to a device."""
+
+    def on_device(self, batch: Batch, device: torch.device) -> Batch:
+        """A raw batch on a device, its images normalised there."""
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        if "pixel_values" in batch:
+            batch["pixel_values"] = self._normalized(batch["pixel_values"])
+        return batch
+
     def collate(self, features: list[Features]) -> Batch:
-        """One batch of tensors, named as the model's arguments."""
+        """One batch as the model reads it: `collate_raw` and `on_device` on the CPU."""
+        return self.on_device(self.collate_raw(features), torch.device("cpu"))
 
     @abstractmethod
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
@@ -230,12 +242,15 @@ class Task(ABC):
         return self.tokens(self.clean(text))
 
     def collate_images(self, images: list[Tensor]) -> Tensor:
-        """Images as the model's float32 `pixel_values` (B, 3, H, W), or stacked states of an image tower (P, D), which
-        VLE takes in their place."""
-        if images[0].is_floating_point():
-            return torch.stack(images)
+        """Images as the model's float32 `pixel_values` (B, 3, H, W)."""
+        return self._normalized(torch.stack(images))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """Images as float32. What another reader has prepared, and the states of an image tower, stay as they are."""
+        if pixels.dtype != torch.uint8:
+            return pixels
         image_processor = self.processor.image_processor
-        return normalize(torch.stack(images), image_processor.image_mean, image_processor.image_std)
+        return normalize(pixels, image_processor.image_mean, image_processor.image_std)
 
     def collate_tokens(self, token_lists: list[list[int]]) -> Batch:
         """Texts, padded to the longest, as `input_ids` and `attention_mask` (B, T)."""

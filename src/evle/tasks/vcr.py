@@ -132,7 +132,7 @@ class VCRTask(Task):
             result["box_types"].append([FIRST_OBJECT_TYPE + rank for rank in in_sight])
         return result
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         def grid(name: str, value: int, length: int) -> Tensor:
             """The lists of all candidates of all samples, (B, C, length)."""
             return torch.stack([pad_rows(each[name], value, length) for each in features])
@@ -163,7 +163,7 @@ class VCRTask(Task):
         input_ids = grid("tokens", self.processor.tokenizer.pad_token_id, num_tokens)
         lengths = torch.tensor([[len(tokens) for tokens in each["tokens"]] for each in features])
         batch = {
-            "pixel_values": self.collate_images(images),
+            "pixel_values": torch.stack(images),
             "image_rows": torch.tensor(image_rows),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(num_tokens) < lengths[..., None]).long(),
@@ -179,8 +179,7 @@ class VCRTask(Task):
         predicted = predict_all(
             model,
             samples,
-            self.fixed_features,
-            self.collate,
+            self,
             lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
             settings,
         )

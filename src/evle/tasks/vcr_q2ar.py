@@ -52,7 +52,7 @@ def judge(
         def predict(keys: list[str], batch: Batch) -> list[np.ndarray]:
             return list(model(**batch).logits.float().cpu().numpy())
 
-        return predict_all(model, samples, task.fixed_features, task.collate, predict, settings)
+        return predict_all(model, samples, task, predict, settings)
 
     answers, reasons = logits_of(answering, answer_task), logits_of(reasoning, reason_task)
     both = answers.results.keys() & reasons.results.keys()

@@ -201,14 +201,14 @@ class VQATask(Task):
             "scores": soft_scores(sample.answers),
         }
 
-    def collate(self, features: list[Features]) -> Batch:
+    def collate_raw(self, features: list[Features]) -> Batch:
         labels = torch.zeros(len(features), len(self.answers))
         for row, each in enumerate(features):
             for answer, score in each["scores"].items():
                 if (index := self._index.get(answer)) is not None:
                     labels[row, index] = score
         return {
-            "pixel_values": self.collate_images([each["image"] for each in features]),
+            "pixel_values": torch.stack([each["image"] for each in features]),
             **self.collate_tokens([each["tokens"] for each in features]),
             "labels": labels,
         }
@@ -219,7 +219,7 @@ class VQATask(Task):
             best = logits.sigmoid().max(dim=-1)
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
-        predicted = predict_all(model, samples, self.fixed_features, self.collate, answer, settings)
+        predicted = predict_all(model, samples, self, answer, settings)
         asked: list[VQASample] = [sample for sample in readable(samples) if sample.key in predicted.results]
         given = {sample.key: self.answers[predicted.results[sample.key][0]] for sample in asked}
         # If the answers are not public (VQAv2 test), there are predictions and no scores.

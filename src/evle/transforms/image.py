@@ -7,6 +7,7 @@ changes, and last the changes that are not linear.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -144,9 +145,16 @@ test_image.__test__ = test_boxes.__test__ = False  # type: ignore[attr-defined]
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (..., 3, H, W) to float32 (value / 255 - mean) / std, channel by channel (EVE: mean = std = 0.5)."""
-    scale = torch.tensor(std, device=pixels.device, dtype=torch.float32).mul(255.0).reciprocal()[:, None, None]
-    shift = (torch.tensor(mean, device=pixels.device) / torch.tensor(std, device=pixels.device))[:, None, None]
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return pixels.to(torch.float32, copy=True).mul_(scale).sub_(shift)
+
+
+@cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: copying them there for every batch would let the host wait."""
+    deviation = torch.tensor(std)
+    scale, shift = deviation.mul(255.0).reciprocal(), torch.tensor(mean) / deviation
+    return scale[:, None, None].to(device), shift[:, None, None].to(device)
 
 
 def _pick_rand_augment(pair: tuple[int, float], rng: np.random.Generator) -> list[tuple[str, float]]:
