@@ -32,7 +32,7 @@ def main(folder: Path, pages: dict[str, Path]) -> None:
                 height = min(most, page.evaluate("document.body.getBoundingClientRect().height"))
                 shot = page.screenshot(clip={"x": 0, "y": 0, "width": viewport["width"], "height": height})
                 image = Image.open(io.BytesIO(shot)).convert("RGB")
-                image.save(folder / f"{name}{suffix}.webp", quality=80, method=6)
+                image.save(folder / f"{name}{suffix}.webp", quality=65, method=6)
                 page.close()
         browser.close()
 
