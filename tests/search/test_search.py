@@ -614,6 +614,22 @@ def test_the_tables_columns_come_with_a_hit_and_follow_the_table(described, phot
     assert described.query(image=photos / "4.png", k=1)[0].caption == "new"
 
 
+def test_an_index_remembers_where_its_images_moved(index, photos, model, tmp_path):
+    expected = keys(index.query("red", k=3))
+    photos.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="no such folder"):
+        index.move_root(photos)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=r"holds no image of .*, such as .*\.png"):
+        index.move_root(tmp_path / "other")
+    assert "its images are in" in call("index", "-o", index.path, "--root", tmp_path / "moved")
+    loaded = ImageIndex.load(index.path, model=model)
+    hits = loaded.query("red", k=3)
+    assert keys(hits) == expected
+    assert all(hit.path.exists() for hit in hits)
+    assert loaded.add(tmp_path / "moved", progress=False).num_kept == 10
+
+
 def test_stats_count(index, photos):
     facts = index.stats()
     assert (facts["images"], facts["dimension"], facts["dtype"]) == (10, 32, "float32")

@@ -1,5 +1,6 @@
 """The verbs that make an image index and search it."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,9 @@ def index(
         list[str] | None,
         typer.Option(help="Take a path, folder or pattern out of the index; may be repeated.", show_default=False),
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Remember that the images are in this folder now.", show_default=False)
+    ] = None,
     list_images: Annotated[bool, typer.Option("--list", help="List the images of the index.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print facts about the index.")] = False,
     duplicates: Annotated[bool, typer.Option("--duplicates", help="List images with equal files.")] = False,
@@ -65,42 +69,51 @@ def index(
       evle index -o photos.index --stats
       evle index -o photos.index --similar 0.98
       evle index -o photos.index --remove 2019 --remove "*.gif"
+      evle index -o photos.index --root /new/photos
     """
-    from evle.search import ImageIndex, build_index, find_duplicates
+    from evle.search import build_index, find_duplicates
 
     if output is None:
         raise ConfigError("no index is named; give its folder with -o")
+    remarks = sys.stderr if as_json else sys.stdout
+    if root is not None:
+        _opened(output).move_root(root)
+        print(f"{output}: its images are in {root}", file=remarks)
     if images is not None:
         if model is None:
-            change = _opened(output).add(images)
-            count = len(ImageIndex.load(output))
+            built = _opened(output)
+            built.add(images)
         else:
             built = build_index(model, images, output, batch_size=batch_size, num_workers=num_workers)
-            change, count = built.change, len(built)
         if as_json:
-            print_json({"index": output, "images": count, **vars(change)})
+            print_json({"index": output, "images": len(built), **vars(built.change)})
         else:
-            print(f"{output}: {count} images; {change}")
+            print(f"{output}: {len(built)} images; {built.change}")
         print_next("evle", "search", output, "a dog on a beach")
-    elif not (remove or list_images or stats or duplicates or similar is not None):
-        raise ConfigError("nothing to do; name images, or one of --list, --stats, --remove, --duplicates, --similar")
+    elif not (remove or root or list_images or stats or duplicates or similar is not None):
+        raise ConfigError(
+            "nothing to do; name images, or one of --list, --stats, --remove, --root, --duplicates, --similar"
+        )
     opened = _opened(output)
     if remove:
         change = opened.remove(*remove)
-        print(f"{output}: {len(change.vanished)} removed, {change.num_kept} kept")
+        print(f"{output}: {len(change.vanished)} removed, {change.num_kept} kept", file=remarks)
     if list_images:
         for key in opened.keys:
             print_json({"image": key}) if as_json else print(key)
     if stats:
-        facts = opened.stats()
-        if as_json:
-            print_json(facts)
-        else:
-            for name, value in facts.items():
-                print(f"{name:>10}  {value:,}" if isinstance(value, int) else f"{name:>10}  {value}")
+        _print_facts(opened.stats(), as_json)
     for wanted, similarity in ((duplicates, None), (similar is not None, similar)):
         if wanted:
             _print_groups(find_duplicates(opened, similarity=similarity), as_json)
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:>10}  {value:,}" if isinstance(value, int) else f"{name:>10}  {value}")
 
 
 def _opened(output: Path) -> Any:
@@ -186,7 +199,10 @@ def search(
         if any(not hits for _, hits in rows):
             print_error(f"no image of {index} fits {_in_words(options['where'])}")
         if any(not hit.path.exists() for _, hits in rows for hit in hits):
-            print_error(f"some images are not below {opened.root} any more; name their folder with --root")
+            print_error(
+                f"some images are not below {opened.root} any more; name their folder with --root, or for good with "
+                f"`evle index -o {index} --root FOLDER`"
+            )
         if html is not None and rows:
             page = write_contact_sheet(rows[0][1], str(rows[0][0]), html, query_image=source, index=opened)
             if not as_json:

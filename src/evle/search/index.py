@@ -428,6 +428,21 @@ class ImageIndex:
             self.change = Change(num_kept=kept, vanished=list(gone), seconds=time.monotonic() - started)
         return self.change
 
+    def move_root(self, root: str | Path) -> None:
+        """Remember that the images are in the folder `root` now, where it moved without the index. Nothing is embedded.
+
+        Raises DataError for a folder that does not exist or holds none of the images.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(f"root {root}: no such folder; give the folder that holds the indexed images")
+        with locked(self.path):
+            store = self._latest()
+            if len(store) and not any((root / entry.path).exists() for entry in store.entries()):
+                raise DataError(f"root {root}: holds no image of {self.path}, such as {store.entry(0).path}")
+            self.store = replace(store, facts=replace(store.facts, root=Place.of(root, self.path))).create()
+            self._root = None
+
     def stats(self) -> dict[str, Any]:
         """Facts about the index: images, bytes on disk, root, model and the time of the last change."""
         store = self._latest()

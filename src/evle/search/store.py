@@ -281,7 +281,7 @@ class Store:
             return self._commit(shards) if shards != list(self.shards) else self
 
     def create(self) -> "Store":
-        """Write the index.json of an index without rows."""
+        """Write index.json, with the facts and shards of this state."""
         with writing(self.path):
             return self._commit(list(self.shards))
 
