@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evle.data.samples import Box, CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import average_precision, shared_information
-from evle.models.eve import EVEConfig, EVEForPreTraining
+from evle.models.eve import EVEForPreTraining
 from evle.models.eve.targets import open_teacher
 from evle.models.vle import VLEForPreTraining
 from evle.tasks.captions import CaptionConfig, first_text, match_of, training_text
@@ -157,7 +157,6 @@ class PreTrainingTask(Task):
 
     def bind(self, config: PreTrainedConfig) -> None:
         self.objectives = frozenset(config.objectives)
-        self.takes_indices = config.model_type == EVEConfig.model_type
         self.patches_per_side = self.image_size // config.patch_size
         self.vocab_size = config.vocab_size
         self.class_ids: dict[str, int] = {}
@@ -197,8 +196,7 @@ class PreTrainingTask(Task):
         if "mlm" in wanted:
             batch["masked_input_ids"] = pad_rows(rows("masked_tokens"), self.processor.tokenizer.pad_token_id)
             batch["mlm_labels"] = pad_rows(rows("labels"), IGNORED)
-            if self.takes_indices:  # the model need not wait for the labels' values
-                batch["masked_tokens"] = (batch["mlm_labels"].flatten() != IGNORED).nonzero().squeeze(1)
+            batch["masked_tokens"] = _indices(batch["mlm_labels"].flatten() != IGNORED)
         if wanted & {"itc", "itm"}:
             batch["match_ids"] = number_ids(rows("match"))
         if "pbc" in wanted:
@@ -206,6 +204,7 @@ class PreTrainingTask(Task):
         if "mpc" in wanted:
             batch["mpc_patches"] = stack(rows("mpc_patches"))
             batch["mpc_labels"] = torch.tensor(rows("mpc_label"))
+            batch["mpc_rows"] = _indices(batch["mpc_patches"].any(dim=1) & (batch["mpc_labels"] != IGNORED))
             image_processor = self.processor.image_processor
             black = torch.zeros(len(image_processor.image_mean), 1, 1, dtype=torch.uint8)
             batch["black"] = normalize(black, image_processor.image_mean, image_processor.image_std).flatten()
@@ -281,6 +280,11 @@ class PreTrainingTask(Task):
         index = known[int(rng.integers(len(known)))]
         size = (self.image_size, self.image_size)
         return box_patches(corners[index], size, self.patches_per_side)[0], self.class_ids[boxes[index].label]
+
+
+def _indices(chosen: Tensor) -> Tensor:
+    """Where `chosen` (N,) is true, int64: the model then need not wait for values on its device."""
+    return chosen.nonzero().squeeze(1)
 
 
 def read_classes(path: str) -> tuple[str, ...]:

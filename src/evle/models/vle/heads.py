@@ -329,7 +329,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
             batch = FusionBatch(self.vle)
             images, texts = batch.add_images(image), batch.add_texts(text, mask)
             batch.pair("pairs", images, texts, Reads(pooled=True))
-            has_negative = pair_negatives(
+            with_negative = pair_negatives(
                 batch,
                 pixel_values=pixel_values,
                 input_ids=input_ids,
@@ -340,7 +340,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
                 similarities=(image_to_text, text_to_image),
                 wrong_texts=wrong_texts,
             )
-            itm_logits, itm_labels = match_logits(self.itm_score, batch.run(), has_negative)
+            itm_logits, itm_labels = match_logits(self.itm_score, batch.run(), with_negative)
             losses["itm"] = objectives.itm(itm_logits, itm_labels)
         losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
         return VLEOutput(

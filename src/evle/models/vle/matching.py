@@ -107,7 +107,7 @@ def pair_negatives(
     there; those from other processes are encoded here, from their gathered inputs. `wrong_texts` (B,), rows of this
     process, are taken instead of texts drawn by `similarities`.
 
-    Returns which pairs have a negative, (B,); these add 2 N rows.
+    Returns the pairs that have a negative, (N,) rows of this process; they add 2 N rows.
     """
     drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities, wrong_texts)
     kept = has_negative.nonzero().squeeze(1)
@@ -126,7 +126,7 @@ def pair_negatives(
         torch.cat([other_texts, texts[kept]]),
         Reads(pooled=True),
     )
-    return has_negative
+    return kept
 
 
 def pair_logits(
@@ -156,12 +156,12 @@ def pair_logits(
     return score(batch.run()["pairs"].pooler_output)
 
 
-def match_logits(score: VLEMatchScore, fused: dict[str, Fused], has_negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, `has_negative` (B,), and of their
-    negatives."""
+def match_logits(score: VLEMatchScore, fused: dict[str, Fused], with_negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, rows `with_negative` (N,), and of
+    their negatives."""
     positives: Any = fused["pairs"].pooler_output
     negatives: Any = fused["negatives"].pooler_output
-    logits = score(torch.cat([positives[has_negative], negatives]))
+    logits = score(torch.cat([positives[with_negative], negatives]))
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) - len(negatives)] = 1
     return logits, labels

@@ -100,6 +100,8 @@ class VLEForPreTraining(VLEPreTrainedModel):
         mpc_patches: Tensor | None = None,
         mpc_labels: Tensor | None = None,
         black: Tensor | None = None,
+        masked_tokens: Tensor | None = None,
+        mpc_rows: Tensor | None = None,
     ) -> VLEOutput:
         """The losses of one step.
 
@@ -115,6 +117,9 @@ class VLEForPreTraining(VLEPreTrainedModel):
             mpc_patches: (B, P) bool, the patches of one object in each image; none if it has no object [mpc].
             mpc_labels: (B,) that object's class, an index of `config.object_classes`, or -100 [mpc].
             black: (C,), or (B, C), the value of a black pixel after normalisation [mpc].
+            masked_tokens: (M,) int64, the indices at which the flattened `mlm_labels` are not -100 [mlm].
+            mpc_rows: (N,) int64, the rows that have an object and its class [mpc]. Without `masked_tokens` and
+                `mpc_rows`, both are read from the labels, which synchronises with an accelerator.
 
         Returns:
             The losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
@@ -136,10 +141,11 @@ class VLEForPreTraining(VLEPreTrainedModel):
             pbc={"pbc_labels": pbc_labels},
         )
         names = set(self.config.objectives)
-        hidden = None
-        if mpc_patches is not None and mpc_labels is not None and "mpc" in names:
-            hidden = mpc_patches.any(dim=1) & (mpc_labels != objectives.IGNORE)
-        self._encode(step, masked_input_ids, mpc_patches, hidden, black)
+        if "mpc" not in names:
+            mpc_rows = None
+        elif mpc_rows is None and mpc_patches is not None and mpc_labels is not None:
+            mpc_rows = (mpc_patches.any(dim=1) & (mpc_labels != objectives.IGNORE)).nonzero()[:, 0]
+        self._encode(step, masked_input_ids, mpc_patches, mpc_rows, black)
         output = VLEOutput()
         losses: dict[str, Tensor] = {}
         if "itc" in names:  # first, because its similarities select the negatives of itm
@@ -148,11 +154,13 @@ class VLEForPreTraining(VLEPreTrainedModel):
                 return VLEOutput(loss=losses["itc"], losses=losses)
         self._fuse(step)
         if mlm_labels is not None and "mlm" in names:
-            losses["mlm"], output.logits = self._mlm(step, mlm_labels)
+            if masked_tokens is None:
+                masked_tokens = (mlm_labels.flatten() != objectives.IGNORE).nonzero()[:, 0]
+            losses["mlm"], output.logits = self._mlm(step, mlm_labels, masked_tokens)
         if "itm" in names:
             losses["itm"], output.itm_logits, output.itm_labels = self._itm(step)
-        if mpc_patches is not None and mpc_labels is not None and hidden is not None:
-            losses["mpc"], output.mpc_logits = self._mpc(step, mpc_patches, mpc_labels, hidden)
+        if mpc_patches is not None and mpc_labels is not None and mpc_rows is not None:
+            losses["mpc"], output.mpc_logits = self._mpc(step, mpc_patches, mpc_labels, mpc_rows)
         if pbc_labels is not None and "pbc" in names:
             losses["pbc"], output.pbc_logits = self._pbc(step, pbc_labels)
         output.losses = {name: self.config.weight_of(name) * losses[name] for name in self.config.objectives}
@@ -164,7 +172,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         step: "_Step",
         masked_input_ids: Tensor | None,
         mpc_patches: Tensor | None,
-        hidden: Tensor | None,
+        mpc_rows: Tensor | None,
         black: Tensor | None,
     ) -> None:
         """Encode all images and all texts that the objectives need, each tower in one pass."""
@@ -172,9 +180,9 @@ class VLEForPreTraining(VLEPreTrainedModel):
         images, texts = {}, {}
         if names != {"mpc"}:
             images["whole"] = step.pixel_values
-        if mpc_patches is not None and hidden is not None and black is not None:
-            black = black if black.dim() == 1 else black[hidden]
-            images["blacked"] = black_out(step.pixel_values[hidden], mpc_patches[hidden], black)
+        if mpc_patches is not None and mpc_rows is not None and black is not None:
+            black = black if black.dim() == 1 else black[mpc_rows]
+            images["blacked"] = black_out(step.pixel_values[mpc_rows], mpc_patches[mpc_rows], black)
         if masked_input_ids is not None and "mlm" in names:
             texts["masked"] = masked_input_ids
         if names != {"mlm"}:
@@ -194,7 +202,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
             reads = Reads(image="pbc" in names, pooled="itm" in names)
             batch.pair("pairs", images["whole"], texts["whole"], reads)
         if "itm" in names:
-            step.has_negative = pair_negatives(
+            step.with_negative = pair_negatives(
                 batch,
                 pixel_values=step.pixel_values,
                 input_ids=step.input_ids,
@@ -206,39 +214,37 @@ class VLEForPreTraining(VLEPreTrainedModel):
             )
         step.fused = batch.run()
 
-    def _mlm(self, step: "_Step", labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _mlm(self, step: "_Step", labels: Tensor, masked_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of masked words, and their logits (M, V).
 
         Only masked positions are multiplied by the vocabulary, which is the largest matrix of the model.
         """
-        chosen = labels != objectives.IGNORE
         states: Any = step.fused["masked"].text_hidden
-        logits = self.mlm_score(states[:, : chosen.shape[1]][chosen])
-        return objectives.mlm(logits, labels[chosen]), logits
+        logits = self.mlm_score(states[:, : labels.shape[1]].flatten(0, 1)[masked_tokens])
+        return objectives.mlm(logits, labels.flatten()[masked_tokens]), logits
 
     def _itm(self, step: "_Step") -> tuple[Tensor, Tensor, Tensor]:
         """Matching of the true pairs and their negatives: the loss, logits and labels."""
-        logits, labels = match_logits(self.itm_score, step.fused, step.has_negative)
+        logits, labels = match_logits(self.itm_score, step.fused, step.with_negative)
         return objectives.itm(logits, labels), logits, labels
 
-    def _mpc(self, step: "_Step", patches: Tensor, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Masked patch-box classification of the rows that are `hidden` (B,), with logits (B, classes).
+    def _mpc(self, step: "_Step", patches: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked patch-box classification of `rows` (N,), with logits (B, classes).
 
         The mean of the image tower's states of the blacked-out patches enters the fusion as a token, like a box in VCR,
         and its fused state is classified (the figure in VLE's README). With `mpc_readout` "patches" there is no such
         token, and the mean of the fused states of these patches is classified instead.
         """
-        image, patches = step.images["blacked"], patches[hidden]
+        image, patches = step.images["blacked"], patches[rows]
         box = None
         if self.config.mpc_readout == "box_token":
             box = self.vle.typed(mean_states(image[:, 1:], patches)[:, None], IMAGE_TYPE)
-        rows = hidden.nonzero()[:, 0]
         text = Stream(self.vle.typed(step.texts["whole"], TEXT_TYPE), key_mask(step.mask[rows], image.dtype), rows=rows)
         fused = self.vle.fuse(Stream(self.vle.typed(image, IMAGE_TYPE), own=box), text, Reads(image=True))
         states: Any = fused.image_hidden
         logits = self.mpc_classifier(states[:, -1] if box is not None else mean_states(states[:, 1:], patches))
-        shown = logits.new_zeros(len(hidden), logits.shape[1]).index_put((hidden,), logits)
-        return objectives.mpc(logits, labels[hidden]), shown
+        shown = logits.new_zeros(len(labels), logits.shape[1]).index_put((rows,), logits)
+        return objectives.mpc(logits, labels[rows]), shown
 
     def _pbc(self, step: "_Step", labels: Tensor) -> tuple[Tensor, Tensor]:
         """Patch-box classification of all patches, with logits (B, P, 2)."""
@@ -273,4 +279,5 @@ class _Step:
     """Text states by name: "whole" and "masked"."""
     fused: dict[str, Fused] = field(default_factory=dict)
     similarities: tuple[Tensor, Tensor] | None = None
-    has_negative: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    with_negative: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Rows of the pairs that have a negative [itm]."""

@@ -137,8 +137,8 @@ class VLEForVCR(VLEHead):
                 f"box_token_types (B, K, O) and box_patches (B, K, O, {num_patches} patches); got "
                 + ", ".join(str(tuple(tensor.shape)) for tensor in given)
             )
-        if torch.compiler.is_compiling():
-            return  # what follows reads values, which a graph does not have
+        if not objectives.is_eager_cpu(input_ids.device):
+            return  # what follows reads values, which a graph does not have and an accelerator would be waited for
         highest = max((int(types.max()) for types in (box_token_types, token_type_ids) if types.numel()), default=0)
         if self.config.vcr_token_types and highest >= self.config.num_token_types:
             raise DataError(
