@@ -37,7 +37,7 @@ what the claim needs, *refuted* where it is below, *undecided* otherwise. Claims
 and were fixed before the runs. The settings were chosen on another world of scenes than the one that decides: four of
 its six shapes and of its six colours are new, and the test shows combinations that training never shows.
 
-The models have 2 to 3 million parameters and train for a minute or less. A verdict holds for this size."""
+The models have 2 to 3 million parameters and train for minutes at most. A verdict holds for this size."""
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from evle.models.vle import VLEForNLVR2, VLEForPreTraining, VLEForRetrieval, VLE
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount")
 """Operators whose result, or its shape, depends on values."""
 LABELS = torch.tensor([0, 1, 1])
+CLASSIFYING = (EVEForVQA, EVEForNLVR2, VLEForVQA, VLEForNLVR2, VLEForVCRQ2A)
 
 
 class Reads(TorchDispatchMode):
@@ -73,16 +74,30 @@ def test_values_that_are_read_are_counted():
     assert len(reads.files) == 2
 
 
-@pytest.mark.parametrize("model_class", [EVEForVQA, EVEForNLVR2, VLEForVQA, VLEForNLVR2])
-def test_a_step_of_a_classifying_head_reads_no_value(model_class, monkeypatch):
+def classifying(model_class):
+    """A head that classifies, with a batch and its labels."""
     family = eve_models if model_class.__name__.startswith("EVE") else vle_models
     model = eve(model_class) if family is eve_models else family.build(model_class)
+    if model_class is VLEForVCRQ2A:
+        return model, {**vle_models.vcr_batch(), "labels": torch.tensor([0, 1])}
     inputs = family.batch()
     if "NLVR2" in model_class.__name__:
-        inputs = two_images(inputs)
-    else:
-        inputs["labels"] = torch.eye(3, model.config.num_labels)
-    assert values_read(model, inputs, monkeypatch) == []
+        return model, two_images(inputs)
+    return model, {**inputs, "labels": torch.eye(3, model.config.num_labels)}
+
+
+@pytest.mark.parametrize("model_class", CLASSIFYING)
+def test_a_step_of_a_classifying_head_reads_no_value(model_class, monkeypatch):
+    assert values_read(*classifying(model_class), monkeypatch) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", CLASSIFYING)
+def test_a_step_of_a_classifying_head_is_one_graph(model_class):
+    model, inputs = classifying(model_class)
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model.train())(**inputs)
+    assert explained.graph_break_count == 0, explained.break_reasons
 
 
 @pytest.mark.parametrize("model_class", [EVEForRetrieval, VLEForRetrieval])
@@ -105,8 +120,3 @@ def test_a_step_of_pre_training_reads_only_which_pairs_have_a_negative(family, m
         model = family.build(VLEForPreTraining)
         inputs["mpc_rows"] = (inputs["mpc_patches"].any(dim=1) & (inputs["mpc_labels"] != -100)).nonzero()[:, 0]
     assert values_read(model, inputs, monkeypatch) == (["matching.py"] if "itm" in model.config.objectives else [])
-
-
-def test_a_step_of_vcr_reads_no_value(monkeypatch):
-    inputs = {**vle_models.vcr_batch(), "labels": torch.tensor([0, 1])}
-    assert values_read(vle_models.build(VLEForVCRQ2A), inputs, monkeypatch) == []
