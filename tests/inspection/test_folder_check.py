@@ -111,7 +111,7 @@ def test_a_folder_without_a_table_is_no_training_set_and_says_so(tmp_path):
         "(captions.json: of no kind that is read; save it as CSV or JSON lines); write one, or set captions_from"
         in text
     )
-    assert text.endswith("every other image can be read")
+    assert text.endswith("no table is read, so that a run is refused")
 
 
 def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):

@@ -221,6 +221,8 @@ def _what_instead(source: ImageSource) -> str:
         return "is empty (0 bytes); fetch it again or remove its row"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "is a web page or SVG text, not an image; fetch it again or remove its row"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the image it points to; run 'git lfs pull'"
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim"):
         return "is a HEIC image, which is not read; convert it to JPEG"
     if kind := compression_of(start):

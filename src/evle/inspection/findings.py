@@ -1,12 +1,21 @@
 """Shared by all checks of data: findings that are counted and listed, and what is unusual about a text."""
 
+import re
 import unicodedata
 from dataclasses import dataclass, field
 
+from evle.data.samples import Box
+
 LONG = 30
 """Words above which a text counts as over-long: X-VLM's limit for captions."""
+ODD = "texts that hold codes; they are read as they are"
+"""The name of findings by `oddity`."""
 NAMED = 1000
 """Findings of one kind that are kept as lines; the others are counted."""
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
+_ESCAPE = re.compile(r"\\(?:[nrt](?![a-z])|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
 
 
 @dataclass
@@ -44,3 +53,44 @@ def is_latin(text: str) -> bool:
         return True
     letters = [letter for letter in text if letter.isalpha()]
     return 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) >= len(letters)
+
+
+def is_inside(box: Box, size: tuple[int, ...]) -> bool:
+    """Whether some part of a box is inside an image of a size (width, height)."""
+    width = min(box.x + box.width, size[0]) - max(box.x, 0)
+    height = min(box.y + box.height, size[1]) - max(box.y, 0)
+    return width > 0 and height > 0
+
+
+def place_of(box: Box, size: tuple[int, ...]) -> str:
+    """A box in an image of a size (width, height), in words."""
+    return (
+        f"{box.label or box.phrase!r}: {box.width:g} x {box.height:g} at ({box.x:g}, {box.y:g}) of "
+        f"{size[0]} x {size[1]} pixels"
+    )
+
+
+def oddity(text: str) -> str:
+    """What in a text is a code rather than a word: a tag, an escape, signs of another encoding; "" for nothing.
+
+    >>> oddity("<b>a dog</b>"), oddity("un cafÃ©"), oddity("a dog, 50 % off")
+    ('the tag <b>', 'UTF-8 that was decoded as Windows-1252', '')
+    """
+    if text.isdecimal():
+        return "a number"
+    if found := _TAG.search(text):
+        return f"the tag {found[0]}"
+    if found := _ESCAPE.search(text):
+        return f"the escape {found[0]}"
+    if " " not in text and len(_PERCENT.findall(text)) > 1:
+        return "percent codes"
+    if "\n" in text:
+        return "several lines"
+    if any(unicodedata.category(sign) == "Cc" and sign not in "\n\r\t" for sign in text):
+        return "a control character"
+    if not text.isascii() and any(sign in "ÃÂâðÐ" for sign in text):
+        try:
+            return "UTF-8 that was decoded as Windows-1252" if text.encode("cp1252").decode() else ""
+        except UnicodeError:
+            return ""
+    return ""

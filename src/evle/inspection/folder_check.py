@@ -18,27 +18,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evle.data.custom.choices import choice_sample
-from evle.data.custom.columns import (
-    EMBEDDED_COLUMNS,
-    ID_COLUMNS,
-    IMAGE_COLUMNS,
-    QUESTION_COLUMNS,
-    TYPE_COLUMNS,
-    Columns,
-)
+from evle.data.custom.columns import Columns
 from evle.data.custom.folder import read_folder
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.table import IMAGE_FIELDS, TableRows, names_split, unusual_splits
 from evle.data.formats.delimited import delimited_form
-from evle.data.formats.listing import list_folder
-from evle.data.formats.table_files import find_table
+from evle.data.formats.listing import list_folder, other_tables
+from evle.data.formats.table_files import find_table, tables_beside
 from evle.data.images import open_image
 from evle.data.samples import SPLITS
 from evle.errors import DataError, SampleError
-from evle.inspection.findings import LONG, Findings, is_latin
+from evle.inspection.findings import LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
 
 NOUNS = {"captions": "captions", "vqa": "questions", "nlvr2": "sentences", "vcr": "questions"}
 SHARES = (0.8, 0.1, 0.1)
+SPLITS_FROM = {
+    "column": "by the table",
+    "table": "by the name of the table or its folder",
+    "folders": "by the folders of the images",
+    "hash": "by a hash of the name, as the table has no split column",
+}
 
 _BLOCK = 256  # images decoded together
 _Size = tuple[int, int]
@@ -51,7 +50,7 @@ class FolderCheck:
     `images` counts different images by name; `texts` counts captions, questions or sentences. `sizes` holds the number
     of images for each (width, height), `splits` for each split. `duplicates` are images with the same bytes, `leaks`
     images in more than one split, `repeated` rows that repeat an earlier one, and `unread` files that no run reads.
-    `no_table` is the reason why only the images were checked.
+    `no_table` is the reason why only the images were checked; `other_tables` are those that are not read here.
     """
 
     path: str
@@ -62,7 +61,8 @@ class FolderCheck:
     texts: int = 0
     unanswered: int = 0
     read_as: str = ""
-    split_column: bool = False
+    not_read: tuple[str, ...] = ()
+    splits_from: str = "hash"
     not_latin: float = 0.0
     no_table: str = ""
     splits: dict[str, int] = field(default_factory=dict)
@@ -76,13 +76,17 @@ class FolderCheck:
         default_factory=lambda: Findings("empty splits, which a run that reads them refuses")
     )
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
+    odd: Findings = field(default_factory=lambda: Findings(ODD))
     repeated: Findings = field(default_factory=lambda: Findings("rows that repeat another"))
+    contradicting: Findings = field(default_factory=lambda: Findings("rows with another label than an equal row"))
+    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
     other_form: Findings = field(
         default_factory=lambda: Findings("image names that are not written as their files are; they are read")
     )
     duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
     leaks: Findings = field(default_factory=lambda: Findings("images in more than one split"))
     without_row: Findings = field(default_factory=lambda: Findings("images that no row names"))
+    other_tables: Findings = field(default_factory=lambda: Findings("other tables, which are not read here"))
     unread: Findings = field(default_factory=lambda: Findings("not read"))
 
     @property
@@ -92,6 +96,8 @@ class FolderCheck:
     @property
     def ok(self) -> bool:
         """Whether every row can be used: nothing broken, unreadable or empty."""
+        if self.no_table and self.other_tables.count:
+            return False
         return bool(self.images) and not any(each.count for each in self.findings if each.fatal)
 
     def lines(self, most: int = 20) -> list[str]:
@@ -102,11 +108,14 @@ class FolderCheck:
             lines.append(f"only the images were checked: {self.no_table}")
         if self.read_as:
             lines.append(f"read as: {self.read_as}")
+        if self.not_read:
+            others = ", ".join(self.not_read[:10]) + (", ..." if len(self.not_read) > 10 else "")
+            lines.append(f"columns that are not read: {others}")
         if self.unanswered:
             what = "sentences without a label" if self.task == "nlvr2" else "questions without an answer"
             lines.append(f"{what}: {self.unanswered:,}; they can be asked, but not trained on")
         if any(self.splits.values()) and self.table:
-            how = "by the table" if self.split_column else "by a hash of the name, as the table has no split column"
+            how = SPLITS_FROM[self.splits_from]
             shares = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
             lines.append(f"splits ({how}): {shares} images")
         if self.texts_per_image:
@@ -127,6 +136,8 @@ class FolderCheck:
     def _verdict(self) -> str:
         if self.table and not self.rows:
             return "the table holds no row"
+        if self.no_table and self.other_tables.count:
+            return "no table is read, so that a run is refused"
         if not self.ok:
             return f"the {'rows' if self.table else 'images'} named above cannot be used"
         if not self.table:
@@ -162,7 +173,7 @@ def check_folder(
             raise
         check = FolderCheck(str(base), "", task, no_table=str(error))
         names = pa.array(listing.images, pa.large_string())
-        images, splits = ImageFolder(base, allow_outside=True), None
+        images, splits, rows = ImageFolder(base, allow_outside=True), None, None
     else:
         check = FolderCheck(str(base), str(table), task)
         if table.suffix.lower() in (".csv", ".tsv"):
@@ -187,22 +198,28 @@ def check_folder(
         names, splits = _look_at_rows(check, rows)
         if listing is not None:
             _name_images_without_row(check, images, listing.images, names)
-    for line in listing.unread if listing is not None else ():
-        check.unread.add(line)
+    if listing is not None:
+        tables = other_tables(base)
+        for line in listing.unread:
+            (check.other_tables if line in tables else check.unread).add(line)
+        for name in tables_beside(base, Path(check.table).name if check.table else ""):
+            check.other_tables.add(name)
     check.images = len(names)
-    _decode(check, images, names, splits, num_threads, progress)
+    sizes = _decode(check, images, names, splits, num_threads, progress)
+    if rows is not None and task == "vcr":
+        _look_at_boxes(check, rows, names, sizes)
     return check
 
 
 def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[tuple[str, ...]]]:
     """Fill in the results for the rows; returns the different images, and the splits of each."""
     usable = rows.usable()
-    check.rows, check.split_column = rows.table.num_rows + rows.num_broken, rows.by_column
+    check.rows, check.splits_from = rows.table.num_rows + rows.num_broken, rows.splits_from
     missing = rows.without_split()
     for line in missing:
-        check.broken_rows.add(
-            f"{rows.origin}:{line}: no split, while other rows name one; fill in {rows.columns.split!r}"
-        )
+        check.broken_rows.add(f"{rows.origin}:{line}: {'; '.join(rows.no_split)}")
+    if note := rows.unclear_split:
+        check.broken_rows.add(f"{rows.origin}: {note}")
     for row in rows.table.filter(pa.array(~usable)).select(["line", "image"]).to_pylist():
         check.empty.add(f"{rows.origin}:{row['line']}: {row['image']}")
     if note := rows.joined_note:
@@ -215,7 +232,7 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
     per_row = Counter(
         {each["values"]: each["counts"] for each in pc.value_counts(splits).to_pylist() if each["values"]}
     )
-    for line in unusual_splits(per_row) if rows.by_column else ():
+    for line in unusual_splits(per_row) if rows.splits_from == "column" else ():
         check.unusual.add(line)
     fields = [name for name in IMAGE_FIELDS if name in rows.table.column_names]
     encoded = pa.chunked_array(
@@ -233,12 +250,13 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
         if number >= 0:
             of_image[code].append(split_names[number])
     per_image = Counter(name for each in of_image for name in each)
-    if rows.by_column and split_names and not names_split("train", split_names):
+    by_hash = rows.splits_from == "hash"
+    if not by_hash and split_names and not names_split("train", split_names):
         check.empty_splits.add(
             f"train: no row; name the split to train on with data.train.split=NAME (the table's: "
             f"{', '.join(split_names[:5])})"
         )
-    expected = split_names if rows.by_column else SPLITS
+    expected = SPLITS if by_hash else split_names
     check.splits = {name: per_image[name] for name in expected}
     for name in expected:
         if not per_image[name] and rows.table.num_rows:
@@ -256,6 +274,8 @@ def _read_texts(check: FolderCheck, rows: TableRows) -> np.ndarray:
         for text in texts:
             if len(text.split()) > LONG:
                 check.long.add(f"{rows.origin}:{line}: {len(text.split())} words: {text[:60]}...")
+            if odd := oddity(text):
+                check.odd.add(f"{rows.origin}:{line}: {odd}: {text[:60]!r}")
             not_latin += not is_latin(text)
     check.texts = sum(counts)
     check.not_latin = not_latin / max(1, check.texts)
@@ -289,10 +309,21 @@ def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
                 f"{rows.origin}:{lines[row]}: duplicate id {key!r}, already used in line {lines[first]}; "
                 "make the ids unique"
             )
-    content = rows.table.drop_columns([name for name in ("line", "split", "key") if name in rows.table.column_names])
-    hashes = (hash(repr(row)) for batch in content.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
-    for row, first in _repeats(np.fromiter(hashes, np.int64, len(lines))):
+    repeats = _repeats(_hashes_without(rows.table, ("line", "split", "key")))
+    for row, first in repeats:
         check.repeated.add(f"{rows.origin}:{lines[row]}: repeats line {lines[first]}")
+    if rows.task == "nlvr2":
+        labels = rows.table.column("label").to_pylist()
+        for row, first in _repeats(_hashes_without(rows.table, ("line", "split", "key", "label"))):
+            if {labels[row], labels[first]} == {True, False}:
+                check.contradicting.add(f"{rows.origin}:{lines[row]}: {labels[row]}, and line {lines[first]} otherwise")
+
+
+def _hashes_without(table: pa.Table, left_out: Sequence[str]) -> np.ndarray:
+    """int64 (rows,): a hash of each row without some columns."""
+    content = table.drop_columns([name for name in left_out if name in table.column_names])
+    hashes = (hash(repr(row)) for batch in content.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+    return np.fromiter(hashes, np.int64, table.num_rows)
 
 
 def _pieces(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -314,9 +345,7 @@ def _look_at_answers(check: FolderCheck, rows: TableRows) -> None:
         check.unanswered = int((answers[rows.usable()] == 0).sum())
     elif rows.task == "nlvr2":
         check.unanswered = rows.table.column("label").null_count
-    asked = {*IMAGE_COLUMNS, *EMBEDDED_COLUMNS, *QUESTION_COLUMNS, *ID_COLUMNS, *TYPE_COLUMNS, "split"}
-    others = [name for name in rows.names if rows.task != "vqa" or name.strip().casefold() not in asked]
-    others = [name for name in others if rows.task == "vqa" or not rows.columns.wanted(name)]
+    others = check.not_read = rows.columns_not_read
     if rows.answers_note and (others or rows.columns.answer):
         check.broken_rows.add(f"{rows.origin}: {rows.answers_note}")
 
@@ -342,8 +371,9 @@ def _decode(
     splits: list[tuple[str, ...]] | None,
     num_threads: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    """Fill in the results for the images."""
+) -> np.ndarray:
+    """Fill in the results for the images; returns their sizes, int64 (N, 2), 0 where an image cannot be read."""
+    sizes = np.zeros((len(names), 2), np.int64)
     contents = np.zeros(len(names), np.int64)
     every = (name for start in range(0, len(names), _BLOCK) for name in names[start : start + _BLOCK].to_pylist())
     for index, look in enumerate(_looks(folder, every, num_threads)):
@@ -352,6 +382,7 @@ def _decode(
             contents[index] = -index - 1
         else:
             check.sizes[look.size] += 1
+            sizes[index] = look.size
             contents[index] = look.content
         if look.other_form:
             check.other_form.add(look.other_form)
@@ -364,6 +395,19 @@ def _decode(
         check.duplicates.add(f"{name} = {other}")
         if splits is not None and splits[index] != splits[first]:
             check.leaks.add(f"{name} = {other}: in {' and '.join(sorted({*splits[index], *splits[first]}))}")
+    return sizes
+
+
+def _look_at_boxes(check: FolderCheck, rows: TableRows, names: pa.Array, sizes: np.ndarray) -> None:
+    """Report the boxes of objects that are outside of their image."""
+    numbers = pc.index_in(rows.table.column("image"), names).to_pylist()
+    for number, row in zip(numbers, rows.table.select(["line", "content"]).to_pylist()):
+        size = tuple(sizes[number].tolist())
+        if not row["content"] or not all(size):
+            continue
+        for box in choice_sample("", "", row["content"]).objects:
+            if not is_inside(box, size):
+                check.outside.add(f"{rows.origin}:{row['line']}: {place_of(box, size)}")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from evle.data.samples import (
     num_left_out,
 )
 from evle.errors import SampleError
-from evle.inspection.findings import LONG, Findings, is_latin
+from evle.inspection.findings import LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
 
 _BLOCK = 256  # images looked at together
 _Look = str | tuple[tuple[int, int], int, list[str]]  # why an image cannot be read, or size, hash, and boxes outside
@@ -55,12 +55,14 @@ class SampleCheck:
     boxes: int = 0
     not_latin: float = 0.0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    refused: Findings = field(default_factory=lambda: Findings("what a run refuses", fatal=True))
     damaged: Findings = field(default_factory=lambda: Findings("damaged shards", fatal=True))
     broken: Findings = field(default_factory=lambda: Findings("samples that cannot be read", fatal=True))
     repeated: Findings = field(default_factory=lambda: Findings("keys of several samples", fatal=True))
     unreadable: Findings = field(default_factory=lambda: Findings("unreadable images", fatal=True))
     empty: Findings = field(default_factory=lambda: Findings("samples without text", fatal=True))
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
+    odd: Findings = field(default_factory=lambda: Findings(ODD))
     outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
     duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
 
@@ -104,6 +106,8 @@ def check_samples(
     own = samples.describe() if hasattr(samples, "describe") else {}
     named = list(getattr(samples, "skipped", ()))
     check = SampleCheck(dict(own), named, num_left_out(samples), samples=len(samples))
+    for line in getattr(samples, "refused", ()):
+        check.refused.add(line)
     for line in getattr(samples, "damaged", ()):
         check.damaged.add(line)
     images = _read_texts(check, samples)
@@ -136,6 +140,8 @@ def _read_texts(check: SampleCheck, samples: Sequence[Sample]) -> np.ndarray:
             not_latin += not is_latin(text)
             if length > LONG:
                 check.long.add(f"{sample.key}: {length} words: {text[:60]}...")
+            if odd := oddity(text):
+                check.odd.add(f"{sample.key}: {odd}: {text[:60]!r}")
         check.texts += len(texts)
         check.boxes += len(_boxes(sample))
     check.not_latin = not_latin / max(1, check.texts)
@@ -201,12 +207,8 @@ def _looked_at(samples: Sequence[Sample], images: np.ndarray, num_threads: int) 
         except SampleError as error:
             reason = str(error)
             return reason if sample.key in reason else f"{sample.key}: {reason}"
-        outside = [box for box in _boxes(sample) if not _is_inside(box, size)]
-        lines = [
-            f"{sample.key}: {box.label or box.phrase!r}: {box.width:g} x {box.height:g} at ({box.x:g}, {box.y:g}) of "
-            f"{size[0]} x {size[1]} pixels"
-            for box in outside
-        ]
+        outside = [box for box in _boxes(sample) if not is_inside(box, size)]
+        lines = [f"{sample.key}: {place_of(box, size)}" for box in outside]
         return size, _content(source), lines
 
     rest = iter(images)
@@ -223,13 +225,6 @@ def _boxes(sample: Sample) -> tuple[Box, ...]:
     if isinstance(sample, CaptionSample):
         return sample.boxes
     return sample.objects if isinstance(sample, VCRSample) else ()
-
-
-def _is_inside(box: Box, size: tuple[int, int]) -> bool:
-    """Whether some part of the box is inside the image."""
-    width = min(box.x + box.width, size[0]) - max(box.x, 0)
-    height = min(box.y + box.height, size[1]) - max(box.y, 0)
-    return width > 0 and height > 0
 
 
 def _texts(sample: Sample) -> Sequence[str]:

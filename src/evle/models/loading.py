@@ -13,6 +13,13 @@ from evle.errors import CheckpointError, in_one_line
 from evle.models.dual import DUAL_PROCESSORS
 from evle.models.eve import EVEProcessor
 from evle.models.folders import from_folder, is_panic, model_folder, read_fields, read_tensors
+from evle.models.soundness import (
+    refuse_not_finite,
+    refuse_odd_format,
+    refuse_odd_images,
+    refuse_odd_labels,
+    refuse_other_layers,
+)
 from evle.models.vle import VLEProcessor
 
 PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
@@ -58,7 +65,12 @@ def load_model(
         raise CheckpointError(
             f"{folder}: the weights lack {len(missing)} tensors of {wanted.__name__}, first {missing[0]}"
         )
+    refuse_odd_format(folder, model)
+    refuse_other_layers(report["unexpected_keys"], model, folder)
+    refuse_not_finite(model.named_parameters(), folder)
     if family in PROCESSORS:
+        refuse_odd_labels(fields.get("id2label"), folder)
+        refuse_odd_images(processor, model.config.image_size, folder)
         _refuse_other_tokenizer(folder, model, processor)
     return model, processor
 
@@ -68,7 +80,7 @@ def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any
     embedding of."""
     tokenizer = processor.tokenizer
     try:
-        tokenizer("a")
+        tokens = tokenizer("a")["input_ids"]
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
@@ -77,6 +89,13 @@ def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any
         ) from None
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{folder}: the tokenizer has no padding token; copy tokenizer_config.json again")
+    ends = (("[CLS]", tokenizer.cls_token_id, tokens[:1]), ("[SEP]", tokenizer.sep_token_id, tokens[-1:]))
+    for name, token, found in ends:
+        if token is not None and found != [token]:
+            raise CheckpointError(
+                f"{folder}: the tokenizer puts no {name} around a text, as the model was trained; copy tokenizer.json "
+                "again"
+            )
     known = getattr(model.config, "text_config", model.config).vocab_size
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= known:

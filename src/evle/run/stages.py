@@ -129,7 +129,7 @@ def _is_finished(stage: Stage | JointStage) -> bool:
     run = Run(stage.output)
     if not run.is_finished():
         return False
-    changed = changed_settings(in_full(run.config()), stage.config.plain())
+    changed = changed_settings(in_full(run.folder, run.config()), stage.config.plain())
     if changed := {key: values for key, values in changed.items() if not key.startswith("evaluate.")}:
         raise ConfigError(
             f"{run.folder} holds a finished run of another configuration ({in_short(changed)}); choose another output "

@@ -6,6 +6,7 @@ RunConfig -> samples -> tokenizer -> task -> model -> loader -> fit -> evaluatio
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def train_run(
     join_processes()
     _refuse_scattered_parts(config)
     asked, folder = config.plain(), local(config.output)
+    complete = partial(in_full, folder)
     with locked(folder) if is_main() else nullcontext():
-        Run(folder).check(asked, overwrite=overwrite, complete=in_full)  # before anything takes time
+        Run(folder).check(asked, overwrite=overwrite, complete=complete)  # before anything takes time
         ready = prepare(config, task, samples)
         run = Run.start(
             folder,
@@ -77,7 +79,7 @@ def train_run(
             seed=config.seed,
             data_hash=ready.data_hash,
             overwrite=overwrite,
-            complete=in_full,
+            complete=complete,
         )
         if ready.train.cache_towers:
             ready.loader = _cached(config, ready)
@@ -129,9 +131,10 @@ def _keep_between(config: RunConfig, ready: Prepared, folder: Path) -> Between:
     return between
 
 
-def in_full(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the defaults of settings that it lacks, as one of an earlier version may."""
-    return RunConfig.build(tree, "config.yaml of the run").plain()
+def in_full(folder: str | Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration `tree` of the run in a folder, with the defaults of settings that one of an earlier version
+    lacks."""
+    return RunConfig.build(tree, str(Path(folder) / "config.yaml")).plain()
 
 
 def _report_run(

@@ -30,6 +30,7 @@ from evle.models.eve.vision_init import init_from_vision
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import PROCESSORS
 from evle.models.presets import PRESETS
+from evle.models.soundness import refuse_odd_tensors
 from evle.models.vle import VLEConfig, VLEProcessor
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
 from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
@@ -293,6 +294,7 @@ def _fit_tensors(
             loaded.unused.append(name)
     if isinstance(model, EVEForVQA) and config.answer_tokens and "classifier.0.weight" not in tensors:
         fitting |= answers_from_words(tensors, config.answer_tokens)
+    refuse_odd_tensors(fitting, own, folder)
     model.load_state_dict(fitting, strict=False)
     loaded.new = frozenset(own.keys() - fitting.keys() - tied)
     if not any(name.startswith(backbone) for name in fitting):

@@ -28,10 +28,17 @@ def run_settings(path: str | Path) -> dict[str, Any]:
     run.json in a model folder that has been moved. Empty for a model without a run."""
     folder = model_folder(path).absolute()
     file = folder.parent / "config.yaml"
-    settings = load_yaml(file) if folder.name == "model" and file.is_file() else {}
+    settings = load_yaml(file) if _settings_file(folder) == file else {}
     if not isinstance(settings.get("task"), dict) and (folder / RUN_FACTS).is_file():
         settings = read_json(folder / RUN_FACTS, kind=dict, error=CheckpointError).get("config")
     return settings if isinstance(settings, dict) and isinstance(settings.get("task"), dict) else {}
+
+
+def _settings_file(folder: Path) -> Path:
+    """The file that holds the configuration of the run that trained the model in a folder."""
+    folder = folder.absolute()
+    file = folder.parent / "config.yaml"
+    return file if folder.name == "model" and file.is_file() else folder / RUN_FACTS
 
 
 def text_options(path: str | Path) -> TextConfig:
@@ -39,4 +46,4 @@ def text_options(path: str | Path) -> TextConfig:
     settings, folder = run_settings(path), model_folder(path)
     if not settings:
         return family_text_options(read_fields(folder, ALL_PROCESSORS)["model_type"])
-    return TextConfig.build(settings.get("text") or {}, f"the run of {folder}")
+    return TextConfig.build(settings.get("text") or {}, f"{_settings_file(folder)}: text")

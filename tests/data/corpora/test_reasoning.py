@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from evle.data.corpora.nlvr2 import nlvr2, sentence_of
-from evle.data.corpora.vcr import vcr
+from evle.data.corpora.vcr import vcr, vcr_sample
 from evle.data.corpora.vqav2 import vqav2
 from evle.data.corpora.xvlm import xvlm
 from evle.data.formats.json_lines import JsonLines
@@ -448,3 +448,23 @@ def test_a_list_of_which_nothing_is_left_gives_the_reasons(tmp_path):
     words = r"entry 0 \(question_id 3\): no answer; .*entry 1 \(question_id 4\): no question; "
     with pytest.raises(DataError, match=words):
         xvlm(tmp_path, "vqa", "val")
+
+
+def test_vcr_refuses_images_in_another_size_boxes_without_corners_and_odd_labels(tmp_path):
+    root = write_vcr(tmp_path)
+    file = root / "train.jsonl"
+    record = json.loads(file.read_text().splitlines()[0])
+    metadata = root / "vcr1images" / record["metadata_fn"]
+    whole = json.loads(metadata.read_text())
+    for box in ([9, 2, 1, 12, 0.9], [float("nan"), 2, 9, 12, 0.9]):
+        metadata.write_text(json.dumps(whole | {"boxes": [box, *whole["boxes"][1:]]}))
+        with pytest.raises(SampleError, match="has no corners x1 <= x2, y1 <= y2"):
+            vcr(root)[0]
+    metadata.write_text(json.dumps(whole))
+    for label, words in ((True, "answer_label True is not one of"), (4, "answer_label 4 is not one of")):
+        with pytest.raises(SampleError, match=words):
+            vcr_sample(record | {"answer_label": label}, root / "vcr1images")
+    assert repr(vcr_sample(record | {"answer_label": 2.0}, root / "vcr1images").answer_label) == "2"
+    metadata.write_text(json.dumps(whole | {"width": 1920, "height": 797}))
+    with pytest.raises(DataError, match=r"has 20 x 20 pixels, and 1920 x 797 in the annotations"):
+        vcr(root)

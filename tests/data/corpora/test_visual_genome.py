@@ -5,6 +5,7 @@ import pickle
 import tracemalloc
 
 import pytest
+from PIL import Image
 
 import corpora
 from evle.data.corpora.visual_genome import visual_genome
@@ -198,3 +199,17 @@ def test_a_image_s_records_are_read_again_and_not_held(genome, tmp_path):
     assert len(pickle.dumps(samples)) < 100 * count
     assert held < 100_000
     assert peak < 12_000_000  # what is read at once, as bytes, text and elements
+
+
+def test_images_in_another_size_than_annotated_are_refused(tmp_path):
+    (tmp_path / "VG_100K").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "VG_100K" / "1.jpg")
+    region = {"image_id": 1, "phrase": "a dog", "x": 1, "y": 2, "width": 3, "height": 4}
+    (tmp_path / "region_descriptions.json").write_text(json.dumps([{"id": 1, "regions": [region]}]))
+    stated = tmp_path / "image_data.json"
+    for size in ((20, 10), (10, 20)):  # the second: a photo that its EXIF data turn
+        stated.write_text(json.dumps([{"image_id": 1, "width": size[0], "height": size[1]}]))
+        assert len(visual_genome(tmp_path, objects=False)) == 1
+    stated.write_text(json.dumps([{"image_id": 1, "width": 200, "height": 100}]))
+    with pytest.raises(DataError, match=r"has 20 x 10 pixels, and 200 x 100 in the annotations of .*boxes do not fit"):
+        visual_genome(tmp_path, objects=False)

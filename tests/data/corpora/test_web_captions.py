@@ -248,3 +248,15 @@ def test_a_nan_in_conceptual_captions_is_a_row_without_caption(tmp_path):
     after = conceptual_captions(tmp_path)
     assert len(after) == len(before) - 1
     assert after.describe()["rows left out: no caption or no link"] == 1
+
+
+def test_a_blank_line_between_rows_is_refused(tmp_path):
+    table = tmp_path / "cc.tsv"
+    lines = [f"a dog {number}\thttp://x.org/{number}.jpg\n" for number in range(3)]
+    for number in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.jpg")
+    table.write_text("".join(lines) + "\n\n")
+    assert len(conceptual_captions(table, images=tmp_path)) == 3
+    table.write_text(lines[0] + "\n" + "".join(lines[1:]))
+    with pytest.raises(DataError, match="row 1 is a blank line, which programs that download images do not count"):
+        conceptual_captions(table, images=tmp_path)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from evle.data.custom.image_folder import file_like
 from evle.data.formats.cells import is_null
+from evle.data.formats.rows import Row, Rows
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
@@ -143,6 +145,28 @@ def probe_images(samples: Sequence[Any], file: Path) -> None:
             tried.append(str(samples[int(index)].image))
     if tried and not any(os.path.exists(name) for name in tried):
         raise no_images(tried, file)
+
+
+def refuse_resized(samples: Rows, file: Path, size_of: Callable[[Row], tuple[int, int] | None]) -> None:
+    """Raise DataError when images have another size than their annotations say, for which the boxes were drawn.
+
+    `size_of` a row is the width and height in the annotations. Evenly spread samples are looked at; an image that
+    cannot be opened is reported when it is read, and a turned one counts as its own size.
+    """
+    for index in np.linspace(0, len(samples) - 1, min(PROBES, len(samples))).astype(int):
+        stated = size_of(samples.row(int(index)))
+        if stated is None:
+            continue
+        found, name = stated, ""
+        with suppress(OSError, ValueError):  # what is wrong with one image is reported when it is read
+            name = str(samples[int(index)].image)
+            with Image.open(name) as image:
+                found = image.size
+        if found not in (stated, stated[::-1]):
+            raise DataError(
+                f"{name}: has {found[0]} x {found[1]} pixels, and {stated[0]} x {stated[1]} in the annotations of "
+                f"{file}, so that its boxes do not fit; use the images in their original size"
+            )
 
 
 def no_images(tried: Sequence[str], file: Path) -> DataError:

@@ -8,6 +8,7 @@ vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, sco
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -23,6 +24,7 @@ from evle.data.corpora.official import (
     find_file,
     probe_images,
     refuse_duplicates,
+    refuse_resized,
     require_folder,
     require_task,
     required_text,
@@ -32,6 +34,7 @@ from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import SPLITS, Box, Tagged, VCRSample
 from evle.errors import ConfigError, DataError, SampleError, nearest
+from evle.files import read_json
 
 IMAGES = "vcr1images"
 CHOICES = 4
@@ -83,7 +86,18 @@ def vcr(
         num_skipped=left_out.count,
     )
     probe_images(rows, file)
+    refuse_resized(rows, file, partial(_size_in_metadata, file=str(file), root=str(root)))
     return rows
+
+
+def _size_in_metadata(row: Row, file: str, root: str) -> tuple[int, int] | None:
+    """Width and height of a question's image by its metadata, None where it says none."""
+    record = read_element(file, row["offset"], row["length"])
+    try:
+        fields = read_json(os.path.join(root, record["metadata_fn"]), kind=dict)
+        return int(fields["width"]), int(fields["height"])
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOut) -> Iterator[Row]:
@@ -158,6 +172,12 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
         raise SampleError(
             f"{record['annot_id']}: {len(record['objects'])} objects, but {metadata} has {len(corners)} boxes"
         )
+    wrong = [box for box in corners if not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]]
+    if wrong:
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: the box {list(wrong[0])} has no corners x1 <= x2, y1 <= y2; unpack "
+            "VCR's images again"
+        )
     return tuple(
         Box(x1, y1, x2 - x1, y2 - y1, label=str(label))
         for (x1, y1, x2, y2), label in zip(corners, record["objects"], strict=True)
@@ -182,6 +202,6 @@ def _tagged(parts: Any, record: Mapping[str, Any], num_objects: int) -> Tagged:
 
 def _label(record: Mapping[str, Any], name: str) -> int | None:
     label = record.get(name)
-    if label is not None and label not in range(CHOICES):
+    if label is not None and (isinstance(label, bool) or label not in range(CHOICES)):
         raise SampleError(f"{record['annot_id']}: {name} {label!r} is not one of 0 to {CHOICES - 1}")
-    return label
+    return None if label is None else int(label)

@@ -2,7 +2,8 @@
 
     region_descriptions.json   [{"id", "regions": [{"image_id", "phrase", "x", "y", "width", "height"}]}]
     objects.json               [{"image_id", "objects": [{"names": [...], "x", "y", "w", "h", "object_id"}]}]
-    image_data.json            [{"image_id", "coco_id", "flickr_id"}]     to leave out images of downstream tasks
+    image_data.json            [{"image_id", "width", "height",           to leave out images of downstream tasks, and
+                                 "coco_id", "flickr_id"}]                 to notice images that were made smaller
     VG_100K/, VG_100K_2/       images, named by image_id
 
 The annotations are over a gigabyte. They are read once from beginning to end, and after that only the two records of
@@ -30,6 +31,7 @@ from evle.data.corpora.official import (
     listed,
     probe_images,
     refuse_duplicates,
+    refuse_resized,
     require_folder,
     require_task,
     text_of,
@@ -118,9 +120,23 @@ def visual_genome(
         facts=facts,
     )
     probe_images(rows, regions.file)
+    sizes = _stated_sizes(base if base.is_dir() else base.parent)
+    refuse_resized(rows, regions.file, lambda row: sizes.get(int(regions.ids[row["image"]])))
     if len(folders) == 1 and folders != ("",):
         _refuse_half(rows, root, folders[0])
     return rows
+
+
+def _stated_sizes(folder: Path) -> dict[int, tuple[int, int]]:
+    """Width and height of each image by image_data.json, of none where that file is not there."""
+    if not (folder / GENOME_FILE).is_file():
+        return {}
+    sizes = {}
+    for element in JsonArrays(folder / GENOME_FILE):
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # the older form says less
+            record = element.value
+            sizes[int(record.get("image_id", record.get("id")))] = (int(record["width"]), int(record["height"]))
+    return sizes
 
 
 def _refuse_half(rows: Rows, root: Path, there: str) -> None:

@@ -175,11 +175,18 @@ class _TsvFile:
 
     def links(self) -> Iterator[Link]:
         digest = hashlib.blake2b(digest_size=8)
-        offset = 0
+        offset, blank = 0, None
         with open(self.path, "rb") as file:
             for row, line in enumerate(file, -int(self.has_header)):
                 digest.update(line)
-                if row >= 0:
+                if not line.strip() and blank is None:
+                    blank = row
+                elif blank is not None and line.strip():
+                    raise DataError(
+                        f"{self.path}: row {blank} is a blank line, which programs that download images do not count; "
+                        "remove the blank lines, so that images are matched to their rows"
+                    )
+                if row >= 0 and line.strip():
                     caption, url = self._cells(line)
                     yield Link(row, offset, len(line), url if caption else "", hash_of_caption(caption))
                 offset += len(line)

@@ -19,6 +19,8 @@ CHOICE_COLUMNS = (
 )  # fmt: skip
 CHOICES = 4
 MAX_OBJECTS = 1000
+SHARES = 1.5
+"""Boxes that all end within so many pixels are no boxes in pixels."""
 
 _TAGS = re.compile(r"\[\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*\]")
 
@@ -33,6 +35,10 @@ def choice_content(values: dict[str, Any], where: str) -> str:
     objects = [_object(each, where) for each in _list(values["objects"], where, "objects")]
     if len(objects) > MAX_OBJECTS:
         raise DataError(f"{where}: {len(objects):,} objects are more than the limit of {MAX_OBJECTS:,}; leave some out")
+    if objects and all(max(x + width, y + height) <= SHARES for x, y, width, height, _ in objects):
+        raise DataError(
+            f"{where}: the boxes {objects[0][:4]}, ... seem to be shares of the image's sides; write them in pixels"
+        )
     content: dict[str, Any] = {"objects": objects}
     content["question"] = _tagged(_parsed(values["question"], where), len(objects), where, "question")
     for kind in ("answer", "rationale"):

@@ -5,13 +5,16 @@ checking it use these functions, so that neither accepts what the other refuses.
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from evle.data.custom.answers import refuse_choice, refuse_weights
 from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
 from evle.data.custom.image_folder import ImageFolder
+from evle.data.custom.split_hints import may_divide
 from evle.data.formats.cells import is_blank, number_text, texts_of
 from evle.data.formats.table_files import Row
 from evle.errors import DataError, nearest
@@ -32,6 +35,11 @@ LABEL_COLUMNS = ("label",)
 PAIR_ID_COLUMNS = ("identifier", "id")
 SET_COLUMNS = ("set_id",)
 
+MAX_NAME = 4096
+"""Characters of an image's name at most, as of a path in Linux."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{200,}={0,2}")
+
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """How a label of a pair may be written, in any case."""
 
@@ -47,13 +55,22 @@ class Columns(NamedTuple):
     answer: str | None = None
     split: str | None = "split"
     separator: str | None = None
-    """What stands between several captions in one text; "" for nothing, None where it is not known."""
+    """What stands between several captions, or answers, in one text; "" for nothing, None where it is not known."""
+
+    @property
+    def given(self) -> list[str]:
+        """The names that the user gives."""
+        given = [each for each in self[:-1] if isinstance(each, str)]
+        return given + [name for each in (self.caption, self.tags) if not isinstance(each, str) for name in each or ()]
 
     def wanted(self, name: str) -> bool:
         """Whether a column is read at all."""
-        given = [each for each in self[:-1] if isinstance(each, str)]
-        given += [name for each in (self.caption, self.tags) if not isinstance(each, str) for name in each or ()]
-        return name in given or name.strip().casefold() in _USUAL
+        return name in self.given or self.is_usual(name) or may_divide(name)
+
+    @staticmethod
+    def is_usual(name: str) -> bool:
+        """Whether a column is read for its name, whatever the task."""
+        return name.strip().casefold() in _USUAL
 
 
 _USUAL = frozenset(
@@ -64,6 +81,16 @@ _USUAL = frozenset(
     )
 )  # fmt: skip
 
+
+OF_TASK: dict[str, tuple[str, ...]] = {
+    "captions": (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *TAG_COLUMNS),
+    "vqa": (*IMAGE_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS, *TYPE_COLUMNS, *ID_COLUMNS),
+    "nlvr2": (
+        *PAIR_COLUMNS, *LEFT_COLUMNS, *RIGHT_COLUMNS, *SENTENCE_COLUMNS, *LABEL_COLUMNS, *PAIR_ID_COLUMNS, *SET_COLUMNS,
+    ),
+    "vcr": (*IMAGE_COLUMNS, *CHOICE_COLUMNS, *ID_COLUMNS),
+}  # fmt: skip
+"""The usual columns that are read for each task, beside the split."""
 
 TEXT_FIELD = {"captions": "captions", "vqa": "question", "nlvr2": "sentence", "vcr": "content"}
 """The field that a row of each task cannot do without."""
@@ -126,6 +153,11 @@ def _image_name(value: Any, where: str, images: ImageFolder | None) -> str:
         value = os.fspath(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: the image must be a file name, not {str(value)[:40]!r}")
+    if value.startswith("data:") or len(value) > MAX_NAME or _BASE64.fullmatch(value):
+        raise DataError(
+            f"{where}: the image is not a file name but {len(value):,} characters ({value[:20]}...), as of an image in "
+            "base64; write the images to files, or into Parquet or shards"
+        )
     return value if images is None else images.name_of(value, where)
 
 
@@ -151,9 +183,16 @@ def says_something(text: str) -> bool:
 def captions_of(row: Row, columns: Columns, where: str) -> list[str]:
     """A row's captions, without those of punctuation alone; of the usual columns, those of the first that has any."""
     found = _captions_of(row, columns.caption, where)
-    if columns.separator:
-        found = [part.strip() for text in found for part in text.split(columns.separator)]
+    found = _separated(found, columns.separator)
     return list(dict.fromkeys(filter(says_something, found)))
+
+
+def _separated(texts: list[str], separator: str | None) -> list[str]:
+    """The parts of texts that hold several."""
+    if not separator:
+        return texts
+    sign = {"\\n": "\n", "\\t": "\t"}.get(separator, separator)
+    return [part.strip() for text in texts for part in text.split(sign) if part.strip()]
 
 
 def _captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
@@ -190,10 +229,14 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
     return list(filter(says_something, cell_texts(value, where, "question")))
 
 
-def answers_of(row: Row, answer_column: str | None, where: str) -> list[str]:
+def answers_of(row: Row, columns: Columns, where: str) -> list[str]:
     """A row's answers, none where nobody has answered."""
-    value_of(row, answer_column, ANSWER_COLUMNS, where, "answer" if answer_column is not None else "")
-    return _first_texts(row, answer_column, ANSWER_COLUMNS, where, "answer")
+    value = value_of(row, columns.answer, ANSWER_COLUMNS, where, "answer" if columns.answer is not None else "")
+    texts = _separated(_first_texts(row, columns.answer, ANSWER_COLUMNS, where, "answer"), columns.separator)
+    if texts:
+        refuse_weights(row, value, len(texts), where)
+        refuse_choice(row, texts, where)
+    return texts
 
 
 def _key(row: Row, usual: Sequence[str]) -> str:
@@ -218,7 +261,7 @@ def _question_fields(row: Row, columns: Columns, images: ImageFolder | None, whe
         "image": image,
         "key": _key(row, ID_COLUMNS) or f"{image}#{where.rpartition(':')[2]}",
         "question": question[0] if question else "",
-        "answers": answers_of(row, columns.answer, where),
+        "answers": answers_of(row, columns, where),
         "answer_type": number_text(value_of(row, None, ("answer_type",)) or ""),
         "question_type": number_text(value_of(row, None, ("question_type",)) or ""),
     }

@@ -40,7 +40,7 @@ class Folder(Sequence[Any]):
     """The samples of one table, read lazily. Returned by `folder`.
 
     `fingerprint` changes with the table's bytes and the options; `skipped` names the first rows that were left out for
-    an empty text, `num_skipped` counts all of them.
+    an empty text, `num_skipped` counts all of them; `refused` says what is unclear to a run that reads a split.
     """
 
     def __init__(self, rows: TableRows, table: pa.Table, fingerprint: str, facts: dict[str, Any]):
@@ -48,6 +48,7 @@ class Folder(Sequence[Any]):
         chosen = TableRows(rows.task, rows.origin, table, rows.images, rows.columns, rows.names)
         usable = chosen.usable()
         self.num_skipped = int((~usable).sum())
+        self.refused = [f"{rows.origin}: {note}"] if (note := rows.unclear_split) else []
         self.skipped = [_skipped_line(rows, row) for row in table.filter(pa.array(~usable)).slice(0, NAMED).to_pylist()]
         table = table.filter(pa.array(usable)).drop_columns(["line", "split"])
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}

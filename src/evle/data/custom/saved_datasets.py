@@ -25,7 +25,7 @@ from evle.data.formats.embedded import EmbeddedImages, embedded_column, table_co
 from evle.errors import ConfigError, DataError
 from evle.files import read_json
 
-_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet")
 
 
 def saved_dataset(
@@ -78,6 +78,8 @@ def saved_dataset(
         split, columns = None, columns._replace(split=None)
     images = EmbeddedImages(files, column)
     rows = read_table(images.rows(columns.wanted), task, columns, images, str(base), report=_raise)
+    if wanted is not None and len(by_split) == 1 and names != [""] and split_column == "split" and rows.split_note:
+        raise DataError(f"{base}: all files are of the split {names[0]!r}, but: {rows.split_note}")
     rows.digest.update(repr([(file.name, file.stat().st_size) for file in files]).encode())
     return samples_of(rows, split, shares)
 
@@ -116,9 +118,17 @@ def _files_by_split(base: Path) -> dict[str, list[Path]]:
     if (base / "state.json").is_file():
         return {"": _saved_files(base)}
     found: dict[str, list[Path]] = {}
+    counts: dict[tuple[str, int], set[int]] = {}
     for file in sorted([*base.glob("*.parquet"), *base.glob("data/*.parquet")]):
         if (named := _SHARD.fullmatch(file.name)) is not None:
             found.setdefault(named["split"], []).append(file)
+            counts.setdefault((named["split"], int(named["count"])), set()).add(int(named["number"]))
+    for (split, count), numbers in counts.items():
+        if missing := sorted({*range(count)} - numbers):
+            raise DataError(
+                f"{base}: no {split}-{missing[0]:05}-of-{count:05}.parquet ({len(missing):,} of {count:,} files of "
+                f"{split!r} are missing); download the data set again"
+            )
     if not found:
         raise DataError(
             f"{base}: neither state.json nor dataset_dict.json (of save_to_disk) nor files such as "

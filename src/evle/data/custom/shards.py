@@ -25,8 +25,9 @@ import fsspec
 import numpy as np
 
 from evle.data.custom.columns import says_something
+from evle.data.custom.split_hints import splits_in_names
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
-from evle.data.formats.cells import is_null, texts_of
+from evle.data.formats.cells import texts_of
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
 from evle.data.samples import (
     SPLITS,
@@ -170,6 +171,12 @@ def shards(
             tars.append(index_of(file, cache))
             progress.advance()
     names = _short_names(files)
+    if wanted and len(said := splits_in_names(names)) > 1 and "train" in said:
+        shown = ", ".join(f"{name} ({said[name]}.tar)" for name in said)
+        raise DataError(
+            f"{paths[0]}: its tars are named after splits, {shown}; put those of each split into a folder of its name, "
+            "or set path to the tars of one split and split=null"
+        )
     if not sum(map(len, tars)):
         about = next(_lines_about(tars), "they hold no images")
         raise DataError(f"{paths[0]}: no usable samples in {len(tars)} shards; {about}")
@@ -389,7 +396,7 @@ def _caption_sample(
         boxes, other = tuple(map(_box, fields["boxes"])), tar.member(entry.second_image)
         swap = Swap(image=other if other.size else None, **fields["swap"]) if fields.get("swap") else None
         return CaptionSample(key, image, captions, boxes, tags, match_id, swap)
-    captions = () if caption_fields or not entry.text.size else (_text(tar.member(entry.text), key),)
+    captions = () if caption_fields or not entry.text.size else _texts_in(tar.member(entry.text), key)
     if not any(map(says_something, captions)):
         captions = tuple(filter(says_something, _captions(fields, caption_fields or CAPTION_FIELDS)))
     if not captions:
@@ -403,12 +410,14 @@ def _captions(fields: Fields, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for name in names for text in texts_of(fields.get(name))))
 
 
-def _text(member: Member, key: str) -> str:
+def _texts_in(member: Member, key: str) -> tuple[str, ...]:
+    """The caption in a .txt, or several that are written as a list."""
     try:
-        text = member.read().decode("utf-8-sig").strip()
+        return tuple(dict.fromkeys(texts_of(member.read().decode("utf-8-sig"))))
     except UnicodeDecodeError:
         raise SampleError(f"{key}: its caption is not UTF-8 text; write the shard again") from None
-    return "" if is_null(text) else text
+    except TypeError as error:
+        raise SampleError(f"{key}: its .txt: {error}; write the shard again") from None
 
 
 def _vqa_sample(key: str, image: Member, fields: Fields) -> VQASample:

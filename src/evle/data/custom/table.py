@@ -4,18 +4,33 @@ A million rows take some hundred megabytes. Broken rows are reported to the call
 """
 
 import hashlib
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evle.data.custom.columns import ANSWER_COLUMNS, LABEL_COLUMNS, TEXT_FIELD, Columns, fields_of, has_column, value_of
+from evle.data.custom.columns import (
+    ANSWER_COLUMNS,
+    EMBEDDED_COLUMNS,
+    LABEL_COLUMNS,
+    OF_TASK,
+    TEXT_FIELD,
+    Columns,
+    fields_of,
+    has_column,
+    value_of,
+)
 from evle.data.custom.image_folder import ImageFolder, loose_form
+from evle.data.custom.split_hints import ColumnHints, split_of_table, splits_of_folders
 from evle.data.formats.cells import number_text
 from evle.data.formats.embedded import EmbeddedImages
 from evle.data.formats.table_files import Row
@@ -31,8 +46,12 @@ SPLIT_NAMES = {
 """What a split may be called in the data, by what a recipe calls it; other than that, only the case may differ."""
 SPELLINGS = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
 """Longer words for a split: rows of either name are rows of one split."""
-JOINING = {"|": 0.5, ";": 0.8}
+JOINING = {"|": 0.5, ";": 0.8, "\n": 0.5, "\t": 0.5, "##": 0.5, " // ": 0.5, "[SEP]": 0.5, "<sep>": 0.5}
 """Signs that may stand between several captions in one text, and the share of the captions that hold them then."""
+JOINING_ANSWERS = {r"\|": 0.5, ";": 0.5, r",\s*[^\W\d]": 0.8}
+"""The same for answers, as patterns: "1,5" is one answer."""
+TOKENS = ("a", "an", "the", "of", "is", "in", "on", "and", "with", ".")
+"""Words that are no captions: a list that holds one as a text is a list of words."""
 
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 _NAMED_COLUMNS = 1000  # different columns that are remembered of JSON lines
@@ -74,12 +93,24 @@ class TableRows:
     columns: Columns
     names: tuple[str, ...]
     num_broken: int = 0
+    split_note: str = ""
+    """What other columns say of the splits, "" for nothing."""
+    split_of_all: str | None = None
+    """The split of all rows, where the name of the table or of its folder says it."""
     digest: "hashlib.blake2b" = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
 
     @property
     def by_column(self) -> bool:
         """Whether the table says the split of its rows."""
         return has_split_column(self.names, self.columns)
+
+    @property
+    def columns_not_read(self) -> tuple[str, ...]:
+        """The columns of the table that are not read for the task."""
+        usual, given = {*OF_TASK[self.task], "split"}, self.columns.given
+        if isinstance(self.images, EmbeddedImages):
+            usual.update(EMBEDDED_COLUMNS)
+        return tuple(name for name in self.names if name not in given and name.strip().casefold() not in usual)
 
     @property
     def answers_note(self) -> str:
@@ -94,16 +125,30 @@ class TableRows:
 
     @property
     def joined_note(self) -> str:
-        """What is unclear where most captions look like several ones in one text, "" for nothing."""
-        if self.task != "captions" or self.columns.separator is not None:
+        """What is unclear where most captions (or answers) look like several ones in one text, or like the words of
+        one; "" for nothing."""
+        if self.task not in ("captions", "vqa") or self.columns.separator is not None:
             return ""
-        texts = pc.list_flatten(self.table.column("captions"))
-        for sign, share in JOINING.items():
-            count = pc.sum(pc.match_substring(texts, sign)).as_py() or 0
+        noun, owner = ("captions", "an image") if self.task == "captions" else ("answers", "a question")
+        column = self.table.column(noun)
+        texts = pc.list_flatten(column)
+        patterns = JOINING_ANSWERS if noun == "answers" else {re.escape(sign): each for sign, each in JOINING.items()}
+        for pattern, share in patterns.items():
+            count = pc.sum(pc.match_substring_regex(texts, pattern)).as_py() or 0
             if count >= max(2, share * len(texts)):
+                sign = pattern[:1] if pattern.startswith(",") else re.sub(r"\\(.)", r"\1", pattern)
                 return (
-                    f"{count:,} of {len(texts):,} captions hold {sign!r}; set caption_separator={sign!r} if it stands "
-                    "between the captions of an image, or caption_separator='' if it belongs to the captions"
+                    f"{count:,} of {len(texts):,} {noun} hold {sign!r}; set caption_separator={sign!r} if it stands "
+                    f"between the {noun} of {owner}, or caption_separator='' if it belongs to the {noun}"
+                )
+        if noun == "captions":
+            is_word = pc.is_in(texts, pa.array(TOKENS, pa.large_string()))
+            with_word = pc.unique(pc.filter(pc.list_parent_indices(column), is_word))
+            count = pc.sum(pc.greater_equal(pc.list_value_length(column).take(with_word), 3)).as_py() or 0
+            if count and 2 * count >= self.table.num_rows:
+                return (
+                    f"{count:,} of {self.table.num_rows:,} rows hold lists of words, such as 'a', as captions; join "
+                    "the words of a caption with blanks, or set caption_separator='' if each of them is a caption"
                 )
         return ""
 
@@ -116,14 +161,42 @@ class TableRows:
 
     def without_split(self) -> np.ndarray:
         """int64 (n,): the lines of rows that name no split where others do."""
-        if not self.by_column:
+        if self.splits_from not in ("column", "folders"):
             return np.zeros(0, np.int64)
-        return self.table.column("line").filter(pc.is_null(self.table.column("split"))).to_numpy()
+        return self.table.column("line").filter(pc.is_null(self.splits((1.0, 0.0, 0.0)))).to_numpy()
+
+    @property
+    def splits_from(self) -> str:
+        """What says the split of each row: "column", "table" or "folders" for their names, else "hash"."""
+        if self.by_column:
+            return "column"
+        if self.columns.split != "split":
+            return "hash"
+        return "table" if self.split_of_all else "folders" if self._of_folders is not None else "hash"
+
+    @property
+    def unclear_split(self) -> str:
+        """What is unclear to a run that reads a split, "" for nothing."""
+        return self.split_note if self.columns.split is not None and self.splits_from == "hash" else ""
+
+    @cached_property
+    def _of_folders(self) -> pa.ChunkedArray | None:
+        lefts = splits_of_folders(self.table.column("image"))
+        if lefts is None or "second_image" not in self.table.column_names:
+            return lefts
+        rights = splits_of_folders(self.table.column("second_image"))
+        return lefts if rights is not None and rights.equals(lefts) else None
 
     def splits(self, shares: Sequence[float]) -> pa.ChunkedArray:
-        """The split of each row: the table's, or by a hash of the image's name in a table that says none."""
-        if self.by_column:
-            return self.table.column("split")
+        """The split of each row: as `splits_from` says, a hash being that of the image's name."""
+        match self.splits_from:
+            case "column":
+                return self.table.column("split")
+            case "table":
+                return pa.chunked_array([pa.array([self.split_of_all] * self.table.num_rows, pa.large_string())])
+            case "folders":
+                assert self._of_folders is not None
+                return self._of_folders
         names, codes = _encoded(self.table.column("image"))
         if self.task == "nlvr2":
             codes = self._first_linked(codes)
@@ -153,6 +226,14 @@ class TableRows:
         _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
         return lefts[first[inverse]]
 
+    @property
+    def no_split(self) -> tuple[str, str]:
+        """What is wrong with the rows of `without_split`, and the cure."""
+        if self.splits_from == "folders":
+            return "not in a folder train, val or test, while other images are", "add a column `split`"
+        cure = f"fill in the column {self.columns.split!r}, remove it, or set split_column=null"
+        return "no split, while other rows name one", cure
+
     def rows_of(self, split: str | Sequence[str] | None, shares: Sequence[float]) -> pa.Table:
         """The rows of one or several splits, all of them for None.
 
@@ -161,20 +242,19 @@ class TableRows:
         wanted = as_list(split)
         if wanted is None:
             return self.table
+        if self.unclear_split:
+            raise DataError(f"{self.origin}: {self.unclear_split}")
         if len(lines := self.without_split()):
             some = ", ".join(str(line) for line in lines[:5]) + (", ..." if len(lines) > 5 else "")
             count = f"{len(lines):,} row{'s' if len(lines) > 1 else ''}"
-            raise DataError(
-                f"{self.origin}:{lines[0]}: no split, while other rows name one ({count}: {some}); fill "
-                f"in the column {self.columns.split!r}, remove it, or set split_column=null"
-            )
+            raise DataError(f"{self.origin}:{lines[0]}: {self.no_split[0]} ({count}: {some}); {self.no_split[1]}")
         splits = self.splits(shares)
         counts = {each["values"]: each["counts"] for each in pc.value_counts(splits).to_pylist()}
-        if not self.by_column:
+        if by_hash := self.splits_from == "hash":
             counts = {name: counts.get(name, 0) for name in SPLITS}
         meant = {_one_form(split_named(each, list(counts), self.origin)) for each in wanted}
         names = [name for name in counts if name is not None and _one_form(name) in meant]
-        if not self.by_column and self.table.num_rows and not any(counts[name] for name in names):
+        if by_hash and self.table.num_rows and not any(counts[name] for name in names):
             shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             raise DataError(
                 f"{self.origin}: the split {wanted[0]!r} is empty: a hash of the images' names puts no row into it "
@@ -246,6 +326,7 @@ def read_table(
     """The rows of a table for one task; `report(line, error)` is called for each broken row, and may raise."""
     names: dict[str, None] = {}
     broken = 0
+    hints, given = ColumnHints(), columns.given
     folder = images if isinstance(images, ImageFolder) else None
 
     def parsed() -> Iterator[Row]:
@@ -258,6 +339,8 @@ def read_table(
                 if len(names) < _NAMED_COLUMNS and (shape := tuple(row)) not in shapes:
                     shapes.add(shape)
                     names.update(dict.fromkeys(map(str, row)))
+                    hints.add(each for each in map(str, row) if not columns.is_usual(each) and each not in given)
+                hints.look_at(row)
                 fields = fields_of(task, row, columns, folder, f"{origin}:{line}")
                 fields["line"], fields["split"] = line, _split_of(row, columns)
                 yield fields
@@ -268,10 +351,14 @@ def read_table(
     batches, rest = [], parsed()
     while chunk := list(islice(rest, _CHUNK)):
         batches.append(pa.RecordBatch.from_pylist(chunk, schema=SCHEMAS[task]))
+    note = hints.note(columns.split or "split")
+    if names and columns.split not in (None, "split") and not has_split_column(tuple(names), columns):
+        note = f"no column {columns.split!r}; {nearest(str(columns.split), names)}, and set split_column to it"
     table = pa.Table.from_batches(batches, schema=SCHEMAS[task])
     if folder is not None:
         table = _one_name_per_file(table, folder)
-    return TableRows(task, origin, table, images, columns, tuple(names), broken)
+    own = split_of_table(Path(origin)) if os.path.isfile(origin) else None
+    return TableRows(task, origin, table, images, columns, tuple(names), broken, note, own)
 
 
 def _split_of(row: Row, columns: Columns) -> str | None:

@@ -7,6 +7,7 @@ JSON, Python, pandas or numpy (`["a", "b"]`, `['a', 'b']`, `['a' 'b']`).
 import ast
 import datetime
 import decimal
+import html
 import io
 import math
 import re
@@ -43,16 +44,17 @@ TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
 """The members of a record that can hold its text."""
 
 _ARRAY = re.compile(r"^array\((\[.*\])(?:,\s*dtype=[^()]*)?\)$", re.DOTALL)
-_WRITTEN_LIST = re.compile(r"""^\s*(\[\s*(?:['"\[{\]]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])""")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_WRITTEN_LIST = re.compile(r"""^\s*("\s*\[\s*\\"|\[\s*(?:['"\[{\]]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])""")
 _NUMBERS = re.compile(r"^\s*\[[\s\d.,eE+-]*\]\s*$")
 
 
 def texts_of(value: Any, separators: str = "") -> list[str]:
     """The texts of a cell without the empty ones; with `separators`, one text may hold several.
 
-    A number is written without the ".0" that pandas adds to a column with a gap. The words that programs write for no
-    value ("nan", "NULL"; "None" alone in its cell) are no texts. Raises TypeError, with the reason, for a value that
-    holds no text.
+    HTML's entities become their signs ("&amp;" is "&"). A number is written without the ".0" that pandas adds to a
+    column with a gap. The words that programs write for no value ("nan", "NULL"; "None" alone in its cell) are no
+    texts. Raises TypeError, with the reason, for a value that holds no text.
 
     >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None), texts_of(2.0)
     (['a dog', 'a brown dog'], ['dog', 'animal'], [], ['2'])
@@ -72,9 +74,19 @@ def _cell_texts(value: Any, separators: str) -> list[str]:
             return []
         if (texts := _written(text, separators)) is not None:
             return texts
+        text = unescaped(text)
         mark = next((each for each in separators if each in text), None)
         return [part for each in (text.split(mark) if mark else [text]) for part in _plain(each)]
     return _texts(value)
+
+
+def unescaped(text: str) -> str:
+    """A text with the signs that HTML's entities stand for.
+
+    >>> unescaped("a dog &amp; a cat, 5 &gt; 3 &#39;"), unescaped("AT&T; x")
+    ("a dog & a cat, 5 > 3 '", 'AT&T; x')
+    """
+    return _ENTITY.sub(lambda found: html.unescape(found[0]), text) if "&" in text else text
 
 
 def number_text(value: Any) -> str:
@@ -115,7 +127,7 @@ def _texts(value: Any) -> list[str]:
         return []
     match value:
         case str():
-            return _plain(value)
+            return _plain(unescaped(value))
         case bool():
             return ["yes" if value else "no"]
         case float() if math.isinf(value):
@@ -123,7 +135,7 @@ def _texts(value: Any) -> list[str]:
         case int() | float() | decimal.Decimal() | datetime.date() | datetime.time():
             return [number_text(value)]
         case bytes():
-            return _plain(_decoded(value))
+            return _plain(unescaped(_decoded(value)))
         case list() | tuple():
             return [text for each in value for text in _texts(each)]
         case dict():
@@ -165,12 +177,13 @@ def _written(text: str, separators: str) -> list[str] | None:
     if len(text) > MAX_CHARACTERS:
         raise TypeError(f"{len(text):,} characters are more than the limit of {MAX_CHARACTERS:,}")
     try:
-        return _texts(parse_json(text, "the list"))
+        value = parse_json(text, "the list")
+        return _cell_texts(value, "") if isinstance(value, str) else _texts(value)
     except DataError as error:
         reason = str(error)
     if (value := _python_value(text)) is not None:
         return _texts(value)
-    closed = {"[": "]", "(": ")", "{": "}"}[text[0]]
+    closed = {"[": "]", "(": ")", "{": "}"}.get(text[0], "")
     if not text.endswith(closed) and text[0] != "[":  # ("quoted" words) at the beginning of a sentence
         return None
     if text[:1] == "[" and not text.endswith("]") and "]" in text:  # ["Rex"] on the beach

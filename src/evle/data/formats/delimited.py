@@ -12,7 +12,10 @@ from typing import Any
 from evle.data.formats.text_files import MAX_LINE, encoding_of
 from evle.errors import DataError, in_one_line
 
-DELIMITERS = (",", ";", "\t", "|")
+TAB = "\t"
+DELIMITERS = (",", ";", TAB, "|")
+MAX_NAME = 1000
+"""Characters of the name of a column at most."""
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?\s*$')  # the first line that Excel writes and obeys
@@ -89,7 +92,7 @@ def read_delimited(file: Path) -> Iterator[tuple[int, dict[str, Any] | DataError
             if not any(cells):
                 continue
             if header is None:
-                header = _checked_header(file, cells)
+                header = _checked_header(file, cells, form.delimiter)
             elif len(cells) > len(header) and any(cells[len(header) :]):
                 many = f"{len(cells)} fields where the header has {len(header)}"
                 yield line, DataError(f"{where}: {many}; put quotes around texts with {NAMES[form.delimiter]}")
@@ -121,8 +124,13 @@ def _unreadable(where: str, error: csv.Error) -> DataError:
     return DataError(f"{where}: not CSV ({error}); correct the line")
 
 
-def _checked_header(file: Path, cells: list[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
+def _checked_header(file: Path, cells: list[str], delimiter: str) -> list[str]:
+    names = [cell.lstrip("\ufeff").strip() for cell in cells]
+    if values := [name for name in names if _FILE_ENDING.search(name.split("#")[0]) or len(name) > MAX_NAME]:
+        raise DataError(
+            f"{file}: the first line holds {values[0][:40]!r} and no names of columns; write them there, such as "
+            f"image{delimiter if delimiter != TAB else '<tab>'}caption"
+        )
     repeated = [name for name, count in Counter(names).items() if name and count > 1]
     if repeated:
         raise DataError(f"{file}: the column {repeated[0]!r} appears twice in the header; rename or remove one of them")

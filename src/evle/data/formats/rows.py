@@ -48,7 +48,11 @@ class Rows(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
-        return self._make({name: column[index].as_py() for name, column in self._columns.items()})
+        return self._make(self.row(index))
+
+    def row(self, index: int) -> Row:
+        """The row of a sample, as the table holds it."""
+        return {name: column[index].as_py() for name, column in self._columns.items()}
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""

@@ -41,16 +41,15 @@ def find_table(path: Path, task: str = "captions") -> Path:
     if not path.is_dir():
         raise DataError(f"{path}: is neither a folder nor an ordinary file; give a folder with a table and images")
     for stem in TABLE_STEMS[task]:
-        for suffix in TABLE_SUFFIXES:
-            if (path / (stem + suffix)).is_file():
-                return path / (stem + suffix)
-    tables = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in TABLE_SUFFIXES
-        and file.is_file()
-        and not file.name.startswith(".")  # ._a.csv of macOS
-    )
+        there = [path / (stem + suffix) for suffix in TABLE_SUFFIXES if (path / (stem + suffix)).is_file()]
+        if len(there) > 1:
+            raise DataError(
+                f"{path}: both {' and '.join(file.name for file in there)} are there; remove one of them, or set "
+                "path to the one to read"
+            )
+        if there:
+            return there[0]
+    tables = _tables_in(path)
     if len(tables) == 1:
         return tables[0]
     if tables:
@@ -61,6 +60,24 @@ def find_table(path: Path, task: str = "captions") -> Path:
         f"{path}: no {TABLE_STEMS[task][0]}.jsonl, .csv, .tsv or .parquet there{unread}; write one, or set "
         "captions_from=filename or =folder"
     )
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """The tables of a folder, sorted, without those of other systems (._a.csv of macOS)."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in TABLE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
+
+
+def tables_beside(folder: Path, read: str) -> list[str]:
+    """The names of the tables in a folder other than the one `read`; without one, also those in folders inside."""
+    names = [file.name for file in _tables_in(folder) if file.name != read]
+    if not read:
+        inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+        names += [f"{each.name}/{file.name}" for each in inside for file in _tables_in(each)]
+    return names
 
 
 def kind_of_table(path: Path) -> str:

@@ -1,0 +1,122 @@
+"""What makes a model folder unusable although it loads: weights that are no numbers, or of another architecture, and a
+processor that does not prepare the images that the model was trained on. All of it is refused."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evle.errors import CheckpointError, in_one_line
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+"""The number formats of safetensors that weights may have. Others are of quantised weights, with scales elsewhere."""
+
+_RESCALE = 1 / 255
+
+
+def refuse_odd_format(folder: Path, model: PreTrainedModel) -> None:
+    """Raise CheckpointError where a file of a model folder holds a weight of `model` in whole numbers or eight bits.
+
+    The model's own numbers are not looked at: transformers has converted them.
+    """
+    wanted = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for file in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                odd = ((name, tensors.get_slice(name).get_dtype()) for name in wanted.intersection(tensors.keys()))
+                found = next(((name, kind) for name, kind in odd if kind not in FLOATING), None)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)}); download it again") from None
+        if found is not None:
+            raise _odd_format(file, *found)
+
+
+def refuse_odd_tensors(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError for tensors that are no floating-point numbers where their targets are, or not finite."""
+    for name, tensor in tensors.items():
+        if name in targets and targets[name].is_floating_point():
+            if not tensor.is_floating_point() or tensor.element_size() < 2:
+                raise _odd_format(folder, name, str(tensor.dtype).removeprefix("torch."))
+            refuse_not_finite([(name, tensor)], folder)
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Raise CheckpointError for a tensor with NaN or infinite values."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{folder}: {name} holds values that are not finite (NaN or infinite); copy the weights again, or take "
+                "those of an earlier step"
+            )
+
+
+def refuse_other_layers(unexpected: Iterable[str], model: PreTrainedModel, folder: Path) -> None:
+    """Raise CheckpointError where the file holds tensors of the backbone that the configuration has no place for."""
+    prefix = model.base_model_prefix + "."
+    others = sorted(name for name in unexpected if name.startswith(prefix))
+    if others:
+        raise CheckpointError(
+            f"{folder}: the weights hold {len(others)} tensors of a larger model than its config.json describes, first "
+            f"{others[0]}; copy the config.json that belongs to them"
+        )
+
+
+def refuse_odd_labels(labels: Mapping[Any, Any] | None, folder: Path) -> None:
+    """Raise CheckpointError unless the labels in a configuration are numbered from 0 without a gap."""
+    try:
+        numbers = sorted(map(int, labels or {}))
+    except (TypeError, ValueError):
+        numbers = [-1]
+    if numbers != list(range(len(numbers))):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: id2label must number the answers from 0 on, without a gap; copy it again"
+        )
+
+
+def refuse_odd_images(processor: Any, image_size: int, folder: Path) -> None:
+    """Raise CheckpointError for an image processor that prepares other images than the model was trained on.
+
+    Pipelines take its mean, deviation and framing, and the model's size; what it says otherwise would be ignored.
+    """
+    images, where = processor.image_processor, f"{folder}: the image processor"
+    for name in ("image_mean", "image_std"):
+        values: Any = getattr(images, name, None)
+        numbers = [each for each in values if _is_finite(each)] if isinstance(values, list | tuple) else []
+        if len(numbers) not in (1, 3) or len(numbers) != len(values):
+            raise CheckpointError(f"{where}: {name} must be three numbers, not {str(values)[:40]}; copy its file again")
+        if name == "image_std" and min(numbers) <= 0:
+            raise CheckpointError(f"{where}: image_std must be above 0, not {str(values)[:40]}; copy its file again")
+    rescale = getattr(images, "rescale_factor", None) or _RESCALE
+    if not getattr(images, "do_normalize", True) or not getattr(images, "do_rescale", True) or rescale != _RESCALE:
+        raise CheckpointError(
+            f"{where}: do_rescale and do_normalize must be true and rescale_factor 1/255, as the model was trained; "
+            "put another scale into image_mean and image_std"
+        )
+    if (side := _side(images)) != image_size:
+        raise CheckpointError(
+            f"{where} makes images of {side} pixels, and config.json says {image_size}; copy the file that belongs to "
+            "the model"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _side(images: Any) -> Any:
+    """The side of the square images that an image processor makes; None where they are no squares."""
+    is_cropped = getattr(images, "do_center_crop", False)
+    size = dict((images.crop_size if is_cropped else images.size) or {})
+    sides = [size[name] for name in ("height", "width", "shortest_edge", "longest_edge") if size.get(name) is not None]
+    return sides[0] if sides and {*sides[:2]} == {sides[0]} else None
+
+
+def _odd_format(where: Path, name: str, kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: {name} is stored as {kind}; quantised weights are not read: convert them to float16 or float32"
+    )

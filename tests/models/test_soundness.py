@@ -1,0 +1,124 @@
+"""Model folders that load and would compute nonsense: refused, with the tensor or setting at fault."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evle.errors import CheckpointError
+from evle.models.eve import EVEForRetrieval
+from evle.models.loading import load_model
+from evle.models.soundness import refuse_odd_labels, refuse_odd_tensors
+from retrieval_models import save_retrieval_model
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    save_retrieval_model(folder)
+    return folder
+
+
+@pytest.fixture
+def model(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def load(folder):
+    return load_model(folder, {"eve": EVEForRetrieval})
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if tensors[name].ndim == 2)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return name
+
+
+def change_json(file, **fields):
+    content = json.loads(file.read_text())
+    (content.get("image_processor", content)).update(fields)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.int64, "I64")],
+)
+def test_quantised_weights_are_refused(model, dtype, kind):
+    name = change_weights(model, lambda tensor: tensor.to(dtype))
+    with pytest.raises(CheckpointError, match=f"{name} is stored as {kind}; quantised weights are not read"):
+        load(model)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_refused(model, value):
+    def one_bad(tensor):
+        tensor.view(-1)[3] = float(value)
+        return tensor
+
+    name = change_weights(model, one_bad)
+    with pytest.raises(CheckpointError, match=f"{name} holds values that are not finite"):
+        load(model)
+
+
+def test_weights_to_start_from_are_as_strict():
+    target = {"a": torch.zeros(2), "count": torch.zeros(2, dtype=torch.int64)}
+    refuse_odd_tensors(
+        {"a": torch.zeros(2, dtype=torch.float16), "count": torch.ones(2, dtype=torch.int64)}, target, "x"
+    )
+    for tensor, words in (
+        (torch.zeros(2, dtype=torch.int8), "stored as int8"),
+        (torch.full((2,), torch.nan), "finite"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            refuse_odd_tensors({"a": tensor}, target, "x")
+
+
+def test_the_weights_of_a_larger_model_are_refused(model):
+    tensors = load_file(model / "model.safetensors")
+    tensors["other.weight"] = torch.zeros(2)  # of another head, as pre-training leaves it
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    load(model)
+    tensors["eve.layers.99.attention.proj.bias"] = torch.zeros(2)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors of a larger model than its config\.json describes, first eve"
+    ):
+        load(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"image_std": [0, 0, 0]}, "image_std must be above 0"),
+        ({"image_std": [-0.5, 0.5, 0.5]}, "image_std must be above 0"),
+        ({"image_mean": "x"}, "image_mean must be three numbers, not x"),
+        ({"image_mean": [float("nan")] * 3}, "image_mean must be three numbers"),
+        ({"do_normalize": False}, "do_rescale and do_normalize must be true"),
+        ({"rescale_factor": 1.0}, "rescale_factor 1/255"),
+        ({"size": {"height": 320, "width": 320}}, r"makes images of 320 pixels, and config\.json says"),
+        ({"size": {"height": -16, "width": 16}}, "makes images of None pixels"),
+    ],
+)
+def test_an_image_processor_of_another_model_is_refused(model, fields, words):
+    change_json(model / "processor_config.json", **fields)
+    with pytest.raises(CheckpointError, match=words):
+        load(model)
+
+
+def test_a_tokenizer_without_the_ends_of_a_text_is_refused(model):
+    change_json(model / "tokenizer.json", post_processor=None)
+    with pytest.raises(CheckpointError, match=r"puts no \[CLS\] around a text"):
+        load(model)
+
+
+@pytest.mark.parametrize("labels", [{"1": "a", "2": "b"}, {"0": "a", "2": "b"}, {"a": "b"}])
+def test_labels_with_a_gap_are_refused(labels, tmp_path):
+    with pytest.raises(CheckpointError, match="id2label must number the answers from 0 on"):
+        refuse_odd_labels(labels, tmp_path)
+    refuse_odd_labels({"1": "b", "0": "a"}, tmp_path)
+    refuse_odd_labels(None, tmp_path)
