@@ -6,6 +6,8 @@ import pytest
 
 import evle
 from evle.data.synthetic.scenes import scenes
+from evle.run.config import RunConfig
+from evle.tasks.trained import run_settings
 
 MODELS = Path(__file__).parents[1] / "models"
 IMAGES = Path(__file__).parents[1] / "examples/images"
@@ -22,6 +24,11 @@ def test_each_model_has_a_card_with_scores_and_the_command_that_makes_it(name):
     assert "chance" in card
     assert "evle train" in card
     assert not list((MODELS / name).glob("*.bin"))
+
+
+@pytest.mark.parametrize("name", ["emoji-search", "scenes-vqa"])
+def test_the_run_that_made_a_model_is_read_by_an_evaluation(name):
+    RunConfig.build({**run_settings(MODELS / name), "output": name}, name)
 
 
 def test_emoji_search_finds_images_by_their_names():

@@ -10,6 +10,8 @@ from PIL import Image
 
 from commands import call
 from demo_models import bomb
+from evle.cli.shared import refuse_images
+from evle.errors import ConfigError
 from evle.models.eve import EVEConfig, EVEForNLVR2
 from evle.models.vle import VLEForPreTraining, VLEForVCRQ2A, VLEForVCRQA2R
 from retrieval_models import SIZES, processor, save_retrieval_model, save_vqa_model
@@ -281,3 +283,10 @@ def one_error(arguments, stdin: bytes | None = None) -> str:
     assert output.startswith("evle: ")
     assert output.count("\n") == 1, output
     return output
+
+
+def test_the_name_of_an_image_is_no_text(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    refuse_images(["a dog", "none.png", "x" * 9000 + ".png"], "--image")
+    with pytest.raises(ConfigError, match=r"a\.png: is an image, where a text is needed; give it with --image"):
+        refuse_images(["a dog", str(tmp_path / "a.png")], "--image")

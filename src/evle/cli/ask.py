@@ -23,6 +23,7 @@ from evle.cli.shared import (
     image_source,
     print_json,
     print_next,
+    refuse_images,
     text_list,
 )
 from evle.errors import ConfigError
@@ -238,6 +239,7 @@ def embed(
     output = file_name(output, ".npy")
     is_image = images and inputs == ["-"]
     listed = inputs if is_image else text_list(inputs)
+    refuse_images(() if images else listed, "--images")
     first = image_source(Path("-")) if is_image else None
     pipeline = open_pipeline("EmbedPipeline", model)
 

@@ -14,6 +14,7 @@ from evle.cli.shared import (
     print_json,
     print_next,
     print_opening,
+    refuse_images,
     text_list,
 )
 from evle.errors import ConfigError
@@ -180,6 +181,7 @@ def search(
     if text is None and image is None:
         raise ConfigError("nothing to look for; give a text, or an image with --image")
     texts = [] if text is None else text_list([text], image)
+    refuse_images(texts, "--image")
     source = None if image is None else image_source(image)
     if html is not None and len(texts) > 1:
         raise ConfigError("--html shows the results of one query; give one text")

@@ -6,6 +6,7 @@ Exit codes: 0, everything was answered; 1, some inputs failed, each in one line 
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,6 +116,15 @@ def text_list(texts: Iterable[str], *images: Path | None) -> list[str]:
         return listed
     text = _stdin().decode("utf-8-sig", errors="surrogateescape")
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def refuse_images(texts: Iterable[str], option: str) -> None:
+    """Raise ConfigError for a text that is the name of an image file; `option` takes images."""
+    from evle.data.formats.listing import IMAGE_SUFFIXES
+
+    for text in texts:
+        if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(text):
+            raise ConfigError(f"{text}: is an image, where a text is needed; give it with {option}")
 
 
 def checked_text(text: str, most: int = MAX_CHARACTERS) -> str:

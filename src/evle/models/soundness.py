@@ -92,7 +92,8 @@ def refuse_odd_images(processor: Any, image_size: int, folder: Path) -> None:
         if name == "image_std" and min(numbers) <= 0:
             raise CheckpointError(f"{where}: image_std must be above 0, not {str(values)[:40]}; copy its file again")
     rescale = getattr(images, "rescale_factor", None) or _RESCALE
-    if not getattr(images, "do_normalize", True) or not getattr(images, "do_rescale", True) or rescale != _RESCALE:
+    is_scaled = getattr(images, "do_normalize", True) and getattr(images, "do_rescale", True)
+    if not is_scaled or not math.isclose(rescale, _RESCALE, rel_tol=1e-6):
         raise CheckpointError(
             f"{where}: do_rescale and do_normalize must be true and rescale_factor 1/255, as the model was trained; "
             "put another scale into image_mean and image_std"

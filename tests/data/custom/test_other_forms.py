@@ -1,6 +1,7 @@
 """Tables, shards and boxes in forms of other programs: what could be misread is refused by name, the rest is read."""
 
 import json
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -316,6 +317,15 @@ def test_boxes_in_shares_are_refused_and_boxes_outside_are_named(tmp_path):
     assert not check([10, 20, 50, 60]).outside.count
     assert check([500, 500, 600, 600]).outside.lines[0].endswith("100 x 100 at (500, 500) of 120 x 100 pixels")
     assert "seem to be shares of the image's sides" in check([0.1, 0.2, 0.5, 0.6]).broken_rows.lines[0]
+
+
+def test_two_files_whose_names_look_the_same_are_refused(tmp_path):
+    names = [unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD")]
+    if len(list(draw(tmp_path, *names).iterdir())) < 2:
+        pytest.skip("this file system knows one form of a name only")
+    rows(tmp_path, [{"image": name, "caption": name} for name in names])
+    with pytest.raises(DataError, match=r"captions\.jsonl:2: two files of .* are called .*, in different Unicode"):
+        folder(tmp_path)
 
 
 def test_the_pointer_of_git_lfs_is_named_in_place_of_an_image(tmp_path):

@@ -33,6 +33,11 @@ class ImageFolder:
         text = unicodedata.normalize("NFC", written.strip())
         if is_url(text):
             return text
+        if text != written.strip() and self._are_two_files(written.strip(), text):
+            raise DataError(
+                f"{where}: two files of {self.root} are called {written.strip()}, in different Unicode forms of its "
+                "letters; rename one of them"
+            )
         text = text.replace("\\", "/")
         name = posixpath.normpath(text)
         if posixpath.isabs(name):
@@ -42,6 +47,13 @@ class ImageFolder:
         if not self.allow_outside and (name == ".." or name.startswith("../") or posixpath.isabs(name)):
             raise DataError(f"{where}: {written} is outside of {self.root}; move it there or set allow_outside=true")
         return name
+
+    def _are_two_files(self, one: str, other: str) -> bool:
+        try:
+            paths = os.path.join(self.root, one), os.path.join(self.root, other)
+            return all(map(os.path.lexists, paths)) and not os.path.samefile(*paths)
+        except (OSError, ValueError):
+            return False
 
     def path_of(self, name: str) -> str:
         """The file of an image, found also where it is written in another form (see `file_of`).
