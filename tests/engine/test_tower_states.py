@@ -1,5 +1,7 @@
 """Tower states that are computed once: the same training, at the cost of the layers between the towers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from evle.errors import ConfigError
 from evle.models.folders import read_tensors
 from evle.models.vle import VLEModel
 from evle.models.vle.text import KnownTexts
+from evle.run.dry_run import rehearse
 from evle.run.prepare import prepare
 from evle.run.training import train_run
 from micro import SAMPLES, Damaged, micro_run
@@ -106,6 +109,15 @@ def test_known_texts_are_those_of_the_tower_and_read_once():
 def test_what_cannot_be_cached_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         cached_states(tmp_path, **changes)
+
+
+def test_a_dry_run_refuses_trained_towers_and_explains_its_times(tmp_path):
+    images = Path(__file__).parents[2] / "examples/images"
+    data = {"train": {"source": "folder", "path": str(images), "split": None}}
+    with pytest.raises(ConfigError, match="text_model is trained"):
+        rehearse(config(tmp_path, freeze=["vision_model"], data=data))
+    lines = rehearse(config(tmp_path, data=data)).lines
+    assert any("the trial batches ran the towers" in line for line in lines)
 
 
 def test_a_compiled_or_measured_training_is_refused(tmp_path):

@@ -47,7 +47,7 @@ class TowerStates:
     def __init__(self, model: PreTrainedModel, task: Task, samples: Sequence[Sample], train: TrainConfig, seed: int):
         self.task = task
         self.views: dict[str, list[Features]] = {}
-        self._vle = _frozen(model, train).backbone
+        self._vle = with_frozen_towers(model, train).backbone
         loader: Any = Loader(
             samples,
             self._varied,
@@ -103,7 +103,7 @@ class TowerStates:
         )
 
 
-def _frozen(model: PreTrainedModel, train: TrainConfig) -> VLEPreTrainedModel:
+def with_frozen_towers(model: PreTrainedModel, train: TrainConfig) -> VLEPreTrainedModel:
     """`model`, if both of its towers are frozen. Raises ConfigError for any other."""
     asked = f"train.cache_towers={train.cache_towers}"
     if not isinstance(model, VLEPreTrainedModel):

@@ -154,6 +154,8 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     ]
     if tried:
         found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device, cpus)
+        if ready.train.cache_towers:
+            found.lines.append("train.cache_towers: the trial batches ran the towers; training runs them once, faster")
     else:
         found.lines += [
             f"memory: {_fixed(num_parameters)}, beside activations",

@@ -12,6 +12,7 @@ from evle.data.loader import FeatureFunction, Loader
 from evle.data.samples import Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
 from evle.engine.operations import operations_per_batch
+from evle.engine.tower_states import with_frozen_towers
 from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
 from evle.inspection.texts import sample_texts
@@ -56,6 +57,8 @@ def prepare(
     tokenizer = _tokenizer(config, task_type, splits["train"], start)
     built = _task(config, task_type, tokenizer, splits["train"], start)
     loaded = _model(config, built, tokenizer, start)
+    if config.train.cache_towers:
+        with_frozen_towers(loaded.model, config.train)
     training = built.training_samples(splits["train"])
     _refuse_lonely_rows(config, built, loaded, training)
     built.equip(loaded.model, training)
