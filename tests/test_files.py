@@ -3,7 +3,7 @@
 import pytest
 
 from evle.errors import CheckpointError, DataError
-from evle.files import parse_json, read_json, write_whole
+from evle.files import opened_whole, parse_json, read_json, write_whole
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,23 @@ def test_a_missing_file_is_named(tmp_path):
 def test_values_are_read_with_and_without_a_byte_order_mark():
     assert parse_json(b"\xef\xbb\xbf[1]", "x", kind=list) == [1]
     assert parse_json('{"a": null}', "x") == {"a": None}
+
+
+def test_a_file_that_is_written_in_parts_appears_whole_or_not_at_all(tmp_path):
+    with opened_whole(tmp_path / "a") as file:
+        file.write(b"1\n")
+        assert not (tmp_path / "a").exists()
+        file.write(b"2\n")
+
+    def write_and_fail():
+        with opened_whole(tmp_path / "a") as file:
+            file.write(b"3\n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail()
+    assert (tmp_path / "a").read_bytes() == b"1\n2\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

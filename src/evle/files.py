@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from evle.errors import DataError, EvleError
 
@@ -74,11 +76,18 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
     A lone surrogate in a text is written as a question mark. Raises OSError.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     encoded = data if isinstance(data, bytes) else data.encode("utf-8", "replace")
+    with opened_whole(path) as file:
+        file.write(encoded)
+
+
+@contextmanager
+def opened_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which is moved to `path` at the end, as `write_whole` does; after an error it is deleted."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(unfinished, "wb") as file:
-            file.write(encoded)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

@@ -109,6 +109,7 @@ def test_the_verb_scores_a_table(match, table, tmp_path):
     # Exit code 1: two texts could not be scored.
     said = call("match", match.source, "--pairs", table, "-o", tmp_path / "s.jsonl", "--top", "0.5", code=1)
     assert "7 texts scored, 2 could not be" in said
+    assert "Not scored" in (tmp_path / "s.report" / "report.md").read_text()
     assert "4 texts kept" in said
     assert "next: evle data check" in said
     assert "belong together" in call("match", match.source, "--pairs", table, code=2)

@@ -8,11 +8,13 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evle.data.custom.columns import image_of
@@ -20,7 +22,7 @@ from evle.data.custom.image_folder import ImageFolder
 from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
 from evle.data.images import open_image
 from evle.errors import ConfigError, DataError, SampleError
-from evle.files import parse_json, write_whole
+from evle.files import opened_whole, parse_json, write_whole
 from evle.pipelines.matching import MatchPipeline
 from evle.report import Cell, Gallery, GalleryRow, Report, Table
 from evle.terminal import ProgressLine
@@ -31,6 +33,8 @@ CHUNK = 2048
 TEXT_COLUMNS = ("caption", "captions", "text", "sentence")
 BINS = 10
 EXAMPLES = 8
+NAMED = 20
+"""Rows that the report names because they could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,15 @@ def _resumable(part: Path, header: dict[str, Any]) -> int:
     """The number of whole rows in an unfinished output of the same input and model; a torn last line is cut off."""
     if not part.is_file():
         return 0
-    data = part.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if not lines or lines[0] != json.dumps(header).encode():
-        return 0
-    if len(whole) < len(data):
-        with open(part, "r+b") as file:
-            file.truncate(len(whole))
-    return len(lines) - 1
+    num_lines, length = 0, 0
+    with open(part, "r+b") as file:
+        for line in file:
+            if num_lines == 0 and line != json.dumps(header).encode() + b"\n":
+                return 0
+            if line.endswith(b"\n"):
+                num_lines, length = num_lines + 1, length + len(line)
+        file.truncate(length)
+    return max(0, num_lines - 1)
 
 
 def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]]) -> list[dict[str, Any]]:
@@ -181,42 +185,39 @@ def _values(row: dict[str, Any]) -> list[float | None]:
 def _threshold(part: Path, keep: float | None, top: float | None) -> float:
     if top is None:
         return keep or 0.0
-    scores = sorted((value for row in _rows(part) for value in _values(row) if value is not None), reverse=True)
-    return scores[max(0, math.ceil(top * len(scores)) - 1)] if scores else 0.0
+    scores = np.sort(np.fromiter((value for row in _rows(part) for value in _values(row) if value is not None), float))
+    return float(scores[-max(1, math.ceil(top * len(scores)))]) if len(scores) else 0.0
 
 
 def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule: bool) -> Scored:
-    """Write the output, the kept rows and the report from the scored rows."""
+    """Write the output, the kept rows and the report from the scored rows, which are read one by one."""
     kept_file = output.with_name(f"{output.stem}.kept.jsonl") if has_rule else None
     counts, num_failed, num_kept = [0] * BINS, 0, 0
     examples: list[tuple[float, Path, str]] = []
-    lines, kept_lines = [], []
-    for row in _rows(part):
-        values = _values(row)
-        is_kept = [value is not None and value >= threshold for value in values]
-        for value in values:
-            if value is None:
-                num_failed += 1
-            else:
-                counts[min(BINS - 1, int(value * BINS))] += 1
-        num_kept += sum(is_kept)
-        if has_rule:
-            row["kept"] = is_kept if "scores" in row else is_kept[0]
-            if any(is_kept):
-                plain = {k: v for k, v in row.items() if k not in ("score", "scores", "kept", "error")}
-                if "scores" in row:
-                    name = next(name for name in TEXT_COLUMNS if isinstance(plain.get(name), list))
-                    plain[name] = [text for text, kept in zip(plain[name], is_kept, strict=True) if kept]
-                kept_lines.append(json.dumps(plain, ensure_ascii=False))
-        lines.append(json.dumps(row, ensure_ascii=False))
-        if any(value is not None for value in values):
-            texts, image = texts_of(row, str(pairs)), _image_path(row, pairs, str(pairs))
-            examples += [(v, image, text) for v, text in zip(values, texts, strict=True) if v is not None]
-            if len(examples) > 20_000:
-                examples = _spread(examples, threshold)
-    write_whole(output, "".join(line + "\n" for line in lines))
-    if kept_file is not None:
-        write_whole(kept_file, "".join(line + "\n" for line in kept_lines))
+    reasons: list[list[Any]] = []
+    with ExitStack() as stack:
+        file = stack.enter_context(opened_whole(output))
+        kept = None if kept_file is None else stack.enter_context(opened_whole(kept_file))
+        for row in _rows(part):
+            values = _values(row)
+            is_kept = [value is not None and value >= threshold for value in values]
+            for value in values:
+                if value is not None:
+                    counts[min(BINS - 1, int(value * BINS))] += 1
+            if None in values:
+                num_failed += values.count(None)
+                reasons += [[row.get("error", "")]] if len(reasons) < NAMED else []
+            num_kept += sum(is_kept)
+            if kept is not None:
+                row["kept"] = is_kept if "scores" in row else is_kept[0]
+                if any(is_kept):
+                    kept.write(_line(_kept_part(row, is_kept)))
+            file.write(_line(row))
+            if any(value is not None for value in values):
+                texts, image = texts_of(row, str(pairs)), _image_path(row, pairs, str(pairs))
+                examples += [(v, image, text) for v, text in zip(values, texts, strict=True) if v is not None]
+                if len(examples) > 20_000:
+                    examples = _spread(examples, threshold)
     num_scored = sum(counts)
     report = Report(
         f"Pairs of {pairs.name}",
@@ -228,10 +229,29 @@ def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule
                 else []
             ),
         ],
-        tables=[_histogram(counts)],
+        tables=[_histogram(counts), *_failures(reasons)],
         galleries=_galleries(examples, threshold, has_rule),
     ).write(output.with_name(f"{output.stem}.report"))
     return Scored(output, kept_file, report, num_scored, num_failed, num_kept, threshold)
+
+
+def _kept_part(row: dict[str, Any], is_kept: list[bool]) -> dict[str, Any]:
+    """A row in the form of the input, with the kept ones of its texts."""
+    plain = {name: value for name, value in row.items() if name not in ("score", "scores", "kept", "error")}
+    if "scores" in row:
+        name = next(name for name in TEXT_COLUMNS if isinstance(plain.get(name), list))
+        plain[name] = [text for text, kept in zip(plain[name], is_kept, strict=True) if kept]
+    return plain
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _failures(reasons: list[list[Any]]) -> list[Table]:
+    """Why texts could not be scored, for the first rows; no table where all were."""
+    note = f"At most {NAMED} rows are shown; in the output, every such row has its error."
+    return [Table("Not scored", ["reason"], reasons, note)] if reasons else []
 
 
 def _histogram(counts: list[int]) -> Table:
