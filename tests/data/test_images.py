@@ -79,6 +79,11 @@ def test_floats_up_to_one_are_shares():
     assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
 
 
+def test_an_image_without_any_number_is_refused():
+    with pytest.raises(SampleError, match=r"no pixel is a number: all are NaN or infinite"):
+        open_image(Image.fromarray(np.full((2, 3), np.nan, dtype=np.float32)))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
 def test_transparent_parts_are_laid_on_white_or_kept(tmp_path, mode):
     picture = Image.new("RGBA", (2, 1), (0, 0, 0, 255))

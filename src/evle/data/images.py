@@ -188,11 +188,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """A 16-bit, 32-bit or float greyscale image as mode L (LA with a transparent value), scaled and not clipped.
 
     Integers count as 8 bits when none is above 255, as 16 bits up to 65535; floats as shares when none is above 1.
-    Beyond these the largest value is white. A few million pixels are converted at once, to spare memory.
+    Beyond these the largest value is white. NaN and infinities become black; an image of nothing else raises
+    ValueError. A few million pixels are converted at once, to spare memory.
     """
     values = np.asarray(image)
     rows = max(1, _STRIP // max(1, image.width))
     strips = [slice(first, first + rows) for first in range(0, image.height, rows)]
+    if image.mode == "F" and not any(np.isfinite(values[strip]).any() for strip in strips):
+        raise ValueError("no pixel is a number: all are NaN or infinite")
     top = max((float(_finite(values[strip]).max(initial=0.0)) for strip in strips), default=0.0)
     if image.mode.startswith("I;16"):
         white = 65535.0
