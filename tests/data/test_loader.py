@@ -247,7 +247,7 @@ def test_workers_do_not_complain_of_those_of_a_loader_before(capfd):
         list(ended.batches(0))
         ended.cycle = ended
         del ended
-        list(Loader(samples(4), _collects_garbage, list, batch_size=2, seed=0, num_workers=1).batches(0))
+        list(Loader(samples(1), _collects_garbage, list, batch_size=1, seed=0, num_workers=1).batches(0))
     finally:
         gc.enable()
     assert capfd.readouterr().err == ""

@@ -271,7 +271,7 @@ def test_images_open_by_a_click_and_close_again():
 def test_a_folded_table_is_at_the_end_and_closed():
     text = Report("x", tables=[Table("Log", ["step"], [[1]], folded=True), Table("Open", ["a"], [[2]])]).html()
     assert text.index(">Open</h2>") < text.index(">Log</h2>")
-    assert "<details><summary>1 lines</summary>" in text
+    assert "<details><summary>1 line</summary>" in text
 
 
 def test_pages_are_linked_by_relative_paths():

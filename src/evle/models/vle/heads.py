@@ -13,6 +13,7 @@ from evle import objectives
 from evle.errors import DataError
 from evle.models.classifying import answer_scores, check_two_images, two_layer_classifier
 from evle.models.contrast import default_match_ids, total_loss
+from evle.models.padding import check_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
 from evle.models.vle.matching import (
@@ -23,7 +24,7 @@ from evle.models.vle.matching import (
     pair_logits,
     pair_negatives,
 )
-from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel, check_text
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 from evle.models.vle.text import word_head, word_head_ties
 

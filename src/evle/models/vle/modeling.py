@@ -25,7 +25,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LM
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.folders import merged_adapter, weights_folder
-from evle.models.padding import refuse_left_padding
+from evle.models.padding import check_text
 from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
@@ -36,23 +36,6 @@ from evle.models.vle.vision import VLEVisionTower, check_image_size, eager, fit_
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 MAPS = ("image_self", "image_to_text", "text_self", "text_to_image")
 """The attention maps of a block, in the order of computation."""
-
-
-def check_text(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Raise DataError for texts that no model can read correctly: no token ids, no tokens, a mask that does not fit, or
-    padding on the left, before the token that represents the whole text."""
-    if input_ids.is_floating_point():
-        raise DataError("input_ids hold floating-point numbers; the order is model(input_ids, pixel_values, ...)")
-    if input_ids.dim() < 2 or not input_ids.shape[-1]:
-        raise DataError(f"input_ids have shape {tuple(input_ids.shape)}; give (B, T) token ids, T at least 1")
-    if attention_mask is None:
-        return
-    if attention_mask.shape != input_ids.shape:
-        raise DataError(
-            f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; give one "
-            "mask value per token"
-        )
-    refuse_left_padding(attention_mask)
 
 
 def mean_states(states: Tensor, chosen: Tensor) -> Tensor:

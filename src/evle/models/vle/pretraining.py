@@ -17,11 +17,12 @@ from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.classifying import two_layer_classifier
 from evle.models.contrast import default_match_ids, total_loss
+from evle.models.padding import check_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import Fused, Reads, Stream, key_mask
 from evle.models.vle.heads import masked_word_head
 from evle.models.vle.matching import FusionBatch, VLEMatchScore, contrast_head, match_logits, pair_negatives
-from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel, check_text, mean_states
+from evle.models.vle.modeling import IMAGE_TYPE, TEXT_TYPE, VLEModel, VLEPreTrainedModel, mean_states
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 from evle.models.vle.text import word_head_ties
 
