@@ -154,7 +154,6 @@ class Loader:
                 yield self._maker[item]
             return
         if self._workers is None:
-            gc.collect()  # or a worker would find a dead loader's processes in its copy of memory, and complain of them
             self._workers = DataLoader(
                 self._maker,
                 batch_size=None,
@@ -162,6 +161,7 @@ class Loader:
                 num_workers=self._num_workers,
                 persistent_workers=True,
                 collate_fn=_as_it_is,
+                worker_init_fn=_keep_what_is_inherited,
                 pin_memory=torch.cuda.is_available(),
                 # The loader draws a seed for its workers; from its own generator, or it would move torch's global one.
                 generator=torch.Generator(),
@@ -182,6 +182,12 @@ class Loader:
             raise worker_death(error) or error from None
         finally:
             watch.close()
+
+
+def _keep_what_is_inherited(worker: int) -> None:
+    """Let a worker collect its own garbage alone: in its copy of the memory it could free a dead loader of the process
+    that started it, which complains that its processes are not the worker's."""
+    gc.freeze()
 
 
 def _about_waiting(batches: Any, epoch: int, number: int, position: int) -> str:
