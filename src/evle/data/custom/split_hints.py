@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from evle.data.formats.cells import is_null, number_text
 
-SPELLINGS = {
+SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
@@ -27,7 +27,7 @@ FLAGS = re.compile(
     r"|evaluation_?status"
 )
 """Names of columns, in lower case, that divide a table whatever their values are."""
-WORDS = frozenset(word for words in SPELLINGS.values() for word in words) | {
+WORDS = frozenset(word for words in SPLIT_WORDS.values() for word in words) | {
     *("trainval", "restval", "eval", "evaluation", "holdout", "heldout", "publictest", "privatetest"),
     *("query", "gallery"),
 }
@@ -39,7 +39,7 @@ NAMES = frozenset({"subset", "set", "usage", "phase", "tvt", "stage"})
 MOST = 30
 """Different values of a column that are remembered; a column with more is no column of splits."""
 
-_SPLIT_OF_WORD = {word: split for split, words in SPELLINGS.items() for word in words}
+_SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 _FOLDER = r"(?:^|/)(?i:{words})/"
 
 
@@ -72,7 +72,7 @@ def splits_of_folders(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     One of the two must be train.
     """
     found: dict[str, pa.ChunkedArray] = {}
-    for split, words in SPELLINGS.items():
+    for split, words in SPLIT_WORDS.items():
         is_inside = pc.match_substring_regex(images, _FOLDER.format(words="|".join(words)))
         if pc.any(is_inside).as_py():
             found[split] = is_inside

@@ -30,22 +30,17 @@ from evle.data.custom.columns import (
     value_of,
 )
 from evle.data.custom.image_folder import ImageFolder, loose_form
-from evle.data.custom.split_hints import ColumnHints, split_of_table, splits_of_folders
+from evle.data.custom.split_hints import SPLIT_WORDS, ColumnHints, split_of_table, splits_of_folders
 from evle.data.formats.cells import number_text
 from evle.data.formats.embedded import EmbeddedImages
 from evle.data.formats.table_files import Row
 from evle.data.samples import SPLITS, hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
 
-SPLIT_NAMES = {
-    "val": ("val", "validation", "valid", "dev"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-}
+SPLIT_NAMES = {**SPLIT_WORDS, "validation": ("validation", "val", "valid", "dev")}
 """What a split may be called in the data, by what a recipe calls it; other than that, only the case may differ."""
-SPELLINGS = {"validation": "val", "valid": "val", "training": "train", "testing": "test"}
-"""Longer words for a split: rows of either name are rows of one split."""
+ONE_FORM = {word: split for split, words in SPLIT_WORDS.items() for word in words if word != "dev"}
+"""Words for a split whose rows belong together; dev may be a split of its own."""
 JOINING = {"|": 0.5, ";": 0.8, "\n": 0.5, "\t": 0.5, "##": 0.5, " // ": 0.5, "[SEP]": 0.5, "<sep>": 0.5}
 """Signs that may stand between several captions in one text, and the share of the captions that hold them then."""
 JOINING_ANSWERS = {r"\|": 0.5, ";": 0.5, r",\s*[^\W\d]": 0.8}
@@ -294,7 +289,7 @@ def names_split(wanted: str, names: Sequence[str]) -> bool:
 def _one_form(name: str) -> str:
     """One name for the spellings of a split: "Val" and "validation" are one; "dev" may be another split beside them."""
     form = name.strip().casefold()
-    return SPELLINGS.get(form, form)
+    return ONE_FORM.get(form, form)
 
 
 def has_split_column(names: Sequence[str], columns: Columns) -> bool:

@@ -16,7 +16,7 @@ TAB = "\t"
 DELIMITERS = (",", ";", TAB, "|")
 MAX_NAME = 1000
 """Characters of the name of a column at most."""
-NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+NAMES = {",": "commas", ";": "semicolons", TAB: "tabs", "|": "bars"}
 
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?\s*$')  # the first line that Excel writes and obeys
 _WHOLE_FLOAT = re.compile(r"^-?\d{1,18}\.0$")

@@ -323,7 +323,7 @@ class VLEModel(VLEPreTrainedModel):
 
         In place of images it takes the image tower's own states (B, P, vision width), computed earlier.
         """
-        if pixel_values.dim() == 3:
+        if pixel_values.dim() == 3 and pixel_values.shape[-1] == self.image_projection_layer.in_features:
             return self.image_projection_layer(pixel_values)
         if pixel_values.shape[0] == 0:  # transformers' CLIP does not accept an empty batch
             height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])

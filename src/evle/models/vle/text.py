@@ -177,7 +177,8 @@ class WordHead(nn.Module):
 class KnownTexts:
     """The states of the texts that a frozen tower has read, so that it reads each text once, and without dropout.
 
-    They are held in memory: T x width numbers per text, without padding.
+    They are held in memory: T x width numbers per text, without padding. Each call reads the token ids, for which it
+    waits for an accelerator.
     """
 
     def __init__(self, tower: PreTrainedModel):
