@@ -22,7 +22,7 @@ def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, tria
     blocks = [
         "# Peers at equal compute",
         f"Each contender was trained for {minutes:g} minutes of processor time per run, on one thread that also reads "
-        "the images, on the same samples. Evaluation is not counted. Processor time does not depend on what else the "
+        "the images, on the same samples. Evaluation is not counted. Processor time depends little on what else the "
         f"machine does. The learning rate of each contender is the best of three trials of {trial_minutes:g} minutes "
         "on samples that training does not show; "
         f"nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, cosine over "
