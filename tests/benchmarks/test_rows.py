@@ -1,7 +1,9 @@
 """Every row of the benchmark, on the smallest sizes: it runs, and the textbook computes what ours computes."""
 
 import json
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from benchmarks.__main__ import precisions_of, row_names
 from benchmarks.case import Setting
 from benchmarks.eve_batches import eve_config, masked_pairs
 from benchmarks.measuring import count_flops, run_row
-from benchmarks.profile import main as profile_row
+from benchmarks.profile_row import main as profile_row
 from benchmarks.rows.masked_signal_memory import kept_bytes
 from benchmarks.table import lines_of, markdown
 
+import benchmarks
 from evle.models.eve import EVEForPreTraining
 
 WITH_TEXTBOOK = (
@@ -108,3 +111,10 @@ def test_the_share_of_the_peak_and_the_ratio_are_taken_round_by_round():
     assert line["share_of_peak"] == 0.5  # 10 / 1 / 20 and 10 / 2 / 10
     assert line["rate"] == 4
     assert "| row | fp32 | 1.5 s (4 pairs/s) | textbook | **2.50** (2.00 to 3.00) |" in markdown({"row.fp32": record})
+
+
+def test_no_module_hides_one_of_the_standard_library():
+    """`python benchmarks/serving.py` puts the folder first on the path: a `profile.py` in it broke the import of torch."""
+    names = {file.stem for file in Path(benchmarks.__path__[0]).iterdir()}
+    assert "serving" in names
+    assert not names & sys.stdlib_module_names

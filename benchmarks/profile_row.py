@@ -1,6 +1,6 @@
 """Where a row's time goes: torch's profiler over one call of its first way, by operator and by part of the model.
 
-    python -m benchmarks.profile masked_signal_8 bf16
+    python -m benchmarks.profile_row masked_signal_8 bf16
 
 A part's forward is marked by hooks; an operator of the backward pass belongs to the part whose forward has its
 sequence number.
