@@ -114,7 +114,7 @@ def test_the_share_of_the_peak_and_the_ratio_are_taken_round_by_round():
 
 
 def test_no_module_hides_one_of_the_standard_library():
-    """`python benchmarks/serving.py` puts the folder first on the path: a `profile.py` in it broke the import of torch."""
+    """`python benchmarks/serving.py` puts the folder first on the path: a `profile.py` there breaks importing torch."""
     names = {file.stem for file in Path(benchmarks.__path__[0]).iterdir()}
     assert "serving" in names
     assert not names & sys.stdlib_module_names
