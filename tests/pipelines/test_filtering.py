@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from commands import call
+from evle import terminal
 from evle.errors import ConfigError, DataError
 from evle.pipelines import MatchPipeline, filtering, score_pairs
 from retrieval_models import COLOURS, save_retrieval_model
@@ -88,6 +89,25 @@ def test_an_interrupted_job_resumes_and_gives_the_same(match, table, tmp_path, m
     assert output.read_text() == whole
     assert not part.exists()
     assert calls[3] == calls[2]
+
+
+def test_scoring_and_writing_report_their_progress_and_only_shown_images_are_looked_up_again(
+    match, table, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(filtering, "CHUNK", 2)
+    monkeypatch.setattr(filtering, "EXAMPLES", 1)
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    looked_up = []
+    monkeypatch.setattr(
+        filtering, "_image_path", lambda *given, old=filtering._image_path: looked_up.append(given[0]) or old(*given)
+    )
+    with caplog.at_level("INFO", "evle"):
+        score_pairs(match, table, tmp_path / "s.jsonl")
+    for step in ("scored", "written"):
+        shown = [line.split("  ")[0] for line in caplog.messages if f"rows {step}" in line]
+        assert shown[-1] == f"{8 if step == 'scored' else 6}/8 rows {step}"
+        assert len(shown) == 4
+    assert len(looked_up) == 7 + 2  # each row with a text once; in the report, the best and the worst
 
 
 def test_another_input_starts_again(match, table, tmp_path):

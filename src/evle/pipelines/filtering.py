@@ -36,6 +36,9 @@ EXAMPLES = 8
 NAMED = 20
 """Rows that the report names because they could not be scored."""
 
+Example = tuple[float, str, str]
+"""A score, the name that the row gives its image, and the text."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -80,14 +83,16 @@ def score_pairs(
         raise DataError(f"{pairs}: not a table of pairs; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
     if output.resolve() == pairs.resolve():
         raise ConfigError(f"{output}: the output would replace the input; give another file")
-    part = _score(match, pairs, output, progress)
+    num_rows = sum(1 for _ in read_rows(pairs, lambda name: False))
+    part = _score(match, pairs, output, num_rows, progress)
     threshold = _threshold(part, keep, top)
-    result = _finish(part, pairs, output, threshold, has_rule=keep is not None or top is not None)
+    with ProgressLine(num_rows, "rows written", visible=progress) as line:
+        result = _finish(part, pairs, output, threshold, line, has_rule=keep is not None or top is not None)
     part.unlink()
     return result
 
 
-def _score(match: MatchPipeline, pairs: Path, output: Path, progress: bool) -> Path:
+def _score(match: MatchPipeline, pairs: Path, output: Path, num_rows: int, progress: bool) -> Path:
     """The file of scored rows in progress, complete: it begins with a line that names the input and the model."""
     part = output.with_name(output.name + ".part")
     facts = os.stat(pairs)
@@ -99,7 +104,9 @@ def _score(match: MatchPipeline, pairs: Path, output: Path, progress: bool) -> P
     else:
         write_whole(part, json.dumps(header) + "\n")
     rows = islice(read_rows(pairs), done, None)
-    with open(part, "a", encoding="utf-8", errors="replace") as file, ProgressLine(0, "rows", visible=progress) as line:
+    with ExitStack() as stack:
+        file = stack.enter_context(open(part, "a", encoding="utf-8", errors="replace"))
+        line = stack.enter_context(ProgressLine(num_rows, "rows scored", done=done, visible=progress))
         while chunk := list(islice(rows, CHUNK)):
             for scored in _scored_chunk(match, pairs, chunk):
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
@@ -133,7 +140,7 @@ def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]
             if isinstance(row, DataError):
                 raise row
             listed = texts_of(row, f"{pairs}:{line}")
-            image = _image_path(row, pairs, f"{pairs}:{line}")
+            image = _image_path(image_of(row, None, f"{pairs}:{line}", None), pairs, f"{pairs}:{line}")
         except DataError as error:
             rows.append({**({} if isinstance(row, DataError) else row), "score": None, "error": str(error)})
             continue
@@ -155,9 +162,10 @@ def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]
     return rows
 
 
-def _image_path(row: dict[str, Any], pairs: Path, where: str) -> Path:
+def _image_path(name: str, pairs: Path, where: str) -> Path:
+    """The file of an image, by the name that a row gives it."""
     images = ImageFolder(pairs.parent)
-    return Path(images.path_of(image_of(row, None, where, images)))
+    return Path(images.path_of(images.name_of(name, where)))
 
 
 def texts_of(row: dict[str, Any], where: str) -> list[str]:
@@ -189,16 +197,18 @@ def _threshold(part: Path, keep: float | None, top: float | None) -> float:
     return float(scores[-max(1, math.ceil(top * len(scores)))]) if len(scores) else 0.0
 
 
-def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule: bool) -> Scored:
+def _finish(part: Path, pairs: Path, output: Path, threshold: float, line: ProgressLine, *, has_rule: bool) -> Scored:
     """Write the output, the kept rows and the report from the scored rows, which are read one by one."""
     kept_file = output.with_name(f"{output.stem}.kept.jsonl") if has_rule else None
     counts, num_failed, num_kept = [0] * BINS, 0, 0
-    examples: list[tuple[float, Path, str]] = []
+    examples: list[Example] = []
     reasons: list[list[Any]] = []
     with ExitStack() as stack:
         file = stack.enter_context(opened_whole(output))
         kept = None if kept_file is None else stack.enter_context(opened_whole(kept_file))
-        for row in _rows(part):
+        for number, row in enumerate(_rows(part)):
+            if number % CHUNK == 0:
+                line.update(number)
             values = _values(row)
             is_kept = [value is not None and value >= threshold for value in values]
             for value in values:
@@ -214,7 +224,7 @@ def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule
                     kept.write(_line(_kept_part(row, is_kept)))
             file.write(_line(row))
             if any(value is not None for value in values):
-                texts, image = texts_of(row, str(pairs)), _image_path(row, pairs, str(pairs))
+                texts, image = texts_of(row, str(pairs)), image_of(row, None, str(pairs), None)
                 examples += [(v, image, text) for v, text in zip(values, texts, strict=True) if v is not None]
                 if len(examples) > 20_000:
                     examples = _spread(examples, threshold)
@@ -230,7 +240,7 @@ def _finish(part: Path, pairs: Path, output: Path, threshold: float, *, has_rule
             ),
         ],
         tables=[_histogram(counts), *_failures(reasons)],
-        galleries=_galleries(examples, threshold, has_rule),
+        galleries=_galleries(examples, pairs, threshold, has_rule),
     ).write(output.with_name(f"{output.stem}.report"))
     return Scored(output, kept_file, report, num_scored, num_failed, num_kept, threshold)
 
@@ -268,7 +278,7 @@ def _histogram(counts: list[int]) -> Table:
     return Table("Match probabilities", ["probability", "texts", "%", ""], rows)
 
 
-def _spread(examples: list[tuple[float, Path, str]], threshold: float) -> list[tuple[float, Path, str]]:
+def _spread(examples: list[Example], threshold: float) -> list[Example]:
     """The best, the worst, and those nearest to the threshold on both sides."""
     ordered = sorted(examples, key=lambda each: -each[0])
     num_kept = sum(value >= threshold for value, _, _ in ordered)
@@ -276,7 +286,7 @@ def _spread(examples: list[tuple[float, Path, str]], threshold: float) -> list[t
     return list(dict.fromkeys([*ordered[:EXAMPLES], *ordered[near], *ordered[-EXAMPLES:]]))
 
 
-def _galleries(examples: list[tuple[float, Path, str]], threshold: float, has_rule: bool) -> list[Gallery]:
+def _galleries(examples: list[Example], pairs: Path, threshold: float, has_rule: bool) -> list[Gallery]:
     ordered = sorted(examples, key=lambda each: -each[0])
     num_kept = sum(value >= threshold for value, _, _ in ordered)
     groups = {"Best": ordered[:EXAMPLES], "Worst": ordered[::-1][:EXAMPLES]}
@@ -286,12 +296,14 @@ def _galleries(examples: list[tuple[float, Path, str]], threshold: float, has_ru
             "Just dropped": ordered[num_kept : num_kept + EXAMPLES],
         }
     return [
-        Gallery(name, [GalleryRow("", [_cell(*each) for each in group])]) for name, group in groups.items() if group
+        Gallery(name, [GalleryRow("", [_cell(*each, pairs) for each in group])])
+        for name, group in groups.items()
+        if group
     ]
 
 
-def _cell(value: float, image: Path, text: str) -> Cell:
+def _cell(value: float, image: str, text: str, pairs: Path) -> Cell:
     try:
-        return Cell(open_image(image, size_hint=448), f"{value:.3f} {text}")
+        return Cell(open_image(_image_path(image, pairs, str(pairs)), size_hint=448), f"{value:.3f} {text}")
     except SampleError:
         return Cell(None, f"{value:.3f} {text}")
