@@ -668,3 +668,33 @@ def test_nothing_in_a_name_or_caption_becomes_part_of_the_page(photos, embed, tm
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page
     assert "\x1b" not in page
+
+
+def test_the_table_in_a_folder_gives_its_columns_to_the_images(photos, embed, tmp_path, caplog):
+    rows = [{"image": "0.png", "caption": "nought", "year": 2019}, {"image": "gone.png", "caption": "x"}, {"year": 3}]
+    (photos / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("INFO", "evle"):
+        index = build_index(embed, photos, tmp_path / "index", progress=False)
+    assert caplog.messages[0] == f"{photos / 'captions.jsonl'}: its columns are kept for 1 of 10 images"
+    assert "rows left out: 1; the first: " in caplog.messages[1]
+    assert len(caplog.messages) == 2
+    assert (len(index), index.change.skipped) == (10, [])
+    hits = index.query("red", k=20, where=Filter(where=["year=2019"]))
+    assert [(hit.key, hit.caption) for hit in hits] == [("0.png", "nought")]
+    (photos / "captions.jsonl").write_text(json.dumps({"image": "2", "caption": "two"}) + "\n")  # its file is 2.png
+    assert index.add(photos, progress=False).num_reused == 1
+    assert [index.query(image=photos / f"{n}.png", k=1)[0].caption for n in (0, 2)] == ["nought", "two"]
+
+
+@pytest.mark.parametrize("names", [("a.csv", "b.csv"), ("held.parquet",)])
+def test_a_folder_is_indexed_without_columns_where_its_table_cannot_be_used(photos, embed, tmp_path, names, caplog):
+    for name in names:
+        if name.endswith(".csv"):
+            (photos / name).write_text("image,caption\n0.png,x\n")
+        else:
+            parquet.write_table(pa.Table.from_pylist([{"image": b"x"}]), photos / name)
+    index = build_index(embed, photos, tmp_path / "index", progress=False)
+    assert (len(index), index.query(image=photos / "0.png", k=1)[0].fields) == (10, {})
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("no columns are kept: ")
+    assert names[0] in caplog.messages[0]

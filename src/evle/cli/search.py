@@ -62,7 +62,7 @@ def index(
 ) -> None:
     """Index a folder of images, or update its index.
 
-    Images that cannot be read are named at the end; the exit code is 0 unless none could be read.
+    A table in the folder gives its columns. Unreadable images are named; the exit code is 0 unless all are unreadable.
 
     \b
       evle index photos -o photos.index --model runs/pictures/retrieval

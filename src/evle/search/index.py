@@ -108,13 +108,14 @@ class ImageIndex:
             raise ConfigError(f"dtype {dtype!r} cannot store embeddings; {nearest(dtype, DTYPES)}")
         images, output = fetch(images), Path(output)
         root = folder_of(images)
-        list_entries(images, root)  # refuse a folder without images before anything is written
+        is_new = not (output / "index.json").is_file()
+        listed = list_entries(images, root) if is_new else None  # refuses a folder without images before any writing
         embed = open_embedder(model) if isinstance(model, str | Path) else model
-        if output.exists() and not (output / "index.json").is_file() and not _is_empty(output):
+        if output.exists() and is_new and not _is_empty(output):
             raise DataError(f"{output} exists and is not an index; give a new or empty folder as output")
         with locked(output):
             if (output / "index.json").is_file():
-                index = cls.load(output, model=embed)
+                index, listed = cls.load(output, model=embed), None
                 if not root.resolve().is_relative_to(index.root.resolve()):
                     raise DataError(f"{output} is an index of {index.root}, not of {root}; give another output")
             else:
@@ -128,7 +129,7 @@ class ImageIndex:
                 )
                 index = cls(Store(output, facts).create(), embed)
                 index.embed = embed  # its fingerprint is the header's: no need to read all weights again
-        index.add(images, progress=progress)
+        index._add(images, listed, progress=progress)
         return index
 
     @classmethod
@@ -329,15 +330,20 @@ class ImageIndex:
         """Bring the index up to date with a folder at or below its root, or with a table.
 
         New and changed images are embedded, those that vanished from there leave the index, the rest is kept. A file
-        whose contents are known already keeps its vector, whatever its name and time. What is done is saved every
-        FLUSH_ROWS images or FLUSH_SECONDS, and when the work is interrupted.
+        whose contents are known already keeps its vector, whatever its name and time. The columns of the table, also
+        of one in the folder, are kept for filters and pages of results. What is done is saved every FLUSH_ROWS images
+        or FLUSH_SECONDS, and when the work is interrupted.
         """
+        return self._add(fetch(images), None, progress=progress)
+
+    def _add(self, images: Path, listed: tuple[dict[str, Entry], list[str]] | None, *, progress: bool) -> Change:
+        """`add`, where `listed` is what `list_entries` found a moment ago."""
         started = time.monotonic()
-        images, embed = fetch(images), self.embed
+        embed = self.embed
         with locked(self.path):
             store = self.store = self._latest()
             self.change = change = Change()
-            present, change.skipped = list_entries(images, self.root)
+            present, change.skipped = listed or list_entries(images, self.root)
             known = {entry.path: (row, entry) for row, entry in enumerate(store.entries())}
             new = self._plan(images, present, known, change)
             root = self.root

@@ -1,9 +1,10 @@
-"""Which images are there now: those of a folder, or those that a table names, with the table's columns."""
+"""Which images are there now: those of a folder, or those that a table names, with the columns of the table."""
 
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +13,7 @@ from evle.data.custom.columns import EMBEDDED_COLUMNS, IMAGE_COLUMNS, image_of
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.formats.embedded import embedded_column
 from evle.data.formats.listing import list_folder
-from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
+from evle.data.formats.table_files import TABLE_SUFFIXES, find_table, read_rows, tables_in
 from evle.data.formats.text_files import open_plain_file
 from evle.errors import DataError
 from evle.search.store import Entry
@@ -21,12 +22,15 @@ logger = logging.getLogger(__name__)
 
 LONGEST_FIELD = 1000
 """Characters of a column that are kept for each image."""
+NO_FIELDS = "{}"
+"""The columns of a row that has no other than its image."""
 
 
 def list_entries(images: Path, root: Path) -> tuple[dict[str, Entry], list[str]]:
     """The images of a folder or a table by path relative to `root`, and a line for each that is not there.
 
-    Their hashes are empty. Raises DataError where there is no image at all.
+    The table in a folder gives its columns to the images that it names. Hashes are empty. Raises DataError where there
+    is no image at all.
     """
     inside = path_inside(folder_of(images), root)
     names = _named(images) if images.is_file() else _listed(images)
@@ -49,7 +53,33 @@ def _listed(images: Path) -> dict[str, str]:
     listing = list_folder(images)
     for line in listing.unread:
         logger.warning("%s: not read: %s", images, line)
-    return dict.fromkeys(listing.images, "")
+    return dict.fromkeys(listing.images, "") | _columns_in(images, set(listing.images))
+
+
+def _columns_in(folder: Path, present: set[str]) -> dict[str, str]:
+    """The columns of the table in a folder, as JSON, for those of the images `present` that it names.
+
+    A folder of images needs no table: what cannot be used of one is reported and left out.
+    """
+    if not tables_in(folder):
+        return {}
+    columns: dict[str, str] = {}
+    broken: list[DataError] = []
+    try:
+        table = find_table(folder)
+        for name, fields in _rows_of(table):
+            if isinstance(fields, DataError):
+                broken.append(fields)
+            elif name in present and fields != NO_FIELDS:
+                columns.setdefault(name, fields)
+    except DataError as error:
+        logger.warning("no columns are kept: %s", error)
+        return {}
+    if columns:
+        logger.info("%s: its columns are kept for %s of %s images", table, f"{len(columns):,}", f"{len(present):,}")
+    if broken:
+        logger.warning("%s: rows left out: %s; the first: %s", table, f"{len(broken):,}", broken[0])
+    return columns
 
 
 def hashed(entry: Entry, root: Path) -> Entry:
@@ -78,19 +108,33 @@ def _named(table: Path) -> dict[str, str]:
 
     Raises DataError for a broken row, an image outside of the folder, and a table that holds its images inside.
     """
+    names: dict[str, str] = {}
+    for name, fields in _rows_of(table):
+        if isinstance(fields, DataError):
+            raise fields
+        names.setdefault(name, fields)
+    return names
+
+
+def _rows_of(table: Path) -> Iterator[tuple[str, str | DataError]]:
+    """The image of each row, relative to the table's folder, and its columns as JSON, or why there are none.
+
+    Raises DataError for a table that holds its images inside, or is none.
+    """
     if table.suffix.lower() == ".parquet" and (column := embedded_column(table, None, EMBEDDED_COLUMNS)) is not None:
         raise DataError(
             f"{table}: holds the images themselves (column {column!r}), but an index names files, "
             "to show them again; write them into a folder and index that"
         )
-    names: dict[str, str] = {}
     folder = ImageFolder(table.parent)
     for line, row in read_rows(table):
-        if isinstance(row, DataError):
-            raise row
-        name = image_of(row, None, f"{table}:{line}", folder)
-        names.setdefault(folder.file_of(name) or name, _fields(row))
-    return names
+        try:
+            if isinstance(row, DataError):
+                raise row
+            name = image_of(row, None, f"{table}:{line}", folder)
+            yield folder.file_of(name) or name, _fields(row)
+        except DataError as error:
+            yield "", error
 
 
 def _fields(row: dict[str, Any]) -> str:
@@ -105,7 +149,7 @@ def _fields(row: dict[str, Any]) -> str:
             kept[name] = value[:LONGEST_FIELD]  # type: ignore[assignment]
         elif isinstance(value, bool | int | float):
             kept[name] = value  # type: ignore[assignment]
-    return json.dumps(kept, sort_keys=True) if kept else "{}"
+    return json.dumps(kept, sort_keys=True) if kept else NO_FIELDS
 
 
 def path_inside(images: Path, root: Path) -> str:

@@ -49,7 +49,7 @@ def find_table(path: Path, task: str = "captions") -> Path:
             )
         if there:
             return there[0]
-    tables = _tables_in(path)
+    tables = tables_in(path)
     if len(tables) == 1:
         return tables[0]
     if tables:
@@ -62,7 +62,7 @@ def find_table(path: Path, task: str = "captions") -> Path:
     )
 
 
-def _tables_in(folder: Path) -> list[Path]:
+def tables_in(folder: Path) -> list[Path]:
     """The tables of a folder, sorted, without those of other systems (._a.csv of macOS)."""
     return sorted(
         file
@@ -73,10 +73,10 @@ def _tables_in(folder: Path) -> list[Path]:
 
 def tables_beside(folder: Path, read: str) -> list[str]:
     """The names of the tables in a folder other than the one `read`; without one, also those in folders inside."""
-    names = [file.name for file in _tables_in(folder) if file.name != read]
+    names = [file.name for file in tables_in(folder) if file.name != read]
     if not read:
         inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
-        names += [f"{each.name}/{file.name}" for each in inside for file in _tables_in(each)]
+        names += [f"{each.name}/{file.name}" for each in inside for file in tables_in(each)]
     return names
 
 
