@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evle.data.images import MAX_PIXELS, open_image
+from evle.data.images import MAX_PIXELS, open_image, unused_range
 from evle.errors import SampleError
+from evle.models.processing import upright_rgb
 
 
 def saved(path, image, **options):
@@ -224,16 +225,53 @@ def test_a_transparent_grey_of_16_bits_is_laid_on_white(tmp_path):
     assert [open_image(tmp_path / "a.png").getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (233,) * 3]
 
 
-def test_a_transparent_colour_of_16_bits_is_laid_on_white():
+def colours_of_16_bits(*values, transparent=None):
+    """A PNG of one row of pixels with 16 bits per channel."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    pixels = b"\0" + struct.pack(">6H", 1000, 2000, 3000, 60000, 1, 2)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    png += chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000)) + chunk(b"IDAT", zlib.compress(pixels))
-    png += chunk(b"IEND", b"")
-    image = open_image(png)
+    pixels = b"\0" + struct.pack(f">{len(values)}H", *values)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", len(values) // 3, 1, 16, 2, 0, 0, 0))
+    png += chunk(b"tRNS", struct.pack(">3H", *transparent)) if transparent else b""
+    return png + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def test_a_transparent_colour_of_16_bits_is_laid_on_white():
+    image = open_image(colours_of_16_bits(1000, 2000, 3000, 60000, 1, 2, transparent=(1000, 2000, 3000)))
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (234, 0, 0)]
+
+
+def tiff_of_12_bits(*values):
+    """A TIFF of one row, an even number of values, that says of itself to have 12 bits per value."""
+    data = b"".join((one << 12 | other).to_bytes(3, "big") for one, other in zip(values[::2], values[1::2]))
+    tags = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag != 258 else 3, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_file_that_says_to_have_12_bits_is_scaled_from_them(tmp_path):
+    image = open_image(tiff_of_12_bits(0, 2048, 4095, 16))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 1]
+    assert unused_range(tiff_of_12_bits(0, 100), open_image(tiff_of_12_bits(0, 100))) == ""
+    (tmp_path / "a.tif").write_bytes(tiff_of_12_bits(0, 2048, 4095, 16))
+    assert upright_rgb(Image.open(tmp_path / "a.tif")).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(("most", "words"), [(4095, "12-bit"), (1023, "10-bit"), (255, "8-bit"), (4096, ""), (0, "")])
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_few_bits_in_a_file_of_16_are_named(most, words, form):
+    content = io.BytesIO()
+    Image.fromarray(np.array([[0, most]], np.uint16)).save(content, form)
+    reason = unused_range(content.getvalue(), open_image(content.getvalue()))
+    assert (words in reason) if words else not reason
+
+
+def test_few_bits_in_colours_of_16_are_named():
+    for values, words in (((0, 4000, 300), "12-bit"), ((0, 4096, 300), ""), ((0, 0, 0), "")):
+        reason = unused_range(colours_of_16_bits(*values), open_image(colours_of_16_bits(*values)))
+        assert (words in reason) if words else not reason
+    assert not unused_range(Image.new("L", (2, 2), 3), Image.new("RGB", (2, 2), (3, 3, 3)))
 
 
 def test_damaged_exif_prints_no_warning(tmp_path):

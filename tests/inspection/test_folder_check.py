@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from evle.data.custom.folder import folder
 from evle.errors import DataError
 from evle.inspection.folder_check import check_folder, is_latin
+from evle.inspection.sample_check import check_samples
 
 
 @pytest.fixture
@@ -50,6 +53,17 @@ def test_everything_is_counted_and_named(messy):
     text = "\n".join(check.lines(most=1))
     for words in ("7 rows, 5 images, 5 captions", "unreadable images: 2", "... and 1 more", "20.0 %", "0 to 2"):
         assert words in text
+
+
+def test_an_image_of_12_bits_in_16_is_named_once_by_both_checks(tmp_path):
+    for name, most in (("a", 4000), ("b", 60000)):
+        Image.fromarray(np.array([[0, most]], np.uint16)).save(tmp_path / f"{name}.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,one\na.png,two\nb.png,three\n")
+    words = "a.png: all values are below 4096: it looks like 12-bit data in a 16-bit file"
+    for check in (check_folder(tmp_path), check_samples(folder(tmp_path, split="train", shares=(1, 0, 0)))):
+        assert [line.partition(", and")[0].removesuffix("#0") for line in check.dark.lines] == [words]
+        assert check.ok
+        assert "images of 16 bits that are nearly black: 1" in check.lines()
 
 
 def test_an_image_named_in_two_splits_leaks(tmp_path):

@@ -100,6 +100,9 @@ def test_answers_that_do_not_fit_the_head_are_refused(tmp_path):
     (tmp_path / "answers.json").write_text(json.dumps(["yes", "no"]))
     with pytest.raises(ConfigError, match=r"answers.json has 2 answers but the model in .*a\.th was built for 3"):
         convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")
+    (tmp_path / "answers.json").write_text(json.dumps(["yes", "no", "yes"]))
+    with pytest.raises(ConfigError, match=r"answers.json: the answer 'yes' is duplicated"):
+        convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")
     (tmp_path / "answers.json").write_text("{")
     with pytest.raises(ConfigError, match="no answer list that can be read"):
         convert_eve(released, tmp_path / "b", num_attention_heads=2, answers=tmp_path / "answers.json")

@@ -122,3 +122,11 @@ def test_labels_with_a_gap_are_refused(labels, tmp_path):
         refuse_odd_labels(labels, tmp_path)
     refuse_odd_labels({"1": "b", "0": "a"}, tmp_path)
     refuse_odd_labels(None, tmp_path)
+
+
+def test_an_answer_that_a_model_has_twice_is_refused_and_another_case_is_reported(tmp_path, caplog):
+    for labels in ({"0": "red", "1": "blue", "2": "red"}, dict.fromkeys(range(2), "red")):
+        with pytest.raises(CheckpointError, match=r"config\.json: id2label has the answer 'red' twice"):
+            refuse_odd_labels(labels, tmp_path)
+    refuse_odd_labels({"0": "Yes", "1": "no", "2": "yes "}, tmp_path)
+    assert "the answers 'Yes' and 'yes ' are separate outputs of this model" in caplog.text

@@ -201,6 +201,12 @@ def test_an_adapter_of_another_model_is_refused_in_one_line(trained, tmp_path):
         model.base_model.get_input_embeddings().weight += 1
     model.save_pretrained(tmp_path / "other" / "model")
     shutil.copytree(run / "model", tmp_path / "moved")
+    factors = tmp_path / "moved" / "adapter" / "adapter_model.safetensors"
+    whole = factors.read_bytes()
+    factors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: damaged \(its checksum is"):
+        VQAPipeline(tmp_path / "moved")
+    factors.write_bytes(whole)
     note = tmp_path / "moved" / "adapter" / "base.json"
     facts = json.loads(note.read_text())
     note.write_text(json.dumps({**facts, "model": "other/model", "absolute": str(tmp_path / "other" / "model")}))

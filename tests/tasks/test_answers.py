@@ -94,6 +94,17 @@ def test_published_lists_make_heads_of_their_size(number, answer_file, tmp_path)
     assert batch["labels"].nonzero().tolist() == [[0, 2]]
 
 
+def test_answers_that_are_equal_once_normalised_are_counted(answer_file, tmp_path):
+    config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file([*COLOURS, "Red", "the blue"])}})
+    notes = prepare(config, samples={"train": vqa_samples()}).notes
+    expected = (
+        "2 of the answers are equal to an earlier one once normalised, and are never given (first 'Red', which is"
+    )
+    assert [note for note in notes if note.startswith(expected)]
+    config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file([*COLOURS])}})
+    assert not any("normalised" in note for note in prepare(config, samples={"train": vqa_samples()}).notes)
+
+
 def test_questions_whose_answer_is_not_in_the_list_are_counted(answer_file, tmp_path):
     config = micro_run(tmp_path, "vqa", {"task": {"answers": answer_file(["red", "blue"])}})
     ready = prepare(config, samples={"train": vqa_samples()})

@@ -28,6 +28,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_BITS = 258  # TIFF's tag of the bits of a value
+_DARK = 16  # of 255: the largest that 12-bit values become when they are read as 16 bits
 _STRIP = 1 << 22  # pixels that are converted from 16 or 32 bits at once
 _opening = threading.Lock()
 
@@ -150,11 +152,12 @@ def _content(source: Any) -> bytes:
 
 def _uniform(image: Image.Image, keep_alpha: bool) -> Image.Image:
     """RGB, or RGBA where transparency is there and kept."""
+    is_12_bits = getattr(image, "tag_v2", {}).get(_BITS) == (12,)  # a TIFF's, which Pillow does not scale to 16
     image = _with_scaled_transparency(image)
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
+        image = _eight_bits(image, 4095.0 if is_12_bits else 65535.0)
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")
@@ -184,12 +187,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     """A 16-bit, 32-bit or float greyscale image as mode L (LA with a transparent value), scaled and not clipped.
 
-    Integers count as 8 bits when none is above 255, as 16 bits up to 65535; floats as shares when none is above 1.
-    Beyond these the largest value is white. NaN and infinities become black; an image of nothing else raises
-    ValueError. A few million pixels are converted at once, to spare memory.
+    Unsigned 16 bits end at `white`. Other integers count as 8 bits when none is above 255, as 16 bits up to 65535;
+    floats as shares when none is above 1. Beyond these the largest value is white. NaN and infinities become black; an
+    image of nothing else raises ValueError. A few million pixels are converted at once, to spare memory.
     """
     values = np.asarray(image)
     rows = max(1, _STRIP // max(1, image.width))
@@ -197,9 +200,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" and not any(np.isfinite(values[strip]).any() for strip in strips):
         raise ValueError("no pixel is a number: all are NaN or infinite")
     top = max((float(_finite(values[strip]).max(initial=0.0)) for strip in strips), default=0.0)
-    if image.mode.startswith("I;16"):
-        white = 65535.0
-    else:
+    if not image.mode.startswith("I;16"):
         steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((step for step in steps if top <= step), top)
     grey = np.empty(values.shape, np.uint8)
@@ -211,6 +212,29 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     result = Image.fromarray(grey)
     result.putalpha(Image.fromarray((values != transparent) * np.uint8(255)))
     return result
+
+
+def unused_range(source: ImageSource, image: Image.Image) -> str:
+    """Why `image`, as `open_image` read it from `source`, is nearly black although the source may not be: all values of
+    a file of 16 bits are small, as if 8, 10 or 12 bits had been written into it. Empty for any other image."""
+    if max(high for _, high in image.getextrema()) > _DARK:  # type: ignore[misc]
+        return ""
+    opened = _open(source, image.width * image.height)
+    tile = getattr(opened, "tile", None)
+    if opened.mode.startswith("I") and getattr(opened, "tag_v2", {}).get(_BITS) != (12,):
+        most = int(_finite(np.asarray(opened)).max(initial=0.0))
+        most = 0 if most <= 255 and opened.mode == "I" else most  # read as 8 bits, and black indeed
+    elif tile and ";16" in str(tile[0][3]):  # colours, of which Pillow keeps the upper 8 bits
+        most = 256 * max(high for _, high in opened.getextrema())  # type: ignore[misc]
+    else:
+        return ""
+    bits = next((bits for bits in (8, 10, 12) if 0 < most < 2**bits), 0)
+    if not bits:
+        return ""
+    return (
+        f"all values are below {2**bits}: it looks like {bits}-bit data in a 16-bit file, and is nearly black; "
+        f"multiply its values by {2 ** (16 - bits)}, or save it with 8 bits"
+    )
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

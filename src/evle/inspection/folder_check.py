@@ -25,10 +25,10 @@ from evle.data.custom.table import IMAGE_FIELDS, TableRows, names_split, unusual
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.listing import list_folder, other_tables
 from evle.data.formats.table_files import find_table, tables_beside
-from evle.data.images import open_image
+from evle.data.images import open_image, unused_range
 from evle.data.samples import SPLITS
 from evle.errors import DataError, SampleError
-from evle.inspection.findings import LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
+from evle.inspection.findings import DARK, LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
 
 NOUNS = {"captions": "captions", "vqa": "questions", "nlvr2": "sentences", "vcr": "questions"}
 SHARES = (0.8, 0.1, 0.1)
@@ -83,6 +83,7 @@ class FolderCheck:
     other_form: Findings = field(
         default_factory=lambda: Findings("image names that are not written as their files are; they are read")
     )
+    dark: Findings = field(default_factory=lambda: Findings(DARK))
     duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
     leaks: Findings = field(default_factory=lambda: Findings("images in more than one split"))
     without_row: Findings = field(default_factory=lambda: Findings("images that no row names"))
@@ -386,6 +387,8 @@ def _decode(
             contents[index] = look.content
         if look.other_form:
             check.other_form.add(look.other_form)
+        if look.dark:
+            check.dark.add(f"{look.name}: {look.dark}")
         if splits is not None and len(splits[index]) > 1:
             check.leaks.add(f"{look.name}: in {' and '.join(splits[index])}")
         if progress is not None:
@@ -419,6 +422,7 @@ class _Look:
     content: int = 0
     error: str = ""
     other_form: str = ""
+    dark: str = ""
 
 
 def _looks(folder: ImageFolder, names: Iterable[str], num_threads: int) -> Iterator[_Look]:
@@ -432,10 +436,11 @@ def _looks(folder: ImageFolder, names: Iterable[str], num_threads: int) -> Itera
                 other_form = f"{name} is {os.path.relpath(path, folder.root)}"
             if not os.path.lexists(path):
                 raise SampleError(f"{path}: no such file; correct the row or add the image{folder.hint_for(name)}")
-            size = open_image(path).size
+            image = open_image(path)
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
-            return _Look(name, size, int.from_bytes(digest, "big") >> 1, other_form=other_form)
+            content, dark = int.from_bytes(digest, "big") >> 1, unused_range(path, image)
+            return _Look(name, image.size, content, other_form=other_form, dark=dark)
         except SampleError as error:
             return _Look(name, error=str(error), other_form=other_form)
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from evle.data.custom.columns import says_something
-from evle.data.images import open_image
+from evle.data.images import open_image, unused_range
 from evle.data.samples import (
     Box,
     CaptionSample,
@@ -30,10 +30,11 @@ from evle.data.samples import (
     num_left_out,
 )
 from evle.errors import SampleError
-from evle.inspection.findings import LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
+from evle.inspection.findings import DARK, LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
 
 _BLOCK = 256  # images looked at together
-_Look = str | tuple[tuple[int, int], int, list[str]]  # why an image cannot be read, or size, hash, and boxes outside
+_Look = str | tuple[tuple[int, int], int, list[str], str]
+"""Why an image cannot be read; or its size, its hash, its boxes outside, and why it is nearly black."""
 
 
 @dataclass
@@ -64,6 +65,7 @@ class SampleCheck:
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
     odd: Findings = field(default_factory=lambda: Findings(ODD))
     outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
+    dark: Findings = field(default_factory=lambda: Findings(DARK))
     duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
 
     @property
@@ -182,11 +184,13 @@ def _decode(
             check.unreadable.add(found)
             hashes.append(-done)
         else:
-            size, content, outside = found
+            size, content, outside, dark = found
             check.sizes[size] += 1
             hashes.append(content or -done)
             for line in outside:
                 check.outside.add(line)
+            if dark:
+                check.dark.add(dark)
         if progress is not None:
             progress(done, len(images))
     contents = np.array(hashes)
@@ -203,13 +207,14 @@ def _looked_at(samples: Sequence[Sample], images: np.ndarray, num_threads: int) 
         sample = samples[int(image[0])]
         source = _images(sample)[int(image[1])]
         try:
-            size = open_image(source).size
+            opened = open_image(source)
         except SampleError as error:
             reason = str(error)
             return reason if sample.key in reason else f"{sample.key}: {reason}"
-        outside = [box for box in _boxes(sample) if not is_inside(box, size)]
-        lines = [f"{sample.key}: {place_of(box, size)}" for box in outside]
-        return size, _content(source), lines
+        outside = [box for box in _boxes(sample) if not is_inside(box, opened.size)]
+        lines = [f"{sample.key}: {place_of(box, opened.size)}" for box in outside]
+        dark = unused_range(source, opened)
+        return opened.size, _content(source), lines, dark and f"{sample.key}: {dark}"
 
     rest = iter(images)
     with ThreadPoolExecutor(num_threads) as pool:

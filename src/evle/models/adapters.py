@@ -22,6 +22,7 @@ from torch import Tensor
 
 from evle.errors import CheckpointError, in_one_line
 from evle.files import read_json
+from evle.models.checksums import refuse_damaged, write_checksum
 
 FOLDER, WEIGHTS, SETTINGS, BASE = "adapter", "adapter_model.safetensors", "adapter_config.json", "base.json"
 PREFIX = "base_model.model."
@@ -55,6 +56,7 @@ def write_adapter(
     }
     own = {PREFIX + _stored(name): state[name].contiguous() for name, short in names.items() if short not in used}
     save_file(own, target / WEIGHTS, metadata={"format": "pt"})
+    write_checksum(target / WEIGHTS)
     (target / SETTINGS).write_text(json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n")
     local = Path(base).exists()
     note = {
@@ -80,6 +82,7 @@ def merged_tensors(folder: Path, read_base: Callable[[str], Mapping[str, Tensor]
         used, digest, scale = list(note["used"]), note["sha256"], float(settings["lora_alpha"]) / int(settings["r"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where}: a damaged adapter ({in_one_line(error)}); copy or train it again") from None
+    refuse_damaged(where / WEIGHTS)
     name = _base(folder, note)
     try:
         tensors = read_base(name)

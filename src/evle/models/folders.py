@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 from evle.errors import CheckpointError, in_one_line
 from evle.files import read_json
 from evle.models.adapters import has_adapter, merged_tensors
+from evle.models.checksums import refuse_damaged, weights_in
 from evle.storage import fetch
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt*", "*.ckpt", "*.th", "*.pkl", "
 """Names of weights of other tools or of other parts of a training, which are not read from a folder."""
 
 OURS = ("eve", "vle")
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
+"""Arguments of `from_pretrained` that select files, not the model's architecture."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 """Files in a model folder from which configuration, tokenizer and processor are read."""
@@ -192,6 +195,18 @@ def weights_folder(path: Any) -> Any:
         if (inside / "config.json").is_file():
             return inside
     return path
+
+
+def refuse_damaged_weights(path: str | Path | None, options: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where the weights that transformers has read from `path`, with these options of
+    `from_pretrained`, are not those that were written. Weights of the hub are looked up in its local cache."""
+    if path is None:
+        return
+    hub = {name: options[name] for name in HUB_OPTIONS & options.keys() - {"force_download"}}
+    hub["local_files_only"] = True
+    config = cached_file(str(path), "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    for file in weights_in(Path(config).parent, options.get("variant")) if config else ():
+        refuse_damaged(file)
 
 
 def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
@@ -330,9 +345,13 @@ def _read_file(path: Path, wanted: str) -> Any:
         raise CheckpointError(f"{path}: no such file; give {wanted}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors = load_file(path)
+            refuse_damaged(path)
+            return tensors
         with torch.serialization.safe_globals(list(HARMLESS)):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         raise CheckpointError(f"{path}: {_what_it_is(path, error)}") from error
 

@@ -59,13 +59,14 @@ class PairProcessor(ProcessorMixin):
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB: EXIF rotation is applied, transparency is composed on white, and 16 bits, 32 bits
     and floats are scaled to 8 bits."""
+    white_of_16_bits = 4095.0 if getattr(image, "tag_v2", {}).get(258) == (12,) else 65535.0  # a TIFF's bits of a value
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # As in `evle.data.images.open_image`, which models may not import: floats up to 1 are fractions; beyond 16
         # bits, the largest value is white.
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
         top = float(values.max(initial=0))
-        steps = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))
+        steps = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (white_of_16_bits,))
         white = next((step for step in steps if top <= step), top)
         image = Image.fromarray((values.clip(0, white) * (255.0 / white) + 0.5).astype(np.uint8))
     if image.has_transparency_data:

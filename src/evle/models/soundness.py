@@ -1,6 +1,7 @@
 """What makes a model folder unusable although it loads: weights that are no numbers, or of another architecture, and a
 processor that does not prepare the images that the model was trained on. All of it is refused."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evle.errors import CheckpointError, in_one_line
+
+log = logging.getLogger(__name__)
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """The number formats of safetensors that weights may have. Others are of quantised weights, with scales elsewhere."""
@@ -67,15 +70,24 @@ def refuse_other_layers(unexpected: Iterable[str], model: PreTrainedModel, folde
 
 
 def refuse_odd_labels(labels: Mapping[Any, Any] | None, folder: Path) -> None:
-    """Raise CheckpointError unless the labels in a configuration are numbered from 0 without a gap."""
+    """Raise CheckpointError unless the labels in a configuration are numbered from 0 without a gap, each once. Labels
+    that differ in case or blanks alone are reported in the log: each is an output, whose scores are not summed."""
+    file = folder / "config.json"
     try:
         numbers = sorted(map(int, labels or {}))
     except (TypeError, ValueError):
         numbers = [-1]
     if numbers != list(range(len(numbers))):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: id2label must number the answers from 0 on, without a gap; copy it again"
-        )
+        raise CheckpointError(f"{file}: id2label must number the answers from 0 on, without a gap; copy it again")
+    known: dict[str, str] = {}
+    for number in numbers:
+        label = str((labels or {}).get(number, (labels or {}).get(str(number))))
+        form = " ".join(label.casefold().split())
+        if known.get(form) == label:
+            raise CheckpointError(f"{file}: id2label has the answer {label!r} twice; copy it again, or rename one")
+        if form in known:
+            log.warning("%s: the answers %r and %r are separate outputs of this model", file, known[form], label)
+        known[form] = label
 
 
 def refuse_odd_images(processor: Any, image_size: int, folder: Path) -> None:

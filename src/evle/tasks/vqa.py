@@ -120,6 +120,9 @@ class VQATask(Task):
         self._dropped = len(samples) - len(kept)
         return samples if len(kept) == len(samples) else Subset(samples, kept)  # type: ignore[arg-type,return-value]
 
+    def _index_of(self, answer: str) -> int:
+        return self._index[normalize_answer(answer)]
+
     def _can_be_learned(self, samples: Sequence[Sample], index: int) -> bool:
         try:
             sample = cast(VQASample, samples[index])
@@ -134,6 +137,12 @@ class VQATask(Task):
             notes.append(
                 f"the main answer of {questions - known:,} of {questions:,} training questions is not among the "
                 f"{len(self.answers):,} known ones and cannot be learned"
+            )
+        if same := [answer for number, answer in enumerate(self.answers) if self._index_of(answer) != number]:
+            first = self.answers[self._index_of(same[0])]
+            notes.append(
+                f"{len(same):,} of the answers are equal to an earlier one once normalised, and are never given "
+                f"(first {same[0]!r}, which is {first!r})"
             )
         if self._dropped:
             notes.append(

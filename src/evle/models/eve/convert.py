@@ -120,6 +120,9 @@ def _read_answers(path: Path) -> list[str]:
         raise ConfigError(f"{path}: no answer list that can be read ({error})") from None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ConfigError(f"{path}: must hold a JSON list of strings, one answer per output")
+    if len(set(answers)) < len(answers):
+        twice = next(answer for answer in answers if answers.count(answer) > 1)
+        raise ConfigError(f"{path}: the answer {twice!r} is duplicated; name each output once")
     return answers
 
 

@@ -23,11 +23,12 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from evle.errors import ConfigError, DataError
+from evle.models.checksums import write_checksums
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.embedding import EVEImageEmbedding, EVETextEmbedding, visible_patches
 from evle.models.eve.released import compare, infer_config, read_released, refuse_mismatch, to_ours
 from evle.models.eve.routing import HardRouter, Routing, SharedFeedForward, SoftRouter
-from evle.models.folders import merged_adapter, read_fields, weights_folder
+from evle.models.folders import merged_adapter, read_fields, refuse_damaged_weights, weights_folder
 from evle.models.padding import refuse_left_padding
 from evle.models.plain import biased
 from evle.models.positions import resize_positions
@@ -209,10 +210,18 @@ class EVEPreTrainedModel(PreTrainedModel):
             kwargs["config"] = config.with_changes(image_size=held)
         path = merged_adapter(path, EVEConfig, kwargs)
         loaded = super().from_pretrained(path, *args, **kwargs)
+        refuse_damaged_weights(path, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_size is not None and image_size != model.config.image_size:
             model.resize_images(image_size)
         return loaded
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Write a model folder, as transformers does, with a checksum in each file (`checksums.py`)."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        write_checksums(save_directory, is_main_process, kwargs)
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:

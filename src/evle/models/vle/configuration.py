@@ -59,9 +59,6 @@ VISION_BASE: dict[str, Any] = {
 """CLIP ViT-B/16 without its last layer: with 12 layers the model would have more than the published 378 million
 parameters."""
 
-HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
-"""Arguments of `from_pretrained` that select files, not the model's architecture."""
-
 ROUTED = {
     "image_size": "vision_config",
     "patch_size": "vision_config",

@@ -24,9 +24,10 @@ from transformers import initialization as init
 from transformers.models.deberta_v2.modeling_deberta_v2 import LegacyDebertaV2LMPredictionHead
 
 from evle.errors import CheckpointError, ConfigError, DataError
-from evle.models.folders import merged_adapter, weights_folder
+from evle.models.checksums import write_checksums
+from evle.models.folders import HUB_OPTIONS, merged_adapter, refuse_damaged_weights, weights_folder
 from evle.models.padding import check_text
-from evle.models.vle.configuration import HUB_OPTIONS, ROUTED, VLEConfig
+from evle.models.vle.configuration import ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
 from evle.models.vle.text import KnownTexts, VLETextTower, WordPredictions, text_tower
@@ -148,6 +149,7 @@ class VLEPreTrainedModel(PreTrainedModel):
             config.image_size, config.num_token_types = held.image_size, held.num_token_types
         path = merged_adapter(path, VLEConfig, kwargs)
         loaded = super().from_pretrained(path, *args, **kwargs)
+        refuse_damaged_weights(path, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_size is not None and image_size != model.config.image_size:
             model.resize_images(image_size)
@@ -259,6 +261,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         """Write a directory that the released code can read, with all of its keys (`released_state`)."""
         state = self.released_state(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(save_directory, is_main_process, state, **kwargs)
+        write_checksums(save_directory, is_main_process, kwargs)
 
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this model with exactly the keys that the released code writes.

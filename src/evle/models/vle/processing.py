@@ -9,9 +9,8 @@ from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedTokeniz
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.hub import cached_file
 
-from evle.models.folders import local_folder
+from evle.models.folders import HUB_OPTIONS, local_folder
 from evle.models.processing import PairProcessor
-from evle.models.vle.configuration import HUB_OPTIONS
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
 
 logger = logging.getLogger(__name__)
