@@ -12,6 +12,7 @@ from PIL import Image
 
 import evle
 from commands import call
+from dual_models import save_dual
 from eve_models import build
 from evle.errors import CheckpointError, ConfigError
 from evle.export.graphs import TOLERANCE, export
@@ -130,15 +131,47 @@ def test_the_pipelines_of_the_folder_agree_with_those_of_the_model(retrieval):
 def test_an_index_of_the_model_is_searched_with_the_folder_without_torch(retrieval, tmp_path):
     model, out = retrieval
     call("index", out.parent, "-o", tmp_path / "index", "--model", model)
+    key, found = searched_without_torch(tmp_path / "index", out, out.parent / "red.png", rerank=3)
+    assert (key, found) == ("red.png", "3")
+
+
+def searched_without_torch(index: Path, out: Path, image: Path, rerank: int = 0) -> list[str]:
+    """The image that is most like `image`, and the number of images for a text."""
     code = f"""
 import sys
 sys.modules["torch"] = None
 from evle.search import ImageIndex
-index = ImageIndex.load({str(tmp_path / "index")!r}, model={str(out)!r})
-print(index.query(image={str(out.parent / "red.png")!r}, k=1)[0].key, len(index.query("red", rerank=3)))
+index = ImageIndex.load({str(index)!r}, model={str(out)!r})
+print(index.query(image={str(image)!r}, k=1)[0].key, len(index.query("red", rerank={rerank})))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["red.png", "3"], done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_dual_encoder_of_transformers_is_exported_and_searched_without_torch(family, tmp_path):
+    model, out, photos = save_dual(tmp_path / family, family), tmp_path / "out", tmp_path / "photos"
+    photos.mkdir()
+    images = [photos / f"{colour}.png" for colour in COLOURS]
+    for image, colour in zip(images, COLOURS, strict=True):
+        Image.new("RGB", (32, 32), colour).save(image)
+    table = export(model, out)
+    assert [row[0] for row in table.rows] == ["image", "text"]
+    assert all(row[1] <= TOLERANCE for row in table.rows)
+    texts = ["A red ball!", "what colour", "x " * 60]
+    embed = evle.EmbedPipeline(model)
+    for theirs in (exported.EmbedPipeline(out), evle.EmbedPipeline(out)):
+        np.testing.assert_allclose(np.asarray(theirs.texts(texts)), embed.texts(texts).numpy(), atol=1e-4)
+        np.testing.assert_allclose(np.asarray(theirs.images(images)), embed.images(images).numpy(), atol=1e-4)
+    rows = [
+        pipeline(images[0], COLOURS)[0] for pipeline in (evle.ClassifyPipeline(model), exported.ClassifyPipeline(out))
+    ]
+    assert [each["label"] for each in rows[0]] == [each["label"] for each in rows[1]]
+    assert rows[0][0]["score"] == pytest.approx(rows[1][0]["score"], abs=1e-4)
+    call("index", photos, "-o", tmp_path / "index", "--model", model)
+    assert searched_without_torch(tmp_path / "index", out, images[1]) == ["blue.png", "3"]
 
 
 @pytest.mark.slow
