@@ -108,16 +108,26 @@ print(evle.EmbedPipeline({str(model)!r}).texts("a red ball").shape, evle.EmbedPi
 def test_the_verbs_import_no_torch(model, photos, tmp_path):
     for arguments in (
         ["index", photos, "-o", tmp_path / "index", "--model", model],
-        ["search", tmp_path / "index", "a red ball", "--rerank", "2"],
+        ["search", tmp_path / "index", "a red ball", "--rerank", "2", "--html", tmp_path / "found.html"],
         ["match", model, photos / "red.png", *TEXTS],
         ["classify", model, photos / "red.png", *COLOURS],
         ["embed", model, "a red ball"],
     ):
-        code = "import sys; sys.modules['torch'] = None; from evle.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = called_without_torch(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
         assert "red" in done.stdout or "embedding" in done.stdout or "3 images" in done.stdout
+
+
+def called_without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.modules['torch'] = None; from evle.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_verb_that_needs_torch_is_one_line_without_it(model, photos, tmp_path):
+    done = called_without_torch("explain", model, photos / "red.png", "a red ball", "-o", tmp_path / "map.html")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "torch is not installed, and this command needs it here; run: pip install evle" in done.stderr
 
 
 def test_what_is_missing_or_damaged_is_one_line(model, tmp_path):

@@ -51,6 +51,14 @@ class Verbs(TyperGroup):
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt:
             raise _end("interrupted; repeat the command to resume a run that has a checkpoint", 130) from None
+        except ModuleNotFoundError as error:
+            if os.environ.get(DEBUG) or (error.name or "evle").startswith("evle"):
+                raise
+            raise _end(
+                f"{error.name} is not installed, and this command needs it here; run: pip install evle (without torch, "
+                "models that `evle export` wrote can be searched and asked)",
+                2,
+            ) from None
         except (MemoryError, RuntimeError) as error:
             if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
                 raise

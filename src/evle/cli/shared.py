@@ -236,8 +236,5 @@ def print_next(*command: object) -> None:
 
 
 def print_opening(page: Path) -> None:
-    """The command that shows a page or an image. Only the main process prints."""
-    from evle.distributed import is_main
-
-    if is_main():
-        print_next("python", "-m", "webbrowser", "-t", page.resolve().as_uri())
+    """The command that shows a page or an image."""
+    print_next("python", "-m", "webbrowser", "-t", page.resolve().as_uri())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evle.cli.shared import print_next
+from evle.cli.shared import print_next, print_opening
 
 if TYPE_CHECKING:
     from evle.report import Report, Table
@@ -28,6 +28,14 @@ def show_use(task: str, run: Path | str) -> None:
     if is_main():
         command = AFTER_TRAINING.get(task, ("evaluate", "RUN"))
         print_next("evle", *(run if word == "RUN" else word for word in command))
+
+
+def show_page(page: Path) -> None:
+    """Print the command that shows a page. Only the main process prints."""
+    from evle.distributed import is_main
+
+    if is_main():
+        print_opening(page)
 
 
 def show_report(report: "Report", folder: Path, tables: Sequence["Table"] = ()) -> None:

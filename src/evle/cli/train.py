@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from evle.cli.completion import complete_key, complete_recipe
-from evle.cli.shared import AsJson, print_json, print_opening
-from evle.cli.showing import show_report, show_use
+from evle.cli.shared import AsJson, print_json
+from evle.cli.showing import show_page, show_report, show_use
 from evle.errors import EvleError
 
 Recipe = Annotated[
@@ -131,7 +131,7 @@ def evaluate(
     name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
     folder = output or Path("runs" if on_hub else "") / config.output / name
     show_report(evaluation.evaluate(config, model=model, output=folder), folder)
-    print_opening(folder / "report.html")
+    show_page(folder / "report.html")
 
 
 def vcr(
@@ -155,7 +155,7 @@ def vcr(
 
     folder = output or Path(qa2r) / "joint"
     show_report(judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
-    print_opening(folder / "report.html")
+    show_page(folder / "report.html")
 
 
 def report(
@@ -186,7 +186,7 @@ def report(
             print_json({"run": name, "scores": scores})
     else:
         show_report(compared, output, compared.all_tables()[:1])
-    print_opening(page)
+    show_page(page)
 
 
 def recipes() -> None:
