@@ -229,6 +229,12 @@ def test_what_is_written_is_followed_by_the_next_command(folder, tmp_path, verb,
     assert any(line.startswith(f"next: {command}") for line in written.splitlines())
 
 
+def test_the_next_command_has_a_name_for_an_image_from_stdin(folder, tmp_path):
+    arguments = arguments_of("locate", image="-")[:-1]
+    written = call(*arguments, tmp_path / "found.png", stdin=(folder / IMAGE).read_bytes())
+    assert "next: evle explain vle IMAGE " in written
+
+
 def test_several_maps_are_numbered(tmp_path):
     call("explain", "vqa", IMAGE, "-", "-o", tmp_path / "page.html", stdin=b"red\nblue")
     assert {file.name for file in tmp_path.iterdir()} == {"page.html", "page-2.html"}

@@ -116,7 +116,7 @@ def test_the_verb_says_one_line_and_shows_no_bar_of_transformers(tmp_path):
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     assert said.stdout.count("\n") == 1
     assert said.stdout.startswith(f"{tmp_path / 'a.th'}: ")
-    assert said.stderr == ""
+    assert said.stderr == f"next: evle convert eve {tmp_path / 'a.th'} FOLDER\n"
 
 
 def test_bars_are_put_back_only_where_they_were():

@@ -95,7 +95,7 @@ def test_overrides_reach_the_configuration(vqa_file):
 
 
 def test_the_number_of_heads_is_asked_for_when_the_width_does_not_tell(vqa_file):
-    with pytest.raises(ConfigError, match="width 24 is not a multiple of 64; pass num_attention_heads"):
+    with pytest.raises(ConfigError, match="width 24 is not a multiple of 64; give it as --num-attention-heads"):
         EVEForVQA.from_released(vqa_file)
 
 

@@ -64,7 +64,8 @@ def locate(
             surer, most = int((location.scores > 0.5).sum()), float(location.scores.max())
             print(f"{file}: {surer} of {len(location.scores) ** 2} patches above 50 %, the highest {most:.1%}")
         if rows:
-            print_next("evle", "explain", model, image, rows[0][0], "--method", "pbc", "-o", output.with_suffix(PAGE))
+            named = "IMAGE" if str(image) == "-" else image
+            print_next("evle", "explain", model, named, rows[0][0], "--method", "pbc", "-o", output.with_suffix(PAGE))
 
 
 def explain(

@@ -76,6 +76,8 @@ def convert(
     print(written)
     if destination.is_dir():
         print_next("evle", "card", destination)
+    else:
+        print_next("evle", "convert", "eve", destination, "FOLDER")
 
 
 def interpolate(

@@ -62,7 +62,7 @@ def index(
 ) -> None:
     """Index a folder of images, or update its index.
 
-    A table in the folder gives its columns. Unreadable images are named; the exit code is 0 unless all are unreadable.
+    Captions and filters come from a table in the folder. Unreadable images are named; exit code 0 unless all are.
 
     \b
       evle index photos -o photos.index --model runs/pictures/retrieval

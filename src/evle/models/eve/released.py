@@ -182,7 +182,7 @@ def infer_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path
         if width % 64:
             raise ConfigError(
                 f"{path}: the weights do not contain the number of attention heads, and width {width} is not a "
-                "multiple of 64; pass num_attention_heads=..."
+                "multiple of 64; give it as --num-attention-heads (num_attention_heads=)"
             )
         fields["num_attention_heads"] = width // 64
     return {**fields, **{name: value for name, value in overrides.items() if name != "image_size"}}
