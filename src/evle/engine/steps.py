@@ -28,6 +28,7 @@ from evle.engine.saving import FolderWriter, try_to_write
 from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, ConfigError, nearest
 from evle.models.loading import without_bars
+from evle.models.vocabulary import tokens_noted
 from evle.tasks.task import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -349,7 +350,7 @@ class Training:
         bare, processor = self.bare, task.processor
 
         def write(folder: Path) -> None:
-            with without_bars():
+            with without_bars(), tokens_noted(bare, processor.tokenizer):
                 write_model(bare, weights, folder)
             processor.save_pretrained(folder)
 

@@ -18,6 +18,8 @@ from evle.errors import CheckpointError
 from evle.files import opened_whole
 
 KEY = "evle_crc32"
+NOTE = "evle_tokenizer"
+"""The key of a note in the header, and the attribute of a model that has one to write (`vocabulary.py`)."""
 MARK = b'{ "__metadata__":{"' + KEY.encode() + b'":"'
 DIGITS = 8
 START = 8 + len(MARK)
@@ -39,19 +41,21 @@ def weights_in(folder: Path, variant: str | None = None) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def write_checksums(folder: str | Path, is_main_process: bool, options: Mapping[str, Any]) -> None:
-    """Write a checksum into each file that `save_pretrained` has written to `folder` with these options."""
+def write_checksums(model: object, folder: str | Path, is_main_process: bool, options: Mapping[str, Any]) -> None:
+    """Write a checksum, and the model's note, into each file that its `save_pretrained` has written to `folder` with
+    these options."""
     if is_main_process and is_main():
         for file in weights_in(Path(folder), options.get("variant")):
-            write_checksum(file)
+            write_checksum(file, getattr(model, NOTE, ""))
 
 
-def write_checksum(file: Path) -> None:
+def write_checksum(file: Path, note: str = "") -> None:
     """Write a checksum into the header of a file of safetensors, by writing the file again. Raises OSError."""
     with open(file, "rb") as source:
         length = int.from_bytes(source.read(8), "little")
         fields = json.loads(source.read(length))
-        metadata = {key: value for key, value in fields.pop("__metadata__", {}).items() if key != KEY}
+        metadata = {key: value for key, value in fields.pop("__metadata__", {}).items() if key not in (KEY, NOTE)}
+        metadata |= {NOTE: note} if note else {}
         rest = json.dumps({"__metadata__": metadata, **fields}, ensure_ascii=False, separators=(",", ":")).encode()
         rest = rest.removeprefix(b'{"__metadata__":{')
         rest = b'"' + (b"," if metadata else b"") + rest
@@ -64,6 +68,18 @@ def write_checksum(file: Path) -> None:
         with opened_whole(file) as target:
             target.write(size + MARK + f"{checksum:0{DIGITS}x}".encode() + rest)
             shutil.copyfileobj(source, target, CHUNK)
+
+
+def note_in(file: Path) -> str:
+    """The note that was written with the checksum of a file; empty where there is none, or another tool wrote it."""
+    try:
+        with open(file, "rb") as source:
+            start = source.read(START)
+            source.seek(8)
+            header = source.read(int.from_bytes(start[:8], "little")) if start[8:] == MARK else b"{}"
+        return str(json.loads(header).get("__metadata__", {}).get(NOTE, ""))
+    except (OSError, ValueError):
+        return ""  # whoever loads the file reports it
 
 
 def refuse_damaged(file: Path) -> None:

@@ -21,6 +21,7 @@ from evle.models.soundness import (
     refuse_other_layers,
 )
 from evle.models.vle import VLEProcessor
+from evle.models.vocabulary import refuse_other_tokenizer
 
 PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
 ALL_PROCESSORS: dict[str, Any] = {**PROCESSORS, **DUAL_PROCESSORS}
@@ -97,6 +98,7 @@ def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any
                 "again"
             )
     known = getattr(model.config, "text_config", model.config).vocab_size
+    refuse_other_tokenizer(folder, tokenizer, known)
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= known:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from evle.models import eve, vle
 from evle.models.adapters import has_adapter
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import without_bars
+from evle.models.vocabulary import tokens_noted
 from evle.report import Curve, Report, Table
 from evle.run.by_label import score
 from evle.run.config import RunConfig, task_class
@@ -125,7 +126,8 @@ def interpolate(
         between = Between(before, model, read_tensors(folder), tokenizer)
         make_output(target)
         shutil.copytree(folder, target, dirs_exist_ok=True)
-        write_whole_model(model, between.at(weight), target)
+        with tokens_noted(model, tokenizer):
+            write_whole_model(model, between.at(weight), target)
     if is_run:
         shutil.copy(folder.parent / "config.yaml", output)
     report = Report(

@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evle.config import Config
 from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line
-from evle.models.folders import from_folder, hub_folder, is_hub_name
+from evle.models.folders import from_folder, hub_folder, is_hub_name, model_folder
 from evle.models.vle.tokenization import read_json, read_sentencepiece
+from evle.models.vocabulary import refuse_other_tokenizer, report_few_tokens
 from evle.run.weights import EncoderConfig, ModelConfig, read_processor
 from evle.transforms.text import train_tokenizer
 
@@ -48,7 +49,9 @@ def make_tokenizer(
     if model.init is not None:
         return cast(PreTrainedTokenizerBase, read_processor(model.init, start.model_type).tokenizer)
     if model.text is not None:
-        return read_tokenizer(model.text)
+        tokenizer = read_tokenizer(model.text)
+        report_few_tokens(model.text, tokenizer, start.vocab_size)
+        return tokenizer
     return train_tokenizer(texts(), options.vocab_size or start.vocab_size)
 
 
@@ -63,6 +66,8 @@ def _refuse_other_words(
     try:
         own = read_processor(weights, start.model_type).tokenizer if model.init else read_tokenizer(weights)
     except EvleError:
+        if model.init:
+            refuse_other_tokenizer(model_folder(model.init), tokenizer, start.vocab_size)
         return
     known, given = own.get_vocab(), tokenizer.get_vocab()
     differing = sorted((index, token) for token, index in known.items() if given.get(token) != index)

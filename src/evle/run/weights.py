@@ -35,6 +35,7 @@ from evle.models.vle import VLEConfig, VLEProcessor
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
 from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
 from evle.models.vle.vision import fit_table
+from evle.models.vocabulary import refuse_other_tokenizer
 from evle.run.adapting import Adapter, LoraConfig, adapt, freeze
 
 EncoderConfig = EVEConfig | VLEConfig
@@ -184,12 +185,14 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
     """The processor saved beside a model. Raises CheckpointError."""
     folder = model_folder(path)
     try:
-        return cast(ProcessorMixin, from_folder(PROCESSORS[family], folder))
+        processor: Any = from_folder(PROCESSORS[family], folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "
             "tokenizer.path=FOLDER"
         ) from None
+    refuse_other_tokenizer(folder, processor.tokenizer, read_config(folder).vocab_size)
+    return cast(ProcessorMixin, processor)
 
 
 def build_processor(

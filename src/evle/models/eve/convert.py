@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, 
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.released import read_released, to_released
 from evle.models.folders import from_folder
+from evle.models.vocabulary import tokens_noted
 
 # By the key that only such a checkpoint has; a checkpoint with none of them is a bare backbone.
 RELEASED_HEADS: dict[str, type[EVEPreTrainedModel]] = {
@@ -97,7 +99,8 @@ def _to_directory(
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
     processor = None if tokenizer is None else _processor(tokenizer, config)
-    _write(destination, lambda: model.save_pretrained(destination))
+    with nullcontext() if processor is None else tokens_noted(model, processor.tokenizer):
+        _write(destination, lambda: model.save_pretrained(destination))
     if processor is not None:
         _write(destination, lambda: processor.save_pretrained(destination))
     return f"{destination}: {type(model).__name__}, {_describe(config)}"

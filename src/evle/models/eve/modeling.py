@@ -221,7 +221,7 @@ class EVEPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write a model folder, as transformers does, with a checksum in each file (`checksums.py`)."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        write_checksums(save_directory, is_main_process, kwargs)
+        write_checksums(self, save_directory, is_main_process, kwargs)
 
     @torch.no_grad()
     def resize_images(self, image_size: int) -> None:

@@ -261,7 +261,7 @@ class VLEPreTrainedModel(PreTrainedModel):
         """Write a directory that the released code can read, with all of its keys (`released_state`)."""
         state = self.released_state(self.state_dict() if state_dict is None else state_dict)
         super().save_pretrained(save_directory, is_main_process, state, **kwargs)
-        write_checksums(save_directory, is_main_process, kwargs)
+        write_checksums(self, save_directory, is_main_process, kwargs)
 
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this model with exactly the keys that the released code writes.

@@ -11,6 +11,7 @@ from evle.models.vle.modeling import VLEModel
 from evle.models.vle.processing import VLEProcessor
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.models.vle.tower_weights import read_tower_config
+from evle.models.vocabulary import tokens_noted
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spm.model")
 
@@ -60,7 +61,8 @@ def new_vle(
             "the tokenizer that the model was trained with"
         )
     processor = VLEProcessor.for_size(model.config.image_size, tokenizer, vision)
-    model.save_pretrained(folder)
+    with tokens_noted(model, tokenizer):
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model
 

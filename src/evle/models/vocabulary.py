@@ -1,0 +1,85 @@
+"""Which tokenizer a model was trained with: a sample of its tokens in the weights' header, compared at loading.
+
+The number of word embeddings tells too little: models have more of them than tokens, so that they are a multiple of 64.
+The sample is written with the weights by evle alone; weights that another tool has written since have none.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evle.errors import CheckpointError
+from evle.models.checksums import NOTE, note_in, weights_in
+
+log = logging.getLogger(__name__)
+
+SAMPLED = 32
+"""The tokens that are sampled evenly, and again from the end: all byte-level tokenizers begin with the same bytes."""
+DIFFERING = 1 / 8
+"""The share of the sampled tokens that a person may have renamed or removed; above it, the tokenizer is another one."""
+PADDING = 1 / 10
+"""The share of word embeddings that may be without a token before that is reported."""
+
+
+@contextmanager
+def tokens_noted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A context in which `save_pretrained` of `model` notes the tokens of the tokenizer that it was trained with."""
+    count = len(tokenizer)
+    numbers = sorted({*range(max(0, count - SAMPLED), count), *range(0, count, -(-count // SAMPLED))})
+    sample = dict(zip(numbers, tokenizer.convert_ids_to_tokens(numbers), strict=True))
+    setattr(model, NOTE, json.dumps({"tokens": count, "sample": sample}))
+    try:
+        yield
+    finally:
+        delattr(model, NOTE)  # the next tokenizer may be another one
+
+
+def refuse_other_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise CheckpointError where the tokenizer in a model folder has other tokens than the one of the training.
+
+    Without a note of the training, a tokenizer that leaves many word embeddings without a token is reported in the log.
+    """
+    noted = _noted(folder)
+    if noted is None:
+        report_few_tokens(folder, tokenizer, num_embeddings)
+        return
+    known, sample = noted
+    found = {number: _token(tokenizer, number) for number in sample}
+    differing = [number for number, token in sample.items() if found[number] != token]
+    if len(differing) > DIFFERING * len(sample):
+        first = differing[0]
+        raise CheckpointError(
+            f"{folder}: not the tokenizer that the model was trained with ({len(tokenizer):,} tokens instead of "
+            f"{known:,}; number {first} is {found[first]!r} instead of {sample[first]!r}); copy the tokenizer that "
+            "belongs to it"
+        )
+
+
+def report_few_tokens(where: str | Path, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Log a warning for a tokenizer that leaves more word embeddings without a token than padding does."""
+    if len(tokenizer) < (1 - PADDING) * num_embeddings:
+        log.warning(
+            "%s: the tokenizer has %s tokens, and the model knows %s; is it the tokenizer that it was trained with?",
+            where,
+            f"{len(tokenizer):,}",
+            f"{num_embeddings:,}",
+        )
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, number: int) -> str | None:
+    return tokenizer.convert_ids_to_tokens([number])[0] if number < len(tokenizer) else None
+
+
+def _noted(folder: Path) -> tuple[int, dict[int, str]] | None:
+    """The number of tokens and the sample of them in the first file of weights that has a note."""
+    note = next(filter(None, map(note_in, weights_in(folder))), "")
+    try:
+        fields: Any = json.loads(note)
+        return int(fields["tokens"]), {int(number): str(token) for number, token in fields["sample"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
