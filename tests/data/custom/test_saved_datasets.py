@@ -14,6 +14,7 @@ from evle.data.custom.shards import shards
 from evle.data.formats import embedded
 from evle.data.images import open_image
 from evle.data.samples import VQASample
+from evle.data.sources import source_of
 from evle.errors import ConfigError, DataError, SampleError
 from saved_tables import IMAGE, rows, save, table
 from tars import encoded
@@ -67,6 +68,60 @@ def test_the_hubs_parquet_files_are_read_with_their_splits(tmp_path):
     pq.write_table(table(rows(9)), tmp_path / "data" / "test-00000-of-00001.parquet")
     assert pictures(saved_dataset(tmp_path, split="train")) == [encoded(n) for n in (0, 1, 3, 4)]
     assert pictures(saved_dataset(tmp_path, split="test")) == [encoded(9)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train.parquet", "data/test.parquet"),
+        ("train.parquet", "test.parquet"),
+        ("data/train-0.parquet", "data/train-1.parquet", "data/test.parquet"),
+        ("train/0000.parquet", "train/0001.parquet", "test/0000.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet", "default/testA/0000.parquet"),
+        ("de/train-00000-of-00001.parquet", "de/test-00000-of-00001.parquet"),
+        ("data/train-00000-of-00002-0123456789abcdef.parquet", "data/train-00001-of-00002-fedcba9876543210.parquet",
+         "data/test-00000-of-00001-0123456789abcdef.parquet"),
+        ("data/train/train-00000-of-00001.parquet", "data/test/test-00000-of-00001.parquet"),
+    ],
+)  # fmt: skip
+def test_every_form_of_the_hubs_files_is_read_with_its_splits(names, tmp_path):
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(rows(2 * number, 2 * number + 1)), tmp_path / name, row_group_size=1)
+    assert source_of(tmp_path) == "saved-dataset"
+    for split in ("train", "test"):
+        numbers = [number for number, name in enumerate(names) if split in name.replace("testA", "")]
+        expected = [encoded(2 * number + each) for number in numbers for each in (0, 1)]
+        assert pictures(saved_dataset(tmp_path, split=split)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("de/train-00000-of-00001.parquet", "en/train-00000-of-00001.parquet"), r"2 configurations .*\(de, en\)"),
+        (("de/train/0000.parquet", "en/train/0000.parquet"), r"2 configurations of a data set \(de, en\); name"),
+        (("default/partial-train/0000.parquet",), "partial-train is a part of a split"),
+        (("train/0000.parquet", "train/0002.parquet"), r"no file 1 of 'train' \(1 of 3 files of 'train' are missing\)"),
+        (("data/train-00000-of-00002-aa.parquet",), r"no train-00001-of-00002.parquet \(1 of 2 files"),
+        (("data/train-00000-of-00001.parquet", "data/train-00000-of-00001-aa.parquet"), "files of several uploads"),
+        (("data/train-00000-of-00001.parquet", "data/train-00000-of-00002.parquet"), "files of several uploads"),
+    ],
+)
+def test_files_of_the_hub_that_are_no_whole_data_set_are_named(names, words, tmp_path):
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(rows(number)), tmp_path / name)
+    assert source_of(tmp_path) == "saved-dataset"
+    with pytest.raises(DataError, match=words):
+        saved_dataset(tmp_path, split="train")
+
+
+def test_tables_without_images_inside_are_no_data_set_of_the_hub(tmp_path):
+    for name in ("train.parquet", "train/0000.parquet", "embeddings/x-00000-of-00001.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": ["a.jpg"], "caption": ["a dog"]}), tmp_path / name)
+    assert source_of(tmp_path) == "folder"
 
 
 def test_questions_are_read_as_from_any_table(tmp_path):

@@ -6,13 +6,13 @@ saved/train/data-00000-of-00001.arrow
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evle.data.custom.columns import EMBEDDED_COLUMNS, IMAGE_COLUMNS, Columns
 from evle.data.custom.folder import Folder, samples_of
+from evle.data.custom.hub_files import has_parquet_splits, parquet_by_split
 from evle.data.custom.table import (
     SPLIT_NAMES,
     as_list,
@@ -24,8 +24,6 @@ from evle.data.custom.table import (
 from evle.data.formats.embedded import EmbeddedImages, embedded_column, table_columns
 from evle.errors import ConfigError, DataError
 from evle.files import read_json
-
-_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet")
 
 
 def saved_dataset(
@@ -55,7 +53,7 @@ def saved_dataset(
     checked_shares(shares)
     if task not in ("captions", "vqa", "vcr"):
         raise ConfigError(f"task={task!r} is not read from tables with images inside; choose captions, vqa or vcr")
-    by_split = _files_by_split(base)
+    by_split = _files_by_split(base, image_column)
     names = list(by_split)
     files = [file for name in names for file in by_split[name]]
     held = {embedded_column(file, image_column, EMBEDDED_COLUMNS) for file in files}
@@ -105,30 +103,18 @@ def _refuse_contradiction(base: Path, files: dict[str, list[Path]], image: str, 
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder has the files of such a data set."""
-    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
-        _SHARD.fullmatch(file.name) for file in (*path.glob("*.parquet"), *path.glob("data/*.parquet"))
-    )
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or has_parquet_splits(path, EMBEDDED_COLUMNS)
 
 
-def _files_by_split(base: Path) -> dict[str, list[Path]]:
+def _files_by_split(base: Path, image_column: str | None) -> dict[str, list[Path]]:
     """The files of each split, in order; "" for a data set without splits."""
     if (base / "dataset_dict.json").is_file():
         names = _json(base / "dataset_dict.json").get("splits") or []
         return {name: _saved_files(base / name) for name in names}
     if (base / "state.json").is_file():
         return {"": _saved_files(base)}
-    found: dict[str, list[Path]] = {}
-    counts: dict[tuple[str, int], set[int]] = {}
-    for file in sorted([*base.glob("*.parquet"), *base.glob("data/*.parquet")]):
-        if (named := _SHARD.fullmatch(file.name)) is not None:
-            found.setdefault(named["split"], []).append(file)
-            counts.setdefault((named["split"], int(named["count"])), set()).add(int(named["number"]))
-    for (split, count), numbers in counts.items():
-        if missing := sorted({*range(count)} - numbers):
-            raise DataError(
-                f"{base}: no {split}-{missing[0]:05}-of-{count:05}.parquet ({len(missing):,} of {count:,} files of "
-                f"{split!r} are missing); download the data set again"
-            )
+    found = parquet_by_split(base, image_column, EMBEDDED_COLUMNS)
     if not found:
         raise DataError(
             f"{base}: neither state.json nor dataset_dict.json (of save_to_disk) nor files such as "
