@@ -318,6 +318,37 @@ def test_a_folder_of_another_year_is_named(tmp_path):
         coco_captions(tmp_path, split="val")
 
 
+@pytest.mark.parametrize("form", ["..", "../secret", "val2014/../../secret", "ABSOLUTE/secret"])
+@pytest.mark.parametrize("source", ["karpathy", "coco", "xvlm"])
+def test_a_list_may_not_name_images_outside_of_its_folder_unless_allowed(source, form, tmp_path):
+    inside = corpora.coco(tmp_path / "coco")
+    folder = form.replace("ABSOLUTE", str(tmp_path))
+    (tmp_path / "secret").mkdir()
+    name = "COCO_val2014_000000000017.jpg"
+    for where in (tmp_path / "secret", tmp_path):
+        corpora.save(where / name, "red")
+    if source == "karpathy":
+        change(inside / "dataset_coco.json", lambda tree: tree["images"][8].update(filepath=folder, filename=name))
+        read, path, options = karpathy, inside, {}
+    elif source == "coco":
+        edit = {"file_name": f"../{folder}/{name}" if not folder.startswith("/") else f"../..{folder}/{name}"}
+        change(inside / "annotations/captions_val2014.json", lambda tree: tree["images"][0].update(edit))
+        read, path, options = coco_captions, inside, {"split": "val"}
+    else:
+        entries = [{"image": f"{folder}/{name}", "caption": "a dog", "image_id": "x"}]
+        read, path, options = xvlm, corpora.write_json(inside / "list_train.json", entries), {}
+    if not (source == "coco" and folder.startswith("/")):
+        assert len(read(path, **options, allow_outside=True))
+    with pytest.raises(DataError, match=r"the image '.*' is outside of .*coco; correct it, or set allow_outside=true"):
+        read(path, **options)
+
+
+def test_an_absolute_name_inside_of_the_folder_is_inside(tmp_path):
+    inside = corpora.coco(tmp_path / "coco")
+    change(inside / "dataset_coco.json", lambda tree: tree["images"][8].update(filepath=str(inside / "val2014")))
+    assert len(karpathy(inside)) == 24
+
+
 def test_one_image_under_several_spellings_is_one_sample(tmp_path):
     names = ["caf\u00e9.jpg", "./cafe\u0301.jpg", "x/../caf\u00e9.jpg", "b.jpg", ".//b.jpg"]
     for name in ("caf\u00e9.jpg", "b.jpg"):

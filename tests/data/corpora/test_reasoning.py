@@ -232,6 +232,7 @@ def test_what_is_wrong_with_nlvr2_is_said_in_one_line(pairs):
     )
     wrong(good.replace('"False"', '"perhaps"', 1), r"dev.json:2: label 'perhaps' is neither True nor False")
     wrong(good.replace('"sentence"', '"text"', 1), r"dev.json:1: no field 'sentence'")
+    wrong(good.replace("dev-0-0-0", "dev-0-/../../x-0"), r"dev.json:1: the image 'dev-0-/../../x-0' is outside of dev")
     wrong("[1]\n", r"dev.json:1: each line must be an object \{...\}, not '\[1\]'")
     wrong("", "no sentence; download the file again")
     shutil.rmtree(pairs / "images" / "dev")
@@ -287,6 +288,10 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
     wrong(good[:-9], r"val.jsonl:4: cut short")
     wrong(good.replace('"answer_label": 0, ', "", 1), r"val.jsonl:1: no field 'answer_label'")
     wrong(good.replace("val-1", "val-0"), "annot_id 'val-0' appears 2 times")
+    for name in ("../x/val_0@0", "/etc/val_0@0"):
+        for suffix in ("jpg", "json"):
+            changed = good.replace(f"lsmdc_val/val_0@0.{suffix}", f"{name}.{suffix}")
+            wrong(changed, rf"val.jsonl:1: the image '{name}.{suffix}' is outside of .*vcr1images; download")
     metadata = scenes / "vcr1images" / "lsmdc_val" / "val_0@0.json"
     samples = vcr(scenes, split="val")
     metadata.write_text('{"boxes": [[1, 2]]}')
@@ -373,6 +378,18 @@ def test_what_is_wrong_with_xvlm_lists_is_said_in_one_line(tmp_path):
         xvlm(lists, "vqa", files="answer_list.json", images=folder)
     with pytest.raises(DataError, match=r"vqa_train.json: entry 0: no field 'images'; did you mean 'image'"):
         xvlm(lists, "nlvr2", "train", images=folder)
+    outside = r"the image '../val2014/COCO_val2014_.*.jpg' is outside of .*train2014; correct it, or set allow_outside"
+    change(lists / "vqa_val.json", lambda tree: [each.update(image="../" + each["image"]) for each in tree])
+    with pytest.raises(DataError, match=outside):
+        xvlm(lists, "vqa", "val", images=folder / "train2014")
+    assert xvlm(lists, "vqa", "val", images=folder / "train2014", allow_outside=True)
+
+
+def test_xvlm_pairs_outside_of_the_folder_are_refused(tmp_path):
+    folder = write_pairs(tmp_path)
+    change(folder / "lists" / "nlvr_dev.json", lambda tree: tree[0]["images"].__setitem__(1, "../x.png"))
+    with pytest.raises(DataError, match=r"the image '../x.png' is outside of"):
+        xvlm(folder / "lists", "nlvr2", "dev", images=folder)
 
 
 def test_each_source_is_found_by_its_name(coco, pairs, scenes):

@@ -5,6 +5,7 @@ A sample is one image with all its captions, or with `pairs` one of its captions
 """
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from evle.data.corpora.official import (
     NAMED,
+    OUTSIDE,
     LeftOut,
     combined,
     field,
@@ -23,6 +25,7 @@ from evle.data.corpora.official import (
     listed,
     probe_images,
     refuse_duplicates,
+    refuse_outside,
     require_folder,
     require_task,
     required_text,
@@ -59,13 +62,14 @@ def karpathy(
     images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
     exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    allow_outside: bool = False,
 ) -> Rows:
     """Karpathy's splits of COCO (`dataset_coco.json`) or Flickr30K (`dataset_flickr30k.json`).
 
     `path` is the JSON or its folder. The images are below `images` (by default the JSON's folder): COCO's in train2014
     and val2014, Flickr30K's in flickr30k-images. `split` is train (with restval), val, test, several of them, or None
     for all. An image's captions share its file name as `match_id`. `pairs` yields one sample per caption; `exclude`
-    names images to leave out (see `read_exclusion`).
+    names images to leave out (see `read_exclusion`). Images outside of `images` are refused, unless `allow_outside`.
 
     `describe()` notes where the number of images differs from the published one. Raises ConfigError for options that
     cannot work, DataError for files that are missing or of another form.
@@ -89,7 +93,7 @@ def karpathy(
     facts = {"source": "karpathy", "file": str(file), "split": ", ".join(wanted)}
     facts |= excluded.facts(left_out["excluded"]) | ({"note": "; ".join(notes)} if notes else {})
     print_ = combined(arrays.fingerprint, excluded.fingerprint, wanted, pairs)
-    return _captions(table, root, file, facts, print_, pairs, left_out)
+    return _captions(table, root, file, facts, print_, pairs, left_out, allow_outside)
 
 
 def _karpathy_rows(
@@ -130,6 +134,7 @@ def coco_captions(
     year: int = 2014,
     pairs: bool = False,
     exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    allow_outside: bool = False,
 ) -> Rows:
     """COCO's own captions: `annotations/captions_{train,val}2014.json` below `path`, images in train2014 and val2014
     below `images` (by default `path`).
@@ -156,7 +161,7 @@ def coco_captions(
     facts = {"source": "coco-captions", "file": ", ".join(map(str, files)), "split": ", ".join(wanted)}
     facts |= excluded.facts(left_out["excluded"])
     print_ = combined(prints, excluded.fingerprint, wanted, pairs)
-    return _captions(pa.concat_tables(tables), root, files[0], facts, print_, pairs, left_out, skipped)
+    return _captions(pa.concat_tables(tables), root, files[0], facts, print_, pairs, left_out, allow_outside, skipped)
 
 
 def _coco_file(base: Path, split: str, year: int) -> Path:
@@ -225,6 +230,7 @@ def xvlm(
     images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
     exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    allow_outside: bool = False,
 ) -> Rows:
     """The retrieval lists that X-VLM, ALBEF and EVE fine-tune from: `[{"image", "caption", "image_id"}]` for training,
     `[{"image", "caption": [...]}]` for val and test.
@@ -251,7 +257,7 @@ def xvlm(
     root = Path(images) if images is not None else found[0].parent
     facts = {"source": "xvlm", "file": ", ".join(map(str, found)), **excluded.facts(left_out["excluded"])}
     print_ = combined(prints, excluded.fingerprint, pairs)
-    return _captions(table_of(rows, _SCHEMA), root, found[0], facts, print_, pairs, left_out)
+    return _captions(table_of(rows, _SCHEMA), root, found[0], facts, print_, pairs, left_out, allow_outside)
 
 
 def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
@@ -297,6 +303,7 @@ def _captions(
     fingerprint: str,
     pairs: bool,
     left_out: Counter[str],
+    allow_outside: bool,
     skipped: LeftOut | None = None,
 ) -> Rows:
     """The samples of a table of images with captions. Raises DataError where the images are not there."""
@@ -312,7 +319,7 @@ def _captions(
     refuse_duplicates(table.column("image").to_numpy(zero_copy_only=False), file, "image")
     facts["images"] = table.num_rows
     facts["captions"] = pc.sum(pc.list_value_length(table.column("captions"))).as_py()
-    make = partial(_sample, root=_image_root(table, root, file))
+    make = partial(_sample, root=_image_root(table, root, file, allow_outside))
     rows = Rows(
         _one_caption_each(table) if pairs else table,
         make,
@@ -325,7 +332,7 @@ def _captions(
     return rows
 
 
-def _image_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
+def _image_root(table: pa.Table, root: Path, file: Path, allow_outside: bool) -> dict[str, str]:
     """The folder on disk of each folder that the table names: below `root`, or `root` itself."""
     require_folder(root, f"the images of {file.name}")
     firsts: dict[str, str] = {}
@@ -334,6 +341,8 @@ def _image_root(table: pa.Table, root: Path, file: Path) -> dict[str, str]:
         firsts.setdefault(folder, base)
     roots = {}
     for folder, base in firsts.items():
+        if not allow_outside:
+            refuse_outside(posixpath.join(folder, base), root, str(file), OUTSIDE)
         flat = folder and not (root / folder).is_dir() and (root / base).is_file()
         if not flat:
             require_folder(root / folder, f"the images of {file.name}")

@@ -9,6 +9,7 @@ The official scores are accuracy, of every image, and consistency, of examples a
 """
 
 import os
+import posixpath
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from evle.data.corpora.official import (
     find_file,
     probe_images,
     refuse_duplicates,
+    refuse_outside,
     require_folder,
     require_task,
     required_text,
@@ -111,6 +113,7 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut) -> Itera
             "label": label_of(line.value, where),
             "directory": required_text(line.value, "directory", where),
         }
+        refuse_outside(posixpath.join(row["directory"], identifier), Path("images"), where)
         yield from ({**row, "order": order} for order in range(orders))
 
 

@@ -10,6 +10,7 @@ evaluator's consistency is the share of sentences that are judged correctly for 
 """
 
 import os
+import posixpath
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from evle.data.corpora.official import (
     find_file,
     no_images,
     refuse_duplicates,
+    refuse_outside,
     require_folder,
     require_task,
     words_of,
@@ -124,6 +126,8 @@ def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterat
             raise DataError(f"{where}: identifier {identifier!r} is not of the form {split}-SET-PAIR-SENTENCE")
         if not identifier.startswith(f"{split}-"):
             raise DataError(f"{where}: {identifier!r} does not belong to split {split!r}; is it the right file?")
+        directory = str(field(line.value, "directory", where)) if split == "train" else ""
+        refuse_outside(posixpath.join(directory, identifier), Path(split), where)
         sentence = words_of(field(line.value, "sentence", where), where)
         if not sentence:
             left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
@@ -132,7 +136,7 @@ def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterat
             "identifier": identifier,
             "sentence": sentence,
             "label": label_of(line.value, where),
-            "directory": str(field(line.value, "directory", where)) if split == "train" else "",
+            "directory": directory,
         }
 
 

@@ -22,6 +22,8 @@ from evle.errors import ConfigError, DataError, SampleError, nearest
 
 PROBES = 16
 """The number of images that are looked for before a data set is refused as one without images."""
+OUTSIDE = "correct it, or set allow_outside=true"
+"""What to do where the user's own list names an image outside of the folder."""
 NAMED = 20
 """The most rows left out for one reason that are named; the others are counted."""
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar", ".7z", ".gz")
@@ -186,6 +188,22 @@ def refuse_duplicates(names: Sequence[Any] | np.ndarray, file: Path, what: str) 
         more = f" ({len(twice) - 1:,} other {what}s too)" if len(twice) > 1 else ""
         times = int(counts[counts > 1][0])
         raise DataError(f"{file}: {what} {str(twice[0])!r} appears {times} times{more}; download the file again")
+
+
+def refuse_outside(name: str, root: Path, where: str, cure: str = "download the official file again") -> None:
+    """Raise DataError, naming `where`, for the name of an image that leads out of `root`, the folder of the images.
+
+    >>> refuse_outside("train/../val/a.jpg", Path("images"), "a.json")
+    >>> refuse_outside("../a.jpg", Path("images"), "a.json")
+    Traceback (most recent call last):
+        ...
+    evle.errors.DataError: a.json: the image '../a.jpg' is outside of images; download the official file again
+    """
+    path = posixpath.normpath(name)
+    if posixpath.isabs(path):
+        path = posixpath.relpath(path, os.path.abspath(root))
+    if path == ".." or path.startswith("../"):
+        raise DataError(f"{where}: the image {name!r} is outside of {root}; {cure}")
 
 
 def field(record: Any, name: str, where: str) -> Any:

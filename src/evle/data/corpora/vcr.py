@@ -24,6 +24,7 @@ from evle.data.corpora.official import (
     find_file,
     probe_images,
     refuse_duplicates,
+    refuse_outside,
     refuse_resized,
     require_folder,
     require_task,
@@ -111,7 +112,9 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOu
         if split != "test":
             for name in ("answer_label", "rationale_label"):
                 field(record, name, where)
-        folder, _, name = str(field(record, "metadata_fn", where)).rpartition("/")
+        for name in ("img_fn", "metadata_fn"):
+            refuse_outside(str(field(record, name, where)), root, where)
+        folder, _, name = str(record["metadata_fn"]).rpartition("/")
         if folder not in there:
             there[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
         if name in there[folder]:

@@ -11,19 +11,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from evle.data.corpora import captions
 from evle.data.corpora.captions import xvlm_files
 from evle.data.corpora.nlvr2 import label_of, probe_pairs
 from evle.data.corpora.official import (
+    OUTSIDE,
     LeftOut,
     answers_of,
     combined,
     field,
     probe_images,
     refuse_duplicates,
+    refuse_outside,
     require_folder,
     required_text,
     words_of,
@@ -65,13 +69,15 @@ def xvlm(
     vg_images: str | os.PathLike[str] | None = None,
     pairs: bool = False,
     exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    allow_outside: bool = False,
 ) -> Rows:
     """The samples of X-VLM's lists for `task` captions, vqa or nlvr2.
 
     `path` is a JSON file, or a folder of them, of which `files` names one or more; by default the one whose name ends
     in `split` is read, such as vqa_train.json for train. Image names are relative to `images`, by default the JSON's
     folder; those of questions about Visual Genome ("dataset": "vg") are relative to `vg_images`, by default `images`.
-    `pairs` and `exclude` are for captions (see `captions.xvlm`).
+    `pairs` and `exclude` are for captions (see `captions.xvlm`). Images outside of these folders are refused, unless
+    `allow_outside`.
 
     Entries without a question or sentence, and those whose answers are all null or empty, are left out and named in
     `.skipped`; a list without the field `answer`, such as vqa_test.json, is read without answers. Raises ConfigError
@@ -79,7 +85,8 @@ def xvlm(
     ids.
     """
     if task == "captions":
-        return captions.xvlm(path, task, split, files=files, images=images, pairs=pairs, exclude=exclude)
+        options: dict[str, Any] = {"pairs": pairs, "exclude": exclude, "allow_outside": allow_outside}
+        return captions.xvlm(path, task, split, files=files, images=images, **options)
     readers = {"vqa": _questions, "nlvr2": _pairs}
     if task not in readers:
         raise ConfigError(f"source 'xvlm' has no samples for {task!r}; {nearest(task, ['captions', *readers])}")
@@ -88,15 +95,17 @@ def xvlm(
     found = xvlm_files(Path(path), split, [files] if isinstance(files, str) else files)
     root = Path(images) if images is not None else found[0].parent
     require_folder(root, f"the images of {found[0].name}")
-    return readers[task](found, root, Path(vg_images) if vg_images is not None else root)
+    return readers[task](found, root, Path(vg_images) if vg_images is not None else root, allow_outside)
 
 
-def _questions(files: Sequence[Path], root: Path, vg_root: Path) -> Rows:
+def _questions(files: Sequence[Path], root: Path, vg_root: Path, allow_outside: bool) -> Rows:
     require_folder(vg_root, "Visual Genome's images")
     prints: list[str] = []
     left_out = LeftOut()
     table = table_of(_question_rows(files, prints, left_out), _QUESTIONS)
     _refuse_nothing(table, files, left_out)
+    for is_of_genome, folder in () if allow_outside else ((False, root), (True, vg_root)):
+        _refuse_outside(table.filter(pc.equal(table.column("of_genome"), is_of_genome)).column("image"), folder, files)
     refuse_duplicates(table.column("key").to_numpy(zero_copy_only=False), files[-1], "question_id")
     rows = Rows(
         table,
@@ -140,11 +149,13 @@ def _question(row: Row, root: str, vg_root: str) -> VQASample:
     return VQASample(row["key"], image, row["question"], tuple(row["answers"]))
 
 
-def _pairs(files: Sequence[Path], root: Path, _: Path) -> Rows:
+def _pairs(files: Sequence[Path], root: Path, _: Path, allow_outside: bool) -> Rows:
     prints: list[str] = []
     left_out = LeftOut()
     table = table_of(_pair_rows(files, prints, left_out), _PAIRS)
     _refuse_nothing(table, files, left_out)
+    for side in () if allow_outside else ("left", "right"):
+        _refuse_outside(table.column(side), root, files)
     rows = Rows(
         table,
         partial(_pair, root=str(root)),
@@ -190,6 +201,11 @@ def _pair_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) -> I
 def _pair(row: Row, root: str) -> NLVR2Sample:
     images = (os.path.join(root, row["left"]), os.path.join(root, row["right"]))
     return NLVR2Sample(row["key"], images, row["sentence"], row["label"], row["set_id"])
+
+
+def _refuse_outside(images: pa.ChunkedArray, root: Path, files: Sequence[Path]) -> None:
+    for name in pc.unique(images).to_pylist():
+        refuse_outside(name, root, ", ".join(map(str, files)), OUTSIDE)
 
 
 def _refuse_nothing(table: pa.Table, files: Sequence[Path], left_out: LeftOut) -> None:
