@@ -24,6 +24,11 @@ def test_every_world_has_examples_whose_images_open(kind, world, tmp_path):
             Image.open(path).load()
 
 
+def test_statements_about_scenes_differ(tmp_path):
+    texts = [example.text for example in ExampleImages(tmp_path).statements(SMALL)]
+    assert len(texts) == len(set(texts)) == 6
+
+
 def test_an_installed_package_without_example_images_draws_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr("evle.demo.examples.IMAGES", tmp_path / "missing")
     images = ExampleImages(tmp_path)

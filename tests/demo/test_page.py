@@ -144,6 +144,7 @@ def test_an_answer_and_a_reason_are_chosen_and_a_box_is_drawn_and_named(page):
     assert "Answers" in text
     assert "Reasons" in text
     assert len(re.findall(r"%", text)) == 8
+    assert "because" in text
     objects, question = panel.locator("#evle-objects textarea"), panel.get_by_label("Question; [1] names")
     objects.fill("thing 300 300 50 50")
     objects.blur()
@@ -158,6 +159,16 @@ def test_an_answer_and_a_reason_are_chosen_and_a_box_is_drawn_and_named(page):
     preview.click(position={"x": box["width"] * 0.52, "y": box["height"] * 0.2})
     page.wait_for_timeout(2000)
     assert question.input_value() == "what is [2]"
+
+
+def test_the_methods_of_maps_are_those_of_the_chosen_model(page):
+    panel = opened_tab(page, "Explain")
+    methods = panel.locator("fieldset", has_text="Method")
+    assert "gradient" in methods.inner_text()
+    panel.get_by_label("Model").last.click()
+    page.locator("[role=option]:visible", has_text="pretrained").first.click()
+    methods.locator("label", has_text="pbc").wait_for(timeout=SECONDS)
+    assert "gradient" not in methods.inner_text()
 
 
 def test_a_phrase_is_located(page):
@@ -234,6 +245,23 @@ def test_the_page_fits_a_phone_and_follows_dark_mode(browser, url):
     )
     assert max(red, green, blue) < 64
     opened.close()
+
+
+def test_an_index_whose_model_has_gone_ends_the_command(tmp_path):
+    from PIL import Image
+
+    from evle.demo.page import demo
+    from evle.errors import CheckpointError
+    from evle.search import build_index
+    from retrieval_models import save_retrieval_model
+
+    model = save_retrieval_model(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "images" / "a.png")
+    build_index(model, tmp_path / "images", tmp_path / "index", progress=False)
+    model.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="model"), demo([tmp_path / "moved"], index=tmp_path / "index"):
+        pass
 
 
 def test_a_port_in_use_is_one_clear_line(url):

@@ -1,4 +1,8 @@
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from demo_models import bomb
 
@@ -8,11 +12,18 @@ from evle.demo.parts import image_input, image_of, on_page, text_of
 from evle.errors import ConfigError, SampleError
 
 
-@pytest.mark.parametrize("content", [bomb(), b"", b"not an image"], ids=["bomb", "empty", "text"])
+def nan() -> bytes:
+    """A TIFF without a number."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((3, 4), np.nan, np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [bomb(), b"", b"not an image", nan()], ids=["bomb", "empty", "text", "nan"])
 def test_a_bad_image_is_named_without_the_servers_folder(content, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(content)
-    with pytest.raises(SampleError, match=r"^photo\.png: ") as caught:
+    with pytest.raises(SampleError, match=r"^photo\.png: .*; choose another image$") as caught:
         image_of(str(path))
     assert str(tmp_path) not in str(caught.value)
 

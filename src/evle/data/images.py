@@ -87,7 +87,7 @@ def open_image(
         raise SampleError(f"{name}: there is not enough memory to decode it; make the image smaller") from None
     except Exception as error:  # a decoder can raise anything on damaged bytes: struct.error, zlib.error, IndexError
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SampleError(f"{name}: damaged image ({reason}); replace the file or remove its row") from error
+        raise SampleError(f"{name}: damaged image ({reason}); replace the file or leave it out") from error
 
 
 def describe_source(source: ImageSource) -> str:
@@ -245,13 +245,13 @@ def _what_instead(source: ImageSource) -> str:
     """What a file that is no image is, from its first bytes."""
     start = _content(source)[:64]
     if not start:
-        return "is empty (0 bytes); fetch it again or remove its row"
+        return "is empty (0 bytes); fetch it again or leave it out"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
-        return "is a web page or SVG text, not an image; fetch it again or remove its row"
+        return "is a web page or SVG text, not an image; fetch it again or leave it out"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the image it points to; run 'git lfs pull'"
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim"):
         return "is a HEIC image, which is not read; convert it to JPEG"
     if kind := compression_of(start):
         return f"is a compressed file ({kind}), not an image; unpack it"
-    return f"is no image that Pillow can read (it starts with {start[:8]!r}); convert it to PNG or remove its row"
+    return f"is no image that Pillow can read (it starts with {start[:8]!r}); convert it to PNG or leave it out"

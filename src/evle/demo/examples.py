@@ -93,7 +93,9 @@ class ExampleImages:
         if world is None and (photos := _photos()):
             pairs = list(zip(photos[:4], photos[4:8], strict=True))
             return [Example((left, right), f"one of the images shows a {text}") for (left, text), (right, _) in pairs]
-        samples = self._scenes("nlvr2", {"max_things": 6, **(world or {})}, SHOWN)
+        samples = self._scenes("nlvr2", {"max_things": 6, **(world or {})}, 20 * SHOWN)
+        first_of = {sample.sentence: sample for sample in reversed(samples)}  # several pairs share a statement
+        samples = list(reversed(first_of.values()))[:SHOWN]
         return [
             Example(tuple(self._save(image, f"nlvr2-{index}{side}") for image, side in zip(sample.images, "lr")),
                     sample.sentence)

@@ -65,6 +65,8 @@ def demo(
 ) -> Iterator[gr.Blocks]:
     """The page of the models in `sources`; example images and their indices last as long as the context."""
     opened = None if index is None else ImageIndex.load(index)
+    if opened is not None:
+        _ = opened.embed  # a model that has gone or changed ends the command, not each search
     models = load_all(sources)
     with tempfile.TemporaryDirectory(prefix="evle-demo-", ignore_cleanup_errors=True) as folder:
         page = build(models, Path(folder), opened, language)

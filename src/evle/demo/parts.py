@@ -76,7 +76,8 @@ def image_of(path: str | None, what: str = "image") -> Image.Image:
     try:
         return open_image(path, max_pixels=MAX_PIXELS)
     except SampleError as error:
-        raise SampleError(str(error).replace(str(path), Path(path).name)) from None
+        reason = str(error).replace(str(path), Path(path).name).partition("; ")[0]
+        raise SampleError(f"{reason}; choose another image") from None
 
 
 def text_of(text: str | None, what: str) -> str:

@@ -76,13 +76,13 @@ def typed_text(text: str, num_objects: int) -> Tagged:
 
 
 def written_text(text: Tagged) -> str:
-    """A tagged text as it is typed, objects counted from 1.
+    """A tagged text as it is typed, objects counted from 1; `typed_text` reads it back as it was.
 
-    >>> written_text(("is", (0, 1), "red", "?"))
-    'is [1] [2] red ?'
+    >>> written_text(("is", (0, 1), "red", "?")), written_text(("what", "is", (0,), "?"))
+    ('is [1] [2] red ?', 'what is [1]?')
     """
     words = chain.from_iterable([word] if isinstance(word, str) else [f"[{i + 1}]" for i in word] for word in text)
-    return " ".join(words)
+    return re.sub(r"(?<=\]) (?=[?.,;:!](\s|$))", "", " ".join(words))
 
 
 def typed_sample(

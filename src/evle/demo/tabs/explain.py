@@ -34,9 +34,12 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
         with gr.Column(min_width=280):
             image = parts.image_input("Image", examples[0].images[0])
             text = parts.text_input("Text", examples[0].text)
-            methods = dict.fromkeys(each for model in models for each in model.pipelines["explain"].methods)
-            method = gr.Radio(list(methods), value=next(iter(methods)), label="Measure")
+            method = methods_of(models[0])
             model = parts.model_input(models)
+            model.input(
+                lambda name: methods_of(parts.model_called(models, name)), model, method, show_progress="hidden",
+                api_visibility="private",
+            )  # fmt: skip
             button = gr.Button("Explain", variant="primary")
         with gr.Column(min_width=280):
             answer = gr.HTML(html.hint("The words appear here; each shows where the model looked for it."))
@@ -45,3 +48,9 @@ def build(models: Sequence[Served], examples: Sequence[Example]) -> None:
     buttons = parts.example_buttons([(example.text, example.images[0]) for example in examples])
     for example, chosen in zip(examples, buttons, strict=True):
         parts.fill_on(chosen, [str(example.images[0]), example.text], [image, text], explain, read, answer)
+
+
+def methods_of(model: Served) -> gr.Radio:
+    """The choice between the methods that a model has."""
+    methods = model.pipelines["explain"].methods
+    return gr.Radio(list(methods), value=methods[0], label="Method")

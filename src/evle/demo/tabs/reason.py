@@ -36,7 +36,7 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
             [parts.text_of(text, f"answer {i}") for i, text in enumerate(answers, 1)],
             [parts.text_of(text, f"reason {i}") for i, text in enumerate(reasons, 1)],
         )
-        shown = []
+        shown, because = [], ""
         if right == MODEL_CHOOSES:
             choice = parts.model_called(answering, answerer).pipelines["answer"]([sample])[0]
             number = choice.choice
@@ -46,7 +46,8 @@ def build(answering: Sequence[Served], reasoning: Sequence[Served], stories: Seq
         if reasoning:
             choice = parts.model_called(reasoning, reasoner).pipelines["reason"]([sample], answers=[number])[0]
             shown.append(html.bars(list(zip(reasons, choice.scores, strict=True)), choice.choice, "Reasons"))
-        return html.headline(answers[number]) + "".join(shown)
+            because = html.note(f"because {reasons[choice.choice]}")
+        return html.headline(answers[number]) + because + "".join(shown)
 
     first = stories[0]
     corner = gr.State(None)
