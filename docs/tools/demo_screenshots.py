@@ -44,7 +44,7 @@ def use(page: Page, tab: str) -> None:
 
 def save(shot: bytes, path: Path) -> None:
     """A screenshot as a WebP of few bytes."""
-    Image.open(io.BytesIO(shot)).convert("RGB").save(path, quality=80, method=6)
+    Image.open(io.BytesIO(shot)).convert("RGB").save(path, quality=75, method=6)
 
 
 def main(folder: Path, models: list[str]) -> None:
