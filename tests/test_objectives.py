@@ -72,6 +72,15 @@ def test_itc_equals_the_naive_loop_with_soft_targets_for_equal_ids(rng):
     assert targets[0].tolist() == [0.5, 0, 0.5, 0, 0]
 
 
+def test_a_row_of_id_minus_100_has_no_target_and_takes_no_part_in_itc(rng):
+    ids, all_ids = torch.tensor([3, -100, 1]), torch.tensor([3, -100, 1, 7])
+    logits = torch.randn(3, 4, generator=rng)
+    targets = objectives.match_targets(ids, all_ids)
+    assert targets[1].tolist() == [0.0] * 4
+    expected = objectives.itc(logits[[0, 2]], logits[[0, 2]], targets[[0, 2]])
+    assert objectives.itc(logits, logits, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_itc_of_no_rows_is_0_with_a_gradient():
     logits = torch.zeros(0, 3, requires_grad=True)
     loss = objectives.itc(logits, logits, torch.zeros(0, 3))
@@ -116,6 +125,7 @@ def test_choices_and_itm_are_cross_entropies():
     assert objectives.choices(logits, labels).item() == pytest.approx(expected)
     assert objectives.itm(logits, labels).item() == pytest.approx(expected)
     assert objectives.itm(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)).item() == 0.0
+    assert objectives.itm(logits, torch.tensor([-100, 1])).item() == pytest.approx(math.log1p(math.exp(-2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -67,7 +67,17 @@ class ToyModel(PreTrainedModel):
         return ToyOutput(loss=losses["square"] + losses["absolute"], losses=losses)
 
 
+class ToyTokenizer:
+    def __len__(self) -> int:
+        return 1
+
+    def convert_ids_to_tokens(self, numbers: list[int]) -> list[str]:
+        return ["toy"] * len(numbers)
+
+
 class ToyProcessor:
+    tokenizer = ToyTokenizer()
+
     def save_pretrained(self, folder: Path) -> None:
         (Path(folder) / "processor.txt").write_text("toy")
 

@@ -11,7 +11,7 @@ from vle_models import batch, build, pretraining_batch
 def negative_rows(
     model: VLEForRetrieval, inputs: dict[str, Tensor], ids: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The pairs that have negatives, and of each negative pair the image's states and the text's, without padding."""
+    """Which pairs have negatives, and of each negative pair the image's states and the text's, without padding."""
     fusion = FusionBatch(model.vle)
     images = fusion.add_images(model.vle.encode_image(inputs["pixel_values"]))
     mask = inputs["attention_mask"]
@@ -41,7 +41,7 @@ def check_negatives_across_processes(process: int) -> None:
             model.vle.encode_image(whole["pixel_values"]),
             model.vle.encode_text(*list(whole.values())[1:]),
         )
-    assert found.tolist() == [0]
+    assert found.tolist() == [True]
     for number, (image, text) in enumerate(((process, 1 - process), (1 - process, process))):
         assert torch.allclose(images[number], all_images[image], atol=1e-5)
         assert torch.allclose(texts[number], all_texts[text, : 7 - 2 * text], atol=1e-5)

@@ -74,22 +74,24 @@ def mlm(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def match_targets(ids: Tensor, all_ids: Tensor) -> Tensor:
-    """Soft contrastive targets (B, G): each row spread evenly over the columns with its id (captions of one image)."""
-    equal = (ids[:, None] == all_ids[None, :]).float()
-    return equal / equal.sum(dim=1, keepdim=True)
+    """Soft contrastive targets (B, G): each row spread evenly over the columns with its id (captions of one image).
+
+    A row of id -100 has no target: it is all 0.
+    """
+    equal = ((ids[:, None] == all_ids[None, :]) & (ids != IGNORE)[:, None]).float()
+    return equal / equal.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def itc(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor:
     """Image-text contrast: soft cross-entropy in both directions, averaged.
 
     `image_to_text` and `text_to_image` (B, G) are similarities divided by the temperature, `targets` (B, G) rows that
-    sum to 1 (`match_targets`). No rows give 0.
+    sum to 1 or, where a row is left out, to 0 (`match_targets`). 0, still with a gradient path, when no row is left.
     """
-    if len(targets) == 0:
-        return image_to_text.float().sum() + text_to_image.float().sum()
-    image_loss = F.cross_entropy(image_to_text.float(), targets)
-    text_loss = F.cross_entropy(text_to_image.float(), targets)
-    return (image_loss + text_loss) / 2
+    rows = targets.any(dim=1).sum().clamp(min=1)
+    image_loss = F.cross_entropy(image_to_text.float(), targets, reduction="sum")
+    text_loss = F.cross_entropy(text_to_image.float(), targets, reduction="sum")
+    return (image_loss + text_loss) / (2 * rows)
 
 
 @torch.no_grad()
@@ -109,8 +111,11 @@ def sample_hard_negatives(
 
 
 def itm(logits: Tensor, labels: Tensor) -> Tensor:
-    """Image-text matching: cross-entropy of `logits` (B, 2), column 1 = match, against `labels` (B,) of 0 and 1."""
-    return choices(logits, labels)
+    """Image-text matching: cross-entropy of `logits` (B, 2), column 1 = match, against `labels` (B,) of 0 and 1.
+
+    Labels of -100 are left out; 0, still with a gradient path, when none is left.
+    """
+    return mlm(logits, labels)
 
 
 def choices(logits: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ pass with padding, transformers reads a value of its own to see whether a mask i
 """
 
 import traceback
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,15 @@ from evle.models.vle import VLEForNLVR2, VLEForPreTraining, VLEForRetrieval, VLE
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount")
 """Operators whose result, or its shape, depends on values."""
 LABELS = torch.tensor([0, 1, 1])
-CLASSIFYING = (EVEForVQA, EVEForNLVR2, VLEForVQA, VLEForNLVR2, VLEForVCRQ2A)
+FINE_TUNED = (
+    EVEForVQA,
+    EVEForNLVR2,
+    EVEForRetrieval,
+    VLEForVQA,
+    VLEForNLVR2,
+    VLEForVCRQ2A,
+    VLEForRetrieval,
+)
 
 
 class Reads(TorchDispatchMode):
@@ -50,8 +58,8 @@ def two_images(inputs):
     return {**inputs, "pixel_values": torch.stack([inputs["pixel_values"]] * 2, dim=1), "labels": LABELS}
 
 
-def eve(model_class):
-    model = eve_models.build(model_class, hidden_size=32, intermediate_size=64)
+def eve(model_class, **changes):
+    model = eve_models.build(model_class, hidden_size=32, intermediate_size=64, **changes)
     model.set_experts_implementation("batched_mm")
     return model
 
@@ -74,49 +82,48 @@ def test_values_that_are_read_are_counted():
     assert len(reads.files) == 2
 
 
-def classifying(model_class):
-    """A head that classifies, with a batch and its labels."""
+def fine_tuned(model_class):
+    """A head that is fine-tuned, with a batch and its labels."""
     family = eve_models if model_class.__name__.startswith("EVE") else vle_models
     model = eve(model_class) if family is eve_models else family.build(model_class)
     if model_class is VLEForVCRQ2A:
         return model, {**vle_models.vcr_batch(), "labels": torch.tensor([0, 1])}
     inputs = family.batch()
+    if "Retrieval" in model_class.__name__:
+        return model, inputs
     if "NLVR2" in model_class.__name__:
         return model, two_images(inputs)
     return model, {**inputs, "labels": torch.eye(3, model.config.num_labels)}
 
 
-@pytest.mark.parametrize("model_class", CLASSIFYING)
-def test_a_step_of_a_classifying_head_reads_no_value(model_class, monkeypatch):
-    assert values_read(*classifying(model_class), monkeypatch) == []
+def pre_training(family, objectives):
+    """A model that is pre-trained, and a batch as the task collates it."""
+    inputs = family.pretraining_batch()
+    inputs["masked_tokens"] = (inputs["mlm_labels"].flatten() != -100).nonzero()[:, 0]
+    inputs |= {"match_ids": torch.tensor([4, -100, 5]), "match_rows": torch.tensor([0, 2])}
+    if family is eve_models:
+        inputs["visible"] = visible_patches(inputs["image_mask"])
+        return eve(EVEForPreTraining, objectives=objectives), inputs
+    inputs["mpc_rows"] = (inputs["mpc_patches"].any(dim=1) & (inputs["mpc_labels"] != -100)).nonzero()[:, 0]
+    return family.build(VLEForPreTraining, objectives=objectives), inputs
+
+
+TRAINED = {model.__name__: partial(fine_tuned, model) for model in FINE_TUNED} | {
+    "EVEForPreTraining": partial(pre_training, eve_models, ("mim", "mlm", "itc", "itm")),
+    "VLEForPreTraining": partial(pre_training, vle_models, ("mlm", "itc", "itm", "mpc", "pbc")),
+}
+"""Every head of both families, with all its objectives."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_reads_no_value(name, monkeypatch):
+    assert values_read(*TRAINED[name](), monkeypatch) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", CLASSIFYING)
-def test_a_step_of_a_classifying_head_is_one_graph(model_class):
-    model, inputs = classifying(model_class)
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_is_one_graph(name):
+    model, inputs = TRAINED[name]()
     torch._dynamo.reset()
     explained = torch._dynamo.explain(model.train())(**inputs)
     assert explained.graph_break_count == 0, explained.break_reasons
-
-
-@pytest.mark.parametrize("model_class", [EVEForRetrieval, VLEForRetrieval])
-def test_a_step_of_retrieval_reads_only_which_pairs_are_left_out(model_class, monkeypatch):
-    """Contrast leaves out rows and columns by their ids, and matching leaves out pairs without a negative."""
-    family = eve_models if model_class is EVEForRetrieval else vle_models
-    model = eve(model_class) if family is eve_models else family.build(model_class)
-    files = Counter(values_read(model, family.batch(), monkeypatch))
-    assert files == {"contrast.py": 2, "heads.py" if family is eve_models else "matching.py": 1}
-
-
-@pytest.mark.parametrize("family", [eve_models, vle_models])
-def test_a_step_of_pre_training_reads_only_which_pairs_have_a_negative(family, monkeypatch):
-    inputs = family.pretraining_batch()
-    inputs["masked_tokens"] = (inputs["mlm_labels"].flatten() != -100).nonzero()[:, 0]
-    if family is eve_models:
-        model = eve(EVEForPreTraining)
-        inputs["visible"] = visible_patches(inputs["image_mask"])
-    else:
-        model = family.build(VLEForPreTraining)
-        inputs["mpc_rows"] = (inputs["mpc_patches"].any(dim=1) & (inputs["mpc_labels"] != -100)).nonzero()[:, 0]
-    assert values_read(model, inputs, monkeypatch) == (["matching.py"] if "itm" in model.config.objectives else [])

@@ -84,13 +84,16 @@ def test_a_pair_of_id_minus_100_takes_no_part_in_matching_and_contrast():
     """Of three pairs the second's text may be true of any image: the other two are each other's only negatives."""
     model = build(VLEForPreTraining, objectives=("itm", "itc"))
     inputs = batch(3)
-    output = model(**inputs, match_ids=torch.tensor([7, -100, 8]))
+    output = model(**inputs, match_ids=torch.tensor([7, -100, 8]), match_rows=torch.tensor([0, 2]))
     others = {name: rows[[0, 2]] for name, rows in inputs.items()}
     expected = model(**others, match_ids=torch.tensor([7, 8]))
     assert output.itm_labels.tolist() == [1, 1, 0, 0, 0, 0]
     assert relative_difference(output.itm_logits, expected.itm_logits) < 1e-4
     for name, loss in expected.losses.items():
         assert torch.allclose(output.losses[name], loss, atol=1e-4), name
+    every_row = model(**inputs, match_ids=torch.tensor([7, -100, 8]))
+    assert every_row.itm_labels.tolist() == [1, -100, 1, 0, -100, 0, 0, -100, 0]
+    assert torch.allclose(every_row.losses["itm"], output.losses["itm"], atol=1e-5)
     alone = model(**inputs, match_ids=torch.full((3,), -100))
     alone.loss.backward()
     assert alone.losses == {"itm": 0, "itc": 0}

@@ -23,7 +23,7 @@ NEEDED = {
     "mim": {"image_mask", "visible"},
     "mlm": {"masked_input_ids", "mlm_labels", "masked_tokens"},
     "itc": {"match_ids"},
-    "itm": {"match_ids"},
+    "itm": {"match_ids", "match_rows"},
     "pbc": {"pbc_labels"},
     "mpc": {"mpc_patches", "mpc_labels", "mpc_rows", "black"},
 }

@@ -49,10 +49,10 @@ def compare(own: Embedded, others: Embedded, temperature: Tensor) -> Contrast:
     """Contrast of `own` rows with `others`, which hold them; pairs of id -100 are left out of the loss."""
     image_to_text = own.image @ others.text.T / temperature
     text_to_image = own.text @ others.image.T / temperature
-    # Indices, not masks: each mask's number of rows is a value that an accelerator is waited for, once per use.
-    rows, columns = ((each.match_ids != objectives.IGNORE).nonzero().squeeze(1) for each in (own, others))
-    targets = objectives.match_targets(own.match_ids[rows], others.match_ids[columns])
-    loss = objectives.itc(image_to_text[rows][:, columns], text_to_image[rows][:, columns], targets)
+    # Masks of fixed shapes: the number of pairs that are left is a value for which an accelerator would be waited.
+    left_out, lowest = others.match_ids == objectives.IGNORE, torch.finfo(image_to_text.dtype).min
+    rows, columns = (each.masked_fill(left_out, lowest) for each in (image_to_text, text_to_image))
+    loss = objectives.itc(rows, columns, objectives.match_targets(own.match_ids, others.match_ids))
     return Contrast(loss, image_to_text, text_to_image)
 
 
@@ -221,6 +221,12 @@ def draw_negatives(
     if wrong_texts is not None:
         texts = wrong_texts + rank() * len(match_ids)
     return Negatives(texts, images, exists)
+
+
+def matching_labels(exists: Tensor) -> Tensor:
+    """Labels (3 N,) of N true pairs and, behind them, of their 2 N negatives; -100 where none `exists` (N,)."""
+    labels = torch.cat([torch.ones_like(exists), torch.zeros_like(exists.repeat(2))]).long()
+    return labels.masked_fill(~exists.repeat(3), objectives.IGNORE)
 
 
 def gather_text(input_ids: Tensor, attention_mask: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:

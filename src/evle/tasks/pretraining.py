@@ -199,6 +199,8 @@ class PreTrainingTask(Task):
             batch["masked_tokens"] = _indices(batch["mlm_labels"].flatten() != IGNORED)
         if wanted & {"itc", "itm"}:
             batch["match_ids"] = number_ids(rows("match"))
+        if "itm" in wanted:
+            batch["match_rows"] = _indices(batch["match_ids"] != IGNORED)
         if "pbc" in wanted:
             batch["pbc_labels"] = stack(rows("pbc_labels"))
         if "mpc" in wanted:
@@ -317,10 +319,12 @@ def measure(model: PreTrainedModel, keys: list[str], batch: Batch) -> list[dict[
         weights["mlm"] = hidden.sum(dim=1)
         add("mlm", right.sum(dim=1))
     if output.get("itm_logits") is not None:  # positives and hard negatives of the whole batch, divided over its rows
-        weights["itm"] = torch.full((len(keys),), len(output.itm_labels) / len(keys))
-        right = output.itm_logits.argmax(dim=-1) == output.itm_labels
+        known = output.itm_labels != IGNORED
+        logits, labels = output.itm_logits[known], output.itm_labels[known]
+        weights["itm"] = torch.full((len(keys),), len(labels) / len(keys))
+        right = logits.argmax(dim=-1) == labels
         add("itm", (right.sum() / len(keys)).expand(len(keys)))
-        add("itm_matches", (output.itm_labels.sum() / len(keys)).expand(len(keys)))
+        add("itm_matches", (labels.sum() / len(keys)).expand(len(keys)))
     if "pbc" in output.losses:
         known = batch["pbc_labels"] != IGNORED
         weights["pbc"] = known.sum(dim=1)

@@ -23,6 +23,7 @@ from evle.models.contrast import (
     default_match_ids,
     draw_negatives,
     gather_text,
+    matching_labels,
     total_loss,
 )
 from evle.models.eve.configuration import EVEConfig
@@ -76,13 +77,14 @@ def match_pairs(
     pairs: Pairs,
     similarities: tuple[Tensor, Tensor] | None = None,
     wrong_texts: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Matching:
     """Match the true pairs, each image with a hard negative text, and each text with a hard negative image, in one
-    pass of 3 B rows.
+    pass of 3 N rows.
 
     Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or uniformly
-    without them, except the texts that `wrong_texts` (B,) gives. A row without a negative, because every id equals its
-    own, is left out.
+    without them, except the texts that `wrong_texts` (B,) gives. `rows` (N,) are the pairs that are matched; by default
+    all. The labels of a row without a negative, because every id equals its own, are -100.
     """
     input_ids, pad = pairs.input_ids, eve.config.pad_token_id or 0
     attention_mask = torch.ones_like(input_ids) if pairs.attention_mask is None else pairs.attention_mask
@@ -91,11 +93,12 @@ def match_pairs(
         all_pixels = all_gather(pairs.pixel_values)
         all_ids, all_masks = gather_text(input_ids, attention_mask, pad)
         length = all_ids.shape[1] - input_ids.shape[1]
-        kept = exists.nonzero().squeeze(1)
-        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)[kept]
-        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)[kept]
-        own_pixels = pairs.pixel_values[kept]
-        texts, images = texts[kept], images[kept]
+        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)
+        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)
+        own_pixels = pairs.pixel_values
+        if rows is not None:
+            own_ids, own_masks, own_pixels = own_ids[rows], own_masks[rows], own_pixels[rows]
+            texts, images, exists = texts[rows], images[rows], exists[rows]
     if not len(own_ids):
         states = torch.zeros(0, eve.config.hidden_size, dtype=float_dtype(head), device=input_ids.device)
         return Matching(head(states), pairs.match_ids.new_zeros(0), None)  # a loss of 0 that has a gradient path
@@ -105,10 +108,7 @@ def match_pairs(
         attention_mask=torch.cat([own_masks, all_masks[texts], own_masks]),
         return_dict=True,
     )
-    logits = head(output.text_hidden[:, 0])
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[: len(own_ids)] = 1
-    return Matching(logits, labels, output)
+    return Matching(head(output.text_hidden[:, 0]), matching_labels(exists), output)
 
 
 def contrast_head(config: EVEConfig) -> ContrastHead:

@@ -133,6 +133,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
         match_ids: Tensor | None = None,
         visible: Tensor | None = None,
         masked_tokens: Tensor | None = None,
+        match_rows: Tensor | None = None,
     ) -> EVEOutput:
         """The losses of one step; by default two passes, one with the image masked and one with the text.
 
@@ -148,10 +149,10 @@ class EVEForPreTraining(EVEPreTrainedModel):
             visible: (B, V) int64, the patches that `image_mask` leaves visible, in ascending order.
             masked_tokens: (M,) int64, the indices at which the flattened `mlm_labels` are not -100. Without `visible`
                 and `masked_tokens`, both are read from the masks, which synchronises with an accelerator.
+            match_rows: (N,) int64, the rows that are matched, by default all; those of id -100 have no negative [itm].
 
         Returns:
-            The losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
-            `itm_labels`; the states of the MLM pass or, without it, of the MIM pass.
+            The losses; `logits` (M, V) of masked tokens; ITM's logits and labels; the states of the last masked pass.
         """
         names = self.config.objectives
         losses: dict[str, Tensor] = {}
@@ -185,7 +186,7 @@ class EVEForPreTraining(EVEPreTrainedModel):
                 return EVEOutput(loss=contrast.loss, losses={"itc": contrast.loss})
         if "itm" in names:
             similarities = None if contrast is None else (contrast.image_to_text, contrast.text_to_image)
-            matching = match_pairs(self.eve, self.matching, pairs, similarities)
+            matching = match_pairs(self.eve, self.matching, pairs, similarities, rows=match_rows)
             losses["itm"] = objectives.itm(matching.logits, matching.labels)
             passes.extend([] if matching.output is None else [matching.output])
         losses = {name: self.config.weight_of(name) * losses[name] for name in names}

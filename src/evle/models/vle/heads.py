@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from evle import objectives
 from evle.errors import DataError
 from evle.models.classifying import answer_scores, check_two_images, two_layer_classifier
-from evle.models.contrast import default_match_ids, total_loss
+from evle.models.contrast import default_match_ids, matching_labels, total_loss
 from evle.models.padding import check_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
@@ -330,7 +330,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
             batch = FusionBatch(self.vle)
             images, texts = batch.add_images(image), batch.add_texts(text, mask)
             batch.pair("pairs", images, texts, Reads(pooled=True))
-            with_negative = pair_negatives(
+            exists = pair_negatives(
                 batch,
                 pixel_values=pixel_values,
                 input_ids=input_ids,
@@ -341,7 +341,7 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
                 similarities=(image_to_text, text_to_image),
                 wrong_texts=wrong_texts,
             )
-            itm_logits, itm_labels = match_logits(self.itm_score, batch.run(), with_negative)
+            itm_logits, itm_labels = match_logits(self.itm_score, batch.run()), matching_labels(exists)
             losses["itm"] = objectives.itm(itm_logits, itm_labels)
         losses = {name: self.config.weight_of(name) * loss for name, loss in losses.items()}
         return VLEOutput(

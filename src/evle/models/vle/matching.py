@@ -99,19 +99,23 @@ def pair_negatives(
     match_ids: Tensor,
     similarities: tuple[Tensor, Tensor] | None,
     wrong_texts: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Add the mismatched pairs of ITM, under "negatives": each image with the text of another pair, then each text with
     the image of another pair.
 
     `images` and `texts` (B,) are the numbers of the true pairs in `batch`. Negatives from this process reuse the states
     there; those from other processes are encoded here, from their gathered inputs. `wrong_texts` (B,), rows of this
-    process, are taken instead of texts drawn by `similarities`.
+    process, are taken instead of texts drawn by `similarities`. `rows` (N,) are the true pairs that get negatives; by
+    default all.
 
-    Returns the pairs that have a negative, (N,) rows of this process; they add 2 N rows.
+    Returns whether such a pair has a negative, (N,) bool: if not, its two mismatched pairs mean nothing.
     """
-    drawn_texts, drawn_images, has_negative = draw_negatives(match_ids, similarities, wrong_texts)
-    kept = has_negative.nonzero().squeeze(1)
-    drawn_texts, drawn_images = drawn_texts[kept], drawn_images[kept]
+    drawn_texts, drawn_images, exists = draw_negatives(match_ids, similarities, wrong_texts)
+    own_images, own_texts = images, texts
+    if rows is not None:
+        drawn_texts, drawn_images, exists = drawn_texts[rows], drawn_images[rows], exists[rows]
+        own_images, own_texts = images[rows], texts[rows]
     if world_size() == 1:
         other_texts, other_images = texts[drawn_texts], images[drawn_images]
     else:
@@ -122,11 +126,11 @@ def pair_negatives(
         other_images = batch.add_images(batch.vle.encode_image(all_pixels[drawn_images]))
     batch.pair(
         "negatives",
-        torch.cat([images[kept], other_images]),
-        torch.cat([other_texts, texts[kept]]),
+        torch.cat([own_images, other_images]),
+        torch.cat([other_texts, own_texts]),
         Reads(pooled=True),
     )
-    return kept
+    return exists
 
 
 def pair_logits(
@@ -156,12 +160,8 @@ def pair_logits(
     return score(batch.run()["pairs"].pooler_output)
 
 
-def match_logits(score: VLEMatchScore, fused: dict[str, Fused], with_negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (3 N, 2) and labels (3 N,) of the true pairs that have a negative, rows `with_negative` (N,), and of
-    their negatives."""
+def match_logits(score: VLEMatchScore, fused: dict[str, Fused], rows: Tensor | None = None) -> Tensor:
+    """Logits (3 N, 2) of the true pairs `rows` (N,), by default all, and of their negatives."""
     positives: Any = fused["pairs"].pooler_output
     negatives: Any = fused["negatives"].pooler_output
-    logits = score(torch.cat([positives[with_negative], negatives]))
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[: len(logits) - len(negatives)] = 1
-    return logits, labels
+    return score(torch.cat([positives if rows is None else positives[rows], negatives]))

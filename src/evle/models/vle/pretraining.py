@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from evle import objectives
 from evle.errors import ConfigError, DataError
 from evle.models.classifying import two_layer_classifier
-from evle.models.contrast import default_match_ids, total_loss
+from evle.models.contrast import default_match_ids, matching_labels, total_loss
 from evle.models.padding import check_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import Fused, Reads, Stream, key_mask
@@ -103,6 +103,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
         black: Tensor | None = None,
         masked_tokens: Tensor | None = None,
         mpc_rows: Tensor | None = None,
+        match_rows: Tensor | None = None,
     ) -> VLEOutput:
         """The losses of one step.
 
@@ -121,10 +122,10 @@ class VLEForPreTraining(VLEPreTrainedModel):
             masked_tokens: (M,) int64, the indices at which the flattened `mlm_labels` are not -100 [mlm].
             mpc_rows: (N,) int64, the rows that have an object and its class [mpc]. Without `masked_tokens` and
                 `mpc_rows`, both are read from the labels, which synchronises with an accelerator.
+            match_rows: (N,) int64, the rows that are matched, by default all; those of id -100 have no negative [itm].
 
         Returns:
-            The losses by objective; `logits` (M, V) of the masked tokens in the order of `mlm_labels`; `itm_logits` and
-            `itm_labels`; `pbc_logits` (B, P, 2); `mpc_logits` (B, classes).
+            The losses; `logits` (M, V) of masked tokens; ITM's logits and labels; `pbc_logits` (B, P, 2); `mpc_logits`.
 
         Raises:
             DataError: an objective lacks its arguments.
@@ -135,6 +136,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
             input_ids=input_ids,
             mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             match_ids=default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids,
+            match_rows=match_rows,
         )
         self._require(
             mlm={"masked_input_ids": masked_input_ids, "mlm_labels": mlm_labels},
@@ -203,7 +205,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
             reads = Reads(image="pbc" in names, pooled="itm" in names)
             batch.pair("pairs", images["whole"], texts["whole"], reads)
         if "itm" in names:
-            step.with_negative = pair_negatives(
+            step.has_negative = pair_negatives(
                 batch,
                 pixel_values=step.pixel_values,
                 input_ids=step.input_ids,
@@ -212,6 +214,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
                 texts=texts["whole"],
                 match_ids=step.match_ids,
                 similarities=step.similarities,
+                rows=step.match_rows,
             )
         step.fused = batch.run()
 
@@ -226,7 +229,7 @@ class VLEForPreTraining(VLEPreTrainedModel):
 
     def _itm(self, step: "_Step") -> tuple[Tensor, Tensor, Tensor]:
         """Matching of the true pairs and their negatives: the loss, logits and labels."""
-        logits, labels = match_logits(self.itm_score, step.fused, step.with_negative)
+        logits, labels = match_logits(self.itm_score, step.fused, step.match_rows), matching_labels(step.has_negative)
         return objectives.itm(logits, labels), logits, labels
 
     def _mpc(self, step: "_Step", patches: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,5 +283,7 @@ class _Step:
     """Text states by name: "whole" and "masked"."""
     fused: dict[str, Fused] = field(default_factory=dict)
     similarities: tuple[Tensor, Tensor] | None = None
-    with_negative: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    """Rows of the pairs that have a negative [itm]."""
+    match_rows: Tensor | None = None
+    """Rows of the pairs that are matched [itm]."""
+    has_negative: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Which of `match_rows` have a negative [itm]."""
