@@ -107,13 +107,14 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut) -> Itera
         if not sentence:
             left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
             continue
+        directory = required_text(line.value, "directory", where)
+        refuse_outside(posixpath.join(directory, identifier), Path("images"), where)
         row = {
             "identifier": identifier,
             "sentence": sentence,
             "label": label_of(line.value, where),
-            "directory": required_text(line.value, "directory", where),
+            "directory": directory,
         }
-        refuse_outside(posixpath.join(row["directory"], identifier), Path("images"), where)
         yield from ({**row, "order": order} for order in range(orders))
 
 
