@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from evle.pipelines import EmbedPipeline
 from evle.search import (
     Change,
     Filter,
+    Hit,
     ImageIndex,
     build_index,
     find_duplicates,
@@ -668,6 +670,20 @@ def test_nothing_in_a_name_or_caption_becomes_part_of_the_page(photos, embed, tm
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page
     assert "\x1b" not in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "caption"),
+    [
+        ({"Caption": "a", "title": "b"}, "a"),
+        ({"caption": "", "title": "b"}, "b"),
+        ({"sentences": ["c", "d"]}, "c"),
+        ({"captions": [], "year": 3}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_caption_of_a_hit_is_in_any_column_that_training_reads(fields, caption):
+    assert Hit(0.5, "a.png", Path("a.png"), fields=fields).caption == caption
 
 
 def test_the_table_in_a_folder_gives_its_columns_to_the_images(photos, embed, tmp_path, caplog):

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evle.data.custom.columns import CAPTION_COLUMNS
+
 NAMED = 20
 """Unreadable images that a report names; the others are counted."""
 
@@ -26,9 +28,15 @@ class Hit:
 
     @property
     def caption(self) -> str:
-        """The caption in the user's table, "" without one."""
-        value = self.fields.get("caption") or self.fields.get("captions") or self.fields.get("text") or ""
+        """The first caption in the user's table, "" without one."""
+        value = self.fields.get(self.caption_column, "")
         return str(value[0]) if isinstance(value, list) else str(value)
+
+    @property
+    def caption_column(self) -> str:
+        """The column of the user's table that holds the caption, "" without one."""
+        by_form = {name.strip().casefold(): name for name, value in self.fields.items() if value}
+        return next((by_form[name] for name in CAPTION_COLUMNS if name in by_form), "")
 
 
 @dataclass

@@ -65,7 +65,7 @@ def write_contact_sheet(
 
 def _card(rank: int, hit: Hit, page: Path) -> dict[str, Any]:
     image, problem = _shown(hit.path)
-    more = {name: value for name, value in hit.fields.items() if name not in ("caption", "captions", "text")}
+    more = {name: value for name, value in hit.fields.items() if name != hit.caption_column}
     return {
         "rank": rank,
         "image": image,
