@@ -1,14 +1,17 @@
 """Progress, log lines and names on a terminal."""
 
 import io
+import json
 import logging
 import time
 
 import pytest
+from PIL import Image
 
 from commands import call
 from evle import terminal
 from evle.terminal import PrintableStream, ProgressLine, Watch, log_to_terminal, printable
+from retrieval_models import save_retrieval_model
 
 
 def test_no_control_code_of_a_name_reaches_the_terminal(tmp_path):
@@ -25,6 +28,25 @@ def test_no_control_code_of_a_name_reaches_the_terminal(tmp_path):
     assert "a\ufffd[31mb.png" in said
     said = call("data", "check", tmp_path / "none\x1b[31m", code=2)
     assert "\x1b" not in said
+
+
+def test_a_name_with_ends_of_lines_stays_one_line_and_loses_nothing(tmp_path):
+    names = ["a\nb.png", "tab\there.png", "ls\u2028ls.png", "nel\x85.png", "esc\x1b[31m.png", "plain.png"]
+    for name in names:
+        Image.new("RGB", (16, 16), "red").save(tmp_path / name, format="PNG")
+    (tmp_path / "bad\none.png").write_text("no image")
+    index, model = tmp_path / "index", save_retrieval_model(tmp_path / "model")
+    said = call("index", tmp_path, "-o", index, "--model", model)
+    assert f"  {tmp_path}/bad\\none.png: is no image" in said
+    assert f"  {tmp_path}/bad\\none.png: is no image" in call("data", "check", tmp_path, code=1)
+    hits = call("search", index, "a red image", "-k", 9).splitlines()
+    assert len(hits) == len(names)
+    assert any(line.endswith("a\\nb.png") for line in hits)
+    assert "a\\nb.png" in call("index", "-o", index, "--list").splitlines()
+    assert "a\\nb.png  " in call("index", "-o", index, "--duplicates").splitlines()[0]
+    for lines in (call("search", index, "red", "-k", 9, "--json"), call("index", "-o", index, "--list", "--json")):
+        rows = [json.loads(line) for line in lines.splitlines()]
+        assert {row["image"] for row in rows} == {*names}
 
 
 def test_a_file_gets_a_line_now_and_then_with_the_time_left(caplog, monkeypatch):

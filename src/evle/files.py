@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from evle.errors import DataError, EvleError
+
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def read_json(path: str | os.PathLike[str], *, kind: type = object, error: type[EvleError] = DataError) -> Any:
@@ -69,6 +72,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _kind(kind: type) -> str:
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     return "null" if kind is type(None) else names.get(kind, "a number")
+
+
+def json_line(value: Any) -> str:
+    """`value` as JSON in one line, also for readers that end a line at every sign that Unicode calls a line's end.
+
+    Signs that steer a terminal, and bytes of names that are not UTF-8, are written as escapes: none is lost.
+
+    >>> json_line({"image": "a\\u2028b\\udcff\\x85 é.png"})
+    '{"image": "a\\\\u2028b\\\\udcff\\\\u0085 é.png"}'
+    """
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return _ESCAPED.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

@@ -29,6 +29,15 @@ def printable(text: str) -> str:
     return CONTROL_CODES.sub("\ufffd", text)
 
 
+def one_line(text: str) -> str:
+    """`printable` text in one line: a line feed, a tab or a carriage return of a name is shown as its escape.
+
+    >>> one_line("a\\nb.png")
+    'a\\\\nb.png'
+    """
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r"))
+
+
 class PrintableStream:
     """A text stream that writes `printable` text, changed by `edit`, and otherwise behaves as the one it wraps."""
 

@@ -13,6 +13,7 @@ import typer
 from evle.cli.group import STYLE, Verbs
 from evle.cli.shared import print_next, print_opening
 from evle.cli.urls import App
+from evle.terminal import one_line
 
 Kind = Annotated[
     str | None,
@@ -64,7 +65,7 @@ def check(
             found: Any = check_samples(_samples(source, options, kind, split), progress=progress)
         else:
             found = check_folder(source, kind or kind_of_table(Path(source)), progress=progress)
-    print("\n".join(found.lines(most)))
+    print("\n".join(map(one_line, found.lines(most))))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -104,7 +105,7 @@ def stats(source: Source, options: SourceOptions = None, kind: Kind = None, spli
     from evle.inspection import showing
 
     samples = _samples(source, options, kind, split)
-    print("\n".join(showing.count(samples)))
+    print("\n".join(map(one_line, showing.count(samples))))
 
 
 def answers(
@@ -160,7 +161,7 @@ def shards(
     with _progress() as progress:
         done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=progress)
     left_out = list(getattr(samples, "skipped", ()))
-    print("\n".join([*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])]))
+    print("\n".join(map(one_line, [*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])])))
     print_next("evle", "data", "stats", "shards", f"path={output}")
 
 

@@ -18,6 +18,7 @@ from evle.cli.shared import (
     text_list,
 )
 from evle.errors import ConfigError
+from evle.terminal import one_line
 
 if TYPE_CHECKING:
     from evle.search import Filter, Hit
@@ -101,7 +102,7 @@ def index(
         print(f"{output}: {len(change.vanished)} removed, {change.num_kept} kept", file=remarks)
     if list_images:
         for key in opened.keys:
-            print_json({"image": key}) if as_json else print(key)
+            print_json({"image": key}) if as_json else print(one_line(key))
     if stats:
         _print_facts(opened.stats(), as_json)
     for wanted, similarity in ((duplicates, None), (similar is not None, similar)):
@@ -125,7 +126,7 @@ def _opened(output: Path) -> Any:
 
 def _print_groups(groups: list[list[str]], as_json: bool) -> None:
     for group in groups:
-        print_json({"images": group}) if as_json else print("  ".join(group))
+        print_json({"images": group}) if as_json else print("  ".join(map(one_line, group)))
     if not as_json:
         print(f"{len(groups)} groups, {sum(map(len, groups)) - len(groups)} images more than needed")
 
@@ -225,7 +226,7 @@ def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:
 
 def _line(hit: "Hit") -> str:
     match = "" if hit.match is None else f"  match {hit.match:6.1%}"
-    return f"{hit.score:7.3f}{match}  {_nearby(hit.path)}"
+    return f"{hit.score:7.3f}{match}  {one_line(str(_nearby(hit.path)))}"
 
 
 def _nearby(path: Path) -> Path:

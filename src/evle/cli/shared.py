@@ -5,7 +5,6 @@ Exit codes: 0, everything was answered; 1, some inputs failed, each in one line 
 2, nothing was answered, or the command makes no sense.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -225,14 +224,17 @@ def print_error(message: str) -> None:
 
 def print_json(row: Mapping[str, Any]) -> None:
     """One JSON line; paths become text."""
-    print(json.dumps(row, default=str, ensure_ascii=False))
+    from evle.files import json_line
+
+    print(json_line(row))
 
 
 def print_next(*command: object) -> None:
     """The next useful command, ready to be copied."""
     from evle.storage import shown
+    from evle.terminal import one_line
 
-    print("next: " + shlex.join(shown(str(part)) for part in command), file=sys.stderr)
+    print("next: " + one_line(shlex.join(shown(str(part)) for part in command)), file=sys.stderr)
 
 
 def print_opening(page: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evle.cli.shared import print_next, print_opening
+from evle.terminal import one_line
 
 if TYPE_CHECKING:
     from evle.report import Report, Table
@@ -45,7 +46,7 @@ def show_report(report: "Report", folder: Path, tables: Sequence["Table"] = ()) 
     from evle.storage import shown
 
     if is_main():
-        print("\n".join([report.title, *(f"  {line}" for line in report.summary)]))
+        print("\n".join([report.title, *(f"  {one_line(line)}" for line in report.summary)]))
         for table in tables:
             print(f"\n{text_table(table)}\n")
         print(f"report: {shown(folder / 'report.html')}")

@@ -12,6 +12,7 @@ from evle.cli.completion import complete_key, complete_recipe
 from evle.cli.shared import AsJson, print_json
 from evle.cli.showing import show_page, show_report, show_use
 from evle.errors import EvleError
+from evle.terminal import one_line
 
 Recipe = Annotated[
     str,
@@ -71,7 +72,7 @@ def train(
     read = read_stages(recipe, [*(overrides or []), *([f"output={output}"] if output is not None else [])], quick=quick)
     if dry_run:
         result = trying.rehearse_stages(read)
-        print("\n".join(result.as_lines()))
+        print("\n".join(map(one_line, result.as_lines())))
         if result.missing:
             raise typer.Exit(2)
         return

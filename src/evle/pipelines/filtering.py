@@ -22,7 +22,7 @@ from evle.data.custom.image_folder import ImageFolder
 from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
 from evle.data.images import open_image
 from evle.errors import ConfigError, DataError, SampleError
-from evle.files import opened_whole, parse_json, write_whole
+from evle.files import json_line, opened_whole, parse_json, write_whole
 from evle.pipelines.matching import MatchPipeline
 from evle.report import Cell, Gallery, GalleryRow, Report, Table
 from evle.terminal import ProgressLine
@@ -105,11 +105,11 @@ def _score(match: MatchPipeline, pairs: Path, output: Path, num_rows: int, progr
         write_whole(part, json.dumps(header) + "\n")
     rows = islice(read_rows(pairs), done, None)
     with ExitStack() as stack:
-        file = stack.enter_context(open(part, "a", encoding="utf-8", errors="replace"))
+        file = stack.enter_context(open(part, "a", encoding="utf-8"))
         line = stack.enter_context(ProgressLine(num_rows, "rows scored", done=done, visible=progress))
         while chunk := list(islice(rows, CHUNK)):
             for scored in _scored_chunk(match, pairs, chunk):
-                file.write(json.dumps(scored, ensure_ascii=False) + "\n")
+                file.write(json_line(scored) + "\n")
             file.flush()
             os.fsync(file.fileno())
             line.advance(len(chunk))
@@ -255,7 +255,7 @@ def _kept_part(row: dict[str, Any], is_kept: list[bool]) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    return (json_line(row) + "\n").encode()
 
 
 def _failures(reasons: list[list[Any]]) -> list[Table]:

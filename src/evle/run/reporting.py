@@ -1,6 +1,5 @@
 """What a run or an evaluation found, as the lines, tables, curves and files of its report."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -10,6 +9,7 @@ from evle.data.samples import Split
 from evle.distributed import is_main
 from evle.engine.run_folder import Run, read_events, read_log
 from evle.engine.steps import FitResult
+from evle.files import json_line
 from evle.report import Curve, Report, Table, plain, write_whole
 from evle.run.splits import DataConfig, as_list
 from evle.tasks.task import Evaluation, Task
@@ -153,7 +153,7 @@ def write_report(report: Report, found: Evaluation, folder: Path) -> None:
         return
     report.write(folder)
     if found.predictions:
-        lines = (json.dumps(plain(record), ensure_ascii=False) for record in found.predictions)
+        lines = (json_line(plain(record)) for record in found.predictions)
         write_whole(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     for name, text in found.files.items():
         write_whole(folder / name, text)

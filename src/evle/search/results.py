@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evle.data.custom.columns import CAPTION_COLUMNS
+from evle.terminal import one_line
 
 NAMED = 20
 """Unreadable images that a report names; the others are counted."""
@@ -71,4 +72,4 @@ class Change:
         if self.note:
             counts += f"; {self.note}"
         more = [f"... and {len(self.skipped) - NAMED} more"] if len(self.skipped) > NAMED else []
-        return "\n  ".join([counts, *self.skipped[:NAMED], *more])
+        return "\n  ".join([counts, *map(one_line, self.skipped[:NAMED]), *more])

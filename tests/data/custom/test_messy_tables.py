@@ -447,7 +447,10 @@ def test_a_small_parquet_of_one_long_text_is_refused_in_little_memory(tmp_path):
     assert pa.default_memory_pool().max_memory() - before < 200 << 20
 
 
-@pytest.mark.parametrize(("sign", "text"), [("|", "a dog {0}|the dog {0} runs"), (";", "a dog {0}; dog {0} runs ;")])
+@pytest.mark.parametrize(
+    ("sign", "text"),
+    [("|", "a dog {0}|the dog {0} runs"), (";", "a dog {0}; dog {0} runs ;"), ("\n", "a dog {0}\nthe dog {0} runs")],
+)
 def test_captions_joined_by_a_sign_are_divided_or_refused_and_never_one_caption(sign, text, tmp_path):
     rows = "".join(f'{number}.jpg,"{text.format(number)}",train\n' for number in range(4))
     draw(tmp_path, *(f"{number}.jpg" for number in range(4)))

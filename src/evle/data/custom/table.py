@@ -131,7 +131,7 @@ class TableRows:
         for pattern, share in patterns.items():
             count = pc.sum(pc.match_substring_regex(texts, pattern)).as_py() or 0
             if count >= max(2, share * len(texts)):
-                sign = pattern[:1] if pattern.startswith(",") else re.sub(r"\\(.)", r"\1", pattern)
+                sign = pattern[:1] if pattern.startswith(",") else re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL)
                 return (
                     f"{count:,} of {len(texts):,} {noun} hold {sign!r}; set caption_separator={sign!r} if it stands "
                     f"between the {noun} of {owner}, or caption_separator='' if it belongs to the {noun}"
