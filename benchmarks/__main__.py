@@ -13,6 +13,7 @@ import argparse
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,13 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(row: str, precision: str, options: argparse.Namespace) -> bool:
-    """Measure one row in a process of its own; whether it succeeded."""
+def measure(row: str, precision: str, options: argparse.Namespace) -> str:
+    """Measure one row in a process of its own. Returns why it failed, "" if it succeeded."""
     command = [sys.executable, "-m", "benchmarks.one_row", row, precision, str(file_of(row, precision, options.out))]
     command += ["--rounds", str(options.rounds), "--threads", str(options.threads), *["--quick"] * options.quick]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     environment[DEFAULT_ALLOCATOR] = "1" if options.default_allocator else ""
-    return subprocess.run(command, env=environment, check=False).returncode == 0
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code == -signal.SIGKILL:
+        return "stopped by the system, which does that when memory is short; free some, or measure on a larger machine"
+    return "its message is above" if code else ""
 
 
 def file_of(row: str, precision: str, folder: Path) -> Path:
@@ -81,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = [(row, precision) for row in options.rows for precision in precisions_of(row) if precision in options.dtypes]
-    failed = [] if options.table else [job for job in jobs if not measure(*job, options)]
+    failed = {} if options.table else {job: why for job in jobs if (why := measure(*job, options))}
     records = read_records(options.out)
     lines = [line for name, record in records.items() for line in lines_of(name.rsplit(".", 1)[0], record)]
     conditions = [record["conditions"] for record in records.values()]
@@ -91,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     table = markdown(records, {row: note for row in measured if (note := constant(row, "NOTE", ""))})
     (options.out / "table.md").write_text(table, encoding="utf-8")
     print(table)
-    for row, precision in failed:
-        print(f"{row}, {precision}: failed; its message is above", file=sys.stderr)
+    for (row, precision), why in failed.items():
+        print(f"{row}, {precision}: failed; {why}", file=sys.stderr)
     return len(failed)
 
 

@@ -1,13 +1,15 @@
 """Every row of the benchmark, on the smallest sizes: it runs, and the textbook computes what ours computes."""
 
 import json
+import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.__main__ import precisions_of, row_names
+from benchmarks.__main__ import main, precisions_of, row_names
 from benchmarks.case import Setting
 from benchmarks.eve_batches import eve_config, masked_pairs
 from benchmarks.measuring import count_flops, run_row
@@ -118,3 +120,9 @@ def test_no_module_hides_one_of_the_standard_library():
     names = {file.stem for file in Path(benchmarks.__path__[0]).iterdir()}
     assert "serving" in names
     assert not names & sys.stdlib_module_names
+
+
+def test_a_row_that_the_system_stops_is_reported_as_short_of_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], -signal.SIGKILL))
+    assert main(["--rows", "soft_layer", "--dtypes", "fp32", "--out", str(tmp_path)]) == 1
+    assert "soft_layer, fp32: failed; stopped by the system" in capsys.readouterr().err
