@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evle.data.images import MAX_PIXELS, open_image, unused_range
+from evle.data.images import MAX_PIXELS, odd_values, open_image
 from evle.errors import SampleError
 from evle.models.processing import upright_rgb
 
@@ -253,7 +253,7 @@ def tiff_of_12_bits(*values):
 def test_a_file_that_says_to_have_12_bits_is_scaled_from_them(tmp_path):
     image = open_image(tiff_of_12_bits(0, 2048, 4095, 16))
     assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 1]
-    assert unused_range(tiff_of_12_bits(0, 100), open_image(tiff_of_12_bits(0, 100))) == ""
+    assert odd_values(tiff_of_12_bits(0, 100), open_image(tiff_of_12_bits(0, 100))) == ""
     (tmp_path / "a.tif").write_bytes(tiff_of_12_bits(0, 2048, 4095, 16))
     assert upright_rgb(Image.open(tmp_path / "a.tif")).tobytes() == image.tobytes()
 
@@ -263,15 +263,35 @@ def test_a_file_that_says_to_have_12_bits_is_scaled_from_them(tmp_path):
 def test_few_bits_in_a_file_of_16_are_named(most, words, form):
     content = io.BytesIO()
     Image.fromarray(np.array([[0, most]], np.uint16)).save(content, form)
-    reason = unused_range(content.getvalue(), open_image(content.getvalue()))
+    reason = odd_values(content.getvalue(), open_image(content.getvalue()))
     assert (words in reason) if words else not reason
 
 
 def test_few_bits_in_colours_of_16_are_named():
     for values, words in (((0, 4000, 300), "12-bit"), ((0, 4096, 300), ""), ((0, 0, 0), "")):
-        reason = unused_range(colours_of_16_bits(*values), open_image(colours_of_16_bits(*values)))
+        reason = odd_values(colours_of_16_bits(*values), open_image(colours_of_16_bits(*values)))
         assert (words in reason) if words else not reason
-    assert not unused_range(Image.new("L", (2, 2), 3), Image.new("RGB", (2, 2), (3, 3, 3)))
+    assert not odd_values(Image.new("L", (2, 2), 3), Image.new("RGB", (2, 2), (3, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.array([[-1, 0.5, 1]], np.float32), "holds values below 0, down to -1, which become black"),
+        (np.array([[-1000, 0, 60000]], np.int32), "holds values below 0, down to -1000"),
+        (np.array([[0, 0.001]], np.float32), "all values are at most 0.001, so that it is nearly black"),
+        (np.array([[0, 9]], np.float32), "all values are at most 9, so that it is nearly black"),
+        (np.array([[0, 4000]], np.float32), "looks like 12-bit data"),
+        (np.array([[0, 0.5, 1]], np.float32), ""),
+        (np.array([[0, 200]], np.float32), ""),
+        (np.array([[0, np.nan, 1]], np.float32), ""),
+        (np.array([[0, 9]], np.int32), ""),
+    ],
+)
+def test_values_that_become_too_dark_are_named(values, words, tmp_path):
+    path = saved(tmp_path / "a.tif", Image.fromarray(values))
+    reason = odd_values(path, open_image(path))
+    assert (words in reason) if words else not reason
 
 
 def test_damaged_exif_prints_no_warning(tmp_path):

@@ -63,7 +63,7 @@ def test_an_image_of_12_bits_in_16_is_named_once_by_both_checks(tmp_path):
     for check in (check_folder(tmp_path), check_samples(folder(tmp_path, split="train", shares=(1, 0, 0)))):
         assert [line.partition(", and")[0].removesuffix("#0") for line in check.dark.lines] == [words]
         assert check.ok
-        assert "images of 16 bits that are nearly black: 1" in check.lines()
+        assert "images of more than 8 bits that are too dark: 1" in check.lines()
 
 
 def test_an_image_named_in_two_splits_leaks(tmp_path):

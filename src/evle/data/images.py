@@ -214,23 +214,36 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     return result
 
 
-def unused_range(source: ImageSource, image: Image.Image) -> str:
-    """Why `image`, as `open_image` read it from `source`, is nearly black although the source may not be: all values of
-    a file of 16 bits are small, as if 8, 10 or 12 bits had been written into it. Empty for any other image."""
-    if max(high for _, high in image.getextrema()) > _DARK:  # type: ignore[misc]
+def odd_values(source: ImageSource, image: Image.Image) -> str:
+    """Why `image`, as `open_image` read it from `source`, may not look as it is meant to; empty for most images.
+
+    Of an image of 16 or 32 bits or floats, values below 0 are black, and so are nearly all values of an image that uses
+    a small part of its range, such as 12 bits in a file of 16.
+    """
+    extrema: Any = image.getextrema()
+    is_dark = max(high for _, high in extrema) <= _DARK
+    is_grey = len({*extrema}) == 1 and extrema[0][0] == 0
+    if not (is_dark or is_grey):
         return ""
     opened = _open(source, image.width * image.height)
     tile = getattr(opened, "tile", None)
-    if opened.mode.startswith("I") and getattr(opened, "tag_v2", {}).get(_BITS) != (12,):
-        most = int(_finite(np.asarray(opened)).max(initial=0.0))
-        most = 0 if most <= 255 and opened.mode == "I" else most  # read as 8 bits, and black indeed
+    if opened.mode.startswith("I") or opened.mode == "F":
+        values = np.asarray(opened)
+        values = values[np.isfinite(values)] if opened.mode == "F" else values
+        low, most = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        if low < 0:
+            return f"holds values below 0, down to {low:g}, which become black; move them up, or save it with 8 bits"
+        if (opened.mode == "I" and most <= 255) or getattr(opened, "tag_v2", {}).get(_BITS) == (12,):
+            most = 0.0  # read as these bits, and black indeed
     elif tile and ";16" in str(tile[0][3]):  # colours, of which Pillow keeps the upper 8 bits
-        most = 256 * max(high for _, high in opened.getextrema())  # type: ignore[misc]
+        most = 256.0 * max(high for _, high in extrema)
     else:
         return ""
     bits = next((bits for bits in (8, 10, 12) if 0 < most < 2**bits), 0)
-    if not bits:
+    if not is_dark or not bits:
         return ""
+    if opened.mode == "F" and most < 256:
+        return f"all values are at most {most:g}, so that it is nearly black; scale them to 0 to 1 or 0 to 255"
     return (
         f"all values are below {2**bits}: it looks like {bits}-bit data in a 16-bit file, and is nearly black; "
         f"multiply its values by {2 ** (16 - bits)}, or save it with 8 bits"

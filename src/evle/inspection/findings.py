@@ -10,8 +10,8 @@ LONG = 30
 """Words above which a text counts as over-long: X-VLM's limit for captions."""
 ODD = "texts that hold codes; they are read as they are"
 """The name of findings by `oddity`."""
-DARK = "images of 16 bits that are nearly black"
-"""The name of findings by `unused_range`."""
+DARK = "images of more than 8 bits that are too dark"
+"""The name of findings by `odd_values`."""
 NAMED = 1000
 """Findings of one kind that are kept as lines; the others are counted."""
 

@@ -25,7 +25,7 @@ from evle.data.custom.table import IMAGE_FIELDS, TableRows, names_split, unusual
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.listing import list_folder, other_tables
 from evle.data.formats.table_files import find_table, tables_beside
-from evle.data.images import open_image, unused_range
+from evle.data.images import odd_values, open_image
 from evle.data.samples import SPLITS
 from evle.errors import DataError, SampleError
 from evle.inspection.findings import DARK, LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
@@ -346,7 +346,8 @@ def _look_at_answers(check: FolderCheck, rows: TableRows) -> None:
         check.unanswered = int((answers[rows.usable()] == 0).sum())
     elif rows.task == "nlvr2":
         check.unanswered = rows.table.column("label").null_count
-    others = check.not_read = rows.columns_not_read
+    others = rows.columns_not_read
+    check.not_read = (*rows.columns_passed_over, *others)
     if rows.answers_note and (others or rows.columns.answer):
         check.broken_rows.add(f"{rows.origin}: {rows.answers_note}")
 
@@ -361,7 +362,8 @@ def _name_images_without_row(check: FolderCheck, folder: ImageFolder, listed: li
         for name in named[start : start + 10_000].to_pylist()
     }
     for name in listed:
-        if hash(folder.name_of(name, "").casefold()) not in known:
+        form = folder.name_of(name, "").casefold()
+        if not {hash(form), hash(os.path.splitext(form)[0])} & known:  # a row may leave the ending out
             check.without_row.add(name)
 
 
@@ -439,7 +441,7 @@ def _looks(folder: ImageFolder, names: Iterable[str], num_threads: int) -> Itera
             image = open_image(path)
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
-            content, dark = int.from_bytes(digest, "big") >> 1, unused_range(path, image)
+            content, dark = int.from_bytes(digest, "big") >> 1, odd_values(path, image)
             return _Look(name, image.size, content, other_form=other_form, dark=dark)
         except SampleError as error:
             return _Look(name, error=str(error), other_form=other_form)

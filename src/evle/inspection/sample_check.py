@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from evle.data.custom.columns import says_something
-from evle.data.images import open_image, unused_range
+from evle.data.images import odd_values, open_image
 from evle.data.samples import (
     Box,
     CaptionSample,
@@ -213,7 +213,7 @@ def _looked_at(samples: Sequence[Sample], images: np.ndarray, num_threads: int) 
             return reason if sample.key in reason else f"{sample.key}: {reason}"
         outside = [box for box in _boxes(sample) if not is_inside(box, opened.size)]
         lines = [f"{sample.key}: {place_of(box, opened.size)}" for box in outside]
-        dark = unused_range(source, opened)
+        dark = odd_values(source, opened)
         return opened.size, _content(source), lines, dark and f"{sample.key}: {dark}"
 
     rest = iter(images)

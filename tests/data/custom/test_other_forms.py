@@ -80,6 +80,39 @@ def test_other_columns_are_no_columns_of_splits(tmp_path):
     assert check_folder(tmp_path).not_read == ("usage", "type")
 
 
+def test_a_second_column_of_images_or_texts_is_named_as_not_read(tmp_path):
+    draw(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "captions.csv").write_text("image,image_path,caption,text\na.jpg,b.jpg,one,two\n")
+    assert check_folder(tmp_path).not_read == ("image_path", "text")
+    assert check_folder(tmp_path, image_column="image_path", caption_column="text").not_read == ("image", "caption")
+    (tmp_path / "captions.csv").rename(tmp_path / "questions.csv")
+    (tmp_path / "questions.csv").write_text("image,question,answers,answer\na.jpg,what?,one,two\n")
+    assert check_folder(tmp_path, "vqa").not_read == ("answer",)
+
+
+def test_a_map_of_languages_is_no_list_of_captions(tmp_path):
+    draw(tmp_path, "a.jpg")
+    kind = pa.map_(pa.string(), pa.string())
+    table = pa.table({"image": ["a.jpg"], "captions": pa.array([[("en", "a dog"), ("de", "ein Hund")]], kind)})
+    pq.write_table(table, tmp_path / "captions.parquet")
+    with pytest.raises(DataError, match="a record of en, de has none of raw, caption"):
+        folder(tmp_path)
+
+
+def test_a_name_without_its_ending_names_the_image(tmp_path):
+    draw(tmp_path, "0.jpg", "1.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption\n0,a dog\n")
+    assert check_folder(tmp_path).without_row.lines == ["1.jpg"]
+
+
+def test_texts_beside_images_are_named_and_not_read(tmp_path):
+    draw(tmp_path, "a.jpg", "b.jpg")
+    for name in ("a.txt", "b.txt", "readme.txt"):
+        (tmp_path / name).write_text("a dog")
+    words = "2 texts beside their images, which are not read; write them into a table: a.txt, b.txt"
+    assert words in check_folder(tmp_path).unread.lines
+
+
 def test_a_column_of_splits_that_does_not_exist_is_refused(tmp_path):
     draw(tmp_path, *NAMES)
     rows(tmp_path, [{"image": n, "caption": "a dog", "partition": s} for n, s in zip(NAMES, SPLITS)])

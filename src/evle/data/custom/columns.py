@@ -143,6 +143,22 @@ def has_column(names: Sequence[str], named: str | None, usual: Sequence[str]) ->
     return bool(_present(tuple(names), named, tuple(usual)))
 
 
+def passed_over(names: Sequence[str], task: str, columns: Columns, is_embedded: bool) -> tuple[str, ...]:
+    """The columns that are usual for a task, and are read at most where another one, which comes first, is blank."""
+    kinds: dict[str, list[tuple[str | Sequence[str] | None, Sequence[str]]]] = {
+        "captions": [(columns.caption, CAPTION_COLUMNS)],
+        "vqa": [(columns.question, QUESTION_COLUMNS), (columns.answer, ANSWER_COLUMNS)],
+    }
+    images = EMBEDDED_COLUMNS if is_embedded else IMAGE_COLUMNS
+    kind_of_image = [] if task == "nlvr2" else [(columns.image, images)]
+    spare: list[str] = []
+    for named, usual in [*kind_of_image, *kinds.get(task, [])]:
+        present = _present(tuple(names), None, tuple(usual))
+        read = [named] if isinstance(named, str) else present[:1] if named is None else named
+        spare += [name for name in present if name not in read]
+    return tuple(spare)
+
+
 def image_of(row: Row, image_column: str | None, where: str, images: ImageFolder | None) -> str:
     """The name of a row's image (see `ImageFolder.name_of`). Raises DataError where it names none."""
     return _image_name(value_of(row, image_column, IMAGE_COLUMNS, where, "image"), where, images)

@@ -27,6 +27,7 @@ from evle.data.custom.columns import (
     Columns,
     fields_of,
     has_column,
+    passed_over,
     value_of,
 )
 from evle.data.custom.image_folder import ImageFolder, loose_form
@@ -106,6 +107,11 @@ class TableRows:
         if isinstance(self.images, EmbeddedImages):
             usual.update(EMBEDDED_COLUMNS)
         return tuple(name for name in self.names if name not in given and name.strip().casefold() not in usual)
+
+    @property
+    def columns_passed_over(self) -> tuple[str, ...]:
+        """The columns that could be read for the task, and are not because another one of their kind holds a value."""
+        return passed_over(self.names, self.task, self.columns, isinstance(self.images, EmbeddedImages))
 
     @property
     def answers_note(self) -> str:

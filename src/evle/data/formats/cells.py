@@ -136,6 +136,8 @@ def _texts(value: Any) -> list[str]:
             return [number_text(value)]
         case bytes():
             return _plain(unescaped(_decoded(value)))
+        case list() if value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
+            return _texts(_member(dict(value)))  # a map of Parquet, as pairs of keys and values
         case list() | tuple():
             return [text for each in value for text in _texts(each)]
         case dict():

@@ -51,6 +51,7 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
         raise DataError(f"{path}: no such folder; check the path")
     images: list[str] = []
     unread: dict[str, list[str]] = defaultdict(list)
+    texts: list[str] = []
     failures: list[str] = []
     sniffed = 0
     for here, folders, files in os.walk(os.fspath(path), onerror=lambda error: failures.append(str(error.filename))):
@@ -66,6 +67,8 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
                 unread["links that lead nowhere; correct or remove them"].append(str(inside / name))
             elif suffix in IMAGE_SUFFIXES:
                 images.append(str(inside / name))
+            elif suffix in (".txt", ".caption"):
+                texts.append(str(inside / name))
             elif not suffix and sniffed < _SNIFFED:
                 sniffed += 1
                 if _starts_like_an_image(os.path.join(here, name)):
@@ -74,6 +77,10 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
                 kind = next((words for words, endings in UNREAD_SUFFIXES.items() if suffix in endings), None)
                 if kind is not None:
                     unread[kind].append(str(inside / name))
+    named = {os.path.splitext(name)[0] for name in images}
+    unread["texts beside their images, which are not read; write them into a table"] += [
+        name for name in texts if os.path.splitext(name)[0] in named
+    ]
     unread["folders that cannot be opened; change their permissions"] += failures
     lines = [f"{len(names):,} {_noun(kind, len(names))}: {_named(names)}" for kind, names in unread.items() if names]
     return Listing(sorted(images), lines + other_tables(Path(path)))
@@ -95,7 +102,16 @@ def other_tables(path: Path) -> list[str]:
 
 
 def _noun(kind: str, count: int) -> str:
-    return kind if count > 1 else kind.replace("images", "image", 1).replace("archives", "archive", 1)
+    if count > 1:
+        return kind
+    for plural, singular in (
+        ("texts beside their images, which are", "text beside its image, which is"),
+        ("images", "image"),
+        ("archives", "archive"),
+    ):
+        if plural in kind:
+            return kind.replace(plural, singular, 1)
+    return kind
 
 
 def _named(names: Iterable[str]) -> str:
