@@ -14,7 +14,7 @@ from evle.data.custom.corpus import read_texts
 from evle.data.custom.folder import folder
 from evle.data.custom.saved_datasets import saved_dataset
 from evle.data.formats.listing import list_folder
-from evle.data.formats.table_files import kind_of_table
+from evle.data.formats.table_files import kind_of_table, read_rows
 from evle.data.images import open_image
 from evle.errors import DataError, SampleError
 from evle.inspection.folder_check import check_folder
@@ -316,6 +316,14 @@ def test_own_pairs_are_a_table(tmp_path):
     assert check.ok
     assert (check.images, check.texts, check.unanswered) == (2, 3, 1)
     assert kind_of_table(tmp_path) == "nlvr2"
+
+
+def test_the_kind_and_the_rows_of_a_parquet_table_are_known_without_its_values(tmp_path):
+    columns = {"image": ["a.jpg", "b.jpg"], "question": ["who?", "why?"], "answer": ["me", "you"]}
+    pq.write_table(pa.table(columns), tmp_path / "data.parquet")
+    assert kind_of_table(tmp_path) == "vqa"
+    blank = dict.fromkeys(columns)
+    assert list(read_rows(tmp_path / "data.parquet", lambda name: False)) == [(1, blank), (2, blank)]
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,6 @@ def parquet_batches(file: str | Path, names: list[str]) -> Iterator[pa.RecordBat
             column = parquet.schema.column(index)
             if column.physical_type == "BYTE_ARRAY" and (column.path.split(".")[0] in names or column.path in names):
                 texts.append(column.path)
-        count = parquet.metadata.num_rows
-    if not names:  # a batch without columns has no rows
-        for first in range(0, count, _CHUNK):
-            yield pa.RecordBatch.from_pylist([{}] * min(_CHUNK, count - first), schema=pa.schema([]))
-        return
     with pq.ParquetFile(file, read_dictionary=texts) as parquet:
         for group in range(parquet.num_row_groups):  # one batch each, or every batch would hold the whole dictionary
             rows = parquet.metadata.row_group(group).num_rows
