@@ -1,15 +1,28 @@
 """Scoring a file of pairs: every text once, in order, resumable, and a part of them kept."""
 
+import datetime
 import json
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from commands import call
 from evle import terminal
 from evle.errors import ConfigError, DataError
 from evle.pipelines import MatchPipeline, filtering, score_pairs
 from retrieval_models import COLOURS, save_retrieval_model
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("Caption", pa.string()),
+        ("sentences", pa.list_(pa.string())),
+        ("title", pa.string()),
+        ("day", pa.date32()),
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +134,47 @@ def test_impossible_jobs_are_refused(match, table, tmp_path):
             score_pairs(match, table, tmp_path / "s.jsonl", progress=False, **options)
     with pytest.raises(ConfigError, match="replace the input"):
         score_pairs(match, table, table, progress=False)
-    with pytest.raises(DataError, match="not a table of pairs"):
+    with pytest.raises(ConfigError, match="is a folder; give the name of a file"):
+        score_pairs(match, table, tmp_path, progress=False)
+    with pytest.raises(DataError, match="no such file"):
         score_pairs(match, tmp_path / "no.jsonl", tmp_path / "s.jsonl", progress=False)
+    with pytest.raises(DataError, match="not a table of pairs"):
+        score_pairs(match, tmp_path, tmp_path / "s.jsonl", progress=False)
+    (tmp_path / "empty.csv").write_text("image,caption\n")
+    with pytest.raises(DataError, match="has no rows"):
+        score_pairs(match, tmp_path / "empty.csv", tmp_path / "s.jsonl", progress=False)
+
+
+def test_captions_are_read_as_in_training_and_dates_are_kept(match, table, tmp_path):
+    rows = [
+        {"image": "red.png", "Caption": "a red ball"},
+        {"image": "red.png", "sentences": ["a red ball", "", "..."]},
+        {"image": "red.png", "title": "['a red ball', 'a blue ball']", "day": datetime.date(2024, 5, 1)},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "pairs.parquet")
+    scored = score_pairs(match, tmp_path / "pairs.parquet", tmp_path / "s.jsonl", keep=0, progress=False)
+    assert (scored.num_scored, scored.num_failed, scored.num_kept) == (4, 0, 4)
+    first, second, third = lines(scored.output)
+    assert second["scores"] == [first["score"]]
+    assert third["scores"][0] == first["score"]
+    assert third["day"] == "2024-05-01"
+    kept = lines(scored.kept_file)
+    assert [kept[1]["sentences"], kept[2]["title"]] == [["a red ball"], ["a red ball", "a blue ball"]]
+
+
+def test_an_output_can_be_scored_again(match, table, tmp_path):
+    first = score_pairs(match, table, tmp_path / "s.jsonl", keep=0.5, progress=False)
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "none.png")  # the image that was missing
+    again = score_pairs(match, first.output, tmp_path / "again.jsonl", progress=False)
+    assert (again.num_scored, again.num_failed) == (8, 1)
+    assert [name for row in lines(again.output)[:7] for name in ("error", "kept") if name in row] == []
 
 
 def test_the_verb_scores_a_table(match, table, tmp_path):
     # Exit code 1: two texts could not be scored.
     said = call("match", match.source, "--pairs", table, "-o", tmp_path / "s.jsonl", "--top", "0.5", code=1)
     assert "7 texts scored, 2 could not be" in said
+    assert "evle: 2 texts could not be scored; the first: " in said
     assert "Not scored" in (tmp_path / "s.report" / "report.md").read_text()
     assert "4 texts kept" in said
     assert "next: evle data check" in said

@@ -21,6 +21,7 @@ from evle.cli.shared import (
     chat_server,
     file_name,
     image_source,
+    print_error,
     print_json,
     print_next,
     refuse_images,
@@ -183,11 +184,12 @@ def _score_table(
         if scored.kept_file is not None:
             print(f"{scored.kept_file}: {scored.num_kept:,} texts kept, from {scored.threshold:.3f} on")
         print(f"report: {scored.report}")
-    if scored.kept_file is not None:
+    if scored.num_kept and scored.kept_file is not None:
         print_next("evle", "data", "check", scored.kept_file)
-    else:
+    elif scored.num_scored:
         print_next("evle", "match", pipeline.source, "--pairs", pairs, "-o", output, "--top", "0.5")
     if scored.num_failed:
+        print_error(f"{scored.num_failed:,} texts could not be scored; the first: {scored.first_error}")
         raise typer.Exit(1 if scored.num_scored else 2)
 
 

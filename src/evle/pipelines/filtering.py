@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evle.data.custom.columns import image_of
+from evle.data.custom.columns import CAPTION_COLUMNS, cell_texts, image_of, present_columns, says_something
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
 from evle.data.images import open_image
@@ -30,7 +30,10 @@ from evle.terminal import ProgressLine
 logger = logging.getLogger(__name__)
 
 CHUNK = 2048
-TEXT_COLUMNS = ("caption", "captions", "text", "sentence")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, "sentence")
+"""Where a row's texts are: the first of these columns, in any case, that has any."""
+OWN_COLUMNS = ("score", "scores", "kept", "error")
+"""What the output adds to a row."""
 BINS = 10
 EXAMPLES = 8
 NAMED = 20
@@ -51,6 +54,8 @@ class Scored:
     num_failed: int
     num_kept: int
     threshold: float
+    first_error: str = ""
+    """Why the first of those could not be scored."""
 
 
 def score_pairs(
@@ -64,11 +69,11 @@ def score_pairs(
 ) -> Scored:
     """Score every text of the table `pairs` against its image, and write the rows with their scores to `output`.
 
-    A row names an image, relative to the table, and has a caption, or a list of captions. Its row in `output` (JSON
-    lines, in the same order) also has "score", the match probability, or "scores" for a list. `keep` keeps texts whose
-    probability is at least so high, `top` this share of all texts, best first; with either, rows also have "kept", and
-    OUTPUT.kept.jsonl holds the kept rows in the form of the input. An image that cannot be read gets the score null and
-    an "error". A report with a histogram and examples is in OUTPUT.report.
+    A row names an image, relative to the table, and has a caption, or a list of captions, read as in training. Its row
+    in `output` (JSON lines, in the same order) also has "score", the match probability, or "scores" for a list. `keep`
+    keeps texts whose probability is at least so high, `top` this share of all texts, best first; with either, rows also
+    have "kept", and OUTPUT.kept.jsonl holds the kept rows in the form of the input. An image that cannot be read gets
+    the score null and an "error". A report with a histogram and examples is in OUTPUT.report.
 
     Raises ConfigError for impossible options, DataError for a table that cannot be read.
     """
@@ -80,10 +85,15 @@ def score_pairs(
     if not 0 < (1 if top is None else top) <= 1:
         raise ConfigError(f"top={top}: give a share above 0 and at most 1")
     if not pairs.is_file() or pairs.suffix.lower() not in TABLE_SUFFIXES:
-        raise DataError(f"{pairs}: not a table of pairs; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
+        what = "not a table of pairs" if pairs.exists() else "no such file"
+        raise DataError(f"{pairs}: {what}; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
     if output.resolve() == pairs.resolve():
         raise ConfigError(f"{output}: the output would replace the input; give another file")
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder; give the name of a file to write")
     num_rows = sum(1 for _ in read_rows(pairs, lambda name: False))
+    if not num_rows:
+        raise DataError(f"{pairs}: has no rows; give a table with an image and a caption in each")
     part = _score(match, pairs, output, num_rows, progress)
     threshold = _threshold(part, keep, top)
     with ProgressLine(num_rows, "rows written", visible=progress) as line:
@@ -135,11 +145,13 @@ def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]
     """The rows of a chunk with their scores; the pipeline forms batches of similar length."""
     rows: list[dict[str, Any]] = []
     images, texts, owners = [], [], []
+    lists = set()
     for line, row in chunk:
         try:
             if isinstance(row, DataError):
                 raise row
-            listed = texts_of(row, f"{pairs}:{line}")
+            row = {name: value for name, value in row.items() if name not in OWN_COLUMNS}  # of an earlier output
+            column, listed = texts_of(row, f"{pairs}:{line}")
             image = _image_path(image_of(row, None, f"{pairs}:{line}", None), pairs, f"{pairs}:{line}")
         except DataError as error:
             rows.append({**({} if isinstance(row, DataError) else row), "score": None, "error": str(error)})
@@ -147,7 +159,9 @@ def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]
         images += [image] * len(listed)
         texts += listed
         owners += [len(rows)] * len(listed)
-        rows.append(dict(row))
+        if len(listed) > 1 or isinstance(row[column], list):
+            lists.add(len(rows))
+        rows.append(row)
     if not texts:
         return rows
     margins, failures = match.margins(images, texts)
@@ -157,8 +171,7 @@ def _scored_chunk(match: MatchPipeline, pairs: Path, chunk: list[tuple[int, Any]
         if index in failures:
             rows[owner]["error"] = str(failures[index])
     for owner, values in scores.items():
-        is_list = any(isinstance(rows[owner].get(name), list) for name in TEXT_COLUMNS)
-        rows[owner]["scores" if is_list else "score"] = values if is_list else values[0]
+        rows[owner] |= {"scores": values} if owner in lists else {"score": values[0]}
     return rows
 
 
@@ -168,13 +181,11 @@ def _image_path(name: str, pairs: Path, where: str) -> Path:
     return Path(images.path_of(images.name_of(name, where)))
 
 
-def texts_of(row: dict[str, Any], where: str) -> list[str]:
-    """The texts of a row, in its first column of TEXT_COLUMNS. Raises DataError for none."""
-    for name in TEXT_COLUMNS:
-        value = row.get(name)
-        listed: list[Any] = value if isinstance(value, list) else [value]
-        if listed and all(isinstance(text, str) and text.strip() for text in listed):
-            return listed
+def texts_of(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
+    """The column of TEXT_COLUMNS that holds the texts of a row, and the texts. Raises DataError for none."""
+    for name in present_columns(tuple(row), None, TEXT_COLUMNS):
+        if texts := list(filter(says_something, cell_texts(row[name], where, "caption"))):
+            return name, texts
     raise DataError(f"{where}: no text; a row needs one of {', '.join(TEXT_COLUMNS)}")
 
 
@@ -224,7 +235,7 @@ def _finish(part: Path, pairs: Path, output: Path, threshold: float, line: Progr
                     kept.write(_line(_kept_part(row, is_kept)))
             file.write(_line(row))
             if any(value is not None for value in values):
-                texts, image = texts_of(row, str(pairs)), image_of(row, None, str(pairs), None)
+                texts, image = texts_of(row, str(pairs))[1], image_of(row, None, str(pairs), None)
                 examples += [(v, image, text) for v, text in zip(values, texts, strict=True) if v is not None]
                 if len(examples) > 20_000:
                     examples = _spread(examples, threshold)
@@ -242,15 +253,16 @@ def _finish(part: Path, pairs: Path, output: Path, threshold: float, line: Progr
         tables=[_histogram(counts), *_failures(reasons)],
         galleries=_galleries(examples, pairs, threshold, has_rule),
     ).write(output.with_name(f"{output.stem}.report"))
-    return Scored(output, kept_file, report, num_scored, num_failed, num_kept, threshold)
+    first_error = str(reasons[0][0]) if reasons else ""
+    return Scored(output, kept_file, report, num_scored, num_failed, num_kept, threshold, first_error)
 
 
 def _kept_part(row: dict[str, Any], is_kept: list[bool]) -> dict[str, Any]:
     """A row in the form of the input, with the kept ones of its texts."""
-    plain = {name: value for name, value in row.items() if name not in ("score", "scores", "kept", "error")}
+    plain = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
     if "scores" in row:
-        name = next(name for name in TEXT_COLUMNS if isinstance(plain.get(name), list))
-        plain[name] = [text for text, kept in zip(plain[name], is_kept, strict=True) if kept]
+        name, texts = texts_of(plain, "")
+        plain[name] = [text for text, kept in zip(texts, is_kept, strict=True) if kept]
     return plain
 
 

@@ -111,7 +111,7 @@ def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "",
     Raises DataError where no such column exists and `what` names the option for it, and where two columns whose names
     differ in case alone hold different values.
     """
-    names = _present(tuple(row), named, tuple(usual))
+    names = present_columns(tuple(row), named, tuple(usual))
     for number, name in enumerate(names):
         if not is_blank(row[name]):
             twin = names[number + 1] if number + 1 < len(names) else name
@@ -127,7 +127,7 @@ def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "",
 
 
 @lru_cache(4096)
-def _present(names: tuple[str, ...], named: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+def present_columns(names: tuple[str, ...], named: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     """The columns that may hold a value: the one `named`, or the usual ones in their order, whatever their case."""
     if named is not None:
         return (named,) if named in names else ()
@@ -140,7 +140,7 @@ def _present(names: tuple[str, ...], named: str | None, usual: tuple[str, ...]) 
 
 def has_column(names: Sequence[str], named: str | None, usual: Sequence[str]) -> bool:
     """Whether a table has the column `named`, or one of the `usual` ones."""
-    return bool(_present(tuple(names), named, tuple(usual)))
+    return bool(present_columns(tuple(names), named, tuple(usual)))
 
 
 def passed_over(names: Sequence[str], task: str, columns: Columns, is_embedded: bool) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def passed_over(names: Sequence[str], task: str, columns: Columns, is_embedded: 
     kind_of_image = [] if task == "nlvr2" else [(columns.image, images)]
     spare: list[str] = []
     for named, usual in [*kind_of_image, *kinds.get(task, [])]:
-        present = _present(tuple(names), None, tuple(usual))
+        present = present_columns(tuple(names), None, tuple(usual))
         read = [named] if isinstance(named, str) else present[:1] if named is None else named
         spare += [name for name in present if name not in read]
     return tuple(spare)
@@ -225,7 +225,7 @@ def _first_texts(
     row: Row, named: str | None, usual: Sequence[str], where: str, what: str, keep: Callable[[str], bool] = bool
 ) -> list[str]:
     """The texts to `keep` of the column `named`, or of the first of the `usual` columns that has any."""
-    for name in _present(tuple(row), named, tuple(usual)):
+    for name in present_columns(tuple(row), named, tuple(usual)):
         if texts := list(filter(keep, cell_texts(row[name], where, what))):
             return texts
     return []
