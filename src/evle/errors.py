@@ -43,6 +43,7 @@ class ServiceError(EvleError):
 IN_OUR_WORDS = {
     "Weights only load failed": "it holds more than tensors, and code in a file is never run: ask for safetensors",
     "Couldn't instantiate the backend tokenizer": "no tokenizer.json or other tokenizer there",
+    "Can't load image processor": "no processor_config.json or preprocessor_config.json there",
     "`ignore_mismatched_sizes`": "its weights are of another size than its config.json says",
 }
 """Messages of libraries that speak to programmers, by a part of them; some advise what must not be done."""

@@ -5,12 +5,16 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from evle import evaluate
 from evle.errors import CheckpointError
 from evle.models.eve import EVEForRetrieval
 from evle.models.loading import load_model
 from evle.models.soundness import refuse_odd_labels, refuse_odd_tensors
+from evle.pipelines import EmbedPipeline, MatchPipeline
+from micro import SAMPLES, micro_run
 from retrieval_models import save_retrieval_model
 
 
@@ -78,6 +82,18 @@ def test_weights_to_start_from_are_as_strict():
             refuse_odd_tensors({"a": tensor}, target, "x")
 
 
+def test_numbers_that_a_model_computes_are_finite_or_refused(model):
+    tensors = load_file(model / "model.safetensors")
+    large = {name: tensor * 1e30 if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    save_file(large, model / "model.safetensors", metadata={"format": "pt"})
+    for pipeline, inputs in ((EmbedPipeline, ()), (MatchPipeline, (Image.new("RGB", (20, 20)),))):
+        asked = pipeline(model, device="cpu")
+        with pytest.raises(CheckpointError, match=r"the model computes values that are not finite"):
+            asked(*inputs, "a red ball") if inputs else asked.texts("a red ball")
+    with pytest.raises(CheckpointError, match=r"the model computes values that are not finite"):
+        evaluate(micro_run(model / "scored", "retrieval"), model=model, samples=SAMPLES["retrieval"]())
+
+
 def test_the_weights_of_a_larger_model_are_refused(model):
     tensors = load_file(model / "model.safetensors")
     tensors["other.weight"] = torch.zeros(2)  # of another head, as pre-training leaves it
@@ -96,6 +112,11 @@ def test_the_weights_of_a_larger_model_are_refused(model):
     [
         ({"image_std": [0, 0, 0]}, "image_std must be above 0"),
         ({"image_std": [-0.5, 0.5, 0.5]}, "image_std must be above 0"),
+        (
+            {"image_mean": [123.7, 116.3, 103.5]},
+            r"image_mean is \(123.7, .* must be of colours from 0 to 1; divide it by",
+        ),
+        ({"image_std": [58.4, 57.1, 57.4]}, "image_std is"),
         ({"image_mean": "x"}, "image_mean must be three numbers, not x"),
         ({"image_mean": [float("nan")] * 3}, "image_mean must be three numbers"),
         ({"do_normalize": False}, "do_rescale and do_normalize must be true"),

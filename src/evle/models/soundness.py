@@ -58,6 +58,17 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> No
             )
 
 
+def finite(numbers: Tensor) -> Tensor:
+    """What a model computes, in float32 on the CPU. Raises CheckpointError where it is not finite."""
+    numbers = numbers.float().cpu()
+    if not bool(torch.isfinite(numbers).all()):
+        raise CheckpointError(
+            "the model computes values that are not finite (NaN or infinite); its weights are damaged, or overflow in "
+            "half precision: compute in float32, or take the weights of an earlier step"
+        )
+    return numbers
+
+
 def refuse_other_layers(unexpected: Iterable[str], model: PreTrainedModel, folder: Path) -> None:
     """Raise CheckpointError where the file holds tensors of the backbone that the configuration has no place for."""
     prefix = model.base_model_prefix + "."
@@ -101,6 +112,10 @@ def refuse_odd_images(processor: Any, image_size: int, folder: Path) -> None:
         numbers = [each for each in values if _is_finite(each)] if isinstance(values, list | tuple) else []
         if len(numbers) not in (1, 3) or len(numbers) != len(values):
             raise CheckpointError(f"{where}: {name} must be three numbers, not {str(values)[:40]}; copy its file again")
+        if max(numbers) > 1 or (name == "image_mean" and min(numbers) < 0):
+            raise CheckpointError(
+                f"{where}: {name} is {str(values)[:40]}, and must be of colours from 0 to 1; divide it by 255"
+            )
         if name == "image_std" and min(numbers) <= 0:
             raise CheckpointError(f"{where}: image_std must be above 0, not {str(values)[:40]}; copy its file again")
     rescale = getattr(images, "rescale_factor", None) or _RESCALE

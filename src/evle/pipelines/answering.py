@@ -6,6 +6,7 @@ from typing import Any
 from evle.data.requests import Images, Texts, batches_by_length, pairs
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError
+from evle.models.soundness import finite
 from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.vqa import VQATask, has_slot
 
@@ -56,7 +57,7 @@ class VQAPipeline(Pipeline):
             pixel_values = self.pixel_values([readable(next(images)) for _ in batch])
             tokens = self.pad_tokens([token_lists[index] for index in batch])
             with self.evaluating():
-                logits = self.model(pixel_values=pixel_values, **tokens).logits.float()
+                logits = finite(self.model(pixel_values=pixel_values, **tokens).logits)
             shares = logits.softmax(dim=-1) if softmax else logits.sigmoid()
             scores, answers = shares.topk(min(top_k, logits.shape[1]))  # (B, k)
             for index, row, ids in zip(batch, scores.tolist(), answers.tolist(), strict=True):

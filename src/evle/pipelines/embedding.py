@@ -15,6 +15,7 @@ from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_le
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
 from evle.models.dual import DUAL_ENCODERS
+from evle.models.soundness import finite
 from evle.pipelines.pipeline import Pipeline
 from evle.tasks.dual import DualEncoderTask
 from evle.tasks.retrieval import RetrievalConfig, RetrievalTask
@@ -62,7 +63,7 @@ class EmbedPipeline(Pipeline):
         with self.evaluating():
             for indices in batches_by_length(token_lists, self.batch_size):
                 inputs = self.pad_tokens([token_lists[index] for index in indices])
-                for index, row in zip(indices, self.model.get_text_features(**inputs).float().cpu(), strict=True):
+                for index, row in zip(indices, finite(self.model.get_text_features(**inputs)), strict=True):
                     rows[index] = row
         return torch.stack(rows)
 
@@ -89,7 +90,7 @@ class EmbedPipeline(Pipeline):
         if not pixels:
             return torch.empty(0, self.dimension)
         with self.evaluating():
-            return self.model.get_image_features(self.pixel_values(pixels)).float().cpu()
+            return finite(self.model.get_image_features(self.pixel_values(pixels)))
 
 
 def fingerprint(pipeline: Pipeline) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from evle.data.images import open_image
 from evle.data.requests import Images, Texts, pairs
+from evle.models.soundness import finite
 from evle.models.vle import VLEForPBC
 from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.tasks.retrieval import RetrievalTask
@@ -60,6 +61,6 @@ class LocalisePipeline(Pipeline):
         """Probabilities (B, G, G) float32 on the CPU, of open images and one text for each, in one batch."""
         pixel_values = self.pixel_values([self.task.read_image(image, UNUSED, False, "") for image in images])
         with self.evaluating():
-            logits: Tensor = self.model(pixel_values=pixel_values, **self.tokens(texts)).logits.float()
+            logits = finite(self.model(pixel_values=pixel_values, **self.tokens(texts)).logits)
         side = pixel_values.shape[-1] // self.model.config.patch_size
-        return torch.softmax(logits, dim=-1)[..., 1].cpu().unflatten(1, (side, side))
+        return torch.softmax(logits, dim=-1)[..., 1].unflatten(1, (side, side))

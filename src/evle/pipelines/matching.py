@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evle.data.requests import Images, Texts, pair_batches, pairs, triples
 from evle.errors import ConfigError, SampleError
+from evle.models.soundness import finite
 from evle.models.vle import VLEForITM
 from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.nlvr2 import NLVR2Task
@@ -75,7 +76,7 @@ class MatchPipeline(Pipeline):
             image_rows=torch.arange(len(token_lists), device=device) % len(pixels),
             text_rows=torch.tensor([index_of[tuple(tokens)] for tokens in token_lists], device=device),
         )
-        return logits.float().cpu()
+        return finite(logits)
 
 
 class ComparePipeline(Pipeline):
@@ -101,7 +102,7 @@ class ComparePipeline(Pipeline):
             batch = listed[start : start + self.batch_size]
             pixels = self.pixel_values([readable(next(images)) for _ in range(2 * len(batch))]).unflatten(0, (-1, 2))
             with self.evaluating():
-                logits = self.model(pixel_values=pixels, **self.tokens(batch)).logits.float()
+                logits = finite(self.model(pixel_values=pixels, **self.tokens(batch)).logits)
             scores = logits.softmax(dim=-1)[:, 1].tolist()
             result += [{"text": text, "score": score} for text, score in zip(batch, scores, strict=True)]
         return result

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.samples import VCRSample
 from evle.errors import DataError
+from evle.models.soundness import finite
 from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.tasks.task import TextConfig
 from evle.tasks.vcr import VCRQ2ATask, VCRQA2RTask, VCRTask
@@ -67,7 +68,7 @@ class ChoosePipeline(Pipeline):
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
             with self.evaluating():
-                logits = self.model(**batch).logits.float().cpu()  # (B, C)
+                logits = finite(self.model(**batch).logits)  # (B, C)
             for sample, row in zip(asked, logits, strict=True):
                 result.append(Choice(sample.key, int(row.argmax()), row.softmax(dim=-1).tolist(), row.tolist()))
         return result

@@ -14,6 +14,7 @@ from evle.data.samples import NLVR2Sample, Sample, readable
 from evle.errors import SampleError
 from evle.metrics import nlvr2_scores
 from evle.models.eve import EVEForNLVR2
+from evle.models.soundness import finite
 from evle.models.vle import VLEForNLVR2
 from evle.report import Cell, Gallery, GalleryRow, Mark, Table, class_table
 from evle.tasks.examples import choose_examples
@@ -61,7 +62,7 @@ class NLVR2Task(Task):
             model,
             samples,
             self,
-            lambda keys, batch: _verdicts(model(**batch).logits.float()),
+            lambda keys, batch: _verdicts(finite(model(**batch).logits)),
             settings,
         )
         judged: list[NLVR2Sample] = [sample for sample in readable(samples) if sample.key in predicted.results]

@@ -20,6 +20,7 @@ from evle.data.samples import CaptionSample, Sample, readable
 from evle.errors import ConfigError
 from evle.metrics import NOT_FOUND, best_ranks, retrieval_chance, retrieval_scores, top_k
 from evle.models.eve import EVEForRetrieval
+from evle.models.soundness import finite
 from evle.models.vle import VLEForRetrieval
 from evle.report import Cell, Gallery, GalleryRow, Mark
 from evle.tasks.captions import CaptionConfig, match_name, match_of, training_text
@@ -237,7 +238,7 @@ class RetrievalTask(Task):
                 }
                 inputs = {name: tensor.to(batch["pixel_values"].device) for name, tensor in inputs.items()}
                 inputs["pixel_values"] = batch["pixel_values"][torch.from_numpy(images)]
-                logits.append(model.itm_logits(**inputs)[:, 1].float().cpu())
+                logits.append(finite(model.itm_logits(**inputs)[:, 1]))
             return np.split(torch.cat(logits).numpy(), np.cumsum([len(each) for each in paired])[:-1])
 
         predicted = predict_all(
@@ -273,7 +274,7 @@ def learns_matching(config: PreTrainedConfig) -> bool:
 def _rows(features: Tensor) -> list[np.ndarray]:
     """Embeddings (B, D) as a list of arrays. A row of a tensor is a view: it would be sent to other processes, and kept
     in memory, with its whole batch."""
-    return list(features.float().cpu().numpy())
+    return list(finite(features).numpy())
 
 
 class _Ranks(NamedTuple):

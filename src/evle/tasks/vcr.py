@@ -24,6 +24,7 @@ from evle.data.images import open_image
 from evle.data.samples import Sample, Tagged, VCRSample, readable
 from evle.errors import ConfigError, DataError, SampleError
 from evle.metrics import vcr_scores
+from evle.models.soundness import finite
 from evle.models.vle import VLEForVCRQ2A, VLEForVCRQA2R
 from evle.report import Cell, Gallery, GalleryRow, Mark, Table, class_table
 from evle.tasks.examples import choose_examples
@@ -180,7 +181,7 @@ class VCRTask(Task):
             model,
             samples,
             self,
-            lambda keys, batch: model(**batch).logits.float().softmax(dim=-1).tolist(),
+            lambda keys, batch: finite(model(**batch).logits).softmax(dim=-1).tolist(),
             settings,
         )
         judged: list[VCRSample] = [sample for sample in readable(samples) if sample.key in predicted.results]

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from torch.utils.data import Subset
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -22,6 +21,7 @@ from evle.data.samples import Sample, VQASample, describe, readable
 from evle.errors import ConfigError, SampleError
 from evle.metrics import VQARule, consistency, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
+from evle.models.soundness import finite
 from evle.models.vle import VLEForVQA
 from evle.report import Cell, Gallery, GalleryRow, Table, class_table
 from evle.tasks.answers import frequent, indices_of, main_answer, read_answers, written
@@ -224,7 +224,7 @@ class VQATask(Task):
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:
         def answer(keys: list[str], batch: Batch) -> list[tuple[int, float]]:
-            logits: Tensor = model(**batch).logits.float()
+            logits = finite(model(**batch).logits)
             best = logits.sigmoid().max(dim=-1)
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
