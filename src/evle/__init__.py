@@ -245,6 +245,8 @@ if not TYPE_CHECKING:  # to a type checker, it would make every name an Any
         module = FACE[name]
         if module == "evle.pipelines" and not _has_torch():
             module = "evle.exported.pipelines"  # the same pipelines, of exported models
+            if name not in vars(import_module(module)):
+                raise ImportError(f"evle.{name} needs torch, which is not installed; run: pip install evle")
         value = getattr(import_module(module), name)
         globals()[name] = value
         return value

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from commands import call
+from evle.cli.showing import AFTER_TRAINING, exported_use
 from evle.errors import CheckpointError, ConfigError, SampleError
 from evle.exported.folder import ExportedModel, is_exported
 from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
@@ -100,9 +101,11 @@ import sys
 sys.modules["torch"] = None
 import evle
 print(evle.EmbedPipeline({str(model)!r}).texts("a red ball").shape, evle.EmbedPipeline.__module__)
+from evle import ExplainPipeline
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["(1,", "3)", "evle.exported.pipelines"], done.stderr
+    assert "ImportError: evle.ExplainPipeline needs torch, which is not installed" in done.stderr
 
 
 def test_the_verbs_import_no_torch(model, photos, tmp_path):
@@ -128,6 +131,20 @@ def test_a_verb_that_needs_torch_is_one_line_without_it(model, photos, tmp_path)
     done = called_without_torch("explain", model, photos / "red.png", "a red ball", "-o", tmp_path / "map.html")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "torch is not installed, and this command needs it here; run: pip install evle" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "graphs", "verb"),
+    [
+        ("retrieval", ["image", "text", "match"], "index"),
+        ("retrieval", ["match", "locate", "words"], "match"),
+        ("retrieval", ["locate"], "locate"),
+        ("vqa", ["answer"], "ask"),
+        ("nlvr2", ["compare"], "compare"),
+    ],
+)
+def test_the_next_command_is_one_that_the_graphs_can_answer(task, graphs, verb):
+    assert AFTER_TRAINING[exported_use(task, graphs)][0] == verb
 
 
 def test_what_is_missing_or_damaged_is_one_line(model, tmp_path):

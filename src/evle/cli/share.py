@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from evle.cli.shared import print_next
-from evle.cli.showing import show_use
+from evle.cli.showing import exported_use, show_use
 from evle.errors import ConfigError
 
 Model = Annotated[Path, typer.Argument(help="A run's folder, or a model folder.", show_default=False)]
@@ -108,7 +108,8 @@ def export(
         else:
             print(f"\n{markdown_table(change)}\n{change.note}")
     if form == "onnx":
-        show_use(ExportedModel(output).facts["task"], output)
+        facts = ExportedModel(output).facts
+        show_use(exported_use(facts["task"], facts["runs"]), output)
 
 
 VERBS = (export, card, push)

@@ -1,6 +1,6 @@
 """What a verb prints of a report, and which command is useful after a training."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,25 @@ AFTER_TRAINING = {
     "pretraining": ("explain", "RUN", "IMAGE", "a text", "-o", "page.html"),
     "retrieval": ("index", "FOLDER", "-o", "INDEX", "--model", "RUN"),
     "vqa": ("ask", "RUN", "IMAGE", "a question"),
+    "match": ("match", "RUN", "IMAGE", "a text"),
+    "locate": ("locate", "RUN", "IMAGE", "a phrase", "-o", "found.png"),
     "nlvr2": ("compare", "RUN", "LEFT", "RIGHT", "a sentence about both images"),
     "vcr-q2a": ("vcr", "RUN", "RUN-OF-VCR-QA2R"),
     "vcr-qa2r": ("vcr", "RUN-OF-VCR-Q2A", "RUN"),
 }
-"""By task, the verb that uses its model; capital words are to be filled in, RUN is filled in here."""
+"""By task, the verb that uses its model; capital words are to be filled in, RUN is filled in here. "match" and "locate"
+are for exported models, which may lack the graph of images."""
+
+
+def exported_use(task: str, graphs: Collection[str]) -> str:
+    """The key of AFTER_TRAINING for an exported model of a task, with these graphs.
+
+    >>> exported_use("retrieval", ["image", "text"]), exported_use("retrieval", ["match", "words"])
+    ('retrieval', 'match')
+    """
+    if task != "retrieval" or "image" in graphs:
+        return task
+    return next((name for name in ("match", "locate") if name in graphs), "")
 
 
 def show_use(task: str, run: Path | str) -> None:
