@@ -541,3 +541,31 @@ def test_a_compressed_table_is_named_by_the_check_and_by_a_run(name, tmp_path):
     with pytest.raises(DataError, match=re.escape(f"{name}: a compressed table; unpack it")):
         folder(tmp_path)
     assert any(name in line for line in check_folder(tmp_path).lines())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.txt", '{"text": "a dog"}\n{"text": "a cat"}\n', "holds JSON, whose signs would become tokens"),
+        ("a.txt", '["a dog", "a cat"]\n', "holds JSON"),
+        ("a.json", '[\n"a dog",\n"a cat"]\n', "holds JSON"),
+        ("a.txt", "\n<!DOCTYPE html>\n<p>a dog</p>\n", "is the code of a web page"),
+    ],
+)
+def test_a_corpus_of_code_is_refused(name, text, words, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}: {words}"):
+        read_texts([tmp_path / name])
+
+
+def test_a_corpus_may_be_a_table_of_texts_without_images(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog", "meta": {"url": "x"}}\n{"text": ["one", "two"]}\n')
+    (tmp_path / "b.csv").write_text("question,answer\nwhat is it?,a dog\n")
+    pq.write_table(pa.table({"content": ["a page"], "tags": ["x"]}), tmp_path / "c.parquet")
+    (tmp_path / "d.txt").write_text("[a plain line]\n{another}\n")
+    files = [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet", "d.txt")]
+    expected = ["a dog", "one", "two", "what is it?", "a page", "[a plain line]", "{another}"]
+    assert list(read_texts(files)) == expected
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not usable JSON"):
+        list(read_texts(files[:1]))
