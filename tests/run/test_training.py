@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from evle.config import dump_yaml, load_yaml, merge
@@ -451,3 +452,16 @@ def test_parts_of_a_checkpoint_are_not_scattered_over_machines(machines, words, 
     changes = {"output": "memory://bucket/run", "train": {"shard_checkpoints": True}}
     with pytest.raises(ConfigError, match=words):
         train_run(micro_run(tmp_path, "vqa", changes))
+
+
+def test_images_of_test_that_are_trained_on_are_reported(tmp_path):
+    for number, colour in enumerate(("red", "blue", "green", "white")):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{number}.png")
+    rows = [("0.png", "train"), ("1.png", "train"), ("./1.png", "test"), ("2.png", "test"), ("3.png", "val")]
+    (tmp_path / "captions.csv").write_text(
+        "image,caption,split\n" + "".join(f"{name},a thing {n},{split}\n" for n, (name, split) in enumerate(rows))
+    )
+    data = {split: {"source": "folder", "path": str(tmp_path), "split": split} for split in ("train", "val", "test")}
+    notes = prepare(micro_run(tmp_path / "run", "retrieval", {"data": data})).notes
+    shared = [note for note in notes if "also in train" in note]
+    assert shared == ["1 of 2 images of test are also in train, which makes its scores too good"]

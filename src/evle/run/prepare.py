@@ -17,7 +17,7 @@ from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
 from evle.inspection.texts import sample_texts
 from evle.run.config import RunConfig, task_class
-from evle.run.splits import read_split, read_splits
+from evle.run.splits import read_split, read_splits, shared_images
 from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
 from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
 from evle.tasks.pretraining import PreTrainingTask
@@ -64,7 +64,12 @@ def prepare(
     built.equip(loaded.model, training)
     loader = make_loader(config, built, training, partial(built.features, train=True), config.train.num_workers)
     train = config.train if config.train.teraflops is None else _in_steps(config.train, built, loaded, loader)
-    notes = [*loaded.lines(), *size_notes(config.model.overrides, built.image_size), *built.notes()]
+    notes = [
+        *loaded.lines(),
+        *size_notes(config.model.overrides, built.image_size),
+        *built.notes(),
+        *shared_images(splits),
+    ]
     return Prepared(built, loaded, splits, training, loader, train, hash_samples(splits), notes)
 
 

@@ -2,15 +2,16 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import model_validator
 
 from evle.config import Config
+from evle.data.custom.folder import Folder
 from evle.data.samples import SPLITS, Samples, Split, readable
-from evle.data.sources import SOURCES, Labelled, mix, read_source
+from evle.data.sources import SOURCES, Labelled, Mixture, mix, read_source
 from evle.errors import ConfigError, DataError
 from evle.storage import join
 
@@ -194,6 +195,24 @@ def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> S
         if "needs path" in str(error):
             raise ConfigError(f"data.{split}: the source {name!r} needs a folder: add data.path=FOLDER") from None
         raise ConfigError(f"data.{split}: {error}") from None
+
+
+def shared_images(splits: Mapping[Split, Samples]) -> list[str]:
+    """A line for val and for test where a folder's images are trained on, too."""
+    training = _image_files(splits["train"])
+    lines = []
+    for split in ("val", "test"):
+        own = _image_files(splits[split]) if training and split in splits else set()
+        if shared := len(own & training):
+            lines.append(
+                f"{shared:,} of {len(own):,} images of {split} are also in train, which makes its scores too good"
+            )
+    return lines
+
+
+def _image_files(samples: Samples) -> set[str]:
+    parts = samples.sources if isinstance(samples, Mixture) else [samples]
+    return {file for part in parts if isinstance(part, Folder) for file in part.image_files()}
 
 
 def read_splits(data: DataConfig, reads: str) -> dict[Split, Samples]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from evle.data.custom.choices import choice_sample
 from evle.data.custom.columns import EMBEDDED_COLUMNS, TEXT_FIELD, Columns
 from evle.data.custom.image_folder import ImageFolder
-from evle.data.custom.table import SCHEMAS, TableRows, as_list, checked_shares, first_repeated, read_table
+from evle.data.custom.table import IMAGE_FIELDS, SCHEMAS, TableRows, as_list, checked_shares, first_repeated, read_table
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.embedded import EmbeddedImages, embedded_column
 from evle.data.formats.listing import list_folder
@@ -87,6 +87,14 @@ class Folder(Sequence[Any]):
                 for text in dict.fromkeys(each for row in rows for each in self._value(column, row))
             ]
         return [self._value(TEXT_FIELD[self._task], index)]
+
+    def image_files(self) -> set[str]:
+        """The files of all images by their names, which are not looked for; empty where images are inside a table."""
+        if not isinstance(self._images, ImageFolder):
+            return set()
+        root = os.path.realpath(self._images.root)
+        columns = [self._columns[name] for name in IMAGE_FIELDS if name in self._columns]
+        return {os.path.join(root, name) for column in columns for name in column.unique().to_pylist()}
 
     def _image(self, name: str) -> ImageSource:
         if isinstance(self._images, ImageFolder):
