@@ -134,7 +134,8 @@ def test_only_failures_end_with_2(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
-    ("text", "words"), [("x" * 100_000, "100,000 characters; shorten"), (" ", "the text is empty")]
+    ("text", "words"),
+    [("x" * 100_000, "100,000 characters; shorten"), (" ", "the text is empty"), ("?!", "punctuation")],
 )
 def test_a_text_that_no_model_reads_is_one_line(verb, text, words):
     assert words in one_error(arguments_of(verb, text=text))

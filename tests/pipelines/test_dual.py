@@ -84,6 +84,9 @@ def test_labels_are_scored_by_similarity(folders, family):
     assert rows[0][0]["label"] == COLOURS[int(cosines.argmax())]
     with pytest.raises(ConfigError, match=r"has no \{\}"):
         classify(folders["images"] / "red.png", COLOURS, template="a ball")
+    for labels in (["red", "blue", "red"], ["Red" if family == "eve" else "red", "red"]):
+        with pytest.raises(ConfigError, match=r"the labels '[Rr]ed' and 'red' are read as one text; leave one of them"):
+            classify(folders["images"] / "red.png", labels)
 
 
 def test_retrieval_is_evaluated_by_our_protocol(folders):

@@ -568,6 +568,29 @@ def test_the_verb_says_when_no_image_fits_the_filter(described):
     assert f"no image of {described.path} fits --folder 'none' and --where 'year>3000'" in said
 
 
+def test_a_column_that_no_image_has_is_named(described):
+    said = call("search", described.path, "red", "--where", "yaer>2012", code=2)
+    assert "where: no image has a column 'yaer'; did you mean 'year'?" in said
+
+
+def test_a_text_is_neither_more_nor_less_than_a_number():
+    table = pa.table({"fields": [json.dumps({"year": year}) for year in ("n/a", 2019, "2021-05-01", "", None)]})
+    for condition, expected in (
+        ("year>=2000", [1, 2]),
+        ("year<2020", [1]),
+        ("year!=2019", [0, 2, 3, 4]),
+        ("year=n/a", [0]),
+    ):
+        assert np.flatnonzero(Filter(where=(condition,)).mask(table)).tolist() == expected
+
+
+def test_an_index_inside_of_its_folder_is_no_image(photos, embed, caplog):
+    build_index(embed, photos, photos / "index", progress=False)
+    again = build_index(embed, photos, photos / "index", progress=False)
+    assert not [line for line in caplog.messages if "not read" in line and "index" in line]
+    assert again.change.num_kept == len(again)
+
+
 def test_an_index_of_a_model_without_matching_asks_for_another_one(index, monkeypatch):
     monkeypatch.setattr(index.embed.model.config, "objective_weights", {"itm": 0.0})
     with pytest.raises(ConfigError, match="cannot match them; name an EVE or VLE that can with --rerank-model"):

@@ -21,7 +21,7 @@ from evle.errors import ConfigError
 from evle.terminal import one_line
 
 if TYPE_CHECKING:
-    from evle.search import Filter, Hit
+    from evle.search import Filter, Hit, ImageIndex
 
 Root = Annotated[
     Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
@@ -200,7 +200,7 @@ def search(
             for rank, hit in enumerate(hits, 1):
                 print_json(_row(str(name), rank, hit)) if as_json else print(_line(hit))
         if any(not hits for _, hits in rows):
-            print_error(f"no image of {index} fits {_in_words(options['where'])}")
+            _report_none(opened, options["where"])
         if any(not hit.path.exists() for _, hits in rows for hit in hits):
             print_error(
                 f"some images are not below {opened.root} any more; name their folder with --root, or for good with "
@@ -211,6 +211,12 @@ def search(
             if not as_json:
                 print(f"page: {page}")
             print_opening(page)
+
+
+def _report_none(opened: "ImageIndex", where: "Filter") -> None:
+    """Report that no image passes a filter. Raises ConfigError for a condition on a column that no image has."""
+    where.refuse_unknown(opened.columns())
+    print_error(f"no image of {opened.path} fits {_in_words(where)}")
 
 
 def _in_words(where: "Filter") -> str:

@@ -127,7 +127,10 @@ def refuse_images(texts: Iterable[str], option: str) -> None:
 
 
 def checked_text(text: str, most: int = MAX_CHARACTERS) -> str:
-    """`text`, if a model can read it. Raises SampleError for one that is empty, too long or not UTF-8."""
+    """`text`, if a model can read it. Raises SampleError for one that is empty, of punctuation alone, too long or not
+    UTF-8."""
+    from evle.data.custom.columns import says_something
+
     name = repr(text[:40] + "…" if len(text) > 40 else text)
     if not text.strip():
         raise SampleError(f"{name}: the text is empty; give words")
@@ -137,6 +140,8 @@ def checked_text(text: str, most: int = MAX_CHARACTERS) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise SampleError(f"{name}: not UTF-8; convert the text") from None
+    if not says_something(text):
+        raise SampleError(f"{name}: the text is punctuation alone; give words")
     return text
 
 

@@ -168,6 +168,8 @@ class ClassifyPipeline(EmbedPipeline):
             raise ConfigError("there is no label; give at least one")
         if "{}" not in template:
             raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the labels {names} hold one twice; leave it out")
         texts = self.texts([template.replace("{}", name) for name in names])
         shares = softmax(self.images(images) @ texts.T * np.float32(self.graphs.facts["scale"]))
         order = np.argsort(-shares, axis=1, kind="stable")

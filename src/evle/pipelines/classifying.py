@@ -21,13 +21,22 @@ class ClassifyPipeline(EmbedPipeline):
     def __call__(self, images: Images, labels: Texts, *, template: str = TEMPLATE) -> list[list[dict[str, Any]]]:
         """For each image the labels as {"label", "score"}, best first; the scores of an image sum to 1.
 
-        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}.
+        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}, and
+        for two labels that the model reads as one.
         """
         names = as_texts(labels)
         if not names:
             raise ConfigError("there is no label; give at least one")
         if "{}" not in template:
             raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
+        read: dict[tuple[int, ...], str] = {}
+        for name in names:
+            tokens = tuple(self.task.read_text(name))
+            if tokens in read:
+                raise ConfigError(
+                    f"the labels {read[tokens]!r} and {name!r} are read as one text; leave one of them out"
+                )
+            read[tokens] = name
         texts = self.texts([template.replace("{}", name) for name in names])
         logits = self.images(images) @ texts.T * float(self.scale())
         results = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evle.errors import ConfigError
+from evle.errors import ConfigError, nearest
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
@@ -33,7 +33,8 @@ class Filter:
     `folder` is a path relative to the index's root. `since` and `until` (both included, local time) apply to the time
     at which a file was last changed. `where` are conditions on columns of the table that the index was built from, such
     as "year>=2019", "author=Ann" or "caption~dog" (contains). Values that are numbers on both sides are compared as
-    numbers, others as text. A row without the column fails its condition.
+    numbers, others as text; a text such as "n/a" is neither more nor less than a number. A row without the column
+    fails its condition.
 
     >>> Filter(where=("year>=2019",)).mask(pa.table({"fields": ['{"year": 2020}', '{"year": 3}', ""]})).tolist()
     [True, False, False]
@@ -52,6 +53,12 @@ class Filter:
 
     def __bool__(self) -> bool:
         return bool(self.folder or self.since or self.until or self.where)
+
+    def refuse_unknown(self, columns: Sequence[str]) -> None:
+        """Raise ConfigError for a condition on a column that no image has."""
+        for name in (_parse(condition)[0] for condition in self.where):
+            if name not in columns:
+                raise ConfigError(f"where: no image has a column {name!r}; {nearest(name, columns)}")
 
     def mask(self, table: pa.Table) -> np.ndarray:
         """Which rows of a shard's images pass, booleans (rows,)."""
@@ -95,9 +102,18 @@ def _holds(fields: dict[str, Any], column: str, symbol: str, wanted: str) -> boo
 
 
 def _compare(value: Any, symbol: str, wanted: str) -> bool:
-    if symbol != "~":
-        try:
+    text = str(value)
+    if symbol != "~" and _is_number(wanted):
+        if _is_number(value):
             return OPERATORS[symbol](float(value), float(wanted))
-        except (TypeError, ValueError):
-            pass
-    return OPERATORS[symbol](str(value), wanted)
+        if symbol not in ("=", "!=") and not text[:1].isdigit():  # "n/a" is no more and no less; a date is
+            return False
+    return OPERATORS[symbol](text, wanted)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

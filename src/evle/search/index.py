@@ -449,6 +449,10 @@ class ImageIndex:
             self.store = replace(store, facts=replace(store.facts, root=Place.of(root, self.path))).create()
             self._root = None
 
+    def columns(self) -> list[str]:
+        """The columns of the table by which results can be filtered."""
+        return sorted({name for entry in self._latest().entries() for name in json.loads(entry.fields or "{}")})
+
     def stats(self) -> dict[str, Any]:
         """Facts about the index: images, bytes on disk, root, model and the time of the last change."""
         store = self._latest()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
+from evle.data.custom.columns import says_something
 from evle.server.images import image_bytes
 from evle.server.limits import Limits
 
@@ -25,7 +26,7 @@ def _image(value: Any, info: ValidationInfo) -> bytes:
 
 
 def _text(value: str, info: ValidationInfo) -> str:
-    if not value.strip():
+    if not says_something(value):
         raise ValueError("the text is empty; give at least one word")
     if len(value) > _limits(info).text_length:
         raise ValueError(f"the text has {len(value):,} characters, more than {_limits(info).text_length:,}; shorten it")

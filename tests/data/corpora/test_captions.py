@@ -343,6 +343,18 @@ def test_a_list_may_not_name_images_outside_of_its_folder_unless_allowed(source,
         read(path, **options)
 
 
+@pytest.mark.parametrize("spelling", ["./val2014", "val2014/", "x/../val2014", "val2014"])
+def test_an_image_of_two_splits_is_refused_however_it_is_spelled(spelling, coco):
+    def again(tree):
+        first = next(each for each in tree["images"] if each["split"] == "val")
+        tree["images"].append({**first, "filepath": spelling, "split": "test"})
+
+    change(coco / "dataset_coco.json", again)
+    for split in ("val", "test", "train", None):
+        with pytest.raises(DataError, match=r"image 24: val2014/COCO_val2014_\d+\.jpg is in the splits val and test"):
+            karpathy(coco, split=split)
+
+
 def test_an_absolute_name_inside_of_the_folder_is_inside(tmp_path):
     inside = corpora.coco(tmp_path / "coco")
     change(inside / "dataset_coco.json", lambda tree: tree["images"][8].update(filepath=str(inside / "val2014")))

@@ -105,6 +105,7 @@ def _karpathy_rows(
     left_out: Counter[str],
 ) -> Iterator[Row]:
     """Rows of the wanted splits. Counts the images of each split in `seen`, and those left out in `left_out`."""
+    split_of: dict[int, str] = {}
     for number, element in enumerate(arrays):
         where = f"{file}: image {number}"
         record = element.value
@@ -113,16 +114,19 @@ def _karpathy_rows(
         if split not in SPLITS:
             raise DataError(f"{where}: split {split!r} is none of train, restval, val, test; download the file again")
         seen[split] += 1
+        name = required_text(record, "filename", where)
+        folder = record.get("filepath") or (FLICKR_FOLDER if "flickr30k" in file.name else "")
+        image = same_file(f"{folder}/{name}" if folder else name)
+        if (other := split_of.setdefault(hash(image), split)) != split:
+            raise DataError(f"{where}: {image} is in the splits {other} and {split}; download the file again")
         if split not in wanted:
             continue
-        name = required_text(record, "filename", where)
         coco_id = whole_number(record, "cocoid", where) if record.get("cocoid") is not None else None
         if excluded and excluded.holds(name, coco_id=coco_id):
             left_out["excluded"] += 1
             continue
         captions = _texts((field(each, "raw", where) for each in listed(record, "sentences", where)), where)
-        folder = record.get("filepath") or (FLICKR_FOLDER if "flickr30k" in file.name else "")
-        yield {"image": f"{folder}/{name}" if folder else name, "captions": captions, "number": -1}
+        yield {"image": image, "captions": captions, "number": -1}
 
 
 def coco_captions(
@@ -190,7 +194,7 @@ def _coco_table(
                 if excluded and excluded.holds(name, coco_id=image_id):
                     out.add(image_id)
                 images["id"].append(image_id)
-                images["image"].append(f"{folder}/{name}")
+                images["image"].append(same_file(f"{folder}/{name}"))
             else:
                 yield {
                     "image_id": whole_number(record, "image_id", where),

@@ -56,6 +56,9 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
     sniffed = 0
     for here, folders, files in os.walk(os.fspath(path), onerror=lambda error: failures.append(str(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if here != os.fspath(path) and "index.json" in files and "shards" in folders:
+            folders.clear()  # an index of `evle index`
+            continue
         inside = PurePosixPath(Path(here).relative_to(path))
         links = [str(inside / name) for name in folders if os.path.islink(os.path.join(here, name))]
         unread["links to other folders, which are not followed; name those folders themselves"] += links
