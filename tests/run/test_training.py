@@ -1,6 +1,7 @@
 """Recipes: the whole road in seconds, what is refused, what a run starts from, stages, and resuming."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -465,3 +466,11 @@ def test_images_of_test_that_are_trained_on_are_reported(tmp_path):
     notes = prepare(micro_run(tmp_path / "run", "retrieval", {"data": data})).notes
     shared = [note for note in notes if "also in train" in note]
     assert shared == ["1 of 2 images of test are also in train, which makes its scores too good"]
+
+
+def test_captions_that_are_all_the_same_are_refused(tmp_path):
+    own = SAMPLES["retrieval"]()
+    samples = [replace(sample, captions=("a photo",), match_id="a photo") for sample in own]
+    with pytest.raises(ConfigError, match=r"itc and itm would compare images whose captions are all the same \('a ph"):
+        prepare(micro_run(tmp_path, "retrieval"), samples={"train": samples})
+    prepare(micro_run(tmp_path, "retrieval"), samples={"train": [*samples[:-1], own[-1]]})

@@ -17,6 +17,8 @@ NAMED = 1000
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
 _ESCAPE = re.compile(r"\\(?:[nrt](?![a-z])|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
+_ADDRESS = re.compile(r"(https?://|www\.)\S+")
+_FILE_NAME = re.compile(r"\S+\.(jpe?g|png|webp|gif|tiff?|bmp)", re.IGNORECASE)
 _PERCENT = re.compile(r"%[0-9A-F]{2}")
 
 
@@ -75,6 +77,8 @@ def place_of(box: Box, size: tuple[int, ...]) -> str:
 def oddity(text: str) -> str:
     """What in a text is a code rather than a word: a tag, an escape, signs of another encoding; "" for nothing.
 
+    >>> oddity("https://host/a"), oddity("dogs/a-dog.jpg")
+    ('an address', 'the name of a file')
     >>> oddity("<b>a dog</b>"), oddity("un cafÃ©"), oddity("a dog, 50 % off")
     ('the tag <b>', 'UTF-8 that was decoded as Windows-1252', '')
     """
@@ -84,6 +88,10 @@ def oddity(text: str) -> str:
         return f"the tag {found[0]}"
     if found := _ESCAPE.search(text):
         return f"the escape {found[0]}"
+    if _ADDRESS.fullmatch(text):
+        return "an address"
+    if _FILE_NAME.fullmatch(text):
+        return "the name of a file"
     if " " not in text and len(_PERCENT.findall(text)) > 1:
         return "percent codes"
     if "\n" in text:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from evle.data.loader import FeatureFunction, Loader
-from evle.data.samples import Samples, Split, hash_samples, readable
+from evle.data.samples import CaptionSample, Samples, Split, hash_samples, readable
 from evle.distributed import rank, world_size
 from evle.engine.operations import operations_per_batch
 from evle.engine.tower_states import with_frozen_towers
@@ -25,6 +25,9 @@ from evle.tasks.retrieval import RetrievalTask
 from evle.tasks.task import Task, TaskConfig
 from evle.tasks.vqa import has_slot
 from evle.transforms.words import clean_caption
+
+SOME = 64
+"""Samples that are looked at for captions that are all the same."""
 
 
 @dataclass
@@ -162,6 +165,14 @@ def _refuse_lonely_rows(config: RunConfig, task: Task, loaded: Loaded, training:
     elif not isinstance(task, RetrievalTask):
         return
     rows = {"itc": config.train.batch_size, "itm": config.train.micro_batch_size(world_size()) * world_size()}
+    some = readable(training, _spread(len(training), SOME)) if objectives else ()
+    matches = {sample.match_id or sample.key for sample in some if isinstance(sample, CaptionSample)}
+    if len(matches) == 1 and len(training) > 1:
+        raise ConfigError(
+            f"{' and '.join(sorted(objectives))} would compare images whose captions are all the same "
+            f"({next(iter(matches))[:60]!r}), so that every text matches every image: nothing would be learned; write "
+            "captions that differ"
+        )
     lonely = sorted(name for name in objectives if min(rows[name], len(training)) < 2)
     if lonely:
         raise ConfigError(
