@@ -97,6 +97,5 @@ def refuse_damaged(file: Path) -> None:
     found, written = f"{checksum:0{DIGITS}x}", start[START:].decode("latin-1")
     if found != written:
         raise CheckpointError(
-            f"{file}: damaged (its checksum is {found}, and {written!r} is the one that it was written with); copy or "
-            "train it again"
+            f"{file}: damaged (its checksum is {found}, and was {written!r} when written); copy or train it again"
         )
