@@ -82,8 +82,13 @@ def json_line(value: Any) -> str:
     >>> json_line({"image": "a\\u2028b\\udcff\\x85 é.png"})
     '{"image": "a\\\\u2028b\\\\udcff\\\\u0085 é.png"}'
     """
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=_text, ensure_ascii=False)
     return _ESCAPED.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def _text(value: Any) -> str:
+    """A path, a date or the like as text; bytes, as of a table in Parquet, as the text that they hold."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 import eve_models
 import vle_models
 from evle.errors import CheckpointError
-from evle.models.checksums import KEY, refuse_damaged, write_checksum
+from evle.models.checksums import KEY, note_in, refuse_damaged, write_checksum
 from evle.models.eve import EVEForRetrieval, EVEModel
 from evle.models.folders import read_tensors
 from evle.models.loading import load_model
@@ -83,6 +83,17 @@ def test_a_flipped_bit_of_the_header_is_found_or_changes_nothing(saved):
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], expected[name]) for name in expected)
         file.write_bytes(whole)
+
+
+def test_a_damaged_length_of_the_header_is_reported_by_who_loads_the_weights(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(2)}, file)
+    write_checksum(file, "a note")
+    assert note_in(file) == "a note"
+    for at in range(8):
+        flip(file, at, 6)
+        assert note_in(file) == ""
+        flip(file, at, 6)
 
 
 def test_every_file_of_a_model_in_several_is_checked(saved):

@@ -1,13 +1,15 @@
 """The tokenizer of a model's training: another one is refused, padding and a person's own changes are not."""
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evle import train
 from evle.errors import CheckpointError
 from evle.models.eve import EVEForRetrieval
 from evle.models.loading import load_model
-from evle.models.vocabulary import tokens_noted
+from evle.models.vocabulary import refuse_other_tokenizer, tokens_noted
 from evle.run.prepare import prepare
 from evle.transforms.text import train_tokenizer
 from micro import SAMPLES, micro_run
@@ -62,6 +64,17 @@ def test_padding_added_tokens_and_a_renamed_one_are_no_other_tokenizer(tmp_path)
     file = tmp_path / "tokenizer.json"
     file.write_text(file.read_text().replace("<mask>", "<mine>"))
     assert "<mine>" in load(tmp_path)[1].tokenizer.get_vocab()
+
+
+def test_a_tokenizer_with_gaps_between_its_numbers_is_its_own(tmp_path):
+    tokenizer = save(tmp_path, 320)
+    sparse = {token: 3 * number for token, number in tokenizer.get_vocab().items()}
+    sparse = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(sparse, unk_token="[UNK]")))
+    with tokens_noted(model := load(tmp_path)[0], sparse):
+        model.save_pretrained(tmp_path)
+    refuse_other_tokenizer(tmp_path, sparse, 960)
+    with pytest.raises(CheckpointError, match="not the tokenizer that the model was trained with"):
+        refuse_other_tokenizer(tmp_path, tokenizer, 960)
 
 
 def test_weights_that_another_tool_wrote_have_no_tokenizer_of_their_own(tmp_path, caplog):

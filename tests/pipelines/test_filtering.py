@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("sentences", pa.list_(pa.string())),
         ("title", pa.string()),
         ("day", pa.date32()),
+        ("text", pa.binary()),
     ]
 )
 
@@ -150,14 +151,16 @@ def test_captions_are_read_as_in_training_and_dates_are_kept(match, table, tmp_p
         {"image": "red.png", "Caption": "a red ball"},
         {"image": "red.png", "sentences": ["a red ball", "", "..."]},
         {"image": "red.png", "title": "['a red ball', 'a blue ball']", "day": datetime.date(2024, 5, 1)},
+        {"image": "red.png", "text": "a red bäll".encode()},
     ]
     parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "pairs.parquet")
     scored = score_pairs(match, tmp_path / "pairs.parquet", tmp_path / "s.jsonl", keep=0, progress=False)
-    assert (scored.num_scored, scored.num_failed, scored.num_kept) == (4, 0, 4)
-    first, second, third = lines(scored.output)
+    assert (scored.num_scored, scored.num_failed, scored.num_kept) == (5, 0, 5)
+    first, second, third, fourth = lines(scored.output)
     assert second["scores"] == [first["score"]]
     assert third["scores"][0] == first["score"]
     assert third["day"] == "2024-05-01"
+    assert fourth["text"] == "a red bäll"
     kept = lines(scored.kept_file)
     assert [kept[1]["sentences"], kept[2]["title"]] == [["a red ball"], ["a red ball", "a blue ball"]]
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from evle.distributed import is_main
 from evle.errors import CheckpointError
 from evle.files import opened_whole
@@ -74,11 +76,11 @@ def note_in(file: Path) -> str:
     """The note that was written with the checksum of a file; empty where there is none, or another tool wrote it."""
     try:
         with open(file, "rb") as source:
-            start = source.read(START)
-            source.seek(8)
-            header = source.read(int.from_bytes(start[:8], "little")) if start[8:] == MARK else b"{}"
-        return str(json.loads(header).get("__metadata__", {}).get(NOTE, ""))
-    except (OSError, ValueError):
+            if source.read(START)[8:] != MARK:
+                return ""
+        with safe_open(file, "np") as opened:
+            return opened.metadata().get(NOTE, "")
+    except (OSError, SafetensorError):
         return ""  # whoever loads the file reports it
 
 

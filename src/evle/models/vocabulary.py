@@ -31,7 +31,8 @@ def tokens_noted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     """A context in which `save_pretrained` of `model` notes the tokens of the tokenizer that it was trained with."""
     count = len(tokenizer)
     numbers = sorted({*range(max(0, count - SAMPLED), count), *range(0, count, -(-count // SAMPLED))})
-    sample = dict(zip(numbers, tokenizer.convert_ids_to_tokens(numbers), strict=True))
+    tokens = tokenizer.convert_ids_to_tokens(numbers)  # None where a number has no token
+    sample = {number: token for number, token in zip(numbers, tokens, strict=True) if token is not None}
     setattr(model, NOTE, json.dumps({"tokens": count, "sample": sample}))
     try:
         yield

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import model_validator
 
 from evle.config import Config
@@ -202,17 +204,18 @@ def shared_images(splits: Mapping[Split, Samples]) -> list[str]:
     training = _image_files(splits["train"])
     lines = []
     for split in ("val", "test"):
-        own = _image_files(splits[split]) if training and split in splits else set()
-        if shared := len(own & training):
+        own = _image_files(splits.get(split, ()))
+        if shared := pc.sum(pc.is_in(training, own)).as_py():
             lines.append(
                 f"{shared:,} of {len(own):,} images of {split} are also in train, which makes its scores too good"
             )
     return lines
 
 
-def _image_files(samples: Samples) -> set[str]:
+def _image_files(samples: Samples) -> pa.Array:
     parts = samples.sources if isinstance(samples, Mixture) else [samples]
-    return {file for part in parts if isinstance(part, Folder) for file in part.image_files()}
+    files = [part.image_files() for part in parts if isinstance(part, Folder)]
+    return pa.concat_arrays([pa.array([], pa.large_string()), *files]).unique()
 
 
 def read_splits(data: DataConfig, reads: str) -> dict[Split, Samples]:

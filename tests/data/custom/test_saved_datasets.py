@@ -70,6 +70,15 @@ def test_the_hubs_parquet_files_are_read_with_their_splits(tmp_path):
     assert pictures(saved_dataset(tmp_path, split="test")) == [encoded(9)]
 
 
+def test_a_folder_of_the_hubs_files_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    pq.write_table(table(rows(1)), tmp_path / "disk" / "train-00000-of-00001.parquet")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data").symlink_to(tmp_path / "disk")
+    (tmp_path / "set" / "loop").symlink_to(tmp_path / "set")
+    assert pictures(saved_dataset(tmp_path / "set", split="train")) == [encoded(1)]
+
+
 @pytest.mark.parametrize(
     "names",
     [

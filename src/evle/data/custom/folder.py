@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from evle.data.custom.choices import choice_sample
 from evle.data.custom.columns import EMBEDDED_COLUMNS, TEXT_FIELD, Columns
@@ -88,13 +89,14 @@ class Folder(Sequence[Any]):
             ]
         return [self._value(TEXT_FIELD[self._task], index)]
 
-    def image_files(self) -> set[str]:
-        """The files of all images by their names, which are not looked for; empty where images are inside a table."""
+    def image_files(self) -> pa.Array:
+        """The files of all images, by their names alone; empty where the images are inside a table."""
+        kind = pa.large_string()
         if not isinstance(self._images, ImageFolder):
-            return set()
-        root = os.path.realpath(self._images.root)
-        columns = [self._columns[name] for name in IMAGE_FIELDS if name in self._columns]
-        return {os.path.join(root, name) for column in columns for name in column.unique().to_pylist()}
+            return pa.array([], kind)
+        root = pa.scalar(os.path.join(os.path.realpath(self._images.root), ""), kind)
+        columns = [self._columns[name].unique() for name in IMAGE_FIELDS if name in self._columns]
+        return pc.binary_join_element_wise(root, pa.concat_arrays(columns), pa.scalar("", kind))
 
     def _image(self, name: str) -> ImageSource:
         if isinstance(self._images, ImageFolder):

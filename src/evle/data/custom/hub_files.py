@@ -5,6 +5,7 @@ data/train.parquet                   data/train-0.parquet, train.parquet
 de/train-00000-of-00001.parquet      train/0000.parquet, default/train/0000.parquet (the hub's own conversion)
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,12 @@ def has_parquet_splits(base: Path, usual: tuple[str, ...]) -> bool:
 
 
 def _parquet_files(base: Path) -> list[Path]:
-    patterns = ["*/" * depth + "*.parquet" for depth in range(_DEPTH + 1)]
-    return sorted(path for pattern in patterns for path in base.glob(pattern) if not path.name.startswith("."))
+    found: list[Path] = []
+    for here, folders, names in os.walk(base, followlinks=True):  # one pass: a folder may hold a million images
+        found += [Path(here, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+        if len(Path(here).relative_to(base).parts) == _DEPTH:
+            folders.clear()
+    return sorted(found)
 
 
 def _read_name(path: Path, base: Path) -> _File | None:

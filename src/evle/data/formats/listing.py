@@ -80,7 +80,7 @@ def list_folder(path: str | os.PathLike[str]) -> Listing:
                 kind = next((words for words, endings in UNREAD_SUFFIXES.items() if suffix in endings), None)
                 if kind is not None:
                     unread[kind].append(str(inside / name))
-    named = {os.path.splitext(name)[0] for name in images}
+    named = {os.path.splitext(name)[0] for name in images} if texts else set()
     unread["texts beside their images, which are not read; write them into a table"] += [
         name for name in texts if os.path.splitext(name)[0] in named
     ]
