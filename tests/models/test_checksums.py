@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 import eve_models
 import vle_models
 from evle.errors import CheckpointError
+from evle.models import checksums
 from evle.models.checksums import KEY, note_in, refuse_damaged, write_checksum
 from evle.models.eve import EVEForRetrieval, EVEModel
 from evle.models.folders import read_tensors
@@ -144,6 +146,26 @@ def test_what_another_tool_wrote_is_never_suspected(saved):
         data = file.read_bytes()[end_of_header(file) :]
         file.write_bytes(len(header).to_bytes(8, "little") + header + data)
         refuse_damaged(file)
+
+
+def test_a_file_is_closed_before_it_is_replaced(tmp_path, monkeypatch):
+    """Windows replaces no file that is open."""
+    file, opened = tmp_path / "a.safetensors", []
+    save_file({"a": torch.zeros(2)}, file)
+
+    def reading(*given):
+        opened.append(open(*given))  # noqa: SIM115
+        return opened[-1]
+
+    def replacing(*given, replace=os.replace):
+        assert [each.closed for each in opened] == [True]
+        replace(*given)
+
+    monkeypatch.setattr(checksums, "open", reading, raising=False)
+    monkeypatch.setattr("evle.files.os.replace", replacing)
+    write_checksum(file)
+    monkeypatch.undo()
+    refuse_damaged(file)
 
 
 def test_a_checksum_changes_neither_tensors_nor_metadata(tmp_path):

@@ -53,7 +53,7 @@ def write_checksums(model: object, folder: str | Path, is_main_process: bool, op
 
 def write_checksum(file: Path, note: str = "") -> None:
     """Write a checksum into the header of a file of safetensors, by writing the file again. Raises OSError."""
-    with open(file, "rb") as source:
+    with opened_whole(file) as target, open(file, "rb") as source:  # closed in turn: Windows replaces no open file
         length = int.from_bytes(source.read(8), "little")
         fields = json.loads(source.read(length))
         metadata = {key: value for key, value in fields.pop("__metadata__", {}).items() if key not in (KEY, NOTE)}
@@ -67,9 +67,8 @@ def write_checksum(file: Path, note: str = "") -> None:
         while chunk := source.read(CHUNK):
             checksum = zlib.crc32(chunk, checksum)
         source.seek(8 + length)
-        with opened_whole(file) as target:
-            target.write(size + MARK + f"{checksum:0{DIGITS}x}".encode() + rest)
-            shutil.copyfileobj(source, target, CHUNK)
+        target.write(size + MARK + f"{checksum:0{DIGITS}x}".encode() + rest)
+        shutil.copyfileobj(source, target, CHUNK)
 
 
 def note_in(file: Path) -> str:

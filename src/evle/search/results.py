@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evle.data.custom.columns import CAPTION_COLUMNS
+from evle.data.custom.columns import CAPTION_COLUMNS, present_columns
 from evle.terminal import one_line
 
 NAMED = 20
@@ -36,8 +36,8 @@ class Hit:
     @property
     def caption_column(self) -> str:
         """The column of the user's table that holds the caption, "" without one."""
-        by_form = {name.strip().casefold(): name for name, value in self.fields.items() if value}
-        return next((by_form[name] for name in CAPTION_COLUMNS if name in by_form), "")
+        names = present_columns(tuple(self.fields), None, CAPTION_COLUMNS)
+        return next((name for name in names if self.fields[name]), "")
 
 
 @dataclass

@@ -558,6 +558,15 @@ def test_a_corpus_of_code_is_refused(name, text, words, tmp_path):
         read_texts([tmp_path / name])
 
 
+def test_a_damaged_corpus_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a dog\na cat".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"a\.txt: damaged UTF-16 .*; save it as UTF-8"):
+        list(read_texts([tmp_path / "a.txt"]))
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog", "Text": "a cat"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the columns 'text' and 'Text' differ in case alone"):
+        list(read_texts([tmp_path / "a.jsonl"]))
+
+
 def test_a_corpus_may_be_a_table_of_texts_without_images(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a dog", "meta": {"url": "x"}}\n{"text": ["one", "two"]}\n')
     (tmp_path / "b.csv").write_text("question,answer\nwhat is it?,a dog\n")

@@ -54,9 +54,16 @@ def _texts(paths: list[Path], encodings: dict[Path, str]) -> Iterator[str]:
             for index in range(len(samples)):
                 yield from samples.texts(index)
         else:
-            with open(path, encoding=encodings[path]) as file:
-                while line := file.readline(MAX_CHARACTERS):
-                    yield line.strip()
+            yield from _lines(path, encodings[path])
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    with open(path, encoding=encoding) as file:
+        try:
+            while line := file.readline(MAX_CHARACTERS):
+                yield line.strip()
+        except UnicodeError as error:
+            raise DataError(f"{path}: damaged {encoding.upper()} ({error}); save it as UTF-8") from None
 
 
 def _holds_texts_alone(table: Path) -> bool:
@@ -70,17 +77,15 @@ def _texts_of_table(table: Path) -> Iterator[str]:
         if isinstance(row, DataError):
             raise row
         where = f"{table}:{line}"
-        yield from cell_texts(value_of(row, None, TEXT_COLUMNS), where, "text")
+        yield from cell_texts(value_of(row, None, TEXT_COLUMNS, where), where, "text")
 
 
 def _refuse_code(path: Path, encoding: str) -> None:
     """Raise DataError for a file of JSON or of a web page, whose marks would become tokens."""
-    with open(path, encoding=encoding) as file:
-        start = file.read(MAX_CHARACTERS).lstrip()
-    if start[:20].casefold().startswith(("<!doctype html", "<html", "<?xml")):
+    line = next(filter(None, _lines(path, encoding)), "")
+    if line[:20].casefold().startswith(("<!doctype html", "<html", "<?xml")):
         raise DataError(f"{path}: is the code of a web page; save its text alone")
-    line = start.partition("\n")[0].strip()
-    is_json = path.suffix.lower() == ".json" and start.startswith(("[", "{"))
+    is_json = path.suffix.lower() == ".json" and line.startswith(("[", "{"))
     if not is_json and line.startswith(("{", "[")):
         try:
             is_json = isinstance(json.loads(line), dict | list)
