@@ -55,8 +55,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("shard", [False, pytest.param(True, marks=FOUR)], ids=["whole", "sharded"])
 def test_a_run_with_divided_experts_learns_what_one_process_does_and_moves(legs, shard, whole, tmp_path):
     learned = follow(tmp_path / "run", *legs, shard_checkpoints=shard)
-    for name, value in whole[1].items():
-        torch.testing.assert_close(learned[name], value, atol=1e-6, rtol=1e-5)
+    for name, value in whole[1].items():  # AdamW enlarges what rounding changes in a gradient near 0
+        torch.testing.assert_close(learned[name], value, atol=1e-5, rtol=1e-5)
     ours, theirs = read_log(tmp_path / "run"), read_log(whole[0])
     for curve in ("loss", "grad_norm", "eval/score"):
         assert [value for _, value in ours[curve]] == pytest.approx([value for _, value in theirs[curve]], rel=1e-5)
@@ -70,7 +70,7 @@ def assert_same_files(ours, theirs, *names):
         found, expected = (load_file(run / "checkpoints" / f"{name}.safetensors") for run in (ours, theirs))
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4)
 
 
 def accelerator(tmp_path):
