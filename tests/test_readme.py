@@ -40,7 +40,7 @@ from vle_folders import save_released
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-HARMLESS = {"cp", "cat", "export", "tensorboard"}
+HARMLESS = {"cp", "cat", "export", "pip", "tensorboard"}
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(shell|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALLEST = {"task": {"name": "retrieval"}, "model": {"preset": "eve-tiny"}, "train": {"steps": 1, "batch_size": 2}}
 SHORT = {"train": {"steps": 4, "epochs": None, "batch_size": 4, "eval_every": 0}, "text": {"max_length": 16}}
