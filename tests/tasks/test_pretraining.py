@@ -31,7 +31,8 @@ NEEDED = {
 
 def task_of(tmp_path, samples, family="vle", objectives=("mlm", "itm", "mpc", "pbc"), **task):
     changes = {"model": {"overrides": {"objectives": list(objectives)}}, "task": task}
-    return prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": samples * 2}).task
+    train = [*samples, *(replace(sample, key=f"{sample.key} again") for sample in samples)]
+    return prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": train}).task
 
 
 def scene() -> CaptionSample:
@@ -101,7 +102,8 @@ def test_a_caption_that_is_a_boxs_phrase_takes_no_part_in_matching_and_contrast(
 def test_a_batch_of_phrases_alone_has_finite_losses(family, objective, tmp_path):
     region = replace(scene(), captions=("red ball",))
     changes = {"model": {"overrides": {"objectives": ["mlm", objective]}}}
-    ready = prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": [region] * 8})
+    train = [replace(region, key=str(number)) for number in range(8)]
+    ready = prepare(micro_run(tmp_path, "pretraining", changes, family), samples={"train": train})
     batch = ready.task.collate([features(ready.task, region, train=True, seed=seed) for seed in range(3)])
     loss = ready.loaded.model(**batch).loss
     loss.backward()
@@ -122,7 +124,8 @@ def test_a_caption_belongs_to_the_boxes_it_names_and_says_nothing_of_others(tmp_
 
 def test_boxes_are_mirrored_with_their_image(tmp_path):
     changes = {"image": {"flip": 1.0, "scale": [1.0, 1.0], "framing": "centre"}}
-    task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": [scene()] * 2}).task
+    train = [scene(), replace(scene(), key="scene again")]
+    task = prepare(micro_run(tmp_path, "pretraining", changes, "vle"), samples={"train": train}).task
     found = features(task, scene(), train=True)
     assert found["pbc_labels"].tolist() == [0, 1, IGNORED, 0]
     assert found["image"][0, 0, 12] > 200  # the ball is red
