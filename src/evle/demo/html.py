@@ -1,11 +1,21 @@
-"""Results as HTML: images inside the page, bars for scores, maps over images. No file of the server is linked."""
+"""Results as HTML: images inside the page, bars for scores, maps over images. No file of the server is linked.
+
+The markup is in `results.html`.
+"""
 
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
+
+_PAGE = Environment(
+    loader=PackageLoader("evle.demo", ""), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+).get_template("results.html")
+_PARTS: Any = _PAGE.module
 
 LARGEST = 640
 """Longest side, in pixels, of an image in a result."""
@@ -27,59 +37,46 @@ def source_of(image: Image.Image, longest: int = LARGEST) -> str:
 
 def alert(message: str) -> str:
     """A message about what is wrong and how to fix it."""
-    return f'<div class="evle-alert" role="alert">{escape(message)}</div>'
+    return str(_PARTS.alert(message))
 
 
 def hint(message: str) -> str:
-    """What stands where a result will be."""
-    return f'<div class="evle-hint">{escape(message)}</div>'
+    """What is shown before there is a result."""
+    return str(_PARTS.hint(message))
 
 
 def result(content: str) -> str:
-    """A result, which screen readers announce."""
-    return f'<div class="evle-result" role="status">{content}</div>'
+    """A result in HTML, which screen readers announce."""
+    return str(_PARTS.result(Markup(content)))
 
 
 def note(text: str) -> str:
     """A remark in small type."""
-    return f'<div class="evle-note">{escape(text)}</div>'
+    return str(_PARTS.note(text))
 
 
 def headline(text: str) -> str:
     """The answer in large type."""
-    return f'<div class="evle-answer">{escape(text)}</div>'
+    return str(_PARTS.headline(text))
 
 
 def bars(rows: Sequence[tuple[str, float]], chosen: int | None = 0, title: str = "") -> str:
-    """Labels with shares from 0 to 1 as bars; row `chosen` stands out."""
-    lines = []
-    for index, (label, share) in enumerate(rows):
-        mark = ' class="evle-chosen"' if index == chosen else ""
-        percent = f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
-        lines.append(
-            f'<li{mark}><span class="evle-label">{escape(label)}</span><span class="evle-share">{percent}</span>'
-            f'<span class="evle-bar"><span style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></span></span></li>'
-        )
-    heading = f"<h3>{escape(title)}</h3>" if title else ""
-    return f'{heading}<ol class="evle-bars">{"".join(lines)}</ol>'
+    """Labels with shares from 0 to 1 as bars; row `chosen` is emphasised."""
+    lines = [
+        (label, f"{share:.1%}" if share < 0.0995 else f"{share:.0%}", f"{100 * min(max(share, 0.0), 1.0):.1f}%")
+        for label, share in rows
+    ]
+    return str(_PARTS.bars(lines, chosen, title))
 
 
 def figure(image: Image.Image, caption: str) -> str:
     """One large image with a caption."""
-    return (
-        f'<figure class="evle-figure"><img src="{source_of(image)}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return str(_PARTS.figure(source_of(image), caption))
 
 
 def cards(items: Sequence[tuple[Image.Image, str, str]]) -> str:
     """A grid of images, best first, each with a caption and a remark."""
-    shown = [
-        f'<li><img src="{source_of(image, 240)}" alt="{escape(caption)}"><div><b>{rank}</b> {escape(caption)}</div>'
-        f"{note(remark)}</li>"
-        for rank, (image, caption, remark) in enumerate(items, 1)
-    ]
-    return f'<ol class="evle-cards">{"".join(shown)}</ol>'
+    return str(_PARTS.cards([(source_of(image, 240), caption, remark) for image, caption, remark in items]))
 
 
 def layers(image: Image.Image, maps: Sequence[tuple[str, Image.Image]], name: str) -> str:
@@ -87,12 +84,4 @@ def layers(image: Image.Image, maps: Sequence[tuple[str, Image.Image]], name: st
 
     Words are radio buttons called `name`, so that arrow keys move between them; no script is needed.
     """
-    words = "".join(
-        f'<label><input type="radio" name="{escape(name)}"{" checked" if index == 0 else ""}>'
-        f'<span>{escape(word)}</span><img src="{source_of(painted)}" alt="map of {escape(word)}"></label>'
-        for index, (word, painted) in enumerate(maps)
-    )
-    return (
-        f'<fieldset class="evle-layers"><img class="evle-base" src="{source_of(image)}" alt="the image">'
-        f'<div class="evle-words">{words}</div></fieldset>'
-    )
+    return str(_PARTS.layers(source_of(image), [(word, source_of(painted)) for word, painted in maps], name))
