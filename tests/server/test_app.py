@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -248,19 +249,21 @@ def test_a_fault_does_not_touch_the_neighbours_in_its_batch(serving, models, red
 def test_overload_is_refused_with_retry_after(serving, models, red, monkeypatch):
     client = serving(queue=2, texts=2, wait_ms=0, seconds=20)
     pipeline = by_name(models, "vqa").pipelines["ask"]
-    whole, release = pipeline.best, threading.Event()
+    whole, taken, release = pipeline.best, threading.Event(), threading.Event()
 
     def best(*arguments):
+        taken.set()
         release.wait(10)
         return whole(*arguments)
 
     monkeypatch.setattr(pipeline, "best", best)
     with ThreadPoolExecutor(8) as pool:
         body = {"image": red, "question": "what?"}
-        waiting = [pool.submit(client.post, "/v1/ask", json=body) for _ in range(8)]
-        done = []
+        waiting = [pool.submit(client.post, "/v1/ask", json=body)]
+        assert taken.wait(10)  # the first is out of the queue, which holds two of the others
+        waiting += [pool.submit(client.post, "/v1/ask", json=body) for _ in range(7)]
         while sum(future.done() for future in waiting) < 5:
-            pass
+            time.sleep(0.01)
         release.set()
         done = [future.result() for future in waiting]
     statuses = sorted(answer.status_code for answer in done)
