@@ -38,7 +38,7 @@ coverage: install
 
 # The site, with the API reference from docstrings, into site/. A warning is an error.
 docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	rm -rf .cache site
 	$(BIN)/zensical build --strict
 

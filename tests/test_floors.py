@@ -186,3 +186,10 @@ def test_names_of_tracked_files_are_valid_on_every_system():
     names = listing.split("\0")[:-1]
     assert "pyproject.toml" in names
     assert not [name for name in names if re.search(r'[:*?"<>|\\]', name)]
+
+
+def test_the_makefile_installs_the_checkout_itself():
+    """A copy in .venv would hide the checkout from the tests that run after it."""
+    lines = [line for line in (ROOT.parents[1] / "Makefile").read_text(encoding="utf-8").splitlines() if "'.[" in line]
+    assert len(lines) == 2
+    assert all("--editable" in line for line in lines)
