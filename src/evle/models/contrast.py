@@ -49,7 +49,7 @@ def compare(own: Embedded, others: Embedded, temperature: Tensor) -> Contrast:
     """Contrast of `own` rows with `others`, which hold them; pairs of id -100 are left out of the loss."""
     image_to_text = own.image @ others.text.T / temperature
     text_to_image = own.text @ others.image.T / temperature
-    # Masks of fixed shapes: the number of pairs that are left is a value for which an accelerator would be waited.
+    # Masks keep the shapes fixed: indexing would read the number of remaining pairs, which waits for an accelerator.
     left_out, lowest = others.match_ids == objectives.IGNORE, torch.finfo(image_to_text.dtype).min
     rows, columns = (each.masked_fill(left_out, lowest) for each in (image_to_text, text_to_image))
     loss = objectives.itc(rows, columns, objectives.match_targets(own.match_ids, others.match_ids))
@@ -224,7 +224,10 @@ def draw_negatives(
 
 
 def matching_labels(exists: Tensor) -> Tensor:
-    """Labels (3 N,) of N true pairs and, behind them, of their 2 N negatives; -100 where none `exists` (N,)."""
+    """ITM labels (3 N,) int64: N true pairs, then their 2 N negatives; -100 for a pair whose negatives do not exist.
+
+    `exists` is (N,) bool.
+    """
     labels = torch.cat([torch.ones_like(exists), torch.zeros_like(exists.repeat(2))]).long()
     return labels.masked_fill(~exists.repeat(3), objectives.IGNORE)
 
