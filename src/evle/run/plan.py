@@ -21,6 +21,7 @@ from evle.data.samples import Samples
 from evle.data.sources import read_source
 from evle.engine.devices import join_processes
 from evle.errors import ConfigError, EvleError, nearest
+from evle.models.attention import only_fused_attention
 from evle.run.config import RunConfig, task_class
 from evle.run.measuring import (
     FIXED_BYTES,
@@ -291,7 +292,9 @@ def _measure(config: RunConfig) -> tuple[list[Tried], int, int]:
             f"a step is measured here first, for which {parameters * HELD_BYTES / GIB:.1f} GiB are needed and "
             f"{USABLE * free / GIB:.1f} usable; plan on a machine with more memory"
         )
-    return try_batches(ready, config, torch.nn.Module.to(model, device), []), parameters, trained
+    with only_fused_attention():
+        tried = try_batches(ready, config, torch.nn.Module.to(model, device), [])
+    return tried, parameters, trained
 
 
 def _precision(config: RunConfig, device: torch.device) -> str:

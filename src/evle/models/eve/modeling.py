@@ -23,6 +23,7 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from evle.errors import ConfigError, DataError
+from evle.models.attention import ATTENTION
 from evle.models.checksums import write_checksums
 from evle.models.eve.configuration import EVEConfig
 from evle.models.eve.embedding import EVEImageEmbedding, EVETextEmbedding, visible_patches
@@ -288,10 +289,8 @@ class EVEPreTrainedModel(PreTrainedModel):
         return True
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        # On a CPU, torch's fused attention is slow where the sequence is short and in bfloat16: forward and backward
-        # of 32 x 3 x 85 x 64 took 26 ms instead of 7 (float32: 15 instead of 13). From 400 tokens on it is faster.
-        if requested_attention is None and not torch.accelerator.is_available() and self.config.num_patches <= 256:
-            return "eager"
+        if requested_attention is None:
+            return ATTENTION
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
