@@ -1,5 +1,7 @@
 """A rehearsal says what a run needs, holds and costs, and what is missing, with the cure."""
 
+import re
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -15,7 +17,7 @@ from evle.run import dry_run
 from evle.run import measuring as rehearsal
 from evle.run.config import read_recipe
 from evle.run.dry_run import rehearse
-from evle.run.measuring import TensorBytes, Tried, micro_batch_seconds, second_rows, step_seconds
+from evle.run.measuring import GIB, TensorBytes, Tried, micro_batch_seconds, process_bytes, second_rows, step_seconds
 from evle.run.prepare import prepare
 from micro import micro_run
 
@@ -32,6 +34,10 @@ def test_it_says_samples_model_steps_tokens_memory_time_and_losses_and_writes_no
     assert "tokens: 5 of images" in lines  # 16 pixels in patches of 8, and [CLS]
     assert "GiB for weights, gradients and AdamW" in lines
     assert "GiB for 8 rows;" in lines  # a whole micro-batch: nothing taken from smaller ones
+    whole = re.search(r"([\d.]+) GiB in all, ([\d.]+) with libraries and data", lines)
+    assert whole is not None
+    # torch alone occupies some hundred MB; what the model takes is counted once
+    assert 0.1 < float(whole[2]) - float(whole[1]) < process_bytes() / GIB
     assert "first losses: answers" in lines
     assert not (tmp_path / "run").exists()
 

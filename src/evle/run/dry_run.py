@@ -34,6 +34,7 @@ from evle.run.measuring import (
     activation_bytes,
     free_bytes,
     micro_batch_seconds,
+    process_bytes,
     step_seconds,
     try_batches,
 )
@@ -140,6 +141,8 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     if keep is not None and fits:
         _save_untrained(ready, config, keep)
     skipped: list[str] = []
+    weights = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    beside = max(0, process_bytes() - weights) if device.type == "cpu" else 0
     tried = try_batches(ready, config, torch.nn.Module.to(model, device), skipped) if fits else []
     steps = ready.train.num_steps(ready.loader.num_batches)
     micro = ready.train.micro_batch_size(world_size())
@@ -153,7 +156,7 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
         f"{world_size()} processes x {ready.train.accumulation} micro-batches x {micro} rows",
     ]
     if tried:
-        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device, cpus)
+        found.lines += _measured(tried, ready.train, num_parameters, steps, micro, device, cpus, beside)
         if ready.train.cache_towers:
             found.lines.append("train.cache_towers: the trial batches ran the towers; training runs them once, faster")
     else:
@@ -258,9 +261,19 @@ def count_parameters(model_class: type[PreTrainedModel], config: PreTrainedConfi
 
 
 def _measured(
-    tried: list[Tried], train: TrainConfig, num_parameters: int, steps: int, micro: int, device: torch.device, cpus: int
+    tried: list[Tried],
+    train: TrainConfig,
+    num_parameters: int,
+    steps: int,
+    micro: int,
+    device: torch.device,
+    cpus: int,
+    beside: int,
 ) -> list[str]:
-    """Tokens, memory, time and losses, extrapolated from the two batches if neither is a whole micro-batch."""
+    """Tokens, memory, time and losses, extrapolated from the two batches if neither is a whole micro-batch.
+
+    `beside` are the bytes of this process that hold neither the model nor a batch, if it computes in the same memory.
+    """
     first, last = tried
     activations = activation_bytes(tried, micro)
     seconds = micro_batch_seconds(tried, micro)
@@ -271,11 +284,12 @@ def _measured(
     how = "" if last.rows == micro else f", extrapolated from batches of {first.rows} and {last.rows}"
     tokens = last.image_tokens + last.text_tokens
     total = num_parameters * FIXED_BYTES + activations
+    process = f", {(total + beside) / GIB:.2f} with libraries and data" if beside else ""
     return [
         f"tokens: {last.image_tokens:.0f} of images and {last.text_tokens:.1f} of text per sample, "
         f"{tokens * train.batch_size / 1e6:.3g} M per step",
         f"memory of a device: {_fixed(num_parameters)}, {activations / GIB:.2f} GiB for {micro} rows{how}; "
-        f"{total / GIB:.2f} GiB in all",
+        f"{total / GIB:.2f} GiB in all{process}",
         f"time: {seconds:.3g} s for {micro} rows on {device.type}{how}; {step:.3g} s per step; about "
         f"{in_words(hours)} in all, without evaluations; reading takes {1000 * read:.1f} ms per sample and worker",
         "first losses: " + ", ".join(f"{name} {loss:.3f}" for name, loss in last.losses.items()),

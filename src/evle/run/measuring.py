@@ -5,6 +5,7 @@ slows a small model down several times.
 """
 
 import math
+import mmap
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -252,6 +253,12 @@ def free_bytes(device: torch.device) -> int:
         return 2**63  # unknown on this system: try anyway
     amounts = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
     return int(amounts["MemAvailable"].split()[0]) * 1024
+
+
+def process_bytes() -> int:
+    """Memory that this process occupies; 0 where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE if statm.is_file() else 0
 
 
 @contextmanager
