@@ -1,6 +1,7 @@
 """VQA as a task: what a question becomes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,3 +144,31 @@ def test_statements_with_several_images_are_scored_for_consistency():
     scores = task._accuracy(samples, ["true", "true", "true", "false"])
     assert (scores["accuracy"], scores["consistency"]) == (75.0, 50.0)
     assert "consistency" not in task._accuracy([*samples, VQASample("4", b"", "a", ("true",))], ["true"] * 5)
+
+
+class CountedReads(list):
+    """Samples that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_samples_are_not_read_again_where_every_answer_is_known():
+    """A generated source draws a sample each time it is read."""
+    samples = CountedReads(sample for sample in vqa_samples() if sample.answers)
+    task, _ = bound_task()
+    task.prepare(samples, EVEConfig())
+    samples.reads = 0
+    assert task.training_samples(samples) is samples
+    assert samples.reads == 0
+
+
+def test_questions_without_a_known_answer_are_still_left_out():
+    samples = [*vqa_samples(), replace(vqa_samples()[0], key="no answer", answers=())]
+    task, _ = bound_task()
+    task.prepare(samples, EVEConfig())
+    kept = [sample.key for sample in task.training_samples(samples)]
+    assert kept == [sample.key for sample in samples if sample.answers]

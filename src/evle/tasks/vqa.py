@@ -114,7 +114,8 @@ class VQATask(Task):
 
     def training_samples(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """The questions with a known answer, unless the options keep the others, too."""
-        if self.options.unknown == "zero":
+        questions, known = self._asked
+        if self.options.unknown == "zero" or questions == known == len(samples):
             return samples
         kept = array("q", (index for index in range(len(samples)) if self._can_be_learned(samples, index)))
         self._dropped = len(samples) - len(kept)

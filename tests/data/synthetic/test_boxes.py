@@ -1,11 +1,13 @@
 """Images in the style of NLVR: every statement is true of one image and untrue of another; words alone tell nothing."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from evle.data.synthetic.boxes import BOX, COLOURS, HEIGHT, MOST, boxes
+from evle.data.synthetic.boxes import boxes, random_boxes
+from evle.data.synthetic.statements import BOX, COLOURS, FORMS, HEIGHT, MOST, Boxes, Item
 from evle.errors import ConfigError
 from evle.inspection.blindness import blind_accuracy
 
@@ -31,6 +33,89 @@ def test_a_statement_holds_of_what_it_says():
             assert sample.answers == ("true" if shown else "false",), words
 
 
+NUMBERS = {
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    **{str(number): number for number in range(1, 7)},
+}
+NOUN = (
+    "(?P<size>small |medium |big )?(?P<colour>black |yellow |blue )?"
+    "(?P<shape>circle|square|triangle|item|object|block)s?"
+)
+SIDES = {"small": 10, "medium": 20, "big": 30}
+
+
+def _is(found: re.Match[str], item: Item) -> bool:
+    size, colour, shape = ((found[name] or "").strip() for name in ("size", "colour", "shape"))
+    of_any_shape = shape in ("item", "object", "block")
+    return (
+        (not size or item.size == SIDES[size])
+        and (not colour or item.colour == colour)
+        and (of_any_shape or item.shape == shape)
+    )
+
+
+def _judged(words: str, boxes_: Boxes) -> bool | None:
+    """The truth of a statement by rules of this test alone; None for forms that it does not know."""
+    number = f"(?P<how>exactly|at least|at most|more than|only) (?P<number>{'|'.join(NUMBERS)})"
+    compare = {
+        "exactly": int.__eq__,
+        "only": int.__eq__,
+        "at least": int.__ge__,
+        "at most": int.__le__,
+        "more than": int.__gt__,
+    }
+    if found := re.fullmatch(f"there (?:is|are) {number} {NOUN}", words):
+        count = sum(_is(found, item) for box in boxes_ for item in box)
+        return compare[found["how"]](count, NUMBERS[found["number"]])
+    if found := re.fullmatch(f"there is a (?:box|tower) with {number} {NOUN}", words):
+        counts = (sum(_is(found, item) for item in box) for box in boxes_)
+        return any(compare[found["how"]](count, NUMBERS[found["number"]]) for count in counts)
+    if found := re.fullmatch(f"there (?:is|are) {number} (?:box|boxes) with an? {NOUN}", words):
+        count = sum(any(_is(found, item) for item in box) for box in boxes_)
+        return compare[found["how"]](count, NUMBERS[found["number"]])
+    if found := re.fullmatch(
+        "there is a tower (?:with|which has) an? (black|yellow|blue)(?: block at the)? (top|base|bottom)", words
+    ):
+        return any(box[-1 if found[2] == "top" else 0].colour == found[1] for box in boxes_)
+    if found := re.fullmatch(f"there is an? {NOUN} (?:closely )?touching the (top|bottom)", words):
+        at_edge = {"top": lambda item: item.y == 0, "bottom": lambda item: item.y + item.size == HEIGHT}[found[4]]
+        return any(_is(found, item) and at_edge(item) for box in boxes_ for item in box)
+    return None
+
+
+def test_the_truth_of_a_statement_is_what_its_words_say():
+    judged = 0
+    for sample in boxes(count=2000):
+        truth = _judged(sample.question, sample.image.boxes)
+        if truth is not None:
+            judged += 1
+            assert sample.answers == ("true" if truth else "false",), sample.question
+    assert judged > 400
+
+
+def test_every_form_of_statement_is_true_of_some_images_and_untrue_of_others():
+    for form in FORMS:
+        rng = np.random.default_rng(0)
+        found = set()
+        for _ in range(20):
+            statement = form(rng)
+            found |= {statement.holds(random_boxes(rng, statement.towers)) for _ in range(20)}
+        assert found == {True, False}, form.__name__
+
+
+def test_plural_nouns_have_plural_verbs():
+    for sample in boxes(count=2000):
+        assert not re.search(r"there is (exactly|only|at least|at most|more than) (?!one|1)", sample.question), (
+            sample.question
+        )
+        assert not re.search(r"(boxes|towers) (that|which) has|(box|tower) (that|which) have", sample.question)
+
+
 def test_items_stay_in_their_boxes_and_apart():
     for sample in boxes(count=100):
         for box in sample.image.boxes:
@@ -41,13 +126,25 @@ def test_items_stay_in_their_boxes_and_apart():
 
 
 def test_an_image_shows_three_grey_boxes_and_the_colours_of_its_items():
-    sample = boxes(count=2, size=400)[0]
+    """In the size of NLVR's own images, so that every framing treats both alike."""
+    sample = boxes(count=2)[0]
     pixels = np.asarray(sample.image.draw())
-    assert pixels.shape == (400, 400, 3)
+    assert pixels.shape == (100, 400, 3)
     shown = {tuple(colour) for colour in pixels.reshape(-1, 3)}
     assert (211, 211, 211) in shown
     for item in (item for box in sample.image.boxes for item in box):
         assert COLOURS[item.colour] in shown
+
+
+def test_every_statement_of_a_caption_is_true():
+    judged = 0
+    for sample in boxes("captions", count=300):
+        statements = sample.captions[0].split(". ")
+        assert len(set(statements)) == 3
+        truths = [_judged(statement, sample.image.boxes) for statement in statements]
+        judged += truths.count(True)
+        assert False not in truths
+    assert judged > 100
 
 
 def test_words_alone_tell_nothing():
@@ -65,7 +162,7 @@ def test_what_cannot_work_is_refused():
     for options, message in (
         ({"task": "nlvr2"}, "holds vqa"),
         ({"split": "dev"}, "does not exist"),
-        ({"size": 8}, "48"),
+        ({"count": 0}, "at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             boxes(**options)

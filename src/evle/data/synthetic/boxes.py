@@ -1,55 +1,56 @@
 """Images in the style of NLVR, version 1 (Suhr et al., 2017): three grey boxes with small circles, squares and
-triangles in three colours, and statements about them in a few common forms.
+triangles in three colours, and statements about them (`evle.data.synthetic.statements`).
 
 A statement is drawn first, then one image for which it is true and one for which it is false. Towers are stacks of
-squares of one size; in other boxes the shapes are scattered.
+squares of one size; in other boxes the shapes are scattered, and some touch the wall.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evle.data.samples import SPLITS, VQASample
-from evle.data.synthetic.language import NUMBERS, a, pick, plural
+from evle.data.samples import SPLITS, CaptionSample, VQASample
+from evle.data.synthetic.language import pick
+from evle.data.synthetic.statements import (
+    BOX,
+    COLOURS,
+    GAP,
+    HEIGHT,
+    MOST,
+    SHAPES,
+    SIZES,
+    TALLEST,
+    Box,
+    Boxes,
+    Item,
+    Statement,
+    random_statement,
+)
 from evle.errors import ConfigError, nearest
 
-COLOURS = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
-SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": 10, "medium": 20, "big": 30}
-BOX, GAP, HEIGHT = 100, 50, 100
-"""In pixels: the side of a box, and the gap between two boxes."""
 GREY = (211, 211, 211)
-MOST = 8
-"""Maximum number of items in a box, as in NLVR."""
-_ATTEMPTS = 200
-
-
-class Item(NamedTuple):
-    """A shape, its size in pixels, and its upper left corner in its box."""
-
-    shape: str
-    colour: str
-    size: int
-    x: int
-    y: int
-
-
-Boxes = tuple[tuple[Item, ...], ...]
+AT_THE_WALL = 0.15
+"""Probability that a coordinate of an item is as small, or as large, as its box allows."""
+TOWERS = 0.4
+"""Share of towers among the images with captions."""
+STATEMENTS = 3
+"""Statements in a caption."""
+_ATTEMPTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class BoxesDrawing:
-    """Three boxes side by side, drawn when needed; `pixels` is the side of the square image that holds them."""
+    """Three boxes side by side, drawn when needed, in the size of NLVR's own images."""
 
     boxes: Boxes
-    pixels: int
 
     def draw(self) -> Image.Image:
-        """The image, mode RGB: 400 x 100 pixels on white, scaled to the width `pixels` and centred."""
+        """The image, mode RGB, 400 x 100 pixels."""
         wide = Image.new("RGB", (3 * BOX + 2 * GAP, HEIGHT), "white")
         pen = ImageDraw.Draw(wide)
         for number, items in enumerate(self.boxes):
@@ -63,30 +64,38 @@ class BoxesDrawing:
                     pen.rectangle(box, fill=COLOURS[colour])
                 else:
                     pen.polygon([(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], COLOURS[colour])
-        small = wide.resize((self.pixels, self.pixels * HEIGHT // wide.width), Image.Resampling.LANCZOS)
-        square = Image.new("RGB", (self.pixels, self.pixels), "white")
-        square.paste(small, (0, (self.pixels - small.height) // 2))
-        return square
+        return wide
 
 
-def _tower(rng: np.random.Generator) -> tuple[Item, ...]:
-    height, size = int(rng.integers(1, 5)), 20
-    x = int(rng.integers(0, BOX - size))
+def _tower(rng: np.random.Generator) -> Box:
+    height, size = int(rng.integers(1, TALLEST + 1)), SIZES["medium"]
+    x = int(rng.integers(0, BOX - size + 1))
     return tuple(
         Item("square", pick(rng, tuple(COLOURS)), size, x, HEIGHT - size * (level + 1)) for level in range(height)
     )
 
 
-def _scatter(rng: np.random.Generator) -> tuple[Item, ...]:
+def _scatter(rng: np.random.Generator) -> Box:
+    """Items that do not overlap: of many random ones, those that still have room."""
+    number, colours, sizes = int(rng.integers(1, MOST + 1)), tuple(COLOURS), tuple(SIZES.values())
     items: list[Item] = []
-    for _ in range(int(rng.integers(1, MOST + 1))):
-        for _ in range(20):  # attempts to find a free position
-            size = pick(rng, tuple(SIZES.values()))
-            x, y = (int(rng.integers(0, BOX - size + 1)) for _ in range(2))
-            if all(abs(x - o.x) > max(size, o.size) or abs(y - o.y) > max(size, o.size) for o in items):
-                items.append(Item(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), size, x, y))
-                break
+    for shape, colour, size, *corner in rng.random((4 * MOST, 5)).tolist():  # one call: a number at a time is slow
+        side = sizes[int(size * len(sizes))]
+        x, y = (_place(share, BOX - side) for share in corner)
+        if all(abs(x - o.x) > max(side, o.size) or abs(y - o.y) > max(side, o.size) for o in items):
+            items.append(Item(SHAPES[int(shape * len(SHAPES))], colours[int(colour * len(colours))], side, x, y))
+        if len(items) == number:
+            break
     return tuple(items)
+
+
+def _place(share: float, room: int) -> int:
+    """A coordinate from 0 to `room`, from a number in [0, 1); both ends are more frequent than what lies between."""
+    if share < AT_THE_WALL:
+        return 0
+    if share >= 1 - AT_THE_WALL:
+        return room
+    return int((share - AT_THE_WALL) / (1 - 2 * AT_THE_WALL) * (room + 1))
 
 
 def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
@@ -94,91 +103,15 @@ def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
     return tuple((_tower if towers else _scatter)(rng) for _ in range(3))
 
 
-class Statement(NamedTuple):
-    """A sentence, and a test whether it is true for an image."""
-
-    text: str
-    holds: Callable[[Boxes], bool]
-    towers: bool = False
-
-
-def _kind(rng: np.random.Generator) -> tuple[str, Callable[[Item], bool]]:
-    """A noun such as "black circle" or "yellow item", and what it means."""
-    shape, colour = pick(rng, (*SHAPES, "")), pick(rng, (*COLOURS, ""))
-    shape = shape or ("" if colour else pick(rng, SHAPES))
-    name = " ".join(filter(None, (colour, shape or "item")))
-    return name, lambda item: (not shape or item.shape == shape) and (not colour or item.colour == colour)
-
-
-def _there_is(rng: np.random.Generator) -> Statement:
-    name, means = _kind(rng)
-    return Statement(f"there is {a(name)}", lambda boxes: any(means(item) for box in boxes for item in box))
-
-
-def _box_with(rng: np.random.Generator) -> Statement:
-    name, means = _kind(rng)
-    number = int(rng.integers(1, 4))
-    many = name if number == 1 else plural(name)
-    how, compare = pick(rng, (("exactly ", int.__eq__), ("at least ", int.__ge__)))
-    text = f"there is a box with {how}{NUMBERS[number]} {many}"
-    return Statement(text, lambda boxes: any(compare(sum(map(means, box)), number) for box in boxes))
-
-
-def _total(rng: np.random.Generator) -> Statement:
-    name, means = _kind(rng)
-    number = int(rng.integers(1, 6))
-    verb = "is" if number == 1 else "are"
-    text = f"there {verb} exactly {NUMBERS[number]} {name if number == 1 else plural(name)}"
-    return Statement(text, lambda boxes: sum(means(item) for box in boxes for item in box) == number)
-
-
-def _every_box(rng: np.random.Generator) -> Statement:
-    name, means = _kind(rng)
-    return Statement(f"there is {a(name)} in each box", lambda boxes: all(any(map(means, box)) for box in boxes))
-
-
-def _all_same(rng: np.random.Generator) -> Statement:
-    colour = pick(rng, tuple(COLOURS))
-    text = f"there is a box with only {colour} items"
-    return Statement(text, lambda boxes: any(all(item.colour == colour for item in box) for box in boxes))
-
-
-def _touching(rng: np.random.Generator) -> Statement:
-    name, means = _kind(rng)
-    edges: tuple[tuple[str, Callable[[Item], bool]], ...] = (
-        ("the top", lambda item: item.y <= 1),
-        ("the bottom", lambda item: item.y + item.size >= HEIGHT - 1),
-        ("the wall", lambda item: min(item.x, item.y, BOX - item.x - item.size, HEIGHT - item.y - item.size) <= 1),
-    )
-    edge, touches = pick(rng, edges)
-    text = f"there is {a(name)} touching {edge}"
-    return Statement(text, lambda boxes: any(means(item) and touches(item) for box in boxes for item in box))
-
-
-def _tower_top(rng: np.random.Generator) -> Statement:
-    colour, (name, index) = pick(rng, tuple(COLOURS)), pick(rng, (("top", -1), ("base", 0)))
-    text = f"there is a tower with a {colour} block at the {name}"
-    return Statement(text, lambda boxes: any(box[index].colour == colour for box in boxes), towers=True)
-
-
-def _tower_height(rng: np.random.Generator) -> Statement:
-    number = int(rng.integers(1, 5))
-    text = f"there is a tower with exactly {NUMBERS[number]} block{'s' if number > 1 else ''}"
-    return Statement(text, lambda boxes: any(len(box) == number for box in boxes), towers=True)
-
-
-FORMS = (_there_is, _box_with, _total, _every_box, _all_same, _touching, _tower_top, _tower_height)
-
-
 class BoxSamples(Sequence[Any]):
-    """Statements about images of three boxes, as VQASamples with the answer true or false. Created by `boxes`."""
+    """Images of three boxes with statements, as VQASamples with the answer true or false, or with several true
+    statements as a caption. Created by `boxes`."""
 
-    def __init__(self, split: str, count: int, seed: int, size: int):
-        self.split, self.seed, self.size = split, seed, size
+    def __init__(self, task: str, split: str, count: int, seed: int):
+        self.task, self.split, self.seed = task, split, seed
         self._count = count
-        self.fingerprint = hashlib.blake2b(
-            repr(("boxes", split, count, seed, size)).encode(), digest_size=8
-        ).hexdigest()
+        facts = repr(("boxes", task, split, count, seed))
+        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return self._count
@@ -189,14 +122,16 @@ class BoxSamples(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(index) % len(self)
-        text = f"boxes\0{self.split}\0{self.seed}\0{number // 2}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-        statement, images = _statement_with_images(rng)
+        key = f"boxes-{self.split}-{self.seed}-{number}"
+        name = f"boxes\0{self.split}\0{self.seed}\0"
+        if self.task == "captions":
+            made, statements = _image_with_statements(f"{name}captions\0{number}")
+            return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(statements),))
+        statement, images = _statement_with_images(f"{name}{number // 2}")
         truth = number % 2 == 0
         return VQASample(
-            key=f"boxes-{self.split}-{self.seed}-{number}",
-            image=BoxesDrawing(images[truth], self.size),
+            key=key,
+            image=BoxesDrawing(images[truth]),
             question=statement.text,
             answers=("true" if truth else "false",),
             answer_type="yes/no",
@@ -209,10 +144,18 @@ class BoxSamples(Sequence[Any]):
         return {"source": "boxes", "split": self.split, "samples": len(self), "seed": self.seed}
 
 
-def _statement_with_images(rng: np.random.Generator) -> tuple[Statement, dict[bool, Boxes]]:
-    """A statement, an image for which it is true, and one for which it is false."""
+def _generator(seed: str) -> np.random.Generator:
+    digest = hashlib.blake2b(seed.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+@lru_cache(maxsize=64)
+def _statement_with_images(seed: str) -> tuple[Statement, dict[bool, Boxes]]:
+    """A statement, an image for which it is true, and one for which it is false; kept for the other sample of the
+    set."""
+    rng = _generator(seed)
     while True:
-        statement = pick(rng, FORMS)(rng)
+        statement = random_statement(rng)
         images: dict[bool, Boxes] = {}
         for _ in range(_ATTEMPTS):
             made = random_boxes(rng, statement.towers)
@@ -221,19 +164,33 @@ def _statement_with_images(rng: np.random.Generator) -> tuple[Statement, dict[bo
                 return statement, images
 
 
-def boxes(
-    task: str = "vqa", split: str = "train", *, count: int = 1000, seed: int = 0, size: int = 128
-) -> Sequence[VQASample]:
-    """`count` statements about images of three grey boxes, as VQASamples with the answer true or false, so that a model
-    can learn the style of NLVR, version 1 (`evle.data.corpora.nlvr`), before it reads people's statements.
+def _image_with_statements(seed: str) -> tuple[Boxes, list[str]]:
+    """An image, and different statements that are true for it."""
+    rng = _generator(seed)
+    towers = bool(rng.random() < TOWERS)
+    made = random_boxes(rng, towers)
+    found: list[str] = []
+    while len(found) < STATEMENTS:
+        statement = random_statement(rng)
+        if statement.towers == towers and statement.holds(made) and statement.text not in found:
+            found.append(statement.text)
+    return made, found
 
-    Samples 2i and 2i + 1 share a statement, which is true only for the first image. `size` is the side of the square
-    image in pixels. Raises ConfigError for impossible options.
+
+def boxes(
+    task: str = "vqa", split: str = "train", *, count: int = 1000, seed: int = 0
+) -> Sequence[VQASample] | Sequence[CaptionSample]:
+    """`count` images of three grey boxes in the size and style of NLVR, version 1 (`evle.data.corpora.nlvr`), so that a
+    model can learn the style before it reads people's statements.
+
+    For "vqa": statements, as VQASamples with the answer true or false; samples 2i and 2i + 1 share a statement, which
+    is true only for the first image. For "captions": images with three true statements in one caption. Raises
+    ConfigError for impossible options.
     """
-    if task != "vqa":
-        raise ConfigError(f"source 'boxes' holds vqa, not {task!r}; choose another source or task")
+    if task not in ("vqa", "captions"):
+        raise ConfigError(f"source 'boxes' holds vqa and captions, not {task!r}; choose another source or task")
     if split not in SPLITS:
         raise ConfigError(f"split={split!r} of boxes does not exist; {nearest(split, SPLITS)}")
-    if count < 1 or size < 48:
-        raise ConfigError(f"count={count} must be at least 1, and size={size} at least 48 pixels")
-    return BoxSamples(split, count, seed, size)
+    if count < 1:
+        raise ConfigError(f"count={count} must be at least 1")
+    return BoxSamples(task, split, count, seed)
