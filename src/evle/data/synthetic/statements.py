@@ -1,6 +1,6 @@
 """Statements in the style of NLVR, version 1 (Suhr et al., 2017), about three boxes of small shapes, with their truth.
 
-A statement is made of a quantity ("exactly two"), a noun ("yellow circles") and what is said of them ("touching the
+A statement is made of a quantity ("exactly two"), a noun ("yellow circles") and at times a place ("touching the
 wall"), in the forms that people use most for such images. Colors are spelled as those people spell them.
 """
 
