@@ -65,6 +65,29 @@ def test_experts_implementations_agree_in_value_and_gradient(implementation):
         assert relative_difference(other, eager) < 1e-5
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("short", [False, True])
+def test_many_tokens_without_gradients_go_through_one_expert_after_the_other(top_k, short, monkeypatch):
+    """To the same numbers, and never with the rows of all experts at once."""
+    experts = build(EVEModel).layers[2].feed_forward.experts
+    hidden, weights = torch.randn(40, 24), torch.rand(40, 2)[:, :top_k]
+    index = torch.rand(40, 3).topk(top_k).indices  # none goes to the fourth expert
+    most = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: most.append(len(given[0])) or linear(*given))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=short):
+        together = experts(hidden, index, weights)
+        assert most == []
+        monkeypatch.setattr("evle.models.eve.routing.MANY_TOKENS", 40)
+        apart = experts(hidden, index, weights)
+    torch.testing.assert_close(apart, together)
+    assert len(most) == 2 * 4
+    assert max(most) < 40 * top_k
+    with torch.autocast("cpu", torch.bfloat16, enabled=short):
+        torch.testing.assert_close(experts(hidden, index, weights), together)
+    assert len(most) == 2 * 4  # gradients need all rows
+
+
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_experts_obey_autocast(implementation):
     model = build(EVEModel)

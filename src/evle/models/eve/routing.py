@@ -20,8 +20,12 @@ from evle import objectives
 from evle.models.casts import cast_stack
 from evle.models.dispatch import Experts, dispatched
 from evle.models.eve.configuration import EVEConfig
+from evle.models.even_rows import even_rows, evens_rows
 from evle.models.grouped import even_layout, grouped_linear
 from evle.models.plain import float_dtype, is_plain
+
+MANY_TOKENS = 4096
+"""From this number of tokens on, a CPU computes experts without gradients one after the other."""
 
 
 class Routing(NamedTuple):
@@ -174,6 +178,8 @@ class EVEExperts(Experts):
         num_tokens, top_k = index.shape
         order = index.flatten().argsort(stable=True)  # (N K,) assignments, expert by expert
         counts = torch.bincount(index.flatten(), minlength=self.num_experts).tolist()
+        if num_tokens >= MANY_TOKENS and hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._one_by_one(hidden, weights, order, counts)
         sizes, rows_of = even_layout(counts, hidden)
         token = order.new_zeros(sum(sizes))  # (M,) of each row; added rows repeat token 0
         token[rows_of] = order // top_k
@@ -183,6 +189,20 @@ class EVEExperts(Experts):
         restored[order] = rows_of
         output = results[restored].view(num_tokens, top_k, -1)
         return (output * weights[..., None]).sum(dim=1).to(hidden.dtype)
+
+    def _one_by_one(self, hidden: Tensor, weights: Tensor, order: Tensor, counts: list[int]) -> Tensor:
+        """The same numbers without gradients, holding the rows of one expert at a time: a fifth of the memory, which
+        also takes less time where it is much."""
+        output = torch.zeros_like(hidden)
+        up, down = cast_stack(self.up_proj), cast_stack(self.down_proj)
+        pads = evens_rows(hidden)
+        for expert, assigned in enumerate(order.split(counts)):
+            token = assigned // weights.shape[1]  # (n,)
+            added = even_rows(len(token)) - len(token) if pads else 0
+            states = F.linear(hidden[F.pad(token, (0, added))], up[expert], self.up_proj_bias[expert])
+            result = F.linear(self.act_fn(states), down[expert], self.down_proj_bias[expert])[: len(token)]
+            output.index_add_(0, token, (result * weights.flatten()[assigned, None]).to(output.dtype))
+        return output
 
 
 class SoftRouter(nn.Module):
