@@ -7,20 +7,25 @@ from typing import Any
 HEADER = ("row", "precision", "ours", "against", "ratio (spread)", "of the peak", "memory: ours, other")
 
 
+def clock(record: Mapping[str, Any]) -> str:
+    """Which time counts: that of the processor where one thread computes, which other processes cannot lengthen by
+    taking its core; else that of the wall."""
+    return "processor_seconds" if record["conditions"]["threads"] == 1 else "seconds"
+
+
 def lines_of(name: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One line per comparison of a row; a base that nothing is compared with has a line of its own."""
     rounds = record["rounds"]
     if not rounds:
         return
-    bases = record["bases"]
+    bases, spent = record["bases"], clock(record)
     compared = {base for way, base in bases.items() if way != base}
     for way, base in bases.items():
         if way == base and base in compared:
             continue
-        ratios = [each[way]["seconds"] / each[base]["seconds"] for each in rounds]
-        busy = [each[way]["processor_seconds"] / max(1e-9, each[base]["processor_seconds"]) for each in rounds]
+        ratios = [each[way][spent] / max(1e-9, each[base][spent]) for each in rounds]
         units = record["units"].get(base)
-        seconds = median(each[base]["seconds"] for each in rounds)
+        seconds = median(each[base][spent] for each in rounds)
         yield {
             "row": name,
             "precision": record["conditions"]["dtype"],
@@ -31,7 +36,6 @@ def lines_of(name: str, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "against": None if way == base else way,
             "ratio": median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
-            "processor_ratio": median(busy),
             "share_of_peak": share_of_peak(record, base),
             "flops": record["ways"][base]["flops"],
             "memory": record["ways"][base]["memory"],
@@ -49,7 +53,7 @@ def share_of_peak(record: Mapping[str, Any], way: str) -> float | None:
     if measured[0]["peak"] is None:
         return None
     flops = record["ways"][way]["flops"]
-    return median(flops / each["seconds"] / each["peak"] for each in measured)
+    return median(flops / each[clock(record)] / each["peak"] for each in measured)
 
 
 def markdown(records: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] | None = None) -> str:

@@ -94,12 +94,15 @@ def test_new_conditions_start_a_row_again(tmp_path):
     assert again["rounds"] != first["rounds"]
 
 
-def test_the_share_of_the_peak_and_the_ratio_are_taken_round_by_round():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_share_of_the_peak_and_the_ratio_are_taken_round_by_round(threads):
     def ran(seconds, peak):
-        return {"seconds": seconds, "processor_seconds": seconds, "peak": peak}
+        """One thread is judged by its processor time, several by the clock."""
+        times = {"processor_seconds": seconds, "seconds": 99 + seconds**3}
+        return times | {"peak": peak} if threads == 1 else {"processor_seconds": 7, "seconds": seconds, "peak": peak}
 
     record = {
-        "conditions": {"dtype": "fp32"},
+        "conditions": {"dtype": "fp32", "threads": threads},
         "bases": {"ours": "ours", "textbook": "ours"},
         "ways": {"ours": {"flops": 10, "memory": 2e9}, "textbook": {"flops": 20, "memory": 3e9}},
         "rounds": [{"ours": ran(1, 20), "textbook": ran(3, 20)}, {"ours": ran(2, 10), "textbook": ran(4, 10)}],
