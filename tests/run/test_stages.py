@@ -67,6 +67,22 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"source": "nlvr", "path": None}, "needs a folder: add stages.second.data.test.path=FOLDER"),
+        ({"source": "folder"}, "needs a folder: add data.path=FOLDER"),
+        ({"source": "folder", "path": "nowhere"}, "data.test of the stage second: nowhere: no such file or folder"),
+    ],
+)
+def test_data_that_a_later_stage_lacks_is_missed_before_the_first_is_trained(tmp_path, test, message):
+    tree = {"defaults": DEFAULTS, "stages": {"first": VQA, "second": merge(VQA, {"data": {"test": None}})}}
+    tree["stages"]["second"]["data"]["test"] = test
+    with pytest.raises(EvleError, match=message):
+        train(write(tmp_path, tree), [f"output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out" / "first").exists()
+
+
 def test_overwrite_runs_every_stage_again(tmp_path):
     recipe = read_stages(write(tmp_path, TWO), [f"output={tmp_path / 'out'}"])
     train(recipe)

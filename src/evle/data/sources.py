@@ -66,7 +66,7 @@ def read_source(name: str, options: dict[str, Any]) -> Sequence[Sample]:
     if unknown:
         raise ConfigError(f"data source {name!r} has no option {', '.join(unknown)}")
     missing = [
-        key for key, each in parameters.items() if each.default is inspect.Parameter.empty and key not in options
+        key for key, each in parameters.items() if each.default is inspect.Parameter.empty and options.get(key) is None
     ]
     if missing:
         raise ConfigError(f"data source {name!r} needs {', '.join(f'{key}=...' for key in missing)}")

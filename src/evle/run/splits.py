@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from evle.data.custom.folder import Folder
 from evle.data.samples import SPLITS, Samples, Split, readable
 from evle.data.sources import SOURCES, Labelled, Mixture, mix, read_source
 from evle.errors import ConfigError, DataError
-from evle.storage import join
+from evle.storage import is_url, join
 
 ROOT = "$root"
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
@@ -195,8 +195,31 @@ def _read(name: str, options: dict[str, Any], path: str | None, split: str) -> S
         return read_source(name, options)
     except ConfigError as error:
         if "needs path" in str(error):
-            raise ConfigError(f"data.{split}: the source {name!r} needs a folder: add data.path=FOLDER") from None
+            raise _no_folder(name, split, f"data.{split}.path" if "path" in options else "data.path") from None
         raise ConfigError(f"data.{split}: {error}") from None
+
+
+def require_paths(data: DataConfig, stage: str) -> None:
+    """Raise ConfigError or DataError if a source needs a path that is not given, or that does not exist here.
+
+    It reads nothing, so that the stages of a recipe can be checked before the first one is trained; `stage` is the name
+    of this one.
+    """
+    for split in SPLITS:
+        for each in as_list(getattr(data, split)):
+            name = str(each.get("source"))
+            if not _takes_path(name):
+                continue
+            path = below_root(each.get("path", data.path), data.root)
+            needs_one = inspect.signature(SOURCES[name]).parameters["path"].default is inspect.Parameter.empty
+            if path is None and needs_one:
+                raise _no_folder(name, split, f"stages.{stage}.data.{split}.path" if "path" in each else "data.path")
+            if isinstance(path, str) and not is_url(path) and not Path(path).exists():
+                raise DataError(f"data.{split} of the stage {stage}: {path}: no such file or folder")
+
+
+def _no_folder(name: str, split: str, key: str) -> ConfigError:
+    return ConfigError(f"data.{split}: the source {name!r} needs a folder: add {key}=FOLDER")
 
 
 def shared_images(splits: Mapping[Split, Samples]) -> list[str]:

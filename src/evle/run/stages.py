@@ -13,6 +13,7 @@ from evle.errors import ConfigError
 from evle.report import Report
 from evle.run.comparison import compare
 from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
+from evle.run.splits import require_paths
 from evle.run.training import in_full, train_run
 from evle.run.vcr import judge_vcr
 from evle.storage import is_training_state, open_mirror, session, shown
@@ -100,6 +101,9 @@ def _run_stages(
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> None:
+    for stage in recipe.every:  # what a later stage lacks is better known before the hours of the first one
+        if isinstance(stage, Stage) and samples is None and (overwrite or not _is_finished(stage)):
+            require_paths(stage.config.data, stage.group)
     ran: set[str] = set()
     for number, stage in enumerate(recipe.every, 1):
         again = overwrite or bool(ran & _needed(stage))
