@@ -8,6 +8,12 @@ from benchmarks.vle_batches import pairs, product, vle_config
 
 from evle.models.vle import VLEForVQA
 
+NOTE = """
+Of the bf16 step the image tower takes 55 %, the fusion 37 % and the text tower 8 %; by operator, products of weights
+67 %, attention's products 11 %, drawing dropout 5 %.
+"""
+"""What limits this row, from a profile, and what was tried."""
+
 
 def build(setting: Setting) -> Case:
     config = vle_config(setting, num_labels=7 if setting.quick else 3129)
