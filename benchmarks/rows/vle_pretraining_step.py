@@ -15,6 +15,11 @@ from evle.models.contrast import Negatives
 from evle.models.vle import VLEForPreTraining
 
 DTYPES = ("fp32",)
+NOTE = """
+The fusion takes 62 % of the step, the image tower 25 % and the text tower 11 %; by operator, products of weights 82
+%, attention's 5 %, drawing dropout 3 %.
+"""
+"""What limits this row, from a profile, and what was tried."""
 
 
 def build(setting: Setting) -> Case:
