@@ -8,7 +8,10 @@ def test_sizes_are_few_and_never_much_larger_than_asked_for():
     sizes = [even_rows(n) for n in range(1, 4097)]
     assert all(n <= size <= max(n + FEWEST - 1, 1.25 * n + 1) for n, size in enumerate(sizes, 1))
     assert sizes == sorted(sizes)
-    assert len(set(sizes)) == 28  # 16 to 112 in steps of 16, then four an octave from 128 to 4096, and 4096 itself
+    assert max(size / n for n, size in enumerate(sizes, 1) if n > 256) < 1.125
+    assert max(size / n for n, size in enumerate(sizes, 1) if n > 1024) < 1.0625
+    # 16 to 112 in steps of 16, four from 128 on, eight an octave from 256 on, sixteen from 1024 to 3968, and 4096
+    assert len(set(sizes)) == 7 + 4 + 2 * 8 + 2 * 16 + 1
 
 
 def test_float32_rows_stay_as_they_are():

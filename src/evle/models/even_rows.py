@@ -9,13 +9,15 @@ FEWEST = 16
 
 
 def even_rows(num_rows: int) -> int:
-    """The number of rows rounded up to one of four sizes per octave (16, 32, 48, 64, 80, 96, 112, 128, 160, 192 ...):
-    few different sizes, and at most a quarter, or 15, more rows than given.
+    """The number of rows rounded up to one of few sizes: four per octave up to 256 rows (16, 32, 48, 64, 80, 96, 112,
+    128, 160 ...), eight up to 1,024 and sixteen above, where added rows cost more than a new size does. At most a
+    quarter, or 15, more rows than given; above 256 an eighth, above 1,024 a sixteenth.
 
-    >>> [even_rows(n) for n in (0, 1, 64, 65, 129, 849)]
-    [0, 16, 64, 80, 160, 896]
+    >>> [even_rows(n) for n in (0, 1, 64, 65, 129, 257, 849, 1025)]
+    [0, 16, 64, 80, 160, 288, 896, 1088]
     """
-    step = max(FEWEST, 1 << max(0, num_rows.bit_length() - 3))
+    finer = (num_rows > 256) + (num_rows > 1024)
+    step = max(FEWEST, 1 << max(0, num_rows.bit_length() - 3 - finer))
     return -(-num_rows // step) * step
 
 
