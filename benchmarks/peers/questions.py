@@ -131,7 +131,7 @@ def prepared(name: str, samples: Samples, seed: int) -> Prepared:
     tree = {
         "task": {"name": "vqa"},
         "model": {"preset": PRESETS.get(name, "eve-tiny")},
-        "tokenizer": {"vocab_size": 300, "samples": 2000},
+        "tokenizer": {"vocab_size": 500, "samples": 2000},
         "image": IMAGE,
         "text": {"max_length": 40, "clean": False},
         "train": {"steps": 1, "batch_size": BATCH, "num_workers": 0},

@@ -14,11 +14,11 @@ from evle.distributed import rank, world_size
 from evle.engine.operations import operations_per_batch
 from evle.engine.tower_states import with_frozen_towers
 from evle.engine.train_config import TrainConfig
-from evle.errors import ConfigError
+from evle.errors import ConfigError, DataError
 from evle.inspection.texts import sample_texts
 from evle.run.config import RunConfig, task_class
 from evle.run.splits import read_split, read_splits, shared_images
-from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, vocab_size_for
+from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, text_notes, vocab_size_for
 from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
@@ -27,7 +27,7 @@ from evle.tasks.vqa import has_slot
 from evle.transforms.words import clean_caption
 
 SOME = 64
-"""Samples that are looked at for captions that are all the same."""
+"""Samples that are looked at for captions that are all the same, and for texts that are cut."""
 
 
 @dataclass
@@ -71,6 +71,7 @@ def prepare(
         *loaded.lines(),
         *size_notes(config.model.overrides, built.image_size),
         *built.notes(),
+        *_text_notes(config, tokenizer, training),
         *shared_images(splits),
     ]
     return Prepared(built, loaded, splits, training, loader, train, hash_samples(splits), notes)
@@ -120,6 +121,18 @@ def _training_texts(config: RunConfig, reads: str, training: Samples) -> Iterato
     if config.text.clean:
         texts = (clean_caption(text, config.text.max_words) for text in texts)
     return texts
+
+
+def _text_notes(config: RunConfig, tokenizer: PreTrainedTokenizerBase, training: Samples) -> list[str]:
+    """What the run would do in silence to the texts of some training samples."""
+    try:
+        texts = [text for each in readable(training, _spread(len(training), SOME)) for text in sample_texts(each)]
+    except DataError:  # samples of a kind that only the task knows
+        return []
+    if config.text.clean:
+        texts = [clean_caption(text, config.text.max_words) for text in texts]
+    is_new = config.tokenizer.path is None and config.model.init is None and config.model.text is None
+    return text_notes(texts, tokenizer, config.text.max_length, is_new)
 
 
 def _spread(length: int, most: int | None) -> Iterator[int]:

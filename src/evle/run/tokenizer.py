@@ -1,6 +1,7 @@
 """The tokenizer of a run: read from a folder, taken from the model it starts from, or trained on its texts."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,10 +14,12 @@ from evle.models.folders import from_folder, hub_folder, is_hub_name, model_fold
 from evle.models.vle.tokenization import read_json, read_sentencepiece
 from evle.models.vocabulary import refuse_other_tokenizer, report_few_tokens
 from evle.run.weights import EncoderConfig, ModelConfig, read_processor
-from evle.transforms.text import train_tokenizer
+from evle.transforms.text import readable_part, train_tokenizer
 
 PROBES = ("A man rides two brown horses", "it's the bird's nest: 12.5 m high", "caf\u00e9 na\u00efve \u00dcber")
 """Texts that two equal tokenizers split equally."""
+MANY_PIECES = 1.7
+"""Tokens of a word on average, from which a vocabulary is called too small. Thousands of tokens give 1.1 to 1.6."""
 
 
 class TokenizerConfig(Config):
@@ -123,6 +126,28 @@ def refuse_lacking_tokens(tokenizer: PreTrainedTokenizerBase, hides: bool, where
                 f"{where}: the tokenizer has no {kind} token; name it as {kind}_token in its tokenizer_config.json, or "
                 "make a tokenizer with `evle tokenizer train CORPUS -o FOLDER`"
             )
+
+
+def text_notes(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, is_new: bool) -> list[str]:
+    """Lines for what a run would do to its texts in silence: ends that are cut off and, with a tokenizer that `is_new`,
+    words in pieces because its vocabulary is too small for them."""
+    lengths = [len(tokenizer(readable_part(tokenizer, text), verbose=False)["input_ids"]) for text in texts]
+    cut = sum(length > max_length for length in lengths)
+    notes = []
+    if cut:
+        notes.append(
+            f"text.max_length={max_length} cuts the ends off {cut} of {len(texts)} texts that were looked at; the "
+            f"longest has {max(lengths)} tokens"
+        )
+    words = [word for text in texts for word in re.findall(r"[a-z]+", text.lower())]
+    if is_new and words:
+        pieces = sum(map(len, tokenizer(words, add_special_tokens=False)["input_ids"])) / len(words)
+        if pieces > MANY_PIECES:
+            notes.append(
+                f"a word has {pieces:.1f} tokens on average, because the tokenizer has {len(tokenizer):,} in all; a "
+                "larger tokenizer.vocab_size keeps words whole, which is faster and learns more"
+            )
+    return notes
 
 
 def vocab_size_for(tokenizer: PreTrainedTokenizerBase, model: ModelConfig, start: EncoderConfig) -> int:
