@@ -25,6 +25,7 @@ SCENES = {"data": {"train": {"source": "scenes", "count": 32, "size": 24}}}
 
 
 def test_it_says_samples_model_steps_tokens_memory_time_and_losses_and_writes_nothing(tmp_path):
+    before = process_bytes()
     found = rehearse(micro_run(tmp_path / "run", "vqa", SCENES))
     lines = "\n".join(found.lines)
     assert found.missing == []
@@ -37,7 +38,8 @@ def test_it_says_samples_model_steps_tokens_memory_time_and_losses_and_writes_no
     whole = re.search(r"([\d.]+) GiB in all, ([\d.]+) with libraries and data", lines)
     assert whole is not None
     # torch alone occupies some hundred MB; what the model takes is counted once
-    assert 0.1 < float(whole[2]) - float(whole[1]) < process_bytes() / GIB
+    most = max(before, process_bytes()) / GIB + 0.05  # earlier tests leave memory that the process may give back
+    assert 0.1 < float(whole[2]) - float(whole[1]) < most
     assert "first losses: answers" in lines
     assert not (tmp_path / "run").exists()
 
