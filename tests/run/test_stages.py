@@ -11,6 +11,7 @@ from evle.engine.lock import locked
 from evle.errors import ConfigError, EvleError
 from evle.run.config import read_recipe, read_stages
 from evle.run.dry_run import rehearse_stages
+from evle.run.splits import DataConfig, require_paths
 from evle.run.stages import train
 from micro import SAMPLES, micro_run
 from staged import DEFAULTS, TWO, VQA, write
@@ -81,6 +82,11 @@ def test_data_that_a_later_stage_lacks_is_missed_before_the_first_is_trained(tmp
     with pytest.raises(EvleError, match=message):
         train(write(tmp_path, tree), [f"output={tmp_path / 'out'}"])
     assert not (tmp_path / "out" / "first").exists()
+
+
+@pytest.mark.parametrize("path", ["cc3m/{00000..00331}.tar", "cc3m/*.tar", "s3://bucket/cc3m", ["a.tar", "b.tar"]])
+def test_patterns_lists_and_urls_of_shards_are_left_to_their_reader(path):
+    require_paths(DataConfig(train={"source": "shards", "path": path}), "pretrain")
 
 
 def test_overwrite_runs_every_stage_again(tmp_path):

@@ -214,7 +214,8 @@ def require_paths(data: DataConfig, stage: str) -> None:
             needs_one = inspect.signature(SOURCES[name]).parameters["path"].default is inspect.Parameter.empty
             if path is None and needs_one:
                 raise _no_folder(name, split, f"stages.{stage}.data.{split}.path" if "path" in each else "data.path")
-            if isinstance(path, str) and not is_url(path) and not Path(path).exists():
+            is_pattern = isinstance(path, str) and any(sign in path for sign in "*?[{")  # of shards
+            if isinstance(path, str) and not is_url(path) and not is_pattern and not Path(path).exists():
                 raise DataError(f"data.{split} of the stage {stage}: {path}: no such file or folder")
 
 
