@@ -12,6 +12,9 @@ with the runs that are missing:
     python -m benchmarks.peers FOLDER -o runs/peers --towers VISION_FOLDER TEXT_FOLDER
     python -m benchmarks.peers FOLDER -o runs/peers --report docs/peers.md
 
+Where half a minute does not tell the learning rates of a contender apart, give it longer trials first
+(`--trial-minutes 2 --peers clip siglip`); the longest that are finished count.
+
 FOLDER holds images and a captions.jsonl, such as examples/emoji builds. `open-clip` takes part if it is installed;
 `frozen` and `vle` need --towers, such as examples/real_towers builds.
 

@@ -29,6 +29,15 @@ def kept(file: Path, work: Any) -> dict[str, Any]:
     return found
 
 
+def longest_trials(home: Path, name: str, rates: Sequence[float], minutes: float) -> float:
+    """The minutes of a contender's longest trials that are all finished, or `minutes` if there are none longer."""
+    found: dict[float, set[float]] = {}
+    for file in home.glob(f"{name}-trial-*.json"):
+        trial = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(trial["minutes"], set()).add(trial["rate"])
+    return max([minutes, *(each for each, tried in found.items() if tried >= set(rates))])
+
+
 def compare(contest: Contest, names: Sequence[str], options: argparse.Namespace) -> tuple[Results, Results]:
     """Tune and train every contender; the closest pair gets more seeds. The results of the trials and of the runs."""
     home = options.output / "results"
@@ -40,7 +49,8 @@ def compare(contest: Contest, names: Sequence[str], options: argparse.Namespace)
 
     trials, best = [], {}
     for name in names:
-        own = [result(name, "trial", rate, 0, options.trial_minutes) for rate in contest.rates[name]]
+        minutes = longest_trials(home, name, contest.rates[name], options.trial_minutes)
+        own = [result(name, "trial", rate, 0, minutes) for rate in contest.rates[name]]
         best[name] = max(own, key=lambda trial: trial["tuning"][contest.chosen_by])["rate"]
         trials += own
     results = [result(n, "run", best[n], seed, options.minutes) for seed in range(options.seeds) for n in names]
@@ -101,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             made = contest()
             found.append((made, *compare(made, names, options)))
     command = " ".join(["python -m benchmarks.peers", *(_shown(each, options.folder) for each in given)])
-    text = page(found, options.minutes, options.trial_minutes, command)
+    text = page(found, options.minutes, command)
     (options.output / "report.md").write_text(text, encoding="utf-8")
     if options.report is not None:
         options.report.write_text(text, encoding="utf-8")

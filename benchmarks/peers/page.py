@@ -17,16 +17,15 @@ FULL_MINUTES = 10
 Results = Sequence[dict[str, Any]]
 
 
-def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, trial_minutes: float, command: str) -> str:
+def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, command: str) -> str:
     """The report on contests, each with the results of its trials and of its runs."""
     blocks = [
         "# Peers at equal compute",
         f"Each contender was trained for {minutes:g} minutes of processor time per run, on one thread that also reads "
         "the images, on the same samples. Evaluation is not counted. Processor time depends little on what else the "
-        f"machine does. The learning rate of each contender is the best of three trials of {trial_minutes:g} minutes "
-        "on samples that training does not show; "
-        f"nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, cosine over "
-        "the budget. No contender starts from pre-training, except those on trained towers.",
+        "machine does. The learning rate of each contender is the best of three short trials, on samples that training "
+        f"does not show; nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, "
+        "cosine over the budget. No contender starts from pre-training, except those on trained towers.",
         "Scores are percentages, mean ± standard deviation over seeds; the test samples are the same for all seeds. "
         f"{platform.processor() or platform.machine()}, torch {torch.__version__.split('+')[0]}, "
         f"transformers {transformers.__version__}.",
@@ -55,13 +54,15 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
             for name, own in by_peer.items()
         ]
         blocks += [f"### Split `{split}`", markdown_table(Table(split, ["contender", "runs", *contest.scores], rows))]
-    columns = ["contender", "what", "pixels", "M parameters", "M trained", "learning rate", "of", "steps", "seconds"]
+    columns = ["contender", "what", "pixels", "M parameters", "M trained", "learning rate", "of", "trial minutes"]
+    columns += ["steps", "seconds"]
     rows = [_settings(contest, name, own, trials) for name, own in by_peer.items()]
     return [*blocks, f"### Settings: {contest.title.lower()}", markdown_table(Table("Settings", columns, rows))]
 
 
 def _settings(contest: Contest, name: str, own: Results, trials: Results) -> list[Any]:
-    tried = sorted((each["rate"], each["tuning"][contest.chosen_by]) for each in trials if each["peer"] == name)
+    mine = [each for each in trials if each["peer"] == name]
+    tried = sorted((each["rate"], each["tuning"][contest.chosen_by]) for each in mine)
     return [
         name,
         contest.about[name],
@@ -70,6 +71,7 @@ def _settings(contest: Contest, name: str, own: Results, trials: Results) -> lis
         f"{own[0]['trained'] / 1e6:.1f}",
         f"{own[0]['rate']:g}",
         ", ".join(f"{rate:g}: {score:.1f}" for rate, score in tried),
+        f"{mine[0]['minutes']:g}",
         round(statistics.fmean(each["steps"] for each in own)),
         round(statistics.fmean(each["seconds"] for each in own)),
     ]

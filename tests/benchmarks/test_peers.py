@@ -62,6 +62,16 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     capsys.readouterr()
 
 
+def test_longer_trials_count_once_there_is_one_of_every_rate(module, tmp_path):
+    longest = module("__main__").longest_trials
+    for minutes, rate in ((0.5, 1e-3), (0.5, 3e-3), (2.0, 1e-3)):
+        file = tmp_path / f"clip-trial-{minutes:g}min-rate-{rate:g}-seed-0.json"
+        file.write_text(json.dumps({"minutes": minutes, "rate": rate}))
+    assert longest(tmp_path, "clip", (1e-3, 3e-3), 0.25) == 0.5
+    assert longest(tmp_path, "clip", (1e-3,), 0.25) == 2
+    assert longest(tmp_path, "open-clip", (1e-3,), 0.25) == 0.25
+
+
 @pytest.mark.slow
 def test_answers_to_questions_about_scenes_are_compared_too(module, images, capsys, monkeypatch):
     questions = module("questions")

@@ -29,6 +29,7 @@ from evle.data.synthetic.statements import (
     Boxes,
     Item,
     Statement,
+    describe,
     random_statement,
 )
 from evle.errors import ConfigError, nearest
@@ -38,8 +39,11 @@ AT_THE_WALL = 0.15
 """Probability that a coordinate of an item is as small, or as large, as its box allows."""
 TOWERS = 0.4
 """Share of towers among the images with captions."""
-STATEMENTS = 3
-"""Statements in a caption."""
+SIMPLE = 0.5
+"""Share of images with one or two colors and shapes, and often few items."""
+TEXTS = 2
+"""Statements, or descriptions of a box, in a caption."""
+ANSWERS = {True: "true", False: "false"}
 _ATTEMPTS = 60
 
 
@@ -67,23 +71,21 @@ class BoxesDrawing:
         return wide
 
 
-def _tower(rng: np.random.Generator) -> Box:
+def _tower(rng: np.random.Generator, colours: Sequence[str]) -> Box:
     height, size = int(rng.integers(1, TALLEST + 1)), SIZES["medium"]
     x = int(rng.integers(0, BOX - size + 1))
-    return tuple(
-        Item("square", pick(rng, tuple(COLOURS)), size, x, HEIGHT - size * (level + 1)) for level in range(height)
-    )
+    return tuple(Item("square", pick(rng, colours), size, x, HEIGHT - size * (level + 1)) for level in range(height))
 
 
-def _scatter(rng: np.random.Generator) -> Box:
+def _scatter(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[str], most: int) -> Box:
     """Items that do not overlap: of many random ones, those that still have room."""
-    number, colours, sizes = int(rng.integers(1, MOST + 1)), tuple(COLOURS), tuple(SIZES.values())
+    number, sizes = int(rng.integers(1, most + 1)), tuple(SIZES.values())
     items: list[Item] = []
     for shape, colour, size, *corner in rng.random((4 * MOST, 5)).tolist():  # one call: a number at a time is slow
         side = sizes[int(size * len(sizes))]
         x, y = (_place(share, BOX - side) for share in corner)
         if all(abs(x - o.x) > max(side, o.size) or abs(y - o.y) > max(side, o.size) for o in items):
-            items.append(Item(SHAPES[int(shape * len(SHAPES))], colours[int(colour * len(colours))], side, x, y))
+            items.append(Item(shapes[int(shape * len(shapes))], colours[int(colour * len(colours))], side, x, y))
         if len(items) == number:
             break
     return tuple(items)
@@ -99,18 +101,33 @@ def _place(share: float, room: int) -> int:
 
 
 def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
-    """Three boxes of towers, or three of scattered shapes."""
-    return tuple((_tower if towers else _scatter)(rng) for _ in range(3))
+    """Three boxes of towers, or three of scattered shapes; in some images of a few items, colors and shapes alone.
+
+    From images with everything in them a model learns slowly: all words are true of something there.
+    """
+    colours: Sequence[str] = tuple(COLOURS)
+    shapes: Sequence[str] = SHAPES
+    most = MOST
+    if rng.random() < SIMPLE:
+        colours, shapes = _some(rng, colours), _some(rng, shapes)
+        most = int(rng.integers(1, MOST + 1))
+    if towers:
+        return tuple(_tower(rng, colours) for _ in range(3))
+    return tuple(_scatter(rng, colours, shapes, most) for _ in range(3))
+
+
+def _some(rng: np.random.Generator, names: Sequence[str]) -> tuple[str, ...]:
+    """One or two of `names`."""
+    return tuple(names[int(index)] for index in rng.permutation(len(names))[: int(rng.integers(1, 3))])
 
 
 class BoxSamples(Sequence[Any]):
-    """Images of three boxes with statements, as VQASamples with the answer true or false, or with several true
-    statements as a caption. Created by `boxes`."""
+    """Images of three boxes, as VQASamples that judge a statement, or with a caption. Created by `boxes`."""
 
-    def __init__(self, task: str, split: str, count: int, seed: int):
-        self.task, self.split, self.seed = task, split, seed
+    def __init__(self, task: str, split: str, count: int, seed: int, judged: float):
+        self.task, self.split, self.seed, self.judged = task, split, seed, judged
         self._count = count
-        facts = repr(("boxes", task, split, count, seed))
+        facts = repr(("boxes", task, split, count, seed, *([judged] if judged else [])))
         self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
@@ -125,15 +142,15 @@ class BoxSamples(Sequence[Any]):
         key = f"boxes-{self.split}-{self.seed}-{number}"
         name = f"boxes\0{self.split}\0{self.seed}\0"
         if self.task == "captions":
-            made, statements = _image_with_statements(f"{name}captions\0{number}")
-            return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(statements),))
+            made, texts = _image_with_texts(f"{name}captions\0{number}", self.judged)
+            return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(texts),))
         statement, images = _statement_with_images(f"{name}{number // 2}")
         truth = number % 2 == 0
         return VQASample(
             key=key,
             image=BoxesDrawing(images[truth]),
             question=statement.text,
-            answers=("true" if truth else "false",),
+            answers=(ANSWERS[truth],),
             answer_type="yes/no",
             question_type="statement",
             set_id=f"boxes-{self.split}-{self.seed}-{number // 2}",
@@ -164,28 +181,37 @@ def _statement_with_images(seed: str) -> tuple[Statement, dict[bool, Boxes]]:
                 return statement, images
 
 
-def _image_with_statements(seed: str) -> tuple[Boxes, list[str]]:
-    """An image, and different statements that are true for it."""
+def _image_with_texts(seed: str, judged: float) -> tuple[Boxes, list[str]]:
+    """An image, and texts about it: what some boxes hold, or, with the probability `judged`, statements, each followed
+    by its truth.
+
+    Every statement tells the image from a second random one, so that no words are more often true than false.
+    """
     rng = _generator(seed)
     towers = bool(rng.random() < TOWERS)
     made = random_boxes(rng, towers)
-    found: list[str] = []
-    while len(found) < STATEMENTS:
+    if rng.random() >= judged:
+        return made, describe(rng, made, towers, TEXTS)
+    found: dict[str, str] = {}
+    while len(found) < TEXTS:
         statement = random_statement(rng)
-        if statement.towers == towers and statement.holds(made) and statement.text not in found:
-            found.append(statement.text)
-    return made, found
+        if statement.towers == towers and (truth := statement.holds(made)) != statement.holds(
+            random_boxes(rng, towers)
+        ):
+            found[statement.text] = f"{statement.text} {ANSWERS[truth]}"
+    return made, list(found.values())
 
 
 def boxes(
-    task: str = "vqa", split: str = "train", *, count: int = 1000, seed: int = 0
+    task: str = "vqa", split: str = "train", *, count: int = 1000, seed: int = 0, judged: float = 0.0
 ) -> Sequence[VQASample] | Sequence[CaptionSample]:
     """`count` images of three grey boxes in the size and style of NLVR, version 1 (`evle.data.corpora.nlvr`), so that a
     model can learn the style before it reads people's statements.
 
     For "vqa": statements, as VQASamples with the answer true or false; samples 2i and 2i + 1 share a statement, which
-    is true only for the first image. For "captions": images with three true statements in one caption. Raises
-    ConfigError for impossible options.
+    is true only for the first image. For "captions": what two of the boxes hold; in the share `judged` of the captions,
+    two statements instead, each followed by whether it is true, because vision-language models are also pre-trained on
+    questions with answers. Raises ConfigError for impossible options.
     """
     if task not in ("vqa", "captions"):
         raise ConfigError(f"source 'boxes' holds vqa and captions, not {task!r}; choose another source or task")
@@ -193,4 +219,6 @@ def boxes(
         raise ConfigError(f"split={split!r} of boxes does not exist; {nearest(split, SPLITS)}")
     if count < 1:
         raise ConfigError(f"count={count} must be at least 1")
-    return BoxSamples(task, split, count, seed)
+    if not 0 <= judged <= 1:
+        raise ConfigError(f"judged={judged} must be from 0 to 1")
+    return BoxSamples(task, split, count, seed, judged)
