@@ -36,6 +36,10 @@ def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, comm
             "They show who is ahead after very little training, which favours models that start from trained towers "
             "and small ones; the order may change with more."
         )
+    if any(results and max(each["seed"] for each in results) == 0 for _, _, results in found):
+        blocks.append(
+            "**One run of each contender**: how much runs differ is not known, and small differences mean nothing."
+        )
     for contest, trials, results in found:
         blocks += section(contest, trials, results)
     return "\n\n".join([*blocks, "Made by", f"```shell\n{command}\n```"]) + "\n"

@@ -87,6 +87,14 @@ def test_the_first_word_is_the_same_token_as_in_the_middle(tokenizer):
     assert encode(tokenizer, "ball", 9)[1:-1] == encode(tokenizer, "red ball", 9)[-2:-1]
 
 
+def test_a_mask_in_a_text_takes_the_place_of_one_token(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        told = each.convert_ids_to_tokens(each("a [MASK] ball")["input_ids"])
+        whole = each.convert_ids_to_tokens(each("a ball")["input_ids"])
+        assert told == [*whole[:2], "[MASK]", *whole[2:]]
+
+
 def test_an_empty_text_is_only_its_frame(tokenizer):
     assert encode(tokenizer, "", 9) == [tokenizer.cls_token_id, tokenizer.sep_token_id]
 
