@@ -14,6 +14,8 @@ from evle.report.markdown import markdown_table
 
 FULL_MINUTES = 10
 """The minutes that the benchmark is meant for."""
+CLEARLY = 1.25
+"""A trial is above chance if its score is that many times the score of chance."""
 Results = Sequence[dict[str, Any]]
 
 
@@ -50,6 +52,11 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
     names = dict.fromkeys(each["peer"] for each in results)
     by_peer = {name: [each for each in results if each["peer"] == name] for name in names}
     blocks = [f"## {contest.title}", f"{results[0]['samples']:,} training samples.", *contest.notes]
+    if untuned := [name for name in names if _is_untuned(contest, name, trials)]:
+        blocks.append(
+            f"**The trials of {', '.join(untuned)} are no better than chance**, so they do not tell learning rates "
+            "apart: the rate was picked by noise, and longer trials, or other settings, may give other results."
+        )
     for split in contest.tests:
         first = results[0]["tests"][split]
         rows = [["chance", "", *(f"{first[CHANCE.format(score)]:.1f}" for score in contest.scores)]]
@@ -62,6 +69,11 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
     columns += ["steps", "seconds"]
     rows = [_settings(contest, name, own, trials) for name, own in by_peer.items()]
     return [*blocks, f"### Settings: {contest.title.lower()}", markdown_table(Table("Settings", columns, rows))]
+
+
+def _is_untuned(contest: Contest, name: str, trials: Results) -> bool:
+    tuning = [each["tuning"] for each in trials if each["peer"] == name]
+    return all(each[contest.chosen_by] < CLEARLY * each[CHANCE.format(contest.chosen_by)] for each in tuning)
 
 
 def _settings(contest: Contest, name: str, own: Results, trials: Results) -> list[Any]:
