@@ -296,7 +296,7 @@ def describe(rng: np.random.Generator, boxes: Boxes, towers: bool, number: int) 
 
     >>> box = (Item("square", "blue", 20, 0, 80), Item("square", "black", 20, 0, 60))
     >>> describe(np.random.default_rng(0), (box,) * 3, True, 1)
-    ['the right tower has two blocks, a blue base and a black top']
+    ['the right tower has 2 blocks, a blue base and a black top']
     """
     chosen = [int(index) for index in rng.permutation(len(boxes))[:number]]
     content = _tower if towers else _items
