@@ -57,6 +57,8 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
             f"**The trials of {', '.join(untuned)} are no better than chance**, so they do not tell learning rates "
             "apart: the rate was picked by noise, and longer trials, or other settings, may give other results."
         )
+    if len({each["minutes"] for each in trials}) > 1:
+        blocks.append("Contenders with longer trials (see the settings) had them from an earlier command.")
     for split in contest.tests:
         first = results[0]["tests"][split]
         rows = [["chance", "", *(f"{first[CHANCE.format(score)]:.1f}" for score in contest.scores)]]

@@ -195,9 +195,10 @@ def _image_with_texts(seed: str, judged: float) -> tuple[Boxes, list[str]]:
     found: dict[str, str] = {}
     while len(found) < TEXTS:
         statement = random_statement(rng)
-        if statement.towers == towers and (truth := statement.holds(made)) != statement.holds(
-            random_boxes(rng, towers)
-        ):
+        if statement.towers != towers:
+            continue
+        truth = statement.holds(made)
+        if truth != statement.holds(random_boxes(rng, towers)):
             found[statement.text] = f"{statement.text} {ANSWERS[truth]}"
     return made, list(found.values())
 
@@ -211,7 +212,8 @@ def boxes(
     For "vqa": statements, as VQASamples with the answer true or false; samples 2i and 2i + 1 share a statement, which
     is true only for the first image. For "captions": what two of the boxes hold; in the share `judged` of the captions,
     two statements instead, each followed by whether it is true, because vision-language models are also pre-trained on
-    questions with answers. Raises ConfigError for impossible options.
+    questions with answers. "vqa" does without `judged`, so that a tokenizer can read both from one entry of a recipe.
+    Raises ConfigError for impossible options.
     """
     if task not in ("vqa", "captions"):
         raise ConfigError(f"source 'boxes' holds vqa and captions, not {task!r}; choose another source or task")

@@ -299,11 +299,12 @@ def describe(rng: np.random.Generator, boxes: Boxes, towers: bool, number: int) 
     ['the right tower has 2 blocks, a blue base and a black top']
     """
     chosen = [int(index) for index in rng.permutation(len(boxes))[:number]]
-    content = _tower if towers else _items
+    content = _blocks if towers else _items
     return [f"the {PLACES[index]} {'tower' if towers else 'box'} has {content(rng, boxes[index])}" for index in chosen]
 
 
-def _tower(rng: np.random.Generator, box: Box) -> str:
+def _blocks(rng: np.random.Generator, box: Box) -> str:
+    """The blocks of a tower from its base to its top."""
     if len(box) == 1:
         return f"one {box[0].colour} block"
     base, *between, top = (item.colour for item in box)
