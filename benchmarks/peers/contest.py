@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from evle.data.samples import Samples
 from evle.run.prepare import Prepared
 
 Batch = Mapping[str, Tensor]
-SCRATCH_RATES = (3e-4, 1e-3, 3e-3)
+SCRATCH_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 WARMUP, WEIGHT_DECAY = 0.05, 0.05
 CHANCE = "chance of {}"
 """The name of the chance of a score, in the scores of a result."""
@@ -50,7 +51,8 @@ class Trained:
 @dataclass(frozen=True)
 class Contest:
     """One comparison. `train` takes a contender's name, learning rate, seed and seconds; `score` gives the scores of
-    its result on samples, of which `chosen_by` decides on the learning rate and the closest pair."""
+    its result on samples, of which `chosen_by` decides on the learning rate and the closest pair. A trial has the mean
+    of its scores on each part of `tuning`."""
 
     name: str
     title: str
@@ -59,7 +61,7 @@ class Contest:
     scores: tuple[str, ...]
     chosen_by: str
     learned: Samples
-    tuning: Samples
+    tuning: Sequence[Samples]
     tests: Mapping[str, Samples]
     train: Callable[[str, float, int, float], Trained]
     score: Callable[[Trained, Samples], dict[str, float]]
@@ -82,7 +84,8 @@ class Contest:
             "samples": len(self.learned),
         }
         if is_trial:
-            return facts | {"tuning": self.score(trained, self.tuning)}
+            tuned = [self.score(trained, samples) for samples in self.tuning]
+            return facts | {"tuning": {name: statistics.fmean(each[name] for each in tuned) for name in tuned[0]}}
         return facts | {"tests": {split: self.score(trained, samples) for split, samples in self.tests.items()}}
 
 
@@ -132,3 +135,9 @@ def spread(samples: Samples, number: int) -> Chosen:
     """At most `number` samples, evenly spread."""
     number = min(number, len(samples))
     return Chosen(samples, [index * len(samples) // number for index in range(number)])
+
+
+def divided(samples: Samples, size: int) -> list[Chosen]:
+    """The samples in parts of at most `size`, each evenly spread over all of them."""
+    count = math.ceil(len(samples) / size)
+    return [Chosen(samples, range(part, len(samples), count)) for part in range(count)]

@@ -166,7 +166,7 @@ def contest(gallery: int) -> Contest:
         scores=("accuracy",),
         chosen_by="accuracy",
         learned=learned,
-        tuning=_scenes("val", TUNED),
+        tuning=[_scenes("val", TUNED)],
         tests={"test": _scenes("test", 10 * gallery)},
         train=taught,
         score=score,

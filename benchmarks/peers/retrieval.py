@@ -35,6 +35,7 @@ from benchmarks.peers.contest import (
     Contender,
     Contest,
     Trained,
+    divided,
     spread,
     train,
 )
@@ -49,6 +50,8 @@ from evle.transforms.masking import IGNORED
 
 TUNED_SHARE = 0.1
 """Share of the training concepts that is kept out of training, for choosing the learning rate."""
+TUNED_GALLERY = 30
+"""Images of a gallery in which trials are scored: among few, little learning is already above chance."""
 BATCH = 128
 TOWERS = ("frozen", "vle")
 IMAGE = {"scale": [0.65, 1.0], "ratio": [0.85, 1.18], "flip": 0.3, "rotate": 10, "color_jitter": [0.3, 0.3, 0.3]}
@@ -248,8 +251,8 @@ ABOUT = {
 }
 RATES = {
     **dict.fromkeys(ABOUT, SCRATCH_RATES),
-    "frozen": (1e-3, 3e-3, 1e-2),  # single new layers
-    "vle": (1e-4, 3e-4, 1e-3),  # trained towers
+    "frozen": (3e-4, 1e-3, 3e-3, 1e-2),  # single new layers
+    "vle": (3e-5, 1e-4, 3e-4, 1e-3),  # trained towers
 }
 
 
@@ -310,14 +313,15 @@ def contest(options: argparse.Namespace) -> Contest:
         scores=SCORES,
         chosen_by="R@mean",
         learned=learned,
-        tuning=spread(Chosen(everything, sorted(tuning)), options.gallery),
+        tuning=divided(spread(Chosen(everything, sorted(tuning)), options.gallery), TUNED_GALLERY),
         tests={split: spread(folder(options.folder, "captions", split), options.gallery) for split in options.tests},
         train=taught,
         score=score,
         notes=(
             f"At most {options.gallery} images and their captions per split; TR: image to text, IR: text to image. The "
-            f"learning rate is chosen on {TUNED_SHARE:.0%} of the training concepts, which training does not show. "
-            f"Batches of {BATCH}. Augmentation: `{json.dumps(IMAGE)}`; open_clip has its own.",
+            f"learning rate is chosen in galleries of {TUNED_GALLERY} images of {TUNED_SHARE:.0%} of the training "
+            f"concepts, which training does not show. Batches of {BATCH}. "
+            f"Augmentation: `{json.dumps(IMAGE)}`; open_clip has its own.",
             "The losses are each library's: in CLIP's and SigLIP's, images of one caption in a batch are negatives of "
             "each other, which evle's contrast takes for the same thing. eve-tiny was designed for runs of minutes on "
             "such images (it has a stem of convolutions); the sizes of the other models are small published ones.",

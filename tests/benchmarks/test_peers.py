@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,22 @@ def test_concepts_for_tuning_are_kept_out_of_training(module, images):
     contest = module("retrieval").contest(
         argparse.Namespace(folder=images, train=["train"], tests=["val"], gallery=100, towers=(), output=images)
     )
-    trained, tuned = ({sample.captions[0] for sample in part} for part in (contest.learned, contest.tuning))
+    galleries = [[sample.captions[0] for sample in gallery] for gallery in contest.tuning]
+    trained, tuned = {sample.captions[0] for sample in contest.learned}, set(chain.from_iterable(galleries))
     assert trained
     assert tuned
     assert not trained & tuned
     assert len(trained) + len(tuned) == 80
+    assert sum(map(len, galleries)) == len(tuned)  # no caption is in two galleries
     assert len(contest.tests["val"]) == 8
+
+
+def test_samples_are_divided_into_parts_that_are_spread_over_all(module):
+    contest = module("contest")
+    parts = contest.divided(contest.Chosen(list(range(70)), range(70)), 30)
+    assert [len(part) for part in parts] == [24, 23, 23]
+    assert sorted(chain.from_iterable(parts)) == list(range(70))
+    assert [part[0] for part in parts] == [0, 1, 2]
 
 
 @pytest.mark.slow
