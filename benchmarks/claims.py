@@ -51,8 +51,8 @@ def read(folder: Path) -> dict[str, Any]:
     return report
 
 
-def section(report: Mapping[str, Any], note: str = "") -> str:
-    """One recipe: its verdicts, and what each stage is and took."""
+def section(report: Mapping[str, Any], note: str = "", title: str = "") -> str:
+    """One recipe: its verdicts, and what each stage is and took. `title` replaces the recipe's."""
     table = next(table for table in report["tables"] if table["title"] == "Claims")
     claims = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     counts = Counter(claim["verdict"] for claim in claims)
@@ -63,7 +63,7 @@ def section(report: Mapping[str, Any], note: str = "") -> str:
         rows.append([claim["claim"], claim["score"], *sides, *rest])
     verdicts = ", ".join(f"{counts[name]} {name}" for name in ("confirmed", "refuted", "undecided"))
     unfinished = [line for line in report["summary"] if line.endswith("runs are finished")]
-    blocks = [f"## {report['title']}", *([note] if note else []), *report["summary"][:1], f"{verdicts}."]
+    blocks = [f"## {title or report['title']}", *([note] if note else []), *report["summary"][:1], f"{verdicts}."]
     blocks += [f"**{line}.**" for line in unfinished]
     blocks += [markdown_table(Table("Claims", COLUMNS, rows)), "### Stages", stages(report["provenance"])]
     return "\n\n".join(blocks)
@@ -108,9 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="outputs of recipes with claims")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/claims.md"), help="the page to write")
     parser.add_argument("--note", default="", help="a paragraph under each recipe's title, about how its runs differ")
+    parser.add_argument("--title", default="", help="the title of the section of one folder, such as of a part")
     parser.add_argument("--add", action="store_true", help="keep the page's sections of other recipes")
     options = parser.parse_args(arguments)
-    sections = [section(read(each), options.note) for each in options.folders]
+    if options.title and len(options.folders) > 1:
+        parser.error("--title needs a single folder; run the command once for each, with --add")
+    sections = [section(read(each), options.note, options.title) for each in options.folders]
     page = options.output.read_text(encoding="utf-8") if options.add else INTRODUCTION
     options.output.write_text(with_sections(page, sections), encoding="utf-8")
     print(options.output)

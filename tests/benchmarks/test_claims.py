@@ -30,6 +30,11 @@ def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
     assert "| scratch: " in row
     assert "undecided" in row
     assert "3 runs," in page
+    claims.main([str(out), "-o", str(tmp_path / "claims.md"), "--add", "--title", "Part of it"])
+    page = (tmp_path / "claims.md").read_text()
+    assert page.index("## Small\n") < page.index("## Part of it\n")
+    with pytest.raises(SystemExit):
+        claims.main([str(out), str(out), "-o", str(tmp_path / "x.md"), "--title", "Part of it"])
     with pytest.raises(SystemExit, match="holds no claims"):
         claims.main([str(out / "vqa"), "-o", str(tmp_path / "x.md")])
     with pytest.raises(SystemExit, match="no report"):
