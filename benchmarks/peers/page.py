@@ -25,7 +25,7 @@ def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, comm
         "# Peers at equal compute",
         f"Each contender was trained for {minutes:g} minutes of processor time per run, on one thread that also reads "
         "the images, on the same samples. Evaluation is not counted. Processor time depends little on what else the "
-        "machine does. The learning rate of each contender is the best of four short trials, on samples that training "
+        "machine does. The learning rate of each contender is the best of short trials, on samples that training "
         f"does not show; nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, "
         "cosine over the budget. No contender starts from pre-training, except those on trained towers.",
         "Scores are percentages, mean ± standard deviation over seeds; the test samples are the same for all seeds. "

@@ -109,8 +109,8 @@ class VLEConfig(PreTrainedConfig):
             [C].
         position_init_range: standard deviation of the image tower's new positions; None is initializer_range [C]. Patch
             embeddings have about 0.6: with positions of 0.02 a model learns to use positions, and so shapes, only in
-            long training, so short runs from random weights need about 0.5, and 2 where Muon trains the patches, which
-            then outgrow smaller positions [D].
+            long training, so short runs from random weights need about 0.5, and 2 to learn where things are (recipe
+            scenes-composition) [D].
         num_token_types: rows of the type table: 0 is text, 1 is image, and from 2 upwards the objects that a VCR text
             names [C: 2, and 83 in the VCR checkpoints].
         classifier_dropout: written by the release and used by nothing; kept so that configurations round-trip [C].
