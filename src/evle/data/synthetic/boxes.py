@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from evle.data.samples import SPLITS, CaptionSample, VQASample
-from evle.data.synthetic.language import pick
-from evle.data.synthetic.statements import (
+from evle.data.synthetic.box_words import (
     BOX,
     COLOURS,
     GAP,
@@ -29,18 +28,25 @@ from evle.data.synthetic.statements import (
     Boxes,
     Item,
     Statement,
-    describe,
-    random_statement,
 )
+from evle.data.synthetic.language import pick
+from evle.data.synthetic.statements import describe, random_statement
 from evle.errors import ConfigError, nearest
 
 GREY = (211, 211, 211)
+IN_THE_MIDDLE = 0.7
+"""Share of towers that stand in the middle of their box, as NLVR's do."""
 AT_THE_WALL = 0.15
 """Probability that a coordinate of an item is as small, or as large, as its box allows."""
+CLEAR = 6
+"""Pixels between the wall and an item that does not touch it, at least."""
 TOWERS = 0.4
 """Share of towers among the images with captions."""
 SIMPLE = 0.5
 """Share of images with one or two colors and shapes, and often few items."""
+SAME_ITEMS = 0.8
+"""Share of statements for whose second image the items of the first are rearranged; for about half of these, no
+arrangement of them will do, and the image has others."""
 TEXTS = 2
 """Statements, or descriptions of a box, in a caption."""
 ANSWERS = {True: "true", False: "false"}
@@ -73,8 +79,17 @@ class BoxesDrawing:
 
 def _tower(rng: np.random.Generator, colours: Sequence[str]) -> Box:
     height, size = int(rng.integers(1, TALLEST + 1)), SIZES["medium"]
-    x = int(rng.integers(0, BOX - size + 1))
-    return tuple(Item("square", pick(rng, colours), size, x, HEIGHT - size * (level + 1)) for level in range(height))
+    middle = (BOX - size) // 2
+    x = middle if rng.random() < IN_THE_MIDDLE else int(rng.integers(0, BOX - size + 1))
+    return _stack([pick(rng, colours) for _ in range(height)], x)
+
+
+def _stack(colours: Sequence[str], x: int) -> Box:
+    """Blocks of these colors on each other; a line of grey tells two of one color apart."""
+    size = SIZES["medium"]
+    return tuple(
+        Item("square", colour, size, x, HEIGHT - size - (size + 1) * level) for level, colour in enumerate(colours)
+    )
 
 
 def _scatter(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[str], most: int) -> Box:
@@ -84,20 +99,22 @@ def _scatter(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[
     for shape, colour, size, *corner in rng.random((4 * MOST, 5)).tolist():  # one call: a number at a time is slow
         side = sizes[int(size * len(sizes))]
         x, y = (_place(share, BOX - side) for share in corner)
-        if all(abs(x - o.x) > max(side, o.size) or abs(y - o.y) > max(side, o.size) for o in items):
-            items.append(Item(shapes[int(shape * len(shapes))], colours[int(colour * len(colours))], side, x, y))
+        item = Item(shapes[int(shape * len(shapes))], colours[int(colour * len(colours))], side, x, y)
+        if all(_apart(item, other) for other in items):
+            items.append(item)
         if len(items) == number:
             break
     return tuple(items)
 
 
 def _place(share: float, room: int) -> int:
-    """A coordinate from 0 to `room`, from a number in [0, 1); both ends are more frequent than what lies between."""
+    """A coordinate from 0 to `room`, from a number in [0, 1): one of both ends, or well away from them, because nobody
+    knows whether something near a wall touches it."""
     if share < AT_THE_WALL:
         return 0
     if share >= 1 - AT_THE_WALL:
         return room
-    return int((share - AT_THE_WALL) / (1 - 2 * AT_THE_WALL) * (room + 1))
+    return CLEAR + int((share - AT_THE_WALL) / (1 - 2 * AT_THE_WALL) * (room - 2 * CLEAR + 1))
 
 
 def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
@@ -114,6 +131,42 @@ def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
     if towers:
         return tuple(_tower(rng, colours) for _ in range(3))
     return tuple(_scatter(rng, colours, shapes, most) for _ in range(3))
+
+
+def rearranged(rng: np.random.Generator, boxes: Boxes, towers: bool) -> Boxes:
+    """The same items in other boxes and places, so that their numbers and kinds do not tell a true image from an untrue
+    one (as in NLVR, whose images were made so)."""
+    items = [item for box in boxes for item in box]
+    items = [items[int(index)] for index in rng.permutation(len(items))]
+    most = TALLEST if towers else MOST
+    while True:
+        first, second = sorted(int(cut) for cut in rng.integers(1, len(items), 2)) if len(items) > 3 else (1, 2)
+        parts = (items[:first], items[first:second], items[second:])
+        if all(1 <= len(part) <= most for part in parts):
+            break
+    if towers:
+        return tuple(_stack([item.colour for item in part], part[0].x) for part in parts)
+    placed = tuple(_laid_out(rng, part) for part in parts)
+    return placed if all(placed) else boxes
+
+
+def _laid_out(rng: np.random.Generator, items: Sequence[Item]) -> Box:
+    """The items at new places of a box where they do not overlap; empty if no room is found."""
+    placed: list[Item] = []
+    for item in items:
+        for across, down in rng.random((_ATTEMPTS, 2)).tolist():
+            moved = item._replace(x=_place(across, BOX - item.size), y=_place(down, BOX - item.size))
+            if all(_apart(moved, other) for other in placed):
+                placed.append(moved)
+                break
+        else:
+            return ()
+    return tuple(placed)
+
+
+def _apart(one: Item, other: Item) -> bool:
+    room = max(one.size, other.size)
+    return abs(one.x - other.x) > room or abs(one.y - other.y) > room
 
 
 def _some(rng: np.random.Generator, names: Sequence[str]) -> tuple[str, ...]:
@@ -173,33 +226,55 @@ def _statement_with_images(seed: str) -> tuple[Statement, dict[bool, Boxes]]:
     rng = _generator(seed)
     while True:
         statement = random_statement(rng)
-        images: dict[bool, Boxes] = {}
-        for _ in range(_ATTEMPTS):
+        images = _images_of(rng, statement)
+        if images is not None:
+            return statement, images
+
+
+def _images_of(rng: np.random.Generator, statement: Statement) -> dict[bool, Boxes] | None:
+    """An image for which a statement is true, and one for which it is false, often with the same items. None where none
+    is found."""
+    images: dict[bool, Boxes] = {}
+    same_items = rng.random() < SAME_ITEMS
+    for attempt in range(_ATTEMPTS):
+        if images and same_items and attempt < _ATTEMPTS // 2:
+            made = rearranged(rng, next(iter(images.values())), statement.towers)
+        else:
             made = random_boxes(rng, statement.towers)
-            images.setdefault(statement.holds(made), made)
-            if len(images) == 2:
-                return statement, images
+        truth = statement.holds(made)
+        if truth is not None:
+            images.setdefault(truth, made)
+        if len(images) == 2:
+            return images
+    return None
 
 
 def _image_with_texts(seed: str, judged: float) -> tuple[Boxes, list[str]]:
     """An image, and texts about it: what some boxes hold, or, with the probability `judged`, statements, each followed
     by its truth.
 
-    Every statement tells the image from a second random one, so that no words are more often true than false.
+    Every statement tells the image from another one, so that no words are more often true than false.
     """
     rng = _generator(seed)
-    towers = bool(rng.random() < TOWERS)
-    made = random_boxes(rng, towers)
     if rng.random() >= judged:
+        towers = bool(rng.random() < TOWERS)
+        made = random_boxes(rng, towers)
         return made, describe(rng, made, towers, TEXTS)
-    found: dict[str, str] = {}
-    while len(found) < TEXTS:
+    images = None
+    while images is None:
         statement = random_statement(rng)
-        if statement.towers != towers:
-            continue
-        truth = statement.holds(made)
-        if truth != statement.holds(random_boxes(rng, towers)):
-            found[statement.text] = f"{statement.text} {ANSWERS[truth]}"
+        images = _images_of(rng, statement)
+    truth = bool(rng.random() < 0.5)
+    made, other = images[truth], images[not truth]
+    found = {statement.text: f"{statement.text} {ANSWERS[truth]}"}
+    while len(found) < TEXTS:  # a second one, of the same image
+        second = random_statement(rng)
+        if second.towers == statement.towers:
+            its = {second.holds(made), second.holds(other)}
+            if its == {True, False}:
+                found[second.text] = f"{second.text} {ANSWERS[bool(second.holds(made))]}"
+        if rng.random() < 0.1:
+            other = random_boxes(rng, statement.towers)
     return made, list(found.values())
 
 
