@@ -98,7 +98,9 @@ def _alike(rng: np.random.Generator) -> Statement:
 
 def _odd_one(rng: np.random.Generator) -> Statement:
     key, word = pick(rng, (("colour", "color"), ("shape", "shape")))
-    said = pick(rng, (f"multiple items and only one has a different {word}", f"only one item of a different {word}"))
+    said = pick(
+        rng, (f"multiple items of which only one has a different {word}", f"only one item of a different {word}")
+    )
 
     def holds(box: Box) -> bool:
         kinds = sorted(Counter(getattr(item, key) for item in box).values())
