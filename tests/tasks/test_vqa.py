@@ -32,6 +32,14 @@ def bound_task(**fields: object) -> tuple[VQATask, PreTrainedConfig]:
     return task, config
 
 
+def test_reading_many_questions_for_their_answers_shows_progress(monkeypatch, caplog):
+    monkeypatch.setattr("evle.terminal.SECONDS_BETWEEN_LINES", 0)
+    task, config = bound_task()
+    with caplog.at_level("INFO", logger="evle"):
+        task.prepare(vqa_samples()[:1] * 2500, config)
+    assert [line.split(" questions")[0] for line in caplog.messages] == ["1,000/2,500", "2,000/2,500"]
+
+
 def test_a_question_ends_in_a_mask_where_the_model_reads_its_answer_there():
     sample, rng = vqa_samples()[0], np.random.default_rng(0)
     plain, slotted = (

@@ -7,7 +7,7 @@ B batch, A answers.
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evle.data.images import open_image
 from evle.data.samples import Sample, VQASample, describe, readable
+from evle.distributed import is_main
 from evle.errors import ConfigError, SampleError
 from evle.metrics import VQARule, consistency, normalize_answer, soft_scores, vqa_accuracy, vqa_score
 from evle.models.eve import EVEConfig, EVEForVQA
@@ -29,10 +30,21 @@ from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
 from evle.tasks.submission import are_question_ids, vqa_submission
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
+from evle.terminal import ProgressLine
 from evle.transforms.text import encode, encode_with_slot
 from evle.transforms.words import clean_question
 
+SOME = 1000  # samples between two signs of progress
 COLUMNS = 4  # questions side by side in the report
+
+
+def _with_progress(samples: Sequence[Sample]) -> Iterator[VQASample]:
+    """The samples that can be read, with progress: a source that draws its samples takes a while for many."""
+    with ProgressLine(len(samples), "questions read for their answers", visible=is_main()) as progress:
+        for number, sample in enumerate(readable(samples), 1):
+            yield sample
+            if number % SOME == 0:
+                progress.update(number)
 
 
 class VQAConfig(TaskConfig):
@@ -83,7 +95,7 @@ class VQATask(Task):
         counts: Counter[str] = Counter()
         by_type: dict[str, Counter[str]] = defaultdict(Counter)
         spellings: dict[str, Counter[str]] = defaultdict(Counter)
-        for sample in readable(samples):
+        for sample in _with_progress(samples):
             if main := main_answer(sample.answers):
                 counts[main] += 1
             for answer in sample.answers:
