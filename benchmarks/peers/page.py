@@ -52,11 +52,14 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
     names = dict.fromkeys(each["peer"] for each in results)
     by_peer = {name: [each for each in results if each["peer"] == name] for name in names}
     blocks = [f"## {contest.title}", f"{results[0]['samples']:,} training samples.", *contest.notes]
-    if untuned := [name for name in names if _is_untuned(contest, name, trials)]:
+    untuned = [name for name in names if _is_untuned(contest, name, trials)]
+    if untuned:
         blocks.append(
-            f"**The trials of {', '.join(untuned)} are no better than chance**, so they do not tell learning rates "
-            "apart: the rate was picked by noise, and longer trials, or other settings, may give other results."
+            f"**The trials of {', '.join(untuned)} are hardly better than chance**, so they may not tell learning "
+            "rates apart: longer trials, or other settings, may give other results."
         )
+    if at_end := [name for name in names if name not in untuned and _is_at_end(name, by_peer[name], trials)]:
+        blocks.append(f"The best rate of {', '.join(at_end)} is at the end of those tried; one beyond may be better.")
     if len({each["minutes"] for each in trials}) > 1:
         blocks.append("Contenders with longer trials (see the settings) had them from an earlier command.")
     for split in contest.tests:
@@ -76,6 +79,11 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
 def _is_untuned(contest: Contest, name: str, trials: Results) -> bool:
     tuning = [each["tuning"] for each in trials if each["peer"] == name]
     return all(each[contest.chosen_by] < CLEARLY * each[CHANCE.format(contest.chosen_by)] for each in tuning)
+
+
+def _is_at_end(name: str, own: Results, trials: Results) -> bool:
+    rates = [each["rate"] for each in trials if each["peer"] == name]
+    return own[0]["rate"] in (min(rates), max(rates))
 
 
 def _settings(contest: Contest, name: str, own: Results, trials: Results) -> list[Any]:

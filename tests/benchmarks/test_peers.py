@@ -123,6 +123,12 @@ def test_samples_are_divided_into_parts_that_are_spread_over_all(module):
     assert [part[0] for part in parts] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("best", "at_end"), [(1e-4, True), (3e-4, False), (1e-3, True)])
+def test_the_page_tells_that_the_best_rate_is_at_the_end_of_those_tried(module, best, at_end):
+    trials = [{"peer": "eve", "rate": rate} for rate in (1e-4, 3e-4, 1e-3)]
+    assert module("page")._is_at_end("eve", [{"rate": best}], trials) == at_end
+
+
 @pytest.mark.slow
 def test_a_model_of_open_clip_is_trained_by_its_own_command(module, images, monkeypatch, tmp_path):
     pytest.importorskip("open_clip_train", reason="benchmarks/requirements.txt is not installed")
