@@ -34,7 +34,7 @@ from evle.terminal import ProgressLine
 from evle.transforms.text import encode, encode_with_slot
 from evle.transforms.words import clean_question
 
-SOME = 1000  # samples between two signs of progress
+UPDATE_EVERY = 1000  # samples between two updates of the progress
 COLUMNS = 4  # questions side by side in the report
 
 
@@ -43,7 +43,7 @@ def _with_progress(samples: Sequence[Sample]) -> Iterator[VQASample]:
     with ProgressLine(len(samples), "questions read for their answers", visible=is_main()) as progress:
         for number, sample in enumerate(readable(samples), 1):
             yield sample
-            if number % SOME == 0:
+            if number % UPDATE_EVERY == 0:
                 progress.update(number)
 
 

@@ -22,13 +22,14 @@ from evle.data.synthetic.box_words import (
     about_the_only,
     compared,
     counted,
+    largest,
     noun,
     number_word,
     quantity,
+    restricted_to,
     several_in_each,
     touching,
     two_nouns,
-    where,
 )
 from evle.data.synthetic.language import NUMBERS, a, pick, plural
 
@@ -78,7 +79,7 @@ def _only(rng: np.random.Generator) -> Statement:
     value = pick(rng, values)
     things = f"{value} {pick(rng, ('items', 'objects', 'shapes'))}" if key == "colour" else plural(value)
     statement = about_boxes(rng, f"only {things}", lambda box: all(getattr(item, key) == value for item in box))
-    return where(several_in_each, statement)
+    return restricted_to(several_in_each, statement)
 
 
 def _alike(rng: np.random.Generator) -> Statement:
@@ -124,7 +125,7 @@ def _kinds(rng: np.random.Generator) -> Statement:
         text = f"items of different {word}s"
         return about_boxes(rng, text, lambda box: len({getattr(item, key) for item in box}) > 1)
     statement = about_boxes(rng, text, lambda box: len({getattr(item, key) for item in box}) == number)
-    return where(several_in_each, statement) if number == 1 else statement
+    return restricted_to(several_in_each, statement) if number == 1 else statement
 
 
 def _size_of_box(rng: np.random.Generator) -> Statement:
@@ -206,12 +207,9 @@ def _the_box(rng: np.random.Generator) -> Statement:
         name = f"box with {pick(rng, ('', 'exactly '))}{NUMBERS[number]} {'items' if number > 1 else 'item'}"
         return about_the_only(name, lambda boxes: [box for box in boxes if len(box) == number], things, test, False)
     most = rng.random() < 0.5
-
-    def extreme(boxes: Boxes) -> list[Box]:
-        end = (max if most else min)(map(len, boxes))
-        return [box for box in boxes if len(box) == end]
-
-    return about_the_only(f"box with the {'most' if most else 'fewest'} items", extreme, things, test, False)
+    return about_the_only(
+        f"box with the {'most' if most else 'fewest'} items", lambda boxes: largest(boxes, most), things, test, False
+    )
 
 
 def _touch(rng: np.random.Generator) -> Statement:

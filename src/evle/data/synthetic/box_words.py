@@ -48,7 +48,7 @@ class Statement(NamedTuple):
     towers: bool = False
 
 
-def where(needed: Callable[[Boxes], bool], statement: Statement) -> Statement:
+def restricted_to(needed: Callable[[Boxes], bool], statement: Statement) -> Statement:
     """The statement for images that have what is `needed` alone: elsewhere people would not agree on its truth."""
     return statement._replace(holds=lambda boxes: statement.holds(boxes) if needed(boxes) else None)
 
@@ -56,6 +56,12 @@ def where(needed: Callable[[Boxes], bool], statement: Statement) -> Statement:
 def several_in_each(boxes: Boxes) -> bool:
     """Whether each box has two items or more: of one item, "items of the same color" is true for some people only."""
     return all(len(box) > 1 for box in boxes)
+
+
+def largest(boxes: Boxes, most: bool) -> list[Box]:
+    """The boxes, or towers, with the most items, or with the fewest; several where they are equal."""
+    end = (max if most else min)(map(len, boxes))
+    return [box for box in boxes if len(box) == end]
 
 
 class Quantity(NamedTuple):
@@ -162,7 +168,7 @@ EDGES: dict[str, ItemTest] = {
     "the right wall": lambda item: item.x + item.size >= BOX - 1,
     "a corner": _at_corner,
     "the corner": _at_corner,
-    **dict.fromkeys(("the wall", "the wall", "a wall", "the edge", "any edge", "a side"), _at_wall),
+    **dict.fromkeys(("the wall", "a wall", "the edge", "any edge", "a side"), _at_wall),
 }
 
 

@@ -135,7 +135,7 @@ def random_boxes(rng: np.random.Generator, towers: bool) -> Boxes:
 
 def rearranged(rng: np.random.Generator, boxes: Boxes, towers: bool) -> Boxes:
     """The same items in other boxes and places, so that their numbers and kinds do not tell a true image from an untrue
-    one (as in NLVR, whose images were made so)."""
+    one."""
     items = [item for box in boxes for item in box]
     items = [items[int(index)] for index in rng.permutation(len(items))]
     most = TALLEST if towers else MOST

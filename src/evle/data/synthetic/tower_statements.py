@@ -22,10 +22,11 @@ from evle.data.synthetic.box_words import (
     about_the_only,
     compared,
     counted,
+    largest,
     number_word,
     quantity,
+    restricted_to,
     several_in_each,
-    where,
 )
 from evle.data.synthetic.language import a, pick
 
@@ -142,12 +143,12 @@ def _both_ends(rng: np.random.Generator) -> Statement:
         same = rng.random() < 0.5
         said = f"{'the same color' if same else 'different colors'} at the {pick(rng, ('base', 'bottom'))} and the top"
         statement = about_boxes(rng, said, lambda box: (box[0].colour == box[-1].colour) == same, TOWER)
-        return where(several_in_each, statement)
+        return restricted_to(several_in_each, statement)
     colour, other = _colour(rng), _colour(rng)
     base, top = pick(rng, ("base", "bottom")), pick(rng, ("at the top", "on top"))
     said = f"{_block(rng, colour)} at the {base} and {_block(rng, other)} {top}"
     statement = about_boxes(rng, said, lambda box: box[0].colour == colour and box[-1].colour == other, TOWER)
-    return where(several_in_each, statement)
+    return restricted_to(several_in_each, statement)
 
 
 def _heights(rng: np.random.Generator) -> Statement:
@@ -192,7 +193,7 @@ def _colours(rng: np.random.Generator) -> Statement:
         colour = _colour(rng)
         said = f"only {colour} {pick(rng, ('blocks', 'blocks', 'squares'))}"
         statement = about_boxes(rng, said, lambda box: all(item.colour == colour for item in box), TOWER)
-        return where(several_in_each, statement)
+        return restricted_to(several_in_each, statement)
     number = int(rng.integers(1, 4))
     words = {
         1: ("blocks of the same color", "only one color", "all blocks of the same color"),
@@ -201,7 +202,7 @@ def _colours(rng: np.random.Generator) -> Statement:
     }
     text = pick(rng, words[number])
     statement = about_boxes(rng, text, lambda box: len({item.colour for item in box}) == number, TOWER)
-    return where(several_in_each, statement) if number == 1 else statement
+    return restricted_to(several_in_each, statement) if number == 1 else statement
 
 
 def _all_with(rng: np.random.Generator) -> Statement:
@@ -246,12 +247,9 @@ def _the_tower(rng: np.random.Generator) -> Statement:
         name = pick(rng, (f"tower with {blocks}", f"tower that has {blocks}", f"tower with exactly {blocks}"))
         return about_the_only(name, lambda boxes: [box for box in boxes if len(box) == number], things, test, True)
     tallest = rng.random() < 0.6
-
-    def extreme(boxes: Boxes) -> list[Box]:
-        end = (max if tallest else min)(map(len, boxes))
-        return [box for box in boxes if len(box) == end]
-
-    return about_the_only(f"{'tallest' if tallest else 'shortest'} tower", extreme, things, test, True)
+    return about_the_only(
+        f"{'tallest' if tallest else 'shortest'} tower", lambda boxes: largest(boxes, tallest), things, test, True
+    )
 
 
 FORMS: Sequence[Callable[[np.random.Generator], Statement]] = (
