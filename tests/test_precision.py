@@ -14,9 +14,17 @@ def test_a_named_precision_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "chosen"), [({"avx2": True, "avx512_f": True}, "no"), ({"avx512_bf16": True}, "bf16"), ({}, "no")]
+    ("capabilities", "chosen"),
+    [
+        ({}, "no"),
+        ({"avx2": True, "avx512_f": True}, "no"),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16"),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "no"),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16"),
+        ({"arm_bf16": True}, "bf16"),
+    ],
 )
-def test_a_cpu_computes_in_bf16_only_where_it_multiplies_it(monkeypatch, capabilities, chosen):
+def test_a_cpu_computes_in_bf16_only_where_it_multiplies_it_faster(monkeypatch, capabilities, chosen):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve_precision("auto", CPU) == chosen
 

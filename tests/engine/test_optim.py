@@ -151,9 +151,10 @@ def test_muon_moves_the_named_matrices_and_adamw_the_rest():
         torch.testing.assert_close(ours, plain, rtol=0, atol=4e-3)  # torch's Muon rounds to bf16, three steps of 0.02
 
 
-def test_orthogonalized_matrices_keep_their_singular_vectors_and_lose_their_values():
+@pytest.mark.parametrize("shape", [(2, 6, 4), (2, 4, 6), (2, 4, 12), (2, 12, 4)])
+def test_orthogonalized_matrices_keep_their_singular_vectors_and_lose_their_values(shape):
     torch.manual_seed(0)
-    stack = torch.randn(2, 6, 4)
+    stack = torch.randn(shape)
     left, _, right = torch.linalg.svd(stack, full_matrices=False)
     values = (left.mT @ orthogonalize(stack) @ right.mT).diagonal(dim1=1, dim2=2)
     assert values.min() > 0.6
