@@ -11,7 +11,7 @@ import typer
 from evle.cli.completion import complete_key, complete_recipe
 from evle.cli.shared import AsJson, print_json
 from evle.cli.showing import show_page, show_report, show_use
-from evle.errors import EvleError
+from evle.errors import ConfigError, EvleError
 from evle.terminal import one_line
 
 Recipe = Annotated[
@@ -46,6 +46,9 @@ def train(
     quick: Annotated[
         bool, typer.Option("--quick", help="Train the recipe's quick form: fewer steps and seeds.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Runs at once: stages and seeds, each in its own process.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try two batches, and write nothing.")
     ] = False,
@@ -60,7 +63,7 @@ def train(
       evle train pictures data.path=FOLDER
       evle train pictures data.path=FOLDER stages.retrieval.train.epochs=5 \\
           -o runs/short
-      evle train claims-eve --quick
+      evle train claims-eve --quick --jobs 2
       evle train eve-base-pretrain train.batch_size=512 -o runs/base --dry-run
       evle train my-vqa.yaml model.init=runs/base optim.lr=1e-4 -o runs/vqa
       accelerate launch -m evle train eve-base-pretrain
@@ -71,12 +74,14 @@ def train(
 
     read = read_stages(recipe, [*(overrides or []), *([f"output={output}"] if output is not None else [])], quick=quick)
     if dry_run:
+        if jobs > 1:
+            raise ConfigError("--jobs has no effect with --dry-run, which tries one run after the other; leave one out")
         result = trying.rehearse_stages(read)
         print("\n".join(map(one_line, result.as_lines())))
         if result.missing:
             raise typer.Exit(2)
         return
-    trained = stages.train(read, overwrite=overwrite, on_stage=print)
+    trained = stages.train(read, overwrite=overwrite, jobs=jobs, on_stage=print)
     show_report(trained, read.folder, trained.all_tables()[:1] if len(read.every) > 1 else ())
     show_use(read.stages[-1].task, read.stages[-1].output)
 

@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evle.data.samples import Samples, Split
-from evle.distributed import barrier, is_main
+from evle.distributed import barrier, is_main, world_size
 from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, changed_settings, in_short
 from evle.errors import ConfigError
 from evle.report import Report
 from evle.run.comparison import compare
 from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
+from evle.run.jobs import train_at_once
 from evle.run.splits import require_paths
 from evle.run.training import in_full, train_run
 from evle.run.vcr import judge_vcr
-from evle.storage import is_training_state, open_mirror, session, shown
+from evle.storage import is_training_state, is_url, open_mirror, session, shown
 from evle.tasks.task import Task
 
 
@@ -27,6 +28,7 @@ def train(
     task: type[Task] | None = None,
     samples: Mapping[Split, Samples] | None = None,
     overwrite: bool = False,
+    jobs: int = 1,
     on_stage: Callable[[str], None] | None = None,
 ) -> Report:
     """Train a recipe: pre-training or fine-tuning, of one or several stages, and return its report.
@@ -41,6 +43,8 @@ def train(
         task: a class that stands in for the task that a recipe of one stage names.
         samples: sequences of samples by split that stand in for the data of a recipe of one stage.
         overwrite: delete earlier runs in the output and start again.
+        jobs: how many runs of the recipe (stages, seeds) train at once, each in a process of its own
+            (`evle.run.jobs`).
         on_stage: called with one line about each stage before it runs.
 
     Raises:
@@ -55,10 +59,26 @@ def train(
     if (task is not None or samples is not None) and len({stage.group for stage in stages.stages}) > 1:
         raise ConfigError("task and samples stand in for those of one stage, but the recipe has several")
     join_processes()
+    if jobs != 1:
+        _refuse_jobs(stages, jobs, stand_ins=task is not None or samples is not None)
     with _uploaded(stages, overwrite):
         if len(stages.every) == 1:
             return train_run(stages.stages[0].config, task=task, samples=samples, overwrite=overwrite)
-        return _train_stages(stages, task, samples, overwrite, on_stage or (lambda line: None))
+        return _train_stages(stages, task, samples, overwrite, jobs, on_stage or (lambda line: None))
+
+
+def _refuse_jobs(recipe: Stages, jobs: int, stand_ins: bool) -> None:
+    """Raise ConfigError where runs cannot train at once."""
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs} must be at least 1")
+    if len(recipe.stages) == 1:
+        raise ConfigError(f"jobs={jobs}: the recipe has a single run; give it seeds, such as seeds=[0,1,2], or set 1")
+    if world_size() > 1:
+        raise ConfigError(f"jobs={jobs}: a launcher started several processes, which share each run; use one or other")
+    if is_url(shown(recipe.folder)):
+        raise ConfigError(f"jobs={jobs}: {shown(recipe.folder)} is a URL; choose a folder with -o, and upload that")
+    if stand_ins:
+        raise ConfigError(f"jobs={jobs}: processes of their own do not see task and samples; name them in the recipe")
 
 
 @contextmanager
@@ -84,10 +104,11 @@ def _train_stages(
     task: type[Task] | None,
     samples: Mapping[Split, Samples] | None,
     overwrite: bool,
+    jobs: int,
     on_stage: Callable[[str], None],
 ) -> Report:
     try:
-        _run_stages(recipe, task, samples, overwrite, on_stage)
+        _run_stages(recipe, task, samples, overwrite, jobs, on_stage)
     finally:  # what is finished is reported, also where a stage was interrupted or failed
         if is_main() and any((stage.output / "report.json").is_file() for stage in recipe.every):
             compare(recipe).write(recipe.folder)
@@ -99,26 +120,45 @@ def _run_stages(
     task: type[Task] | None,
     samples: Mapping[Split, Samples] | None,
     overwrite: bool,
+    jobs: int,
     on_stage: Callable[[str], None],
 ) -> None:
     for stage in recipe.every:  # what a later stage lacks is better known before the hours of the first one
         if isinstance(stage, Stage) and samples is None and (overwrite or not _is_finished(stage)):
             require_paths(stage.config.data, stage.group)
-    ran: set[str] = set()
-    for number, stage in enumerate(recipe.every, 1):
-        again = overwrite or bool(ran & _needed(stage))
-        is_kept = not again and _is_finished(stage)
+    replaced = _to_run(recipe, overwrite)
+    numbers = {stage.name: number for number, stage in enumerate(recipe.every, 1)}
+
+    def say(stage: Stage | JointStage, state: str = "") -> None:
         if is_main():
-            state = "finished before, kept" if is_kept else shown(stage.output)
-            on_stage(f"[{number}/{len(recipe.every)}] {stage.name}: {state}")
-        if is_kept:
-            continue
+            on_stage(f"[{numbers[stage.name]}/{len(numbers)}] {stage.name}: {state or shown(stage.output)}")
+
+    for stage in recipe.every:
+        if stage.name not in replaced:
+            say(stage, "finished before, kept")
+    waiting = [stage for stage in recipe.every if stage.name in replaced]
+    if jobs > 1:
+        at_once = [stage for stage in waiting if isinstance(stage, Stage)]
+        again = [name for name, is_replaced in replaced.items() if is_replaced]
+        train_at_once(at_once, jobs, replaced=again, on_start=say)
+        waiting = [stage for stage in waiting if isinstance(stage, JointStage)]
+    for stage in waiting:
+        say(stage)
         if isinstance(stage, Stage):
-            train_run(stage.config, task=task, samples=samples, overwrite=again)
+            train_run(stage.config, task=task, samples=samples, overwrite=replaced[stage.name])
         else:
             judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
-        ran.add(stage.name)
         barrier()  # the main process writes the report that all processes read
+
+
+def _to_run(recipe: Stages, overwrite: bool) -> dict[str, bool]:
+    """The stages that are not finished, or read one that is not, and whether an earlier run of each is replaced."""
+    found: dict[str, bool] = {}
+    for stage in recipe.every:
+        again = overwrite or bool(found.keys() & _needed(stage))
+        if again or not _is_finished(stage):
+            found[stage.name] = again
+    return found
 
 
 def _needed(stage: Stage | JointStage) -> set[str]:
