@@ -1,10 +1,11 @@
 """The verdicts on claims, as a page of the documentation, from the folders of recipes that tested them.
 
-    evle train claims-eve --quick
+    evle train claims-eve --jobs 2 --quick
     python -m benchmarks.claims runs/claims-eve-quick runs/claims-vle-quick -o docs/claims.md
     python -m benchmarks.claims runs/claims-vle -o docs/claims.md --add --note "Three seeds."
 
-Every number of the page is from the report.json of these folders.
+Every number of the page is from the report.json of these folders. A chart of each table goes into the folder images
+beside the page.
 """
 
 import argparse
@@ -14,11 +15,14 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from evle.report import Table
+from evle.report import Interval, Intervals, Mark, Table
+from evle.report.charts import intervals_svg
 from evle.report.markdown import markdown_table
+from evle.run.comparison import METRICS
 
 COLUMNS = ["claim", "score", "of", "than", "difference", "95 % interval", "needs", "verdict"]
 INTRODUCTION = """# Claims, tested in miniature
@@ -26,8 +30,8 @@ INTRODUCTION = """# Claims, tested in miniature
 What the papers and releases of EVE and VLE claim, tested on drawn scenes by recipes that anyone can repeat:
 
 ```shell
-evle train claims-eve           # at most three hours of two cores; --quick: 20 minutes
-evle train claims-vle
+evle train claims-eve --jobs 2     # three hours of two cores; with --quick 20 minutes
+evle train claims-vle --jobs 2
 python -m benchmarks.claims runs/claims-eve runs/claims-vle -o docs/claims.md
 ```
 
@@ -37,7 +41,13 @@ what the claim needs, *refuted* where it is below, *undecided* otherwise. Claims
 and were fixed before the runs. The settings were chosen on another world of scenes than the one that decides: four of
 its six shapes and of its six colours are new, and the test shows combinations that training never shows.
 
-The models have 2 to 3 million parameters and train for minutes at most. A verdict holds for this size."""
+The models have 2 to 3 million parameters and train for minutes at most. A verdict holds for this size.
+
+In the charts a filled circle is a confirmed claim, a square a refuted one, and an empty circle an undecided one; the
+short upright line is what a claim needs. Claims on what a router does, and on speed, are in the tables alone."""
+IMAGE = re.compile(r"^!\[.*\]\(images/claims-.*\.svg\)\n+", re.MULTILINE)
+ROW = re.compile(r"^\| (.*?) \| (\S+) \| .* \| (\S+) \| (\S+) to (\S+) \| above (\S+) \| (\w+) \|$", re.MULTILINE)
+MARKS: dict[str, Mark] = {"confirmed": "good", "refuted": "bad", "undecided": ""}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -103,6 +113,38 @@ def with_sections(page: str, sections: Sequence[str]) -> str:
     return "\n\n".join(block.rstrip() for block in blocks) + "\n"
 
 
+def with_charts(page: str, folder: Path) -> str:
+    """`page` with an image above the first table of each section that has claims; the images are written into the
+    folder images of `folder`."""
+    blocks = re.split(r"^(?=## )", IMAGE.sub("", page), flags=re.MULTILINE)
+    for number, block in enumerate(blocks):
+        title = block.split("\n", 1)[0].removeprefix("## ")
+        rows = [
+            Interval(re.sub(r"\\(.)", r"\1", name), float(mean), float(low), float(high), float(needs), MARKS[verdict])
+            for name, score, mean, low, high, needs, verdict in ROW.findall(block)
+            if score in METRICS.values()
+        ]
+        if rows:
+            name = f"claims-{number}"
+            chart = Intervals(title, "difference in points, with its 95 % interval", rows, {})
+            (folder / "images").mkdir(exist_ok=True)
+            (folder / "images" / f"{name}.svg").write_text(standalone(intervals_svg(chart, "c")), encoding="utf-8")
+            image = f"![Differences and their intervals, as in the table below](images/{name}.svg)\n\n"
+            blocks[number] = block.replace("| claim |", f"{image}| claim |", 1)
+    return "".join(blocks)
+
+
+def standalone(drawing: str) -> str:
+    """A drawing for a report's page as a file of its own: with the page's colours, for light and for dark."""
+    style = (resources.files("evle.report") / "report.css").read_text(encoding="utf-8")
+    colours = style[style.index(":root") : style.index("* {")]
+    rules = (
+        f"<style>{colours}svg {{ background: var(--surface); }} text {{ font-family: system-ui, sans-serif; }}</style>"
+    )
+    start = drawing.index(">") + 1
+    return f"{drawing[:start]}\n{rules}{drawing[start:]}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description="Write the page of claims.")
     parser.add_argument("folders", nargs="+", type=Path, help="outputs of recipes with claims")
@@ -115,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--title needs a single folder; run the command once for each, with --add")
     sections = [section(read(each), options.note, options.title) for each in options.folders]
     page = options.output.read_text(encoding="utf-8") if options.add else INTRODUCTION
-    options.output.write_text(with_sections(page, sections), encoding="utf-8")
+    page = with_charts(with_sections(page, sections), options.output.parent)
+    options.output.write_text(page, encoding="utf-8")
     print(options.output)
 
 

@@ -46,3 +46,23 @@ def test_a_section_takes_the_place_of_the_one_of_its_title_and_leaves_the_others
     page = "# Page\n\nIntroduction.\n\n## One\n\nold\n\n### Stages\n\nold\n\n## Two\n\nkept\n"
     added = claims.with_sections(page, ["## One\n\nnew\n", "## Three\n\nnew"])
     assert added == "# Page\n\nIntroduction.\n\n## One\n\nnew\n\n## Two\n\nkept\n\n## Three\n\nnew\n"
+
+
+def test_each_table_has_a_chart_in_light_and_dark(claims, tmp_path):
+    head = "| claim | score | of | than | difference | 95 % interval | needs | verdict |\n" + "|---" * 8 + "|\n"
+    rows = (
+        "| One \\_ is better | accuracy | a: 5 | b: 3 | +2.00 | +1.00 to +3.00 | above +0 | confirmed |\n"
+        "| Faster | samples\\_per\\_second | a: 5 | b: 3 | +2.00 % | +1.00 to +3.00 % | above +0 % | confirmed |\n"
+    )
+    page = f"# Page\n\n## First\n\nNo claims.\n\n## Second\n\nA note.\n\n{head}{rows}"
+    added = claims.with_charts(page, tmp_path)
+    assert (
+        "A note.\n\n![Differences and their intervals, as in the table below](images/claims-2.svg)\n\n| claim |"
+        in added
+    )
+    assert claims.with_charts(added, tmp_path) == added
+    (image,) = (tmp_path / "images").iterdir()
+    drawing = image.read_text()
+    assert "One _ is better" in drawing
+    assert "Faster" not in drawing
+    assert "prefers-color-scheme: dark" in drawing

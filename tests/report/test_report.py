@@ -17,6 +17,9 @@ from evle.report import (
     Curve,
     Gallery,
     GalleryRow,
+    Interval,
+    Intervals,
+    Mark,
     Report,
     Table,
     flatten,
@@ -182,6 +185,26 @@ def test_curves_use_the_pages_colours():
     assert "#fd01" not in drawing
 
 
+def test_intervals_are_drawn_and_said_in_words_with_what_each_mark_means():
+    rows = [
+        Interval("one is better " * 8, 5.0, 2.0, 8.0, 0.0, "good"),
+        Interval("two <is> better", -1.0, -2.0, -0.5, 0.0, "bad"),
+        Interval("three is better", 1.0, -1.0, 3.0, 0.0),
+    ]
+    marks: dict[Mark, str] = {"good": "confirmed", "bad": "refuted", "": "undecided"}
+    report = Report("Claims", intervals=[Intervals("At a glance", "points", rows, marks, "A note.")])
+    page = report.html()
+    assert "two &lt;is&gt; better: -1, from -2 to -0.5, refuted; three is better: 1, from -1 to 3, undecided" in page
+    assert [page.count(f"</svg> {word}</li>") for word in marks.values()] == [1, 1, 1]
+    drawing = page[page.index('role="img"') :]
+    drawing = drawing[: drawing.index("</svg>")]
+    assert drawing.count("<text") > 5  # the long name is on two lines
+    assert "var(--good)" in drawing
+    assert "#fe01" not in drawing
+    assert report.to_json()["intervals"][0]["rows"][1]["low"] == -2.0
+    assert "nothing to show" in Report("None", intervals=[Intervals("At a glance", "points", [], marks)]).html()
+
+
 def test_an_empty_report_is_still_a_page(tmp_path):
     assert "<h1" in Report("nothing").write(tmp_path).read_text(encoding="utf-8")
 
@@ -251,6 +274,7 @@ def test_text_tries_everything_to_leave_its_place_on_the_page():
         [Gallery(attack, [GalleryRow(attack, [Cell(picture, attack, "bad")], attack)], attack)],
         {attack: 1.0},
         [(attack, attack)],
+        [Intervals(attack, attack, [Interval(attack, 1.0, 0.0, 2.0, 0.0, "good")], {"good": attack}, attack)],
     ).html()
     parsed = Page(text)
     assert parsed.open == []

@@ -5,7 +5,7 @@ from evle.report.classes import class_table
 from evle.report.maps import maps_page
 from evle.report.markdown import text_table
 from evle.report.page import image_uri
-from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Mark, Table
+from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Interval, Intervals, Mark, Table
 from evle.report.report import Report, read_galleries
 from evle.report.values import flatten, format_column, is_number, plain
 
@@ -14,6 +14,8 @@ __all__ = [
     "Curve",
     "Gallery",
     "GalleryRow",
+    "Interval",
+    "Intervals",
     "Mark",
     "Report",
     "Table",

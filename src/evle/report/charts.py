@@ -1,4 +1,4 @@
-"""Curves as inline SVG, in the colours of the page that shows them.
+"""Curves and intervals as inline SVG, in the colours of the page that shows them.
 
 A long series is drawn as means over neighbours; the numbers stay in the report's JSON.
 """
@@ -6,14 +6,36 @@ A long series is drawn as means over neighbours; the numbers stay in the report'
 import io
 import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from evle.report.parts import Curve
+from evle.report.parts import Curve, Intervals, Mark
 
 DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the image only
 NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
+CHARACTERS_PER_LINE = 62  # of the name of an interval
+LINE, GAP = 13.0, 24.0  # points: the height of a line of a name, and of the interval under it
+
+# Colours that nobody draws with stand for the page's variables and are replaced in the finished drawing.
+_TEXT, _MUTED, _BORDER, _GOOD, _BAD, _SURFACE = (f"#fe01{number:02x}" for number in range(6))
+_STAND_INS = {
+    _TEXT: "var(--text)",
+    _MUTED: "var(--muted)",
+    _BORDER: "var(--border)",
+    _GOOD: "var(--good)",
+    _BAD: "var(--bad)",
+    _SURFACE: "var(--surface)",
+}
+_SERIES = {f"#fd01{number:02x}": f"var(--series-{number})" for number in range(NUM_SERIES_COLOURS)}
+MARKERS: dict[Mark, tuple[str, str, bool]] = {
+    "good": (_GOOD, "o", True),
+    "bad": (_BAD, "s", True),
+    "": (_MUTED, "o", False),
+}
+"""By the mark of an interval: its color, the form of its value, and whether that is filled."""
 
 
 def drawn(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float], int]:
@@ -31,41 +53,16 @@ def drawn(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[floa
 
 def svg(curve: Curve, prefix: str) -> str:
     """The axes and lines as inline SVG in the page's own colours; the legend and title are the page's."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    # Colours that nobody draws with stand for the page's variables and are replaced in the finished drawing.
-    stand_ins = {"#fe0101": "var(--text)", "#fe0102": "var(--muted)", "#fe0103": "var(--border)"}
-    series = {f"#fd01{i:02x}": f"var(--series-{i})" for i in range(NUM_SERIES_COLOURS)}
-    text, muted, border = stand_ins
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "evle",
-        "text.parse_math": False,
-        "font.size": 10,
-        "axes.edgecolor": muted,
-        "axes.labelcolor": muted,
-        "xtick.color": muted,
-        "ytick.color": muted,
-        "text.color": text,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.formatter.useoffset": False,
-        "path.simplify": False,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(color=border, linewidth=0.7)
-        axes.set_axisbelow(True)
+    with _figure(6.4, 3.4) as (figure, axes):
         for i, points in enumerate(curve.series.values()):
             xs, ys, _ = drawn(points)
             dashes = DASHES[i % len(DASHES)]
             axes.plot(
                 xs,
                 ys,
-                color=list(series)[i % NUM_SERIES_COLOURS],
+                color=list(_SERIES)[i % NUM_SERIES_COLOURS],
                 linewidth=1.8,
                 linestyle=(0, [float(d) / 1.8 for d in dashes.split()]) if dashes else "-",
                 marker="o" if len(points) <= 30 else None,
@@ -75,8 +72,66 @@ def svg(curve: Curve, prefix: str) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no step 1.2
         axes.set_xlabel(curve.x_label)
         axes.set_ylabel(curve.y_label)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _drawing(figure, prefix)
+
+
+def intervals_svg(chart: Intervals, prefix: str) -> str:
+    """Each interval as a line with its value as a dot under its name, and a short upright line at what it needs, as
+    inline SVG in the page's own colours."""
+    names = [textwrap.wrap(row.name, CHARACTERS_PER_LINE, break_on_hyphens=False) for row in chart.rows]
+    heights = [LINE * len(lines) + GAP for lines in names]
+    bottoms = [-sum(heights[: number + 1]) for number in range(len(heights))]
+    with _figure(5.0, sum(heights) / 72 + 0.6) as (figure, axes):
+        axes.axvline(0, color=_BORDER, linewidth=1.2)
+        for row, lines, height, bottom in zip(chart.rows, names, heights, bottoms, strict=True):
+            middle, (colour, marker, is_filled) = bottom + GAP / 2 + 1, MARKERS[row.mark]
+            axes.text(
+                0, bottom + height, "\n".join(lines), transform=axes.get_yaxis_transform(), va="top", linespacing=1.25
+            )
+            axes.plot([row.low, row.high], [middle] * 2, color=colour, linewidth=2.2)
+            axes.plot([row.needs] * 2, [middle - 5, middle + 5], color=_TEXT, linewidth=1.2)
+            face = colour if is_filled else _SURFACE
+            axes.plot([row.value], [middle], marker, color=colour, markerfacecolor=face, markersize=6)
+        axes.set_ylim(-sum(heights) - 4, 2)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(chart.x_label)
+        return _drawing(figure, prefix)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A matplotlib figure of a size in inches and its axes, in stand-in colours."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "evle",
+        "text.parse_math": False,
+        "font.size": 10,
+        "axes.edgecolor": _MUTED,
+        "axes.labelcolor": _MUTED,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "text.color": _TEXT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.formatter.useoffset": False,
+        "path.simplify": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(color=_BORDER, linewidth=0.7)
+        axes.set_axisbelow(True)
+        yield figure, axes
+
+
+def _drawing(figure: Any, prefix: str) -> str:
+    """A figure as inline SVG in the page's colours and font; `prefix` keeps its ids apart from others of the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
@@ -84,6 +139,6 @@ def svg(curve: Curve, prefix: str) -> str:
         r"font-family: [^;\"]*|font: ([0-9.]+px) [^;\"]*", lambda m: f"font-size: {m[1]}" if m[1] else "", drawing
     )
     drawing = re.sub(r'(id="|href="#|url\(#)', lambda m: m[1] + prefix + "-", drawing)  # ids are unique in the page
-    for stand_in, colour in (stand_ins | series).items():
+    for stand_in, colour in (_STAND_INS | _SERIES).items():
         drawing = drawing.replace(stand_in, colour)
     return drawing.strip()

@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 from PIL import Image
 
-from evle.report.charts import DASHES, NUM_SERIES_COLOURS, drawn, svg
-from evle.report.parts import IMAGE_SIDE, Cell, Curve, Gallery, Table, shrunk
+from evle.report.charts import DASHES, NUM_SERIES_COLOURS, drawn, intervals_svg, svg
+from evle.report.parts import IMAGE_SIDE, Cell, Curve, Gallery, Intervals, Table, shrunk
 from evle.report.values import flatten, in_words, text_columns
 
 HERE = Path(__file__).parent
@@ -59,11 +59,14 @@ def page(
     galleries: Sequence[Gallery],
     provenance: dict[str, Any],
     links: Sequence[tuple[str, str]] = (),
+    intervals: Sequence[Intervals] = (),
 ) -> str:
     """The whole page as one string. `links` are names and paths of other pages, relative to this one."""
     sections: list[dict[str, Any]] = [
-        {"title": table.title, "kind": "table", "view": _table(table)} for table in tables if not table.folded
+        {"title": chart.title, "kind": "curves", "view": [_intervals(chart, f"i{number}")]}
+        for number, chart in enumerate(intervals)
     ]
+    sections += [{"title": table.title, "kind": "table", "view": _table(table)} for table in tables if not table.folded]
     if curves:
         views = [_curve(curve, f"c{number}") for number, curve in enumerate(curves)]
         sections.append({"title": "Curves", "kind": "curves", "view": views})
@@ -110,6 +113,20 @@ def _curve(curve: Curve, prefix: str) -> dict[str, Any]:
         "label": f"{curve.title}: {curve.y_label} over {curve.x_label}; " + "; ".join(words),
         "drawing": Markup(svg(curve, prefix)) if curve.series else "",
         "note": " ".join(filter(None, (averaged, curve.note))),
+    }
+
+
+def _intervals(chart: Intervals, prefix: str) -> dict[str, Any]:
+    words = [
+        f"{row.name}: {in_words(row.value)}, from {in_words(row.low)} to {in_words(row.high)}, {chart.marks[row.mark]}"
+        for row in chart.rows
+    ]
+    marks = [{"name": name, "mark": mark} for mark, name in chart.marks.items()]
+    return {
+        "marks": marks,
+        "label": "; ".join(words),
+        "drawing": Markup(intervals_svg(chart, prefix)) if chart.rows else "",
+        "note": chart.note,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: tables, curves, and galleries of images."""
+"""What a report is made of: tables, curves, intervals, and galleries of images."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,4 +77,28 @@ class Curve:
     x_label: str
     y_label: str
     series: dict[str, list[tuple[float, float]]]
+    note: str = ""
+
+
+@dataclass
+class Interval:
+    """A number with its interval, and the one that it is compared with: `mark` says whether it is above it for certain
+    ("good"), below it ("bad"), or neither."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    needs: float
+    mark: Mark = ""
+
+
+@dataclass
+class Intervals:
+    """Numbers of one unit with their intervals, one under the other. `marks` says in words what each mark means."""
+
+    title: str
+    x_label: str
+    rows: list[Interval]
+    marks: dict[Mark, str]
     note: str = ""

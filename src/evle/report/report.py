@@ -13,7 +13,7 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from evle.errors import DataError
 from evle.files import read_json, write_whole
 from evle.report.markdown import escaped, markdown_table
 from evle.report.page import image_uri, page
-from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Table
+from evle.report.parts import Cell, Curve, Gallery, GalleryRow, Intervals, Table
 from evle.report.values import flatten, in_words, plain
 
 GALLERIES = "galleries.json"
@@ -46,6 +46,7 @@ class Report:
     galleries: list[Gallery] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
     links: list[tuple[str, str]] = field(default_factory=list)
+    intervals: list[Intervals] = field(default_factory=list)
 
     def all_tables(self) -> list[Table]:
         """The scores as the first table, then the tables."""
@@ -90,6 +91,7 @@ class Report:
                 }
                 for c in self.curves
             ],
+            "intervals": [plain(asdict(chart)) for chart in self.intervals],
             "provenance": plain(self.provenance),
         }
 
@@ -112,7 +114,14 @@ class Report:
     def html(self) -> str:
         """The whole page as one string."""
         return page(
-            self.title, self.summary, self.all_tables(), self.curves, self.galleries, self.provenance, self.links
+            self.title,
+            self.summary,
+            self.all_tables(),
+            self.curves,
+            self.galleries,
+            self.provenance,
+            self.links,
+            self.intervals,
         )
 
 

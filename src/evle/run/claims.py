@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from evle.config import Config
-from evle.report import Table
+from evle.report import Interval, Intervals, Mark, Table
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
@@ -135,6 +135,24 @@ def claims_table(judged: Sequence[Judged]) -> list[Table]:
         "Confirmed: all of it is above what the claim needs; refuted: all of it is below; undecided otherwise."
     )
     return [Table("Claims", COLUMNS, [each.row() for each in judged], note)]
+
+
+def claims_chart(judged: Sequence[Judged]) -> list[Intervals]:
+    """The differences of the claims on the main score of a task, which is a percentage for all tasks."""
+    marks: dict[Verdict, Mark] = {"confirmed": "good", "refuted": "bad", "undecided": ""}
+    rows = [
+        Interval(
+            each.claim.text, statistics.fmean(each.differences), *each.interval, each.claim.by, marks[each.verdict]
+        )
+        for each in judged
+        if each.interval is not None and not each.claim.score
+    ]
+    if not rows:
+        return []
+    note = "The short upright line is what a claim needs. Claims on other scores are in the table alone."
+    words: dict[Mark, str] = {mark: verdict for verdict, mark in marks.items()}
+    label = "Difference in points, with its 95 % interval"
+    return [Intervals("Claims at a glance", label, rows, words, note)]
 
 
 def _with_spread(values: Sequence[float]) -> str:

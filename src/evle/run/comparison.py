@@ -8,7 +8,7 @@ from typing import Any
 
 from evle.files import read_json
 from evle.report import Curve, Gallery, Report, Table, read_galleries
-from evle.run.claims import claims_table, judge
+from evle.run.claims import claims_chart, claims_table, judge
 from evle.run.config import JointStage, Stage, Stages
 from evle.tasks import TASKS
 
@@ -54,6 +54,7 @@ def compare(recipe: Stages) -> Report:
     tasks: dict[str, list[Result]] = {}
     for result in results:
         tasks.setdefault(result.task, []).append(result)
+    judged = judge(recipe.claims, *_by_stage_and_seed(recipe, reports))
     scores: dict[str, Any] = {}
     for task, own in tasks.items():
         if chance := _chance(own):
@@ -72,7 +73,7 @@ def compare(recipe: Stages) -> Report:
         links=[(stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in finished],
         provenance={name: report["provenance"] for name, report in reports.items()},
         tables=[
-            *claims_table(judge(recipe.claims, *_by_stage_and_seed(recipe, reports))),
+            *claims_table(judged),
             *_overview(tasks),
             *(_score_table(task, own) for task, own in tasks.items()),
             *(_seed_table(result) for result in results if result.spread),
@@ -82,6 +83,7 @@ def compare(recipe: Stages) -> Report:
             for task, own in tasks.items()
             if (losses := {name: points for result in own for name, points in result.losses.items()})
         ],
+        intervals=claims_chart(judged),
         galleries=[
             Gallery(f"{stage.name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note)
             for stage in finished
