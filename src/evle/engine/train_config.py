@@ -31,7 +31,7 @@ class TrainConfig(Config):
     """Micro-batches per optimizer step. More of them need less memory. Contrast still compares all pairs of a step;
     matching draws its hard negatives from one micro-batch of all processes."""
     precision: Precision = "no"
-    """Autocast type. fp16 needs a GPU; auto is bf16 where the hardware has it, else fp16 on a GPU and no on a CPU."""
+    """Autocast type. fp16 needs a GPU; auto is bf16 where it is faster, else fp16 on a GPU and no on a CPU."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them in memory."""
     compile: bool = False
