@@ -22,7 +22,7 @@ from typing import Any
 from evle.report import Interval, Intervals, Mark, Table
 from evle.report.charts import intervals_svg
 from evle.report.markdown import markdown_table
-from evle.run.comparison import METRICS
+from evle.run.comparison import PERCENTAGES
 
 COLUMNS = ["claim", "score", "of", "than", "difference", "95 % interval", "needs", "verdict"]
 INTRODUCTION = """# Claims, tested in miniature
@@ -122,7 +122,7 @@ def with_charts(page: str, folder: Path) -> str:
         rows = [
             Interval(re.sub(r"\\(.)", r"\1", name), float(mean), float(low), float(high), float(needs), MARKS[verdict])
             for name, score, mean, low, high, needs, verdict in ROW.findall(block)
-            if score in METRICS.values()
+            if score in PERCENTAGES
         ]
         if rows:
             name = f"claims-{number}"

@@ -111,7 +111,8 @@ class ProgressLine:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
             )
-            self._bar = Progress(*columns, console=console)
+            shows_prints = sys.__stdout__ is not None and sys.__stdout__.isatty()  # not those into a file
+            self._bar = Progress(*columns, console=console, redirect_stdout=shows_prints)
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total, completed=self.done)
         return self
@@ -134,10 +135,11 @@ class ProgressLine:
             self._bar.update(self._task, completed=done, description=escape(printable(text)))
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            left = (self.last_line - self.started) / max(1, done - self.first) * (self.total - done)
-            logger.info(
-                "%s", "  ".join(filter(None, [f"{done:,}/{self.total:,} {self.unit}", text, f"{_duration(left)} left"]))
-            )
+            left = ""
+            if done > self.first:
+                seconds = (self.last_line - self.started) / (done - self.first) * (self.total - done)
+                left = f"{_duration(seconds)} left"
+            logger.info("%s", "  ".join(filter(None, [f"{done:,}/{self.total:,} {self.unit}", text, left])))
 
     def say(self, message: str) -> None:
         """Log one line that stays above the bar."""

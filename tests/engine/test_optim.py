@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from evle.engine import muon
 from evle.engine.muon import Muon, orthogonalize
 from evle.engine.optim import OptimConfig, build_optimizer, build_schedule, lr_share, num_warmup_steps
 from evle.errors import ConfigError
@@ -160,6 +161,15 @@ def test_orthogonalized_matrices_keep_their_singular_vectors_and_lose_their_valu
     assert values.min() > 0.6
     assert values.max() < 1.3
     torch.testing.assert_close(orthogonalize(stack)[1], orthogonalize(stack[1]))
+
+
+def test_orthogonalized_matrices_in_bfloat16_are_near_those_in_float32(monkeypatch):
+    torch.manual_seed(0)
+    matrix = torch.zeros(48, 192)
+    matrix[:3] = torch.randn(3, 192)  # most singular values are zero
+    exact = orthogonalize(matrix)
+    monkeypatch.setattr(muon, "resolve_precision", lambda precision, device: "bf16")
+    assert (orthogonalize(matrix) - exact).norm() < 0.05 * exact.norm()
 
 
 def test_muon_moves_each_matrix_of_a_stack_and_no_bias_of_one():

@@ -5,7 +5,9 @@ import io
 import json
 import math
 import re
+import warnings
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from evle.report import (
     plain,
     read_galleries,
 )
+from evle.report.charts import intervals_svg
 
 
 def a_report() -> Report:
@@ -203,6 +206,18 @@ def test_intervals_are_drawn_and_said_in_words_with_what_each_mark_means():
     assert "#fe01" not in drawing
     assert report.to_json()["intervals"][0]["rows"][1]["low"] == -2.0
     assert "nothing to show" in Report("None", intervals=[Intervals("At a glance", "points", [], marks)]).html()
+
+
+@pytest.mark.parametrize(
+    "name", ["W" * 200, "\u4e2d\u6587" * 60, "font: 12px <b>; font-family: x #fe0100 \x01 end", "", "a " * 300]
+)
+def test_the_name_of_an_interval_does_not_disturb_its_drawing(name):
+    chart = Intervals("At a glance", "points", [Interval(name, 5.0, 2.0, 8.0, 0.0)], {"": "undecided"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a font without these letters, or of no room for the axes
+        drawing = intervals_svg(chart, "c")
+    text = "".join(ElementTree.fromstring(drawing).itertext())
+    assert "".join(name.replace("\x01", "\ufffd").split()) in "".join(text.split())
 
 
 def test_an_empty_report_is_still_a_page(tmp_path):

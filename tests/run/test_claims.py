@@ -62,20 +62,19 @@ def test_only_seeds_that_both_stages_have_are_compared():
     assert claims_table([]) == []
 
 
-def test_the_chart_has_the_intervals_of_claims_on_the_metric():
+def test_the_chart_has_the_intervals_of_claims_in_points():
     judged = [
         Judged(CLAIM.model_copy(update={"by": -2.0}), "accuracy", (5.0, 7.0, 12.0), (1.0, 2.0, 3.0)),
         Judged(CLAIM, "accuracy", (5.0,), (1.0,)),  # one seed has no interval
-        Judged(
-            CLAIM.model_copy(update={"score": "router_image_entropy"}), "router_image_entropy", (1.0, 2.0), (0.0, 0.0)
-        ),
+        Judged(CLAIM, "loss", (1.0, 2.0), (0.0, 0.0)),
+        Judged(CLAIM.model_copy(update={"relative": True}), "accuracy", (1.0, 2.0), (1.0, 1.0)),
     ]
-    (chart,) = claims_chart(judged)
+    (chart,) = claims_chart(judged, {"accuracy"})
     (row,) = chart.rows
     assert (row.name, row.value, row.needs) == (CLAIM.text, 6.0, -2.0)
     assert (row.low, row.high) == judged[0].interval
     assert chart.marks[row.mark] == judged[0].verdict
-    assert claims_chart(judged[1:]) == []
+    assert claims_chart(judged[1:], {"accuracy"}) == []
 
 
 def test_a_recipe_reports_its_claims_paired_by_seed(tmp_path):

@@ -97,6 +97,25 @@ def test_overwrite_runs_every_stage_again(tmp_path):
     assert lines == [f"[1/2] pretrain: {tmp_path}/out/pretrain", f"[2/2] vqa: {tmp_path}/out/vqa"]
 
 
+def test_a_replacement_that_stops_halfway_leaves_no_old_run_that_passes_for_a_new_one(tmp_path):
+    recipe = read_stages(write(tmp_path, TWO), [f"output={tmp_path / 'out'}"])
+    train(recipe)
+
+    def stop_at_the_second(line: str) -> None:
+        if line.startswith("[2/2]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, overwrite=True, on_stage=stop_at_the_second)
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
+    assert "1 of 2 runs are finished" in summary
+    lines: list[str] = []
+    train(recipe, on_stage=lines.append)
+    assert lines == ["[1/2] pretrain: finished before, kept", f"[2/2] vqa: {tmp_path}/out/vqa"]
+    environment = json.loads((tmp_path / "out" / "vqa" / "environment.json").read_text())
+    assert "resumed" not in environment  # started again, not resumed at its end
+
+
 def test_samples_stand_in_for_those_of_one_stage_only(tmp_path):
     with pytest.raises(ConfigError, match="the recipe has several"):
         train(write(tmp_path, TWO), samples={"train": SAMPLES["vqa"]()})

@@ -79,7 +79,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 def _rounds_on_matrices(wide: Tensor) -> Tensor:
     for _ in range(ROUNDS):
-        wide = _polynomial(wide @ wide.mT) @ wide
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, _without_first(gram), wide, beta=COEFFICIENTS[0])
     return wide
 
 
@@ -87,16 +88,17 @@ def _rounds_on_products(wide: Tensor) -> Tensor:
     """The same, up to the last product on the (m, m) products of rows alone: 1.5 to 1.8 times as fast where n is three
     to five times m."""
     gram = wide @ wide.mT
-    factor = polynomial = _polynomial(gram)
-    for _ in range(ROUNDS - 1):
-        gram = polynomial @ gram @ polynomial
-        polynomial = _polynomial(gram)
-        factor = polynomial @ factor
+    factor: Tensor | None = None
+    for number in range(ROUNDS):
+        polynomial = _without_first(gram)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(COEFFICIENTS[0])
+        factor = polynomial if factor is None else polynomial @ factor
+        if number < ROUNDS - 1:
+            gram = polynomial @ gram @ polynomial
+    assert factor is not None
     return factor @ wide
 
 
-def _polynomial(gram: Tensor) -> Tensor:
-    first, third, fifth = COEFFICIENTS
-    polynomial = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
-    polynomial.diagonal(dim1=-2, dim2=-1).add_(first)
-    return polynomial
+def _without_first(gram: Tensor) -> Tensor:
+    """The polynomial of the products of rows without its constant."""
+    return torch.baddbmm(gram, gram, gram, beta=COEFFICIENTS[1], alpha=COEFFICIENTS[2])

@@ -53,6 +53,10 @@ MAY_CHANGE = frozenset(
 """What a resumed run may change: nothing of it moves the weights."""
 
 
+REPLACED = "replaced"
+"""The state of a run that is to be made again: what its folder holds is no longer a result."""
+
+
 class Run:
     """The folder of one run. Every process may hold one; only the main process writes."""
 
@@ -117,7 +121,7 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder} is a file: choose another output")
         status = self.status()
-        self.resumes = bool(status) and not overwrite
+        self.resumes = bool(status) and not overwrite and status.get("state") != REPLACED
         if not status and self.folder.is_dir() and any(each.name != LOCK for each in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and holds no run: choose another output")
         if not self.resumes:
@@ -139,8 +143,17 @@ class Run:
         """Whether the run trained to its end and its report was written."""
         return self.status().get("state") == "finished" and (self.folder / "report.json").is_file()
 
+    def replace(self) -> None:
+        """Let the run that is here, if there is one, count as not made, until another starts in its place."""
+        if self.status():
+            self.set_status(REPLACED, 0, "its recipe makes it again")
+
+    def is_replaced(self) -> bool:
+        """Whether `replace` was called and no other run has started since."""
+        return self.status().get("state") == REPLACED
+
     def status(self) -> dict[str, Any]:
-        """`state` (running, finished, failed, interrupted), `step`, `message`, `time`; empty where there is no run.
+        """`state` (running, finished, failed, interrupted, replaced), `step`, `message`, `time`; empty without a run.
 
         Where status.json is lost or damaged, the run counts as interrupted at the step of its last checkpoint.
         """

@@ -3,15 +3,20 @@
 import os
 import signal
 import threading
+import time
 from typing import Any, Self
+
+SECONDS_OF_ONE_REQUEST = 1.0
+"""A terminal, a launcher and a scheduler may each pass on the same request: signals so close together count as one."""
 
 
 class StopSignal:
-    """Catches the first SIGINT or SIGTERM, so that a step can end and be saved; the second one acts at once."""
+    """Catches the first SIGINT or SIGTERM, so that a step can end and be saved; a second request acts at once."""
 
     def __init__(self) -> None:
         self.came = False
         self._former: dict[int, Any] = {}
+        self._when = 0.0
         self._process = os.getpid()
 
     def __enter__(self) -> Self:
@@ -26,8 +31,11 @@ class StopSignal:
 
     def _stop(self, number: int, _: object) -> None:
         if os.getpid() == self._process:
-            self.came = True
-            self.__exit__()
+            if not self._when:
+                self.came, self._when = True, time.monotonic()
+            elif time.monotonic() - self._when >= SECONDS_OF_ONE_REQUEST:
+                self.__exit__()
+                signal.raise_signal(number)
         elif number == signal.SIGTERM:  # a forked data worker inherits this: Ctrl-C is not its business, its end is
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -3,19 +3,22 @@
 A long series is drawn as means over neighbours; the numbers stay in the report's JSON.
 """
 
+import html
 import io
 import math
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from rich.cells import cell_len
 
 from evle.report.parts import Curve, Intervals, Mark
 
 DRAWN_POINTS = 400  # points drawn of one series; longer ones are averaged over neighbours, in the image only
 NUM_SERIES_COLOURS = 6  # as many --series-N as report.css names
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # a second sign beside the colour, for readers who cannot tell the colours apart
+NOT_FOR_A_PAGE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 CHARACTERS_PER_LINE = 62  # of the name of an interval
 LINE, GAP = 13.0, 24.0  # points: the height of a line of a name, and of the interval under it
 
@@ -76,27 +79,53 @@ def svg(curve: Curve, prefix: str) -> str:
 
 
 def intervals_svg(chart: Intervals, prefix: str) -> str:
-    """Each interval as a line with its value as a dot under its name, and a short upright line at what it needs, as
+    """Each interval as a line with its value as a mark under its name, and a short upright line at what it needs, as
     inline SVG in the page's own colours."""
-    names = [textwrap.wrap(row.name, CHARACTERS_PER_LINE, break_on_hyphens=False) for row in chart.rows]
+    names = [_wrapped(row.name) for row in chart.rows]
     heights = [LINE * len(lines) + GAP for lines in names]
-    bottoms = [-sum(heights[: number + 1]) for number in range(len(heights))]
+    written: dict[
+        str, str
+    ] = {}  # the drawing has stand-ins for the names: a font that lacks a letter is the browser's business
     with _figure(5.0, sum(heights) / 72 + 0.6) as (figure, axes):
         axes.axvline(0, color=_BORDER, linewidth=1.2)
-        for row, lines, height, bottom in zip(chart.rows, names, heights, bottoms, strict=True):
-            middle, (colour, marker, is_filled) = bottom + GAP / 2 + 1, MARKERS[row.mark]
-            axes.text(
-                0, bottom + height, "\n".join(lines), transform=axes.get_yaxis_transform(), va="top", linespacing=1.25
-            )
+        top = 0.0
+        for row, lines, height in zip(chart.rows, names, heights, strict=True):
+            for number, line in enumerate(lines):
+                stand_in = f"evle-line-{len(written)}-"
+                written[stand_in] = html.escape(NOT_FOR_A_PAGE.sub("\ufffd", line))
+                where = axes.get_yaxis_transform()
+                text = axes.text(0, top - LINE * number, stand_in, transform=where, va="top")
+                text.set_in_layout(False)
+            top -= height
+            middle, (colour, marker, is_filled) = top + GAP / 2 + 1, MARKERS[row.mark]
             axes.plot([row.low, row.high], [middle] * 2, color=colour, linewidth=2.2)
             axes.plot([row.needs] * 2, [middle - 5, middle + 5], color=_TEXT, linewidth=1.2)
             face = colour if is_filled else _SURFACE
             axes.plot([row.value], [middle], marker, color=colour, markerfacecolor=face, markersize=6)
-        axes.set_ylim(-sum(heights) - 4, 2)
+        axes.set_ylim(top - 4, 2)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(chart.x_label)
-        return _drawing(figure, prefix)
+        drawing = _drawing(figure, prefix)
+    for stand_in, line in written.items():
+        drawing = drawing.replace(stand_in, line)
+    return drawing
+
+
+def _wrapped(name: str) -> list[str]:
+    """The lines of a name, of which each takes at most the width of so many letters; some letters are two wide."""
+    lines = [""]
+    for word in name.split() or [""]:
+        for part in _parts(word):
+            longer = f"{lines[-1]} {part}".strip()
+            lines = [*lines[:-1], longer] if cell_len(longer) <= CHARACTERS_PER_LINE else [*lines, part]
+    return [line for line in lines if line] or [""]
+
+
+def _parts(word: str) -> list[str]:
+    """A word, or what fits into lines of one that is too long."""
+    size = CHARACTERS_PER_LINE // 2 if cell_len(word) > len(word) else CHARACTERS_PER_LINE
+    return [word[start : start + size] for start in range(0, len(word), size)] or [word]
 
 
 @contextmanager

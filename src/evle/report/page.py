@@ -7,7 +7,6 @@ and enlarged by a click, curves are inline SVG, and the page follows the reader'
 import base64
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,11 @@ from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 from PIL import Image
 
-from evle.report.charts import DASHES, NUM_SERIES_COLOURS, drawn, intervals_svg, svg
+from evle.report.charts import DASHES, NOT_FOR_A_PAGE, NUM_SERIES_COLOURS, drawn, intervals_svg, svg
 from evle.report.parts import IMAGE_SIDE, Cell, Curve, Gallery, Intervals, Table, shrunk
 from evle.report.values import flatten, in_words, text_columns
 
 HERE = Path(__file__).parent
-NOT_FOR_A_PAGE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 @cache

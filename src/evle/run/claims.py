@@ -8,7 +8,7 @@ undecided otherwise.
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +19,8 @@ Verdict = Literal["confirmed", "refuted", "undecided"]
 
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t at 97.5 %, for 1 to 15 degrees of freedom; 1.96 is taken beyond 30, 2.131 between."""
+SPEED = "samples_per_second"
+"""The score that is the speed of training."""
 COLUMNS = ["claim", "of", "than", "score", "mean of", "mean than", "difference", "95 % interval", "needs", "verdict"]
 
 
@@ -137,19 +139,17 @@ def claims_table(judged: Sequence[Judged]) -> list[Table]:
     return [Table("Claims", COLUMNS, [each.row() for each in judged], note)]
 
 
-def claims_chart(judged: Sequence[Judged]) -> list[Intervals]:
-    """The differences of the claims on the main score of a task, which is a percentage for all tasks."""
+def claims_chart(judged: Sequence[Judged], percentages: Collection[str]) -> list[Intervals]:
+    """The differences of the claims on scores that are `percentages`, in points."""
     marks: dict[Verdict, Mark] = {"confirmed": "good", "refuted": "bad", "undecided": ""}
-    rows = [
-        Interval(
-            each.claim.text, statistics.fmean(each.differences), *each.interval, each.claim.by, marks[each.verdict]
-        )
-        for each in judged
-        if each.interval is not None and not each.claim.score
-    ]
+    rows = []
+    for each in judged:
+        if each.interval is not None and each.score in percentages and not each.claim.relative:
+            mean, mark = statistics.fmean(each.differences), marks[each.verdict]
+            rows.append(Interval(each.claim.text, mean, *each.interval, each.claim.by, mark))
     if not rows:
         return []
-    note = "The short upright line is what a claim needs. Claims on other scores are in the table alone."
+    note = "The short upright line is what a claim needs. Claims on other scores and unfinished ones are in the table."
     words: dict[Mark, str] = {mark: verdict for verdict, mark in marks.items()}
     label = "Difference in points, with its 95 % interval"
     return [Intervals("Claims at a glance", label, rows, words, note)]

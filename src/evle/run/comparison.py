@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evle.engine.run_folder import Run
 from evle.files import read_json
 from evle.report import Curve, Gallery, Report, Table, read_galleries
 from evle.run.claims import claims_chart, claims_table, judge
@@ -14,6 +15,8 @@ from evle.tasks import TASKS
 
 SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
 METRICS = {**{name: task.metric for name, task in TASKS.items()}, "vcr": "q2ar"}
+PERCENTAGES = {*METRICS.values()} - {"loss"}
+"""The metrics that are percentages."""
 
 
 class Comparison(Report):
@@ -48,7 +51,7 @@ def compare(recipe: Stages) -> Report:
     """The report of a recipe's finished stages: the verdicts on its claims; what each task's stages reached, beside
     chance; all scores task by task; mean and standard deviation over seeds; the losses; the first images of every
     stage."""
-    finished = [stage for stage in recipe.every if (stage.output / "report.json").is_file()]
+    finished = [stage for stage in recipe.every if has_report(stage)]
     reports = {stage.name: _read(stage.output) for stage in finished}
     results = [_result(stages, reports) for stages in _groups(finished).values()]
     tasks: dict[str, list[Result]] = {}
@@ -83,7 +86,7 @@ def compare(recipe: Stages) -> Report:
             for task, own in tasks.items()
             if (losses := {name: points for result in own for name, points in result.losses.items()})
         ],
-        intervals=claims_chart(judged),
+        intervals=claims_chart(judged, PERCENTAGES),
         galleries=[
             Gallery(f"{stage.name}: {gallery.title}", gallery.rows[:SHOWN_ROWS], gallery.note)
             for stage in finished
@@ -91,6 +94,12 @@ def compare(recipe: Stages) -> Report:
         ],
         scores=scores,
     )
+
+
+def has_report(stage: Stage | JointStage) -> bool:
+    """Whether the report of a stage is there, of a run that is not to be made again."""
+    replaced = isinstance(stage, Stage) and Run(stage.output).is_replaced()
+    return (stage.output / "report.json").is_file() and not replaced
 
 
 def _unfinished(finished: int, number: int) -> list[str]:

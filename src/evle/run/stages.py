@@ -1,6 +1,7 @@
 """Train a recipe of one or several stages: pre-train once, fine-tune from it, compare. Each stage has a folder in the
 recipe's output; a recipe of one run has its folder at the output itself."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from evle.engine.devices import join_processes
 from evle.engine.run_folder import Run, changed_settings, in_short
 from evle.errors import ConfigError
 from evle.report import Report
-from evle.run.comparison import compare
+from evle.run.claims import SPEED
+from evle.run.comparison import compare, has_report
 from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
 from evle.run.jobs import train_at_once
 from evle.run.splits import require_paths
@@ -73,8 +75,10 @@ def _refuse_jobs(recipe: Stages, jobs: int, stand_ins: bool) -> None:
         raise ConfigError(f"jobs={jobs} must be at least 1")
     if len(recipe.stages) == 1:
         raise ConfigError(f"jobs={jobs}: the recipe has a single run; give it seeds, such as seeds=[0,1,2], or set 1")
-    if world_size() > 1:
-        raise ConfigError(f"jobs={jobs}: a launcher started several processes, which share each run; use one or other")
+    if world_size() > 1 or "LOCAL_RANK" in os.environ:
+        raise ConfigError(
+            f"jobs={jobs}: started by a launcher, whose processes share each run; start it without, or set 1"
+        )
     if is_url(shown(recipe.folder)):
         raise ConfigError(f"jobs={jobs}: {shown(recipe.folder)} is a URL; choose a folder with -o, and upload that")
     if stand_ins:
@@ -110,7 +114,7 @@ def _train_stages(
     try:
         _run_stages(recipe, task, samples, overwrite, jobs, on_stage)
     finally:  # what is finished is reported, also where a stage was interrupted or failed
-        if is_main() and any((stage.output / "report.json").is_file() for stage in recipe.every):
+        if is_main() and any(map(has_report, recipe.every)):
             compare(recipe).write(recipe.folder)
     return compare(recipe)
 
@@ -136,11 +140,13 @@ def _run_stages(
     for stage in recipe.every:
         if stage.name not in replaced:
             say(stage, "finished before, kept")
+        elif replaced[stage.name]:  # marked now: were this stopped halfway, an old run would pass for a new one
+            _mark_replaced(stage)
     waiting = [stage for stage in recipe.every if stage.name in replaced]
     if jobs > 1:
         at_once = [stage for stage in waiting if isinstance(stage, Stage)]
-        again = [name for name, is_replaced in replaced.items() if is_replaced]
-        train_at_once(at_once, jobs, replaced=again, on_start=say)
+        again = [stage.name for stage in at_once if replaced[stage.name]]
+        train_at_once(at_once, jobs, replaced=again, alone=_timed(recipe), on_start=say)
         waiting = [stage for stage in waiting if isinstance(stage, JointStage)]
     for stage in waiting:
         say(stage)
@@ -149,6 +155,19 @@ def _run_stages(
         else:
             judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
         barrier()  # the main process writes the report that all processes read
+
+
+def _mark_replaced(stage: Stage | JointStage) -> None:
+    if isinstance(stage, Stage):
+        Run(stage.output).replace()
+    elif is_main():
+        (stage.output / "report.json").unlink(missing_ok=True)
+
+
+def _timed(recipe: Stages) -> set[str]:
+    """The runs whose result depends on what else the machine does: trained for a time, or compared by their speed."""
+    compared = {name for each in recipe.claims if each.score == SPEED for name in (each.of, each.than)}
+    return {stage.name for stage in recipe.stages if stage.config.train.minutes or stage.group in compared}
 
 
 def _to_run(recipe: Stages, overwrite: bool) -> dict[str, bool]:
