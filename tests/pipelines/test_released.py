@@ -224,9 +224,10 @@ def test_pairs_come_one_by_one_in_lists_and_as_streams(vqa):
     one = vqa(pair)
     assert one == vqa(image=plain_image(), question="What is it?")
     assert len(one) == 1  # top_k is 1, as released
-    assert vqa([pair, pair]) == [one, one]
+    near = [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in one]  # a batch may round otherwise
+    assert vqa([pair, pair]) == [near, near]
     stream = vqa(dict(pair) for _ in range(20))
-    assert next(stream) == one
+    assert next(stream) == near
     assert len(list(stream)) == 19
     assert vqa([]) == []
 
