@@ -30,7 +30,7 @@ INTRODUCTION = """# Claims, tested in miniature
 What the papers and releases of EVE and VLE claim, tested on drawn scenes by recipes that anyone can repeat:
 
 ```shell
-evle train claims-eve --jobs 2     # three hours of two cores; with --quick 20 minutes
+evle train claims-eve --jobs 2     # about three hours of two cores, with --quick 20 minutes (calculated)
 evle train claims-vle --jobs 2
 python -m benchmarks.claims runs/claims-eve runs/claims-vle -o docs/claims.md
 ```

@@ -74,10 +74,12 @@ def _refuse_jobs(recipe: Stages, jobs: int, stand_ins: bool) -> None:
     if jobs < 1:
         raise ConfigError(f"jobs={jobs} must be at least 1")
     if len(recipe.stages) == 1:
-        raise ConfigError(f"jobs={jobs}: the recipe has a single run; give it seeds, such as seeds=[0,1,2], or set 1")
+        raise ConfigError(
+            f"jobs={jobs}: the recipe has a single run; give it seeds, such as seeds=[0,1,2], or leave jobs out"
+        )
     if world_size() > 1 or "LOCAL_RANK" in os.environ:
         raise ConfigError(
-            f"jobs={jobs}: started by a launcher, whose processes share each run; start it without, or set 1"
+            f"jobs={jobs}: started by a launcher, whose processes share each run; start it without, or leave jobs out"
         )
     if is_url(shown(recipe.folder)):
         raise ConfigError(f"jobs={jobs}: {shown(recipe.folder)} is a URL; choose a folder with -o, and upload that")
