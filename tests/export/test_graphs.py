@@ -1,6 +1,7 @@
 """Exported graphs give what the model gives, at other sizes of batch, text and image, and run without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_the_pipelines_of_the_folder_agree_with_those_of_the_model(retrieval):
     rows = evle.ClassifyPipeline(model)(images[0], COLOURS), exported.ClassifyPipeline(out)(images[0], COLOURS)
     assert [each["label"] for each in rows[0][0]] == [each["label"] for each in rows[1][0]]
     assert rows[0][0][0]["score"] == pytest.approx(rows[1][0][0]["score"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["image.onnx", "tokenizer.json"])
+def test_one_flipped_bit_of_an_exported_file_is_named(retrieval, tmp_path, name):
+    out = Path(shutil.copytree(retrieval[1], tmp_path / "copy"))
+    data = bytearray((out / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{name}: damaged, or not of this export"):
+        exported.EmbedPipeline(out).images([plain_image()])
 
 
 @pytest.mark.slow

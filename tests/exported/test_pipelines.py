@@ -11,7 +11,7 @@ from PIL import Image
 from commands import call
 from evle.cli.showing import AFTER_TRAINING, exported_use
 from evle.errors import CheckpointError, ConfigError, SampleError
-from evle.exported.folder import ExportedModel, is_exported
+from evle.exported.folder import ExportedModel, checksum, is_exported
 from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
 from evle.search import ImageIndex
 from exported_models import COLOURS, save_exported
@@ -163,6 +163,16 @@ def test_what_is_missing_or_damaged_is_one_line(model, tmp_path):
     (damaged / "text.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"text\.onnx: no such file"):
         ExportedModel(damaged).run("text", {"input_ids": np.ones((1, 2)), "attention_mask": np.ones((1, 2))})
+    checksums = {"image.onnx": checksum(damaged / "image.onnx"), "tokenizer.json": checksum(damaged / "tokenizer.json")}
+    known = save_exported(tmp_path / "known", checksums=checksums)
+    pixels = np.ones((1, 3, 8, 8), np.float32)
+    assert ExportedModel(known).run("image", {"pixel_values": pixels}).shape == (1, 3)
+    for name in checksums:
+        good = (known / name).read_bytes()
+        (known / name).write_bytes(good[:-1] + b" ")
+        with pytest.raises(CheckpointError, match=rf"{name}: damaged, or not of this export .* copy the folder again"):
+            ExportedModel(known).run("image", {"pixel_values": pixels})
+        (known / name).write_bytes(good)
     (damaged / "export.json").write_text(json.dumps({"format": "onnx"}))
     with pytest.raises(CheckpointError, match="lacks heads, image, runs, text; export the model again"):
         EmbedPipeline(damaged)

@@ -20,7 +20,7 @@ from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
 from evle.export.facts import check_texts, facts_of
 from evle.export.heads import Graph, Sizes, example, free_axes, may_be_free, read_graphs, sizes_to_check
 from evle.export.int8 import quantise
-from evle.exported.folder import FACTS, open_graph
+from evle.exported.folder import FACTS, TOKENIZER, checksum, open_graph
 from evle.files import write_whole
 from evle.models.exporting import AsModule
 from evle.models.folders import model_folder
@@ -99,6 +99,8 @@ def export(
         facts["fingerprint"] += "-int8"
     free = all(each.free for each in written if "pixel_values" in each.graph.inputs)
     facts["image"]["free"] = free
+    checked = [*own["graphs"], TOKENIZER]
+    facts["checksums"] = {name: checksum(output / name) for name in checked if (output / name).is_file()}
     write_whole(output / FACTS, json.dumps({**own, **facts}, indent=1, ensure_ascii=False) + "\n")
     save_card(output)
     return _table(written, int8)

@@ -1,6 +1,7 @@
 """A folder that `evle export` wrote: its graphs, and how images and texts become their inputs (export.json)."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -12,7 +13,9 @@ from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
 from evle.files import read_json
 
 FACTS = "export.json"
-"""In an exported folder: `format`, `runs` (graph by function), `heads`, and the fields `image`, `text` and `scores`."""
+"""In an exported folder: `format`, `runs` (graph by function), `heads`, the fields `image`, `text` and `scores`, and
+`checksums`."""
+TOKENIZER = "tokenizer.json"
 
 
 def is_exported(path: str | Path) -> bool:
@@ -40,6 +43,7 @@ class ExportedModel:
         missing = {"runs", "heads", "image", "text"} - self.facts.keys()
         if missing or not isinstance(self.facts["runs"], dict):
             raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing)) or 'its graphs'}; export the model again")
+        self._refuse_damaged(TOKENIZER)
         self._num_threads = num_threads
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
@@ -65,9 +69,31 @@ class ExportedModel:
     def _session(self, function: str) -> Any:
         with self._opening:
             if function not in self._sessions:
-                file = self.path / str(self.facts["runs"][function]["file"])
-                self._sessions[function] = open_graph(file, self._num_threads)
+                name = str(self.facts["runs"][function]["file"])
+                self._refuse_damaged(name)
+                self._sessions[function] = open_graph(self.path / name, self._num_threads)
             return self._sessions[function]
+
+    def _refuse_damaged(self, name: str) -> None:
+        """Raise CheckpointError where a file has other bytes than those that `evle export` wrote."""
+        checksums = self.facts.get("checksums")
+        file = self.path / name
+        if isinstance(checksums, dict) and name in checksums and file.is_file():
+            found, written = checksum(file), checksums[name]
+            if found != written:
+                raise CheckpointError(
+                    f"{file}: damaged, or not of this export (its checksum is {found}, and was {written!r} when "
+                    "written); copy the folder again, or export the model again"
+                )
+
+
+def checksum(file: Path) -> str:
+    """The CRC-32 of a file, as eight hexadecimal digits."""
+    found = 0
+    with open(file, "rb", buffering=0) as source:
+        while chunk := source.read(1 << 20):
+            found = zlib.crc32(chunk, found)
+    return f"{found:08x}"
 
 
 def open_graph(file: Path, num_threads: int | None = None) -> Any:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, SampleError, in_one_line
+from evle.exported.folder import TOKENIZER
 from evle.transforms.framing import seen_region, test_geometry
 from evle.transforms.words import clean_caption, kept_tokens
 
@@ -65,7 +66,7 @@ class TextReader:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
-        file = folder / "tokenizer.json"
+        file = folder / TOKENIZER
         try:
             self.tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exceptions

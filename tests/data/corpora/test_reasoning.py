@@ -319,6 +319,21 @@ def test_what_is_wrong_with_vcr_is_said_in_one_line(scenes):
         vcr(scenes, split="val")
 
 
+@pytest.mark.parametrize("name", ["answer_label", "rationale_label"])
+@pytest.mark.parametrize(("number", "labels"), [(4, "1, 2, 3, 4"), (44, "1, 2, 3")])
+def test_labels_that_count_the_choices_from_1_are_refused(scenes, name, number, labels):
+    file = scenes / "train.jsonl"
+    record = json.loads(file.read_text().splitlines()[0])
+    most = int(labels[-1])
+    lines = [json.dumps(record | {"annot_id": f"t-{index}", name: index % most + 1}) for index in range(number)]
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"train.jsonl: no {name} is 0 \(there are {labels}\).* subtract 1"):
+        vcr(scenes)
+    few = [json.dumps(record | {"annot_id": f"t-{index}", name: index % 3 + 1}) for index in range(6)]
+    file.write_text("\n".join(few))  # so few may be from 1 to 3 by chance
+    assert getattr(vcr(scenes)[5], name) == 3
+
+
 def test_a_file_that_changed_since_it_was_opened_is_noticed(scenes):
     samples = vcr(scenes, split="val")
     (scenes / "val.jsonl").write_text("\n" * 50 + (scenes / "val.jsonl").read_text())

@@ -10,6 +10,7 @@ vcr1images/lsmdc_.../x.json                      {"boxes": [[x1, y1, x2, y2, sco
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,9 @@ IMAGES = "vcr1images"
 CHOICES = 4
 FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_choices", "rationale_choices")
 """The fields of every record; those of train and val also have labels."""
+LABELS = ("answer_label", "rationale_label")
+ENOUGH = 40
+"""Labels of which one in four is 0: among so many, all are from 1 on in one file of 100,000."""
 _CHOSEN = ("answer_choices", "rationale_choices")
 
 _SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -104,14 +108,15 @@ def _size_in_metadata(row: Row, file: str, root: str) -> tuple[int, int] | None:
 def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOut) -> Iterator[Row]:
     """The position of each question whose metadata exists. Folders are listed once, instead of testing each file."""
     there: dict[str, set[str]] = {}
+    labels: dict[str, Counter[Any]] = {name: Counter() for name in LABELS}
     for line in lines:
         where, record = f"{file}:{line.number}", line.value
         annot_id = required_text(record, "annot_id", where)
         for name in FIELDS:
             field(record, name, where)
         if split != "test":
-            for name in ("answer_label", "rationale_label"):
-                field(record, name, where)
+            for name, counted in labels.items():
+                counted[_hashable(field(record, name, where))] += 1
         for name in ("img_fn", "metadata_fn"):
             refuse_outside(str(field(record, name, where)), root, where)
         folder, _, name = str(record["metadata_fn"]).rpartition("/")
@@ -122,6 +127,23 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOu
         else:
             reason = f"{annot_id}: {root / folder / name}: no such metadata; unpack VCR's images with it"
             left_out.add(file, "questions without metadata", [reason])
+    for name, counted in labels.items():
+        _refuse_from_1(name, counted, file)
+
+
+def _hashable(label: Any) -> Any:
+    return label if isinstance(label, int | float | str) else repr(label)
+
+
+def _refuse_from_1(name: str, counted: Counter[Any], file: Path) -> None:
+    """Raise DataError for labels that count the choices from 1, so that 1 is the first one: a 4 is among them and no
+    0, or there is no 0 among ENOUGH."""
+    if 0 not in counted and (CHOICES in counted or counted.total() >= ENOUGH):
+        seen = ", ".join(sorted({str(label)[:20] for label in counted})[:6])
+        raise DataError(
+            f"{file}: no {name} is 0 (there are {seen}), so they seem to count the choices from 1; VCR counts from 0: "
+            "subtract 1, or use the official file"
+        )
 
 
 def _sample(row: Row, file: str, root: str) -> VCRSample:
