@@ -46,7 +46,7 @@ DOORS = {
     "faiss": ["search"],
     "peft": ["run/adapting.py"],
     "typer": ["cli"],
-    "fsspec": ["storage", "data/custom/shards.py", "data/formats/tars.py"],
+    "fsspec": ["storage", "data/custom/shard_files.py", "data/formats/tars.py"],
 }
 # Errors, whole files and the terminal serve every room; the configuration class is what options of a floor's other
 # rooms are made of.

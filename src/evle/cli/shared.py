@@ -129,7 +129,7 @@ def refuse_images(texts: Iterable[str], option: str) -> None:
 def checked_text(text: str, most: int = MAX_CHARACTERS) -> str:
     """`text`, if a model can read it. Raises SampleError for one that is empty, of punctuation alone, too long or not
     UTF-8."""
-    from evle.data.custom.columns import says_something
+    from evle.data.formats.cells import says_something
 
     name = repr(text[:40] + "…" if len(text) > 40 else text)
     if not text.strip():

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from evle.data.corpora.official import field, required_text, text_of, whole_number
 from evle.data.formats.json_arrays import JsonArrays
+from evle.data.formats.text_files import encoding_of
 from evle.errors import ConfigError, DataError
 
 HELD_OUT = ("val", "test")
@@ -24,6 +25,10 @@ HELD_OUT = ("val", "test")
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 _FLICKR_URL = re.compile(r"(\d+)_[0-9a-f]+")
 _GENOME_NAME = re.compile(r"(?:^|.*/)(?:vg|vg_100k|vg_100k_2|visual[-_]?genome)/(?:.*/)?(\d+)(?:\.\w+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d{1,18})(?:\.0)?")
+_SEVERAL = re.compile(r"[\[\]{}<>\t,;|]|^[\d\s]+$")
+"""What no name of an image in these corpora has."""
+_HEADERS = ("id", "image_id", "cocoid", "coco_id", "image", "images", "filename", "file_name", "name")
 GENOME_FILE = "image_data.json"
 LEFT_OUT = "left out as images of downstream tasks"
 
@@ -149,11 +154,13 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
 
 def _read_list(path: Path, coco_ids: set[int], names: set[str]) -> str:
     data = path.read_bytes()
-    for line in data.decode("utf-8-sig", errors="replace").split("\n"):
-        text = line.strip()
-        if text.isdecimal():
-            coco_ids.add(int(text))
-        elif text:
+    for number, line in enumerate(data.decode(encoding_of(path, western=True)).splitlines(), start=1):
+        text = line.strip().rstrip(",;").strip().strip("\"'").strip()
+        if count := _NUMBER.fullmatch(text):
+            coco_ids.add(int(count[1]))
+        elif _SEVERAL.search(text):
+            raise DataError(f"{path}:{number}: {text[:40]!r} is not one COCO number or file name; write one per line")
+        elif text and not (number == 1 and text.casefold() in _HEADERS):
             names.add(text.rpartition("/")[2].partition(".")[0])
             if coco := _COCO_NAME.fullmatch(text.rpartition("/")[2].partition(".")[0]):
                 coco_ids.add(int(coco[1]))

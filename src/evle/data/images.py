@@ -29,6 +29,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _BITS = 258  # TIFF's tag of the bits of a value
+_PHOTOMETRIC = 262  # TIFF's tag; 0 is white at 0
+_TAIL = 4096  # zeros at the end of a file that was not fetched to its end
 _DARK = 16  # of 255: the largest that 12-bit values become when they are read as 16 bits
 _STRIP = 1 << 22  # pixels that are converted from 16 or 32 bits at once
 _opening = threading.Lock()
@@ -108,13 +110,22 @@ def _open(source: ImageSource, max_pixels: int) -> Image.Image:
         return source
     if isinstance(source, Drawing):
         return source.draw()
-    content = io.BytesIO(_content(source))
+    encoded = _content(source)
+    if encoded.endswith(bytes(_TAIL)) and not _ends_before_zeros(encoded):
+        raise SampleError(f"{describe_source(source)}: ends in zeros, as a file not fetched to its end; fetch it again")
+    content = io.BytesIO(encoded)
     try:
         return Image.open(content)
     except Image.DecompressionBombError:  # above Pillow's own limit, and perhaps below ours
         content.seek(0)
         with _without_pillows_limit():
             return Image.open(content)
+
+
+def _ends_before_zeros(encoded: bytes) -> bool:
+    """Whether a JPEG or PNG has its end before the zeros that follow; other formats may end in zeros."""
+    end = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}.get(encoded[:3])
+    return end is None or end in encoded[len(encoded.rstrip(b"\0")) // 2 :]  # the first half may hold a thumbnail
 
 
 @contextmanager
@@ -152,12 +163,15 @@ def _content(source: Any) -> bytes:
 
 def _uniform(image: Image.Image, keep_alpha: bool) -> Image.Image:
     """RGB, or RGBA where transparency is there and kept."""
-    is_12_bits = getattr(image, "tag_v2", {}).get(_BITS) == (12,)  # a TIFF's, which Pillow does not scale to 16
+    tags = getattr(image, "tag_v2", {})
+    is_12_bits = tags.get(_BITS) == (12,)  # a TIFF's, which Pillow does not scale to 16
+    is_inverted = tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I;16")  # of 8 bits Pillow inverts itself
     image = _with_scaled_transparency(image)
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image, 4095.0 if is_12_bits else 65535.0)
+        image = ImageOps.invert(image) if is_inverted and image.mode == "L" else image
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = image.getchannel("A")

@@ -99,7 +99,7 @@ def export(
         facts["fingerprint"] += "-int8"
     free = all(each.free for each in written if "pixel_values" in each.graph.inputs)
     facts["image"]["free"] = free
-    checked = [*own["graphs"], TOKENIZER]
+    checked = [*(each.file.name for each in written), TOKENIZER]
     facts["checksums"] = {name: checksum(output / name) for name in checked if (output / name).is_file()}
     write_whole(output / FACTS, json.dumps({**own, **facts}, indent=1, ensure_ascii=False) + "\n")
     save_card(output)

@@ -21,6 +21,7 @@ from evle.data.custom.choices import choice_sample
 from evle.data.custom.columns import Columns
 from evle.data.custom.folder import read_folder
 from evle.data.custom.image_folder import ImageFolder
+from evle.data.custom.joined import some_joined
 from evle.data.custom.table import IMAGE_FIELDS, TableRows, names_split, unusual_splits
 from evle.data.formats.delimited import delimited_form
 from evle.data.formats.listing import list_folder, other_tables
@@ -77,6 +78,7 @@ class FolderCheck:
     )
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
     odd: Findings = field(default_factory=lambda: Findings(ODD))
+    joined: Findings = field(default_factory=lambda: Findings("texts that may be several; they are read as they are"))
     repeated: Findings = field(default_factory=lambda: Findings("rows that repeat another"))
     contradicting: Findings = field(default_factory=lambda: Findings("rows with another label than an equal row"))
     outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
@@ -225,6 +227,10 @@ def _look_at_rows(check: FolderCheck, rows: TableRows) -> tuple[pa.Array, list[t
         check.empty.add(f"{rows.origin}:{row['line']}: {row['image']}")
     if note := rows.joined_note:
         check.broken_rows.add(f"{rows.origin}: {note}")
+    elif rows.task in ("captions", "vqa") and rows.columns.separator is None:
+        noun = "captions" if rows.task == "captions" else "answers"
+        for line in some_joined(rows.table.column(noun), noun):
+            check.joined.add(f"{rows.origin}: {line}")
     counts = _read_texts(check, rows)
     _name_repeated(check, rows)
     _look_at_answers(check, rows)
@@ -303,7 +309,8 @@ def _name_repeated(check: FolderCheck, rows: TableRows) -> None:
         return
     lines = rows.table.column("line").to_numpy()
     if rows.task != "captions":
-        keys = np.fromiter((hash(key) for key in _pieces(rows.table.column("key"))), np.int64, len(lines))
+        splits = rows.splits(SHARES).to_pylist() if rows.splits_from != "hash" else [None] * len(lines)
+        keys = np.fromiter(map(hash, zip(_pieces(rows.table.column("key")), splits)), np.int64, len(lines))
         for row, first in _repeats(keys):
             key = rows.table.column("key")[row].as_py()
             check.broken_rows.add(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evle.data.custom.columns import says_something
+from evle.data.formats.cells import says_something
 from evle.data.images import odd_values, open_image
 from evle.data.samples import (
     Box,

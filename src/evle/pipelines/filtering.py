@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evle.data.custom.columns import CAPTION_COLUMNS, cell_texts, image_of, present_columns, says_something
+from evle.data.custom.columns import CAPTION_COLUMNS, cell_texts, image_of, present_columns
 from evle.data.custom.image_folder import ImageFolder
+from evle.data.formats.cells import says_something
 from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
 from evle.data.images import open_image
 from evle.errors import ConfigError, DataError, SampleError

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
-from evle.data.custom.columns import says_something
+from evle.data.formats.cells import says_something
 from evle.server.images import image_bytes
 from evle.server.limits import Limits
 

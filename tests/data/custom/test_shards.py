@@ -11,7 +11,8 @@ from PIL import Image
 
 from evle.data.custom.folder import folder
 from evle.data.custom.packing import pack
-from evle.data.custom.shards import expand_braces, find_shards, shards
+from evle.data.custom.shard_files import expand_braces, find_shards
+from evle.data.custom.shards import shards
 from evle.data.images import open_image
 from evle.data.loader import Loader
 from evle.data.samples import CaptionSample

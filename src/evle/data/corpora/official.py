@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from evle.data.custom.image_folder import file_like
-from evle.data.formats.cells import is_null
+from evle.data.formats.cells import is_null, says_something
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
@@ -247,13 +247,14 @@ def text_of(value: Any, where: str) -> str:
 
 
 def words_of(value: Any, where: str) -> str:
-    """`text_of` a caption, question or sentence: "" also for the words that programs write where there is no value.
+    """`text_of` a caption, question or sentence: "" also for the words that programs write where there is no value, and
+    for punctuation alone.
 
     >>> words_of(" NaN ", "a.json"), words_of("None", "a.json"), words_of("none of them", "a.json")
     ('', '', 'none of them')
     """
     text = text_of(value, where)
-    return "" if is_null(text) else text
+    return "" if is_null(text) or not says_something(text) else text
 
 
 def required_text(record: Any, name: str, where: str) -> str:

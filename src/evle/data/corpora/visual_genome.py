@@ -232,7 +232,7 @@ def _count_phrases(regions: Sequence[Any], where: str) -> int:
 def _count_names(objects: Sequence[Any], where: str) -> int:
     """The number of boxes that `_object_boxes` yields."""
     try:
-        return sum(1 for each in objects if each["names"] and each["names"][0].strip())
+        return sum(1 for each in objects if _names(each["names"], where) and each["names"][0].strip())
     except (KeyError, TypeError, AttributeError):
         return sum(1 for _ in _object_boxes(objects, where))
 
@@ -248,10 +248,16 @@ def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
 def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
     """A box for each object with a name; the first of several names is its label."""
     for each in objects:
-        names = field(each, "names", where)
+        names = _names(field(each, "names", where), where)
         if names and (label := " ".join(text_of(names[0], where).lower().split())):
             x, y, width, height = _numbers(each, ("x", "y", "w", "h"), where)
             yield Box(x, y, width, height, label=label)
+
+
+def _names(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise SampleError(f"{where}: the names {str(value)[:40]!r} of an object must be a list; use the official file")
+    return value
 
 
 def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:

@@ -22,7 +22,6 @@ from evle.data.corpora.nlvr2 import label_of, probe_pairs
 from evle.data.corpora.official import (
     OUTSIDE,
     LeftOut,
-    answers_of,
     combined,
     field,
     probe_images,
@@ -32,6 +31,8 @@ from evle.data.corpora.official import (
     required_text,
     words_of,
 )
+from evle.data.custom.answers import refuse_choice, refuse_pairs, refuse_weights
+from evle.data.formats.cells import texts_of
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import NLVR2Sample, VQASample
@@ -128,8 +129,7 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
             of_genome = record.get("dataset") == "vg"
             question = words_of(field(record, "question", where), where)
             given = record.get("answer")
-            given = given if isinstance(given, list) else [] if given is None else [given]
-            answers = answers_of(given, where)
+            answers = _answers(record, given, question, where)
             if not question or (given and not answers):
                 why = "no answer" if question else "no question"
                 left_out.add(file, f"entries with {why}", [f"{where} (question_id {key}): {why}"])
@@ -142,6 +142,19 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
                 "of_genome": of_genome,
             }
         prints.append(arrays.fingerprint)
+
+
+def _answers(record: Row, given: Any, question: str, where: str) -> list[str]:
+    """The answers of an entry, each a text, a number or a record of one. Raises DataError for weights and letters."""
+    refuse_pairs(given, where)
+    try:
+        answers = texts_of(given)
+    except TypeError as error:
+        raise DataError(f"{where}: answer: {error}; write a text or a list of texts") from None
+    if answers:
+        refuse_weights(record, given, len(answers), where)
+        refuse_choice(record, answers, question, where)
+    return answers
 
 
 def _question(row: Row, root: str, vg_root: str) -> VQASample:

@@ -4,40 +4,57 @@ An answer may be the number or the letter of one of several choices, and answers
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from evle.data.formats.cells import texts_of
+from evle.data.formats.cells import is_blank, is_weighted, number_text, python_value, texts_of
 from evle.data.formats.table_files import Row
 from evle.errors import DataError
 from evle.files import parse_json
 
-CHOICE_LISTS = ("choices", "options", "multiple_choices", "answer_choices", "candidates", "answer_options")
-"""Columns that hold the choices of a question."""
-WEIGHT_LISTS = (
-    "scores",
-    "weights",
-    "counts",
-    "votes",
-    "confidences",
-    "answer_scores",
-    "answer_weights",
-    "answer_counts",
+CHOICE_LISTS = frozenset(
+    {
+        *("choices", "options", "candidates", "multiple_choices", "answer_choices", "answer_options"),
+        *("choice_list", "choices_list", "option_list", "options_list", "possible_answers"),
+    }
 )
-"""Columns with one number per answer."""
-WEIGHTS = ("score", "weight", "count", "votes", "confidence", "frequency")
-"""Members of a record of one answer that are its weight."""
+"""Columns that hold the choices of a question."""
 
 _ONE_CHOICE = re.compile(r"((choice|option|answer|opt|ans)[_ ]?)?([a-d]|[0-4])")
-_NUMBER_OR_LETTER = re.compile(r"\(?([A-Za-z]|\d)\)?[.)]?")
+_NUMBER_OR_LETTER = re.compile(r"(?:(?:choice|option|answer|opt|ans)[_ ]?)?\(?([A-Za-z]|\d)\)?[.):]?", re.IGNORECASE)
+_MARK = re.compile(r"(?:^|[\s,;])\(?(?:[A-Ha-h]|\d)[.):]\s*")
+_LETTERED = re.compile(r"(?:^|[\s(])A[.):]\s*\S.*?[\s(]B[.):]\s*\S", re.DOTALL)
+_WEIGHT = re.compile(r"(.*_)?(scores?|weights?|counts?|votes?|conf(idences?|s)?|freq(s|uency|uencies)?|occurrences?)")
+_NUMBERS = re.compile(r"[\[(]?\s*([-+]?\d[\d.eE+-]*[,;\s]*)+[\])]?")
 
 
-def refuse_choice(row: Row, answers: Sequence[str], where: str) -> None:
+def says_choices(name: str) -> bool:
+    """Whether a column holds the choices of a question, or one of them, by its name.
+
+    >>> says_choices("Options"), says_choices("choice_a"), says_choices("B"), says_choices("b_boxes")
+    (True, True, True, False)
+    """
+    form = name.strip().casefold()
+    return form in CHOICE_LISTS or _ONE_CHOICE.fullmatch(form) is not None
+
+
+def says_weights(name: str) -> bool:
+    """Whether a column, or a member of a record, holds weights of answers, by its name.
+
+    >>> says_weights("answer_scores"), says_weights("votes"), says_weights("account")
+    (True, True, False)
+    """
+    return _WEIGHT.fullmatch(name.strip().casefold()) is not None
+
+
+def refuse_choice(row: Row, answers: Sequence[str], question: str, where: str) -> None:
     """Raise DataError where the answer is the number or letter of a choice, which is written elsewhere in the row."""
     if not all(_NUMBER_OR_LETTER.fullmatch(answer) for answer in answers):
         return
     choices = _choices(row)
-    if len(choices) > 1 and not all(answer in choices for answer in answers):
+    if not choices and _LETTERED.search(question) and all(map(str.isalpha, answers)):
+        choices = [question]
+    if choices and not all(answer in choices for answer in answers):
         shown = ", ".join(repr(choice[:20]) for choice in choices[:4])
         raise DataError(
             f"{where}: the answer {answers[0]!r} seems to be the number or letter of a choice ({shown}); write the "
@@ -48,40 +65,76 @@ def refuse_choice(row: Row, answers: Sequence[str], where: str) -> None:
 def refuse_weights(row: Row, value: Any, num_answers: int, where: str) -> None:
     """Raise DataError where answers have different weights, in a column of their own or in the cell `value` itself."""
     for name, held in row.items():
-        if name.strip().casefold() in WEIGHT_LISTS and _different(_parsed(held), num_answers):
+        if says_weights(name) and _different(_numbers_of(held), num_answers):
             raise _weighted(where, f"the column {name!r}")
     held = _parsed(value)
-    if not isinstance(held, list | tuple) or len(held) < 2:
+    if isinstance(held, dict):
+        for name, values in held.items():
+            if says_weights(str(name)) and _different(values, num_answers):
+                raise _weighted(where, f"{name!r} of the answers")
+    if not isinstance(held, list | tuple):
         return
-    if all(isinstance(each, dict) for each in held):
-        for name in WEIGHTS:
-            if _different([each.get(name) for each in held], len(held)):
-                raise _weighted(where, f"{name!r} of each answer")
-    pairs = [each for each in held if isinstance(each, list | tuple) and len(each) == 2]
-    if len(pairs) == len(held) and all(isinstance(one, str) and _is_number(other) for one, other in pairs):
+    records = [each for each in held if isinstance(each, dict)]
+    for name in {str(name) for each in records for name in each if says_weights(str(name))}:
+        if _different([each.get(name) for each in records], len(held)):
+            raise _weighted(where, f"{name!r} of each answer")
+
+
+def refuse_pairs(value: Any, where: str) -> None:
+    """Raise DataError where a cell holds pairs of an answer and a number."""
+    held = _parsed(value)
+    if isinstance(held, list | tuple) and held and all(map(is_weighted, held)):
         raise _weighted(where, "the number beside each answer")
 
 
 def _choices(row: Row) -> list[str]:
-    """The choices of a question, in a list or in a column each."""
+    """The choices of a question, in a list or in a column each; a text that cannot be divided counts as all of them."""
     for name, value in row.items():
-        if name.strip().casefold() in CHOICE_LISTS:
+        if name.strip().casefold() in CHOICE_LISTS and not is_blank(value):
+            held = _parsed(value)
             try:
-                return texts_of(value, ";|")
+                texts = list(_leaves(held)) if isinstance(held, dict) else texts_of(held, "\n;|")
             except TypeError:
-                return []
-    single = [str(value).strip() for name, value in row.items() if _ONE_CHOICE.fullmatch(name.strip().casefold())]
+                return [str(value)]
+            parts = [part.strip() for text in texts for part in _MARK.sub("\n", text).split("\n") if part.strip()]
+            shared = [part.strip(" '\"[](){}") for text in texts for part in text.split(",")]
+            return [*parts, *shared] if len(texts) == 1 else texts
+    single = [
+        number_text(value).strip()
+        for name, value in row.items()
+        if _ONE_CHOICE.fullmatch(name.strip().casefold()) and not is_blank(value)
+    ]
     return single if len(single) > 1 else []
 
 
+def _leaves(value: Any) -> Iterable[str]:
+    """The texts in a record of choices, such as {"A": "cat", "B": "dog"} or {"text": [...], "label": [...]}."""
+    if isinstance(value, dict):
+        text = value.get("text")
+        value = text if isinstance(text, list | tuple) else list(value.values())
+    return (leaf for each in value for leaf in texts_of(each))
+
+
 def _parsed(value: Any) -> Any:
-    """A list that is written as a text, as the list."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """A list or record that is written as a text, as what it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{", "(")):
         try:
             return parse_json(value, "")
         except DataError:
-            return value
+            found = python_value(value)
+            return value if found is None else found
     return value
+
+
+def _numbers_of(value: Any) -> Any:
+    """The numbers of a cell: a list, the values of a record, or a text such as "[0.2 0.8]" or "1, 3"."""
+    if isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
+        try:
+            return [float(each) for each in re.split(r"[,;\s]+", value.strip().strip("[]()").strip(" ,;"))]
+        except ValueError:
+            return None
+    found = _parsed(value)
+    return list(found.values()) if isinstance(found, dict) else found
 
 
 def _different(values: Any, count: int) -> bool:

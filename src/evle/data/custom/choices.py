@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from evle.data.formats.cells import MAX_CHARACTERS, is_null, number_text
+from evle.data.formats.cells import MAX_CHARACTERS, is_null, number_text, python_value
 from evle.data.samples import Box, Tagged, VCRSample
 from evle.errors import DataError
 from evle.files import parse_json
@@ -70,16 +70,21 @@ def _frozen(parts: list[Any]) -> Tagged:
 
 
 def _parsed(value: Any, where: str) -> Any:
-    """A list that a CSV holds as JSON, as the list."""
+    """A list that a CSV holds as JSON, or as Python writes it, as the list."""
     if isinstance(value, str) and value.lstrip().startswith(("[[", '["', "[{", "['")):
-        return parse_json(value, where)
+        return _written(value, where)
     return value
+
+
+def _written(text: str, where: str) -> Any:
+    found = python_value(text)
+    return parse_json(text, where) if found is None else found
 
 
 def _list(value: Any, where: str, name: str) -> list[Any]:
     if is_null(value):
         return []
-    found = parse_json(value, f"{where}: {name}") if isinstance(value, str) else value
+    found = _written(value, f"{where}: {name}") if isinstance(value, str) else value
     if not isinstance(found, list | tuple):
         raise DataError(f"{where}: {name} must be a list, not {str(found)[:40]!r}")
     return list(found)

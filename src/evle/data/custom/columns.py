@@ -6,16 +6,15 @@ checking it use these functions, so that neither accepts what the other refuses.
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evle.data.custom.answers import refuse_choice, refuse_weights
+from evle.data.custom.answers import refuse_choice, refuse_pairs, refuse_weights, says_choices, says_weights
 from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.split_hints import may_divide
-from evle.data.formats.cells import is_blank, number_text, texts_of
+from evle.data.formats.cells import is_blank, number_text, says_something, separated, texts_of
 from evle.data.formats.table_files import Row
 from evle.errors import DataError, nearest
 
@@ -39,6 +38,8 @@ MAX_NAME = 4096
 """Characters of an image's name at most, as of a path in Linux."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{200,}={0,2}")
+
+_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """How a label of a pair may be written, in any case."""
@@ -65,7 +66,7 @@ class Columns(NamedTuple):
 
     def wanted(self, name: str) -> bool:
         """Whether a column is read at all."""
-        return name in self.given or self.is_usual(name) or may_divide(name)
+        return name in self.given or self.is_usual(name) or may_divide(name) or says_choices(name) or says_weights(name)
 
     @staticmethod
     def is_usual(name: str) -> bool:
@@ -160,8 +161,25 @@ def passed_over(names: Sequence[str], task: str, columns: Columns, is_embedded: 
 
 
 def image_of(row: Row, image_column: str | None, where: str, images: ImageFolder | None) -> str:
-    """The name of a row's image (see `ImageFolder.name_of`). Raises DataError where it names none."""
-    return _image_name(value_of(row, image_column, IMAGE_COLUMNS, where, "image"), where, images)
+    """The name of a row's image (see `ImageFolder.name_of`). Raises DataError where it names none.
+
+    Of several usual columns the one counts that holds a name with an ending: `image` may be a number beside
+    `file_name`, and `filepath` the folder of `filename`.
+    """
+    value = value_of(row, image_column, IMAGE_COLUMNS, where, "image")
+    if image_column is None and isinstance(value, str | int | float) and not _ENDING.search(str(value)):
+        for name in present_columns(tuple(row), None, IMAGE_COLUMNS):
+            if isinstance(row[name], str) and _ENDING.search(row[name].strip()):
+                is_folder = _is_folder_of(row, value, name)
+                value = f"{str(value).strip().rstrip('/')}/{row[name].strip()}" if is_folder else row[name]
+                break
+    return _image_name(value, where, images)
+
+
+def _is_folder_of(row: Row, value: Any, name: str) -> bool:
+    """Whether `value` is in a column for paths, and the column `name` for file names, as in Karpathy's splits."""
+    paths = [each for each in row if row[each] is value and each.strip().casefold() in ("filepath", "path")]
+    return bool(paths) and name.strip().casefold() in ("filename", "file_name") and "/" not in row[name]
 
 
 def _image_name(value: Any, where: str, images: ImageFolder | None) -> str:
@@ -185,30 +203,11 @@ def cell_texts(value: Any, where: str, what: str, separators: str = "") -> list[
         raise DataError(f"{where}: {what}: {error}; write a text or a list of texts") from None
 
 
-def says_something(text: str) -> bool:
-    """Whether a caption or question holds more than punctuation, of which a clean-up leaves nothing.
-
-    >>> says_something("..."), says_something("a dog"), says_something("犬")
-    (False, True, True)
-    """
-    if any(map(str.isalnum, text)):
-        return True
-    return any(unicodedata.category(sign)[0] not in "PZC" for sign in text if sign not in "`~^|<>+=$")
-
-
 def captions_of(row: Row, columns: Columns, where: str) -> list[str]:
     """A row's captions, without those of punctuation alone; of the usual columns, those of the first that has any."""
     found = _captions_of(row, columns.caption, where)
-    found = _separated(found, columns.separator)
+    found = separated(found, columns.separator)
     return list(dict.fromkeys(filter(says_something, found)))
-
-
-def _separated(texts: list[str], separator: str | None) -> list[str]:
-    """The parts of texts that hold several."""
-    if not separator:
-        return texts
-    sign = {"\\n": "\n", "\\t": "\t"}.get(separator, separator)
-    return [part.strip() for text in texts for part in text.split(sign) if part.strip()]
 
 
 def _captions_of(row: Row, caption_column: str | Sequence[str] | None, where: str) -> list[str]:
@@ -245,13 +244,14 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
     return list(filter(says_something, cell_texts(value, where, "question")))
 
 
-def answers_of(row: Row, columns: Columns, where: str) -> list[str]:
-    """A row's answers, none where nobody has answered."""
+def answers_of(row: Row, columns: Columns, question: str, where: str) -> list[str]:
+    """A row's answers to its question, none where nobody has answered."""
     value = value_of(row, columns.answer, ANSWER_COLUMNS, where, "answer" if columns.answer is not None else "")
-    texts = _separated(_first_texts(row, columns.answer, ANSWER_COLUMNS, where, "answer"), columns.separator)
+    refuse_pairs(value, where)
+    texts = separated(_first_texts(row, columns.answer, ANSWER_COLUMNS, where, "answer"), columns.separator)
     if texts:
         refuse_weights(row, value, len(texts), where)
-        refuse_choice(row, texts, where)
+        refuse_choice(row, texts, question, where)
     return texts
 
 
@@ -277,7 +277,7 @@ def _question_fields(row: Row, columns: Columns, images: ImageFolder | None, whe
         "image": image,
         "key": _key(row, ID_COLUMNS) or f"{image}#{where.rpartition(':')[2]}",
         "question": question[0] if question else "",
-        "answers": answers_of(row, columns, where),
+        "answers": answers_of(row, columns, question[0] if question else "", where),
         "answer_type": number_text(value_of(row, None, ("answer_type",)) or ""),
         "question_type": number_text(value_of(row, None, ("question_type",)) or ""),
     }
@@ -291,7 +291,7 @@ def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: 
         sides = (LEFT_COLUMNS, RIGHT_COLUMNS)
         names = [value_of(row, None, usual, where, "image") for usual in sides]
     else:
-        names = cell_texts(pair, where, "images") if isinstance(pair, str) else list(pair)
+        names = cell_texts(pair, where, "images") if isinstance(pair, str) else _both(pair)
     if len(names) != 2:
         raise DataError(f"{where}: {len(names)} images instead of two; name them in `images`, or `left` and `right`")
     left, right = (_image_name(name, where, images) for name in names)
@@ -309,6 +309,13 @@ def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: 
         "label": _pair_label(value_of(row, columns.answer, LABEL_COLUMNS), where),
         "set_id": _key(row, SET_COLUMNS) or sentence.casefold(),
     }
+
+
+def _both(pair: Any) -> list[Any]:
+    """The two images of a cell that is a list, or a record such as {"left": ..., "right": ...}."""
+    if isinstance(pair, dict):
+        return [value_of(pair, None, usual) for usual in (LEFT_COLUMNS, RIGHT_COLUMNS)]
+    return list(pair) if isinstance(pair, list | tuple) else [pair]
 
 
 def _pair_label(value: Any, where: str) -> bool | None:

@@ -10,24 +10,22 @@ only knows them as streams; the files are the same. A packed image is stored in 
 import hashlib
 import logging
 import os
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from glob import glob
 from itertools import accumulate
-from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
+import pyarrow as pa
 
-from evle.data.custom.columns import says_something
+from evle.data.custom.joined import sign_note
+from evle.data.custom.shard_files import find_shards, is_folder, short_names
 from evle.data.custom.split_hints import splits_in_names
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
-from evle.data.formats.cells import texts_of
+from evle.data.formats.cells import says_something, separated, texts_of
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
 from evle.data.samples import (
     SPLITS,
@@ -51,8 +49,19 @@ Fields = dict[str, Any]
 
 KINDS = ("captions", "vqa", "nlvr2", "vcr")
 CAPTION_FIELDS = ("captions", "caption")
+LOOKED_AT = 200
+"""Samples, spread over the tars, whose texts are looked at before any is read."""
+LOOKED_AT_FAR = 16
+"""The same where each costs a request."""
 NAMED = 1000
 """Lines about what was left out that are kept of a source; the others are counted."""
+
+
+class CaptionForm(NamedTuple):
+    """Where captions are: in these fields of the JSON, or in the usual ones; and what divides one text into several."""
+
+    fields: tuple[str, ...] = ()
+    separator: str | None = None
 
 
 class Shards(Sequence[Any]):
@@ -68,12 +77,12 @@ class Shards(Sequence[Any]):
         tars: list[TarIndex],
         names: list[str],
         rows: np.ndarray | None,
-        caption_fields: tuple[str, ...],
+        form: "CaptionForm",
         fingerprint: str,
         facts: dict[str, Any],
     ):
         self.fingerprint, self._facts = fingerprint, facts
-        self._task, self._tars, self._names, self._rows, self._caption_fields = task, tars, names, rows, caption_fields
+        self._task, self._tars, self._names, self._rows, self._form = task, tars, names, rows, form
         self._ends = list(accumulate(map(len, tars)))
 
     def __len__(self) -> int:
@@ -89,7 +98,7 @@ class Shards(Sequence[Any]):
         number = bisect_right(self._ends, row)
         tar = self._tars[number]
         entry = tar[row - self._ends[number] + len(tar)]
-        return _sample(self._task, tar, entry, f"{self._names[number]}/{entry.key}", self._caption_fields)
+        return _sample(self._task, tar, entry, f"{self._names[number]}/{entry.key}", self._form)
 
     @property
     def skipped(self) -> list[str]:
@@ -125,6 +134,7 @@ def shards(
     split: str | Sequence[str] | None = None,
     *,
     caption_field: str | Sequence[str] | None = None,
+    caption_separator: str | None = None,
     shares: Sequence[float] = (0.8, 0.1, 0.1),
     exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     cache: str | None = None,
@@ -135,9 +145,10 @@ def shards(
     fsspec opens (s3://, hdfs://, gs://; the libraries for it installed), or a list of these.
 
     `task` "captions" reads images with a .txt, or a .json that has a `caption`; `caption_field` names other fields of
-    the JSON to take captions from, several following one another. The other tasks, and captions with boxes and tags,
-    come from shards that `evle data shards` packed, whose JSON holds the sample. A sample's key is the packed one, else
-    tar and name in it; `match_id` the packed one, else the first caption.
+    the JSON to take captions from, several following one another, and `caption_separator` what divides a text into
+    several captions. The other tasks, and captions with boxes and tags, come from shards that `evle data shards`
+    packed, whose JSON holds the sample. A sample's key is the packed one, else tar and name in it; `match_id` the
+    packed one, else the first caption.
 
     `split` reads the subfolder of that name; without one, samples with captions are divided by a hash of their key into
     train, val, test of `shares`. `exclude` names images of downstream tasks (see `read_exclusion`): samples whose JSON
@@ -154,7 +165,7 @@ def shards(
     paths = [os.fspath(path)] if isinstance(path, str | os.PathLike) else [os.fspath(each) for each in path]
     wanted = [split] if isinstance(split, str) else list(split) if split is not None else []
     in_folders = [os.path.join(each, name) for each in paths for name in wanted]
-    if wanted and all(map(_is_folder, in_folders)):
+    if wanted and all(map(is_folder, in_folders)):
         paths, wanted = in_folders, []
     if wanted and task != "captions":
         raise DataError(
@@ -170,23 +181,22 @@ def shards(
         for file in files:
             tars.append(index_of(file, cache))
             progress.advance()
-    names = _short_names(files)
-    if wanted and len(said := splits_in_names(names)) > 1 and "train" in said:
-        shown = ", ".join(f"{name} ({said[name]}.tar)" for name in said)
-        raise DataError(
-            f"{paths[0]}: its tars are named after splits, {shown}; put those of each split into a folder of its name, "
-            "or set path to the tars of one split and split=null"
-        )
+    names = short_names(files)
+    _refuse_split_names(paths[0], names if wanted else [])
     if not sum(map(len, tars)):
         about = next(_lines_about(tars), "they hold no images")
         raise DataError(f"{paths[0]}: no usable samples in {len(tars)} shards; {about}")
     _refuse_other_task(tars, task)
+    form = CaptionForm(fields, caption_separator)
+    if task == "captions":
+        _refuse_unclear(paths[0], tars, form, is_divided=bool(wanted))
     rows = None
     if wanted:
         keys = (f"{name}/{key}" for name, tar in zip(names, tars) for key in tar.all_keys())
         rows = np.flatnonzero(np.fromiter((hashed_split(key, shares) in wanted for key in keys), bool))
     identity: tuple[Any, ...] = ([tar.digest for tar in tars], names, task, fields, wanted)
     identity += (tuple(shares) if wanted else (),)
+    identity += () if caption_separator is None else (caption_separator,)
     facts: dict[str, Any] = {}
     if excluded := read_exclusion(exclude):
         out = _excluded_rows(tars, excluded)
@@ -197,7 +207,17 @@ def shards(
         if not len(rows):
             raise DataError(f"{paths[0]}: no sample is left; all {facts[LEFT_OUT]:,} were excluded")
     fingerprint = hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest()
-    return Shards(task, tars, names, rows, fields, fingerprint, facts)
+    return Shards(task, tars, names, rows, form, fingerprint, facts)
+
+
+def _refuse_split_names(path: str, names: list[str]) -> None:
+    """Raise DataError where the tars are named after several splits, which a division by a hash would not follow."""
+    if len(said := splits_in_names(names)) > 1 and "train" in said:
+        shown = ", ".join(f"{name} ({said[name]}.tar)" for name in said)
+        raise DataError(
+            f"{path}: its tars are named after splits, {shown}; put those of each split into a folder of its name, "
+            "or set path to the tars of one split and split=null"
+        )
 
 
 def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
@@ -222,90 +242,6 @@ def _excluded_rows(tars: list[TarIndex], excluded: Exclusion) -> np.ndarray:
             "recognise the images of downstream tasks; leave it out, or pack the corpus with `evle data shards`"
         )
     return out
-
-
-# --- finding
-
-
-def find_shards(paths: Sequence[str]) -> list[str]:
-    """The tars that folders, files, patterns and URLs name, each once. Raises DataError where one is missing."""
-    found: dict[str, None] = {}
-    for path in paths:
-        if _is_folder(path):
-            files = _below(path)
-            if not files:
-                raise DataError(f"{path}: no .tar files there; is it the folder that img2dataset wrote?")
-        elif not is_remote(path) and os.path.isfile(path):
-            files = [path]  # whatever signs its name holds
-        else:
-            files = []
-            for each in expand_braces(path):
-                files += _all_of(each) if any(sign in each for sign in "*?[") else [each]
-            if not files:
-                raise DataError(f"{path}: no file fits this pattern")
-            missing = [] if is_remote(path) else [each for each in files if not os.path.isfile(each)]
-            if missing == [path] and not path.endswith(".tar"):
-                raise DataError(f"{path}: no such folder; put the shards there, or set path to their folder")
-            if missing:
-                raise DataError(
-                    f"{missing[0]}: no such shard ({len(missing)} of {len(files)} are missing); fetch it, or name "
-                    "those that are there with a pattern such as FOLDER/*.tar"
-                )
-        for file in files:
-            if not file.endswith(".tar"):
-                raise DataError(f"{file}: a shard must be an uncompressed .tar; unpack .gz, .bz2 or .zst first")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern with braces stands for: numbers from .. to, with leading zeros, or a list.
-
-    >>> expand_braces("{a,b}/{08..10}.tar")
-    ['a/08.tar', 'a/09.tar', 'a/10.tar', 'b/08.tar', 'b/09.tar', 'b/10.tar']
-    """
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    if numbers is not None:
-        width = max(len(numbers[1]), len(numbers[2])) if numbers[1].startswith("0") else 0
-        words = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    else:
-        words = found[1].split(",")
-    begin, end = pattern[: found.start()], pattern[found.end() :]
-    return list(dict.fromkeys(name for word in words for name in expand_braces(begin + word + end)))
-
-
-def _is_folder(path: str) -> bool:
-    if not is_remote(path):
-        return os.path.isdir(path)
-    try:
-        files, inside = fsspec.url_to_fs(path)
-        return files.isdir(inside)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _below(folder: str) -> list[str]:
-    if not is_remote(folder):
-        return sorted(os.path.join(folder, each) for each in glob("**/*.tar", root_dir=folder, recursive=True))
-    files, inside = fsspec.url_to_fs(folder)
-    return sorted(files.unstrip_protocol(each) for each in files.find(inside) if each.endswith(".tar"))
-
-
-def _all_of(pattern: str) -> list[str]:
-    if not is_remote(pattern):
-        return sorted(glob(pattern, recursive=True))
-    files, inside = fsspec.url_to_fs(pattern)
-    return sorted(files.unstrip_protocol(each) for each in files.glob(inside))
-
-
-def _short_names(files: list[str]) -> list[str]:
-    """What tells the tars apart: their paths below the folder they share, without .tar."""
-    paths = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [str(PurePosixPath(os.path.relpath(path, folder)).with_suffix("")) for path in paths]
 
 
 def _lines_about(tars: list[TarIndex]) -> Iterator[str]:
@@ -352,12 +288,38 @@ def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
     return parse_json(tar.member(entry.json).read(), f"{key}: its JSON", kind=dict, error=SampleError)
 
 
-def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tuple[str, ...]) -> Sample:
+def _refuse_unclear(path: str, tars: Sequence[TarIndex], form: CaptionForm, *, is_divided: bool) -> None:
+    """Raise DataError where the first samples' texts look like several captions each, or their JSON says a split that
+    a division by a hash would not follow."""
+    texts: list[str] = []
+    said: dict[str, str] = {}
+    most = LOOKED_AT_FAR if is_remote(tars[0].tar) else LOOKED_AT
+    for tar in tars[:: max(1, len(tars) // most)]:
+        for entry in map(tar.__getitem__, range(min(len(tar), max(2, most // len(tars))))):
+            with suppress(SampleError, DataError, TypeError, ValueError, KeyError):  # the loader names it
+                fields = _read_fields(tar, entry, entry.key)
+                if _is_packed(fields):
+                    continue
+                said.update(splits_in_names([str(fields.get("split", ""))]))
+                sample = _caption_sample(tar, entry, entry.key, tar.member(entry.image), fields, form)
+                texts += sample.captions
+    if is_divided and "train" in said and len(said) > 1:
+        raise DataError(
+            f"{path}: the JSON of its samples says split {', '.join(map(repr, said.values()))}, which a division by a "
+            "hash would not follow; put the samples of each split into a folder of its name"
+        )
+    if form.separator is None and (
+        note := sign_note(pa.chunked_array([pa.array(texts, pa.large_string())]), "captions")
+    ):
+        raise DataError(f"{path}: {note}")
+
+
+def _sample(task: str, tar: TarIndex, entry: Entry, key: str, form: CaptionForm) -> Sample:
     """One sample. Raises SampleError for one that its members do not make."""
     try:
         fields = _read_fields(tar, entry, key)
     except SampleError as error:
-        if task != "captions" or caption_fields or not entry.text.size:
+        if task != "captions" or form.fields or not entry.text.size:
             raise
         _note(f"{error}; its caption is taken from its .txt")
         fields = {}
@@ -366,7 +328,7 @@ def _sample(task: str, tar: TarIndex, entry: Entry, key: str, caption_fields: tu
         if _is_packed(fields):
             key = str(fields["key"])
         if task == "captions":
-            return _caption_sample(tar, entry, key, image, fields, caption_fields)
+            return _caption_sample(tar, entry, key, image, fields, form)
         if task == "nlvr2":
             second = tar.member(entry.second_image)
             if not second.size:
@@ -388,21 +350,22 @@ def _note(line: str) -> None:
 
 
 def _caption_sample(
-    tar: TarIndex, entry: Entry, key: str, image: Member, fields: Fields, caption_fields: tuple[str, ...]
+    tar: TarIndex, entry: Entry, key: str, image: Member, fields: Fields, form: CaptionForm
 ) -> CaptionSample:
     if _is_packed(fields):
-        captions = _captions(fields, caption_fields) if caption_fields else tuple(fields["captions"])
+        captions = _captions(fields, form.fields) if form.fields else tuple(fields["captions"])
         match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
         boxes, other = tuple(map(_box, fields["boxes"])), tar.member(entry.second_image)
         swap = Swap(image=other if other.size else None, **fields["swap"]) if fields.get("swap") else None
         return CaptionSample(key, image, captions, boxes, tags, match_id, swap)
-    captions = () if caption_fields or not entry.text.size else _texts_in(tar.member(entry.text), key)
+    captions = () if form.fields or not entry.text.size else _texts_in(tar.member(entry.text), key)
     if not any(map(says_something, captions)):
-        captions = tuple(filter(says_something, _captions(fields, caption_fields or CAPTION_FIELDS)))
+        captions = tuple(filter(says_something, _captions(fields, form.fields or CAPTION_FIELDS)))
+    captions = tuple(dict.fromkeys(separated(list(captions), form.separator)))
     if not captions:
         others = ", ".join(sorted(name for name, value in fields.items() if isinstance(value, str | list))[:8])
         hint = f"; its JSON has {others}: name the one that holds captions as caption_field" if others else ""
-        raise SampleError(f"{key}: no caption in {' or '.join(caption_fields) or 'its .txt or .json'}{hint}")
+        raise SampleError(f"{key}: no caption in {' or '.join(form.fields) or 'its .txt or .json'}{hint}")
     return CaptionSample(key, image, captions, match_id=captions[0].casefold())
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evle.data.formats.cells import is_null, number_text
+from evle.data.formats.table_files import TABLE_SUFFIXES
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -24,7 +25,7 @@ SPLIT_WORDS = {
 FLAGS = re.compile(
     r"(is_?)?(train|val|valid|validation|test)(ing)?(_?(flag|set))?|is_?(train|val|valid|validation|test)\w*"
     r"|k?_?folds?(_?(id|number))?|cv_?fold|(data|dataset)?_?(split|partition)(_?(name|id|type))?|train_?(val_?)?test"
-    r"|evaluation_?status"
+    r"|evaluation_?status|(is_?)?(holdout|held_?out)(_?set)?"
 )
 """Names of columns, in lower case, that divide a table whatever their values are."""
 WORDS = frozenset(word for words in SPLIT_WORDS.values() for word in words) | {
@@ -33,14 +34,21 @@ WORDS = frozenset(word for words in SPLIT_WORDS.values() for word in words) | {
 }
 """A column with no other values than these, and with one for training, divides a table."""
 
-NAMES = frozenset({"subset", "set", "usage", "phase", "tvt", "stage"})
+NAMES = frozenset(
+    {"subset", "set", "usage", "phase", "tvt", "stage", "mode", "dataset", "source", "group", "part", "role", "purpose"}
+)
 """Usual names of such columns, in which a Parquet table is looked at."""
 
 MOST = 30
 """Different values of a column that are remembered; a column with more is no column of splits."""
 
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-_FOLDER = r"(?:^|/)(?i:{words})/"
+_SHORT = {"tr": "train", "trn": "train", "va": "val", "vl": "val", "te": "test", "tst": "test", "ts": "test"}
+_BESIDE = r"(?:(?:images?|imgs?|photos?|pics?|data|set|split|files?|frames?|jpe?g|png|coco|flickr|vg)[^a-z/]*)*"
+_FOLDER = r"(?i)(?:^|/)[^a-z/]*{beside}(?:{words})[^a-z/]*{beside}/"
+"""A folder of a split: its word alone, or with numbers and words for images."""
+_FILE = r"(?i)(?:^|/)(?:coco[^a-z/]+)?(?:{words})(?:[^a-z/][^/]*)?$"
+"""A file whose name begins with the word of a split."""
 
 
 def may_divide(name: str) -> bool:
@@ -73,7 +81,7 @@ def splits_of_folders(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """
     found: dict[str, pa.ChunkedArray] = {}
     for split, words in SPLIT_WORDS.items():
-        is_inside = pc.match_substring_regex(images, _FOLDER.format(words="|".join(words)))
+        is_inside = pc.match_substring_regex(images, _FOLDER.format(words="|".join(words), beside=_BESIDE))
         if pc.any(is_inside).as_py():
             found[split] = is_inside
     if len(found) < 2 or "train" not in found:
@@ -82,6 +90,21 @@ def splits_of_folders(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     for split, is_inside in found.items():
         result = pc.if_else(is_inside, pa.scalar(split, pa.large_string()), result)
     return result
+
+
+def files_named_after_splits(images: pa.ChunkedArray) -> str:
+    """What is unclear where the names of images begin with words of train and of another split, "" for nothing."""
+    found = {}
+    for split, words in SPLIT_WORDS.items():
+        named = images.filter(pc.match_substring_regex(images, _FILE.format(words="|".join(words))))
+        if len(named):
+            found[split] = str(named[0].as_py())
+    if len(found) < 2 or "train" not in found:
+        return ""
+    return (
+        f"the images are named after splits ({', '.join(found.values())}), and no column says the split; add a column "
+        "`split`, or set split_column=null to divide the rows by a hash of the images' names"
+    )
 
 
 def splits_in_names(names: Iterable[str]) -> dict[str, str]:
@@ -127,6 +150,8 @@ class ColumnHints:
                 continue
             words = {re.sub(r"[\s_-]", "", value) for value in values}
             known = words <= WORDS and bool(words & {"train", "training", "trainval"})
+            said = {_SHORT.get(value) or _split_of_name(value) for value in values}
+            known |= None not in said and "train" in said and len(said) > 1
             if known or FLAGS.fullmatch(name.strip().casefold()):
                 shown = ", ".join(sorted(values)[:4]) + (", ..." if len(values) > 4 else "")
                 return (
@@ -144,4 +169,5 @@ def _split_of_name(name: str) -> str | None:
 
 
 def _tables_beside(table: Path) -> list[str]:
-    return [file.stem for file in table.absolute().parent.glob(f"*{table.suffix}") if file.name != table.name]
+    files = table.absolute().parent.iterdir()
+    return [each.stem for each in files if each.suffix.lower() in TABLE_SUFFIXES and each.name != table.name]

@@ -5,7 +5,6 @@ A million rows take some hundred megabytes. Broken rows are reported to the call
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,14 @@ from evle.data.custom.columns import (
     value_of,
 )
 from evle.data.custom.image_folder import ImageFolder, loose_form
-from evle.data.custom.split_hints import SPLIT_WORDS, ColumnHints, split_of_table, splits_of_folders
+from evle.data.custom.joined import joined_note
+from evle.data.custom.split_hints import (
+    SPLIT_WORDS,
+    ColumnHints,
+    files_named_after_splits,
+    split_of_table,
+    splits_of_folders,
+)
 from evle.data.formats.cells import number_text
 from evle.data.formats.embedded import EmbeddedImages
 from evle.data.formats.table_files import Row
@@ -42,12 +48,6 @@ SPLIT_NAMES = {**SPLIT_WORDS, "validation": ("validation", "val", "valid", "dev"
 """What a split may be called in the data, by what a recipe calls it; other than that, only the case may differ."""
 ONE_FORM = {word: split for split, words in SPLIT_WORDS.items() for word in words if word != "dev"}
 """Words for a split whose rows belong together; dev may be a split of its own."""
-JOINING = {"|": 0.5, ";": 0.8, "\n": 0.5, "\t": 0.5, "##": 0.5, " // ": 0.5, "[SEP]": 0.5, "<sep>": 0.5}
-"""Signs that may stand between several captions in one text, and the share of the captions that hold them then."""
-JOINING_ANSWERS = {r"\|": 0.5, ";": 0.5, r",\s*[^\W\d]": 0.8}
-"""The same for answers, as patterns: "1,5" is one answer."""
-TOKENS = ("a", "an", "the", "of", "is", "in", "on", "and", "with", ".")
-"""Words that are no captions: a list that holds one as a text is a list of words."""
 
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 _NAMED_COLUMNS = 1000  # different columns that are remembered of JSON lines
@@ -130,28 +130,8 @@ class TableRows:
         one; "" for nothing."""
         if self.task not in ("captions", "vqa") or self.columns.separator is not None:
             return ""
-        noun, owner = ("captions", "an image") if self.task == "captions" else ("answers", "a question")
-        column = self.table.column(noun)
-        texts = pc.list_flatten(column)
-        patterns = JOINING_ANSWERS if noun == "answers" else {re.escape(sign): each for sign, each in JOINING.items()}
-        for pattern, share in patterns.items():
-            count = pc.sum(pc.match_substring_regex(texts, pattern)).as_py() or 0
-            if count >= max(2, share * len(texts)):
-                sign = pattern[:1] if pattern.startswith(",") else re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL)
-                return (
-                    f"{count:,} of {len(texts):,} {noun} hold {sign!r}; set caption_separator={sign!r} if it stands "
-                    f"between the {noun} of {owner}, or caption_separator='' if it belongs to the {noun}"
-                )
-        if noun == "captions":
-            is_word = pc.is_in(texts, pa.array(TOKENS, pa.large_string()))
-            with_word = pc.unique(pc.filter(pc.list_parent_indices(column), is_word))
-            count = pc.sum(pc.greater_equal(pc.list_value_length(column).take(with_word), 3)).as_py() or 0
-            if count and 2 * count >= self.table.num_rows:
-                return (
-                    f"{count:,} of {self.table.num_rows:,} rows hold lists of words, such as 'a', as captions; join "
-                    "the words of a caption with blanks, or set caption_separator='' if each of them is a caption"
-                )
-        return ""
+        noun = "captions" if self.task == "captions" else "answers"
+        return joined_note(self.table.column(noun), noun)
 
     def usable(self) -> np.ndarray:
         """bool (rows,): whether each row has a text."""
@@ -178,7 +158,9 @@ class TableRows:
     @property
     def unclear_split(self) -> str:
         """What is unclear to a run that reads a split, "" for nothing."""
-        return self.split_note if self.columns.split is not None and self.splits_from == "hash" else ""
+        if self.columns.split is None or self.splits_from != "hash":
+            return ""
+        return self.split_note or files_named_after_splits(self.table.column("image"))
 
     @cached_property
     def _of_folders(self) -> pa.ChunkedArray | None:
@@ -201,11 +183,21 @@ class TableRows:
         names, codes = _encoded(self.table.column("image"))
         if self.task == "nlvr2":
             codes = self._first_linked(codes)
-        embedded = isinstance(self.images, EmbeddedImages)
-        parts = (
-            hashed_split((name.rpartition("#")[0] or name) if embedded else name, shares) for name in _values(names)
-        )
+        keys: Iterable[str] = _values(names)
+        if isinstance(self.images, EmbeddedImages):
+            keys = self._identities(keys)
+        parts = (hashed_split(key, shares) for key in keys)
         return pa.chunked_array([pa.array(parts, pa.large_string()).take(pa.array(codes))], pa.large_string())
+
+    def _identities(self, names: Iterable[str]) -> Iterator[str]:
+        """What rows of one image inside of the table share: its path, or where it has none the hash of its bytes."""
+        assert isinstance(self.images, EmbeddedImages)
+        digests: list[str] = []
+        for name in names:
+            path, _, number = name.rpartition("#")
+            if not path and not digests:
+                digests = self.images.digests()
+            yield path or digests[int(number)]
 
     def _first_linked(self, lefts: np.ndarray) -> np.ndarray:
         """For each pair the left image that stands for all pairs which share images with it, in any number of steps."""

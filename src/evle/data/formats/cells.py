@@ -12,7 +12,10 @@ import io
 import math
 import re
 import tokenize
+import unicodedata
 from typing import Any
+
+import numpy as np
 
 from evle.errors import DataError
 from evle.files import parse_json
@@ -36,6 +39,12 @@ NULL_WORDS = frozenset(
         "#DIV/0!",
         "#NUM!",
         "#NULL!",
+        "#ERROR!",
+        "N/A",
+        "n/a",
+        "Null",
+        "-nan",
+        "\\N",
     }
 )
 """What programs write into a text column where there is no value; those with # are the errors of a spreadsheet."""
@@ -45,7 +54,10 @@ TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
 
 _ARRAY = re.compile(r"^array\((\[.*\])(?:,\s*dtype=[^()]*)?\)$", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
-_WRITTEN_LIST = re.compile(r"""^\s*("\s*\[\s*\\"|\[\s*(?:['"\[{\]]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])""")
+_BYTES = re.compile(r"""b(?:'[^']*'|"[^"]*")""", re.DOTALL)
+_WRITTEN_LIST = re.compile(
+    r"""^\s*("\s*\[\s*\\"|\[\s*(?:b?['"]|[\[{\](]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])"""
+)
 _NUMBERS = re.compile(r"^\s*\[[\s\d.,eE+-]*\]\s*$")
 
 
@@ -72,6 +84,10 @@ def _cell_texts(value: Any, separators: str) -> list[str]:
         text = value.strip()
         if text == "None":
             return []
+        if text == "{}":
+            return []
+        if _BYTES.fullmatch(text):
+            return _texts(ast.literal_eval(text))
         if (texts := _written(text, separators)) is not None:
             return texts
         text = unescaped(text)
@@ -92,12 +108,34 @@ def unescaped(text: str) -> str:
 def number_text(value: Any) -> str:
     """A number, date or text as the text that a person would write: 7.0 is "7".
 
-    >>> number_text(7024521.0), number_text(0.5), number_text("a")
-    ('7024521', '0.5', 'a')
+    >>> number_text(7024521.0), number_text(0.5), number_text("a"), number_text(0.10000000149011612)
+    ('7024521', '0.5', 'a', '0.1')
     """
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return str(int(value))
+    if isinstance(value, float) and abs(value) < 1e30 and value == float(short := np.float32(value)):
+        return str(short)  # a column of 32 bits holds 0.1 as 0.10000000149
     return str(value)
+
+
+def says_something(text: str) -> bool:
+    """Whether a caption or question holds more than punctuation, of which a clean-up leaves nothing.
+
+    >>> says_something("..."), says_something("a dog"), says_something("犬")
+    (False, True, True)
+    """
+    if any(map(str.isalnum, text)):
+        return True
+    return any(unicodedata.category(sign)[0] not in "PZC" for sign in text if sign not in "`~^|<>+=$")
+
+
+def separated(texts: list[str], separator: str | None) -> list[str]:
+    """The parts of texts that hold several, with `separator` between them; "" and None divide nothing."""
+    if not separator:
+        return texts
+    lines = separator in ("\\n", "\n", "\r\n", "\r", "\u2028")
+    sign = r"\r\n|[\n\r\u2028]|\\n" if lines else re.escape("\t" if separator == "\\t" else separator)
+    return [part.strip() for text in texts for part in re.split(sign, text) if part.strip()]
 
 
 def is_null(value: Any) -> bool:
@@ -139,10 +177,25 @@ def _texts(value: Any) -> list[str]:
         case list() if value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
             return _texts(_member(dict(value)))  # a map of Parquet, as pairs of keys and values
         case list() | tuple():
+            if pair := next(filter(is_weighted, value), None):
+                raise TypeError(f"a text with a number beside it, {pair!r:.40}, as of a weight")
             return [text for each in value for text in _texts(each)]
         case dict():
             return _texts(_member(value))
     raise TypeError(f"{type(value).__name__} is not text")
+
+
+def is_weighted(value: Any) -> bool:
+    """Whether a part of a list is a text with a number beside it.
+
+    >>> is_weighted(["a dog", 0.9]), is_weighted(["a", "b"]), is_weighted("a dog")
+    (True, False, False)
+    """
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    kinds = {isinstance(each, str) for each in value}
+    number = next((each for each in value if not isinstance(each, str)), None)
+    return kinds == {True, False} and isinstance(number, int | float) and not isinstance(number, bool)
 
 
 def _plain(text: str) -> list[str]:
@@ -183,7 +236,7 @@ def _written(text: str, separators: str) -> list[str] | None:
         return _cell_texts(value, "") if isinstance(value, str) else _texts(value)
     except DataError as error:
         reason = str(error)
-    if (value := _python_value(text)) is not None:
+    if (value := python_value(text)) is not None:
         return _texts(value)
     closed = {"[": "]", "(": ")", "{": "}"}.get(text[0], "")
     if not text.endswith(closed) and text[0] != "[":  # ("quoted" words) at the beginning of a sentence
@@ -193,7 +246,7 @@ def _written(text: str, separators: str) -> list[str] | None:
     raise TypeError(f"{text[:40]!r} looks like a list and cannot be read as one ({reason})")
 
 
-def _python_value(text: str) -> Any:
+def python_value(text: str) -> Any:
     """The list or record that Python, pandas or numpy wrote as text; None where it is none."""
     try:
         tokens = [each for each in tokenize.generate_tokens(io.StringIO(text).readline) if each.string.strip()]

@@ -96,6 +96,14 @@ def read_delimited(file: Path) -> Iterator[tuple[int, dict[str, Any] | DataError
             elif len(cells) > len(header) and any(cells[len(header) :]):
                 many = f"{len(cells)} fields where the header has {len(header)}"
                 yield line, DataError(f"{where}: {many}; put quotes around texts with {NAMES[form.delimiter]}")
+            elif unnamed := next((cell for name, cell in zip(header[1:], cells[1:]) if cell.strip() and not name), ""):
+                yield (
+                    line,
+                    DataError(
+                        f"{where}: {unnamed[:40]!r} is in a column without a name; name it in the header, or put "
+                        f"quotes around texts with {NAMES[form.delimiter]}"
+                    ),
+                )
             elif swallowed := _swallowed_line(cells, form.delimiter):
                 yield (
                     line,
@@ -138,14 +146,29 @@ def _checked_header(file: Path, cells: list[str], delimiter: str) -> list[str]:
 
 
 def _swallowed_line(cells: list[str], delimiter: str) -> str:
-    """A line inside of a quoted field that looks like a row: it has several fields, one of which names an image."""
+    """A line inside of a quoted field that looks like a row, or like the end of one, "" for none.
+
+    It has several fields, one of which names an image, or as many as a row has, one of which has the form of this
+    row's: "7" and "12", "a_7" and "a_12".
+    """
+    forms = [_form(cell) for cell in cells]
     for cell in cells:
-        if "\n" in cell or "\r" in cell:
-            for line in cell.splitlines()[1:]:
-                parts = [part.strip().strip('"') for part in line.split(delimiter)]
-                if len(parts) > 1 and any(map(_FILE_ENDING.search, parts)):
-                    return line[:60]
+        if "\n" not in cell and "\r" not in cell:
+            continue
+        for number, line in enumerate(cell.splitlines()):
+            parts = [part.strip().strip('"') for part in line.split(delimiter)]
+            if len(parts) < 2:
+                continue
+            alike = len(parts) == len(cells) and any(_form(each) == form != "" for each, form in zip(parts, forms))
+            if any(map(_FILE_ENDING.search, parts)) or (number and alike):
+                return line[:60]
     return ""
+
+
+def _form(cell: str) -> str:
+    """A number or a name with a number, with 0 for the number; "" for what has none or is longer."""
+    cell = cell.strip()
+    return re.sub(r"\d+", "0", cell) if len(cell) < 40 and " " not in cell and re.search(r"\d", cell) else ""
 
 
 def _value(cell: str) -> str | float:

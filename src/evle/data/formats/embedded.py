@@ -5,6 +5,7 @@ Arrow file is memory-mapped: an image costs what it weighs. Of a Parquet file a 
 image, and the last few groups are kept.
 """
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 
 from evle.data.formats.parquet_rows import (
     bounded_rows,
+    class_names,
+    named_classes,
     parquet_batches,
     refuse_large_groups,
     refuse_repeated_columns,
@@ -29,6 +32,7 @@ MAX_GROUP_BYTES = 1 << 30
 
 _GROUPS = 4  # row groups kept by each process
 _CHUNK = 10_000  # rows read at once
+_IMAGES = 64  # images read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,16 @@ class EmbeddedImages(Sequence[Any]):
         first = self._ends[number - 1] if number else 0
         return Cell(self.files[number], self.column, row - first, self._stamps[number])
 
+    def digests(self) -> list[str]:
+        """A hash of each image's bytes, "" where there are none. All images are read."""
+        found = []
+        for file in self.files:
+            for batch in _batches(file, self.column):
+                for value in batch.to_pylist():
+                    content = value.get("bytes") if isinstance(value, dict) else value
+                    found.append(hashlib.blake2b(content, digest_size=12).hexdigest() if content else "")
+        return found
+
     def rows(
         self, wanted: Callable[[str], bool] = lambda name: True
     ) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
@@ -89,7 +103,9 @@ class EmbeddedImages(Sequence[Any]):
         """
         number = 0
         for file in self.files:
-            blank: dict[str, Any] = dict.fromkeys(each.name for each in _schema(file) if not _holds_bytes(each.type))
+            schema = _schema(file)
+            blank: dict[str, Any] = dict.fromkeys(each.name for each in schema if not _holds_bytes(each.type))
+            classes = class_names(schema)
             first = number
             for batch in _light_batches(file, self.column, wanted):
                 for row in bounded_rows(batch, file, number - first):
@@ -99,7 +115,8 @@ class EmbeddedImages(Sequence[Any]):
                         continue
                     held = row.get(self.column)
                     path = (held.get("path") if isinstance(held, dict) else None) or ""
-                    yield number, {**blank, **row, self.column: f"{path}#{number - 1}"}
+                    named = named_classes(row, classes)
+                    yield number, {**blank, **named, self.column: f"{path}#{number - 1}"}
 
 
 def embedded_column(file: str | os.PathLike[str], named: str | None, usual: Sequence[str]) -> str | None:
@@ -108,8 +125,10 @@ def embedded_column(file: str | os.PathLike[str], named: str | None, usual: Sequ
     Raises DataError for a file that cannot be read.
     """
     schema = _schema(os.fspath(file))
-    names = (named,) if named is not None else usual
-    return next((name for name in names if name in schema.names and _holds_bytes(schema.field(name).type)), None)
+    holding = [each.name for each in schema if _holds_bytes(each.type)]
+    if named is not None:
+        return named if named in holding else None
+    return next((name for form in usual for name in holding if name.strip().casefold() == form), None)
 
 
 def table_columns(file: str | os.PathLike[str]) -> list[str]:
@@ -178,6 +197,17 @@ def _light_batches(file: str, column: str, wanted: Callable[[str], bool]) -> Ite
                 column, pa.StructArray.from_arrays([batch.column(column).field("path")], names=["path"])
             )
         yield light
+
+
+def _batches(file: str, column: str) -> Iterator[pa.Array]:
+    """A column in parts of a few rows."""
+    if _is_parquet(file):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_IMAGES, columns=[column]):
+                yield batch.column(0)
+        return
+    for batch in _arrow_table(file, _stamp(file)).select([column]).to_batches(max_chunksize=_IMAGES):
+        yield batch.column(0)
 
 
 def _column_with(file: str, stamp: str, column: str, row: int) -> tuple[pa.ChunkedArray, int]:

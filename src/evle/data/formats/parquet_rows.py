@@ -3,8 +3,9 @@
 A file of a few kilobytes can stand for gigabytes, as a text that a million rows share is stored once.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,36 @@ def read_parquet(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[in
         names = [each.name for each in schema if wanted(each.name)]
         refuse_large_groups(file, names)
         blank: dict[str, Any] = dict.fromkeys(schema.names)
+        classes = class_names(schema)
         number = 0
         for batch in parquet_batches(file, names):
             for row in bounded_rows(batch, f"{file}", number):
                 number += 1
-                yield number, row if isinstance(row, DataError) else {**blank, **row}
+                yield number, row if isinstance(row, DataError) else {**blank, **named_classes(row, classes)}
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({in_one_line(error)}); write it again") from None
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names behind the numbers of each column that `datasets` calls a ClassLabel, from the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: each for name, each in features.items() if each.get("_type") == "ClassLabel"}
+        return {name: list(map(str, each["names"])) for name, each in labels.items() if each.get("names")}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def named_classes(row: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with the names of its classes instead of their numbers; -1 stands for none."""
+    if not classes:
+        return row
+    found = dict(row)
+    for name, names in classes.items():
+        value = row.get(name)
+        if isinstance(value, int) and -1 <= value < len(names):
+            found[name] = names[value] if value >= 0 else None
+    return found
 
 
 def refuse_repeated_columns(file: str | Path, names: list[str]) -> None:
