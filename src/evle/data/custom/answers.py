@@ -5,6 +5,7 @@ An answer may be the number or the letter of one of several choices, and answers
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from evle.data.formats.cells import is_blank, is_weighted, number_text, python_value, texts_of
@@ -28,6 +29,7 @@ _WEIGHT = re.compile(r"(.*_)?(scores?|weights?|counts?|votes?|conf(idences?|s)?|
 _NUMBERS = re.compile(r"[\[(]?\s*([-+]?\d[\d.eE+-]*[,;\s]*)+[\])]?")
 
 
+@lru_cache(4096)
 def says_choices(name: str) -> bool:
     """Whether a column holds the choices of a question, or one of them, by its name.
 
@@ -38,6 +40,7 @@ def says_choices(name: str) -> bool:
     return form in CHOICE_LISTS or _ONE_CHOICE.fullmatch(form) is not None
 
 
+@lru_cache(4096)
 def says_weights(name: str) -> bool:
     """Whether a column, or a member of a record, holds weights of answers, by its name.
 
