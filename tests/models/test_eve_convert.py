@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from eve_models import build
@@ -129,3 +129,38 @@ def test_bars_are_put_back_only_where_they_were():
             assert logging.is_progress_bar_enabled() == before
     finally:
         logging.enable_progress_bar()
+
+
+def test_quantised_and_not_finite_weights_are_not_converted(tmp_path):
+    state = torch.load(released_vqa(tmp_path), weights_only=True)["model"]
+    name = "backbone.norm.bias"
+    damaged = {
+        "is stored as int8; quantised weights": {key: tensor.to(torch.int8) for key, tensor in state.items()},
+        r"eve\.norm\.bias holds values that are not finite": {**state, name: state[name] * torch.nan},
+    }
+    for words, tensors in damaged.items():
+        torch.save({"model": tensors}, tmp_path / "b.th")
+        with pytest.raises(CheckpointError, match=rf"b\.th: .*{words}"):
+            convert_eve(tmp_path / "b.th", tmp_path / "b", num_attention_heads=2)
+        assert not (tmp_path / "b").exists()
+
+
+def test_only_whole_sound_models_of_released_tensors_become_a_released_file(tmp_path):
+    build(EVEForVQA, num_labels=5).save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    tensors = load_file(file)
+    for words, changed in (
+        (
+            "lack 1 tensors of EVEForVQA, first eve.norm.bias",
+            {k: v for k, v in tensors.items() if k != "eve.norm.bias"},
+        ),
+        ("eve.norm.bias holds values that are not finite", {**tensors, "eve.norm.bias": torch.full((24,), torch.inf)}),
+    ):
+        save_file(changed, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=words):
+            convert_eve(tmp_path / "ours", tmp_path / "a.th")
+    save_file(tensors, file, metadata={"format": "pt"})
+    (tmp_path / "ours" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: an adapter of peft beside whole weights"):
+        convert_eve(tmp_path / "ours", tmp_path / "a.th")
+    assert not (tmp_path / "a.th").exists()

@@ -9,14 +9,15 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from eve_models import batch, build, tiny
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForPreTraining, EVEForVQA, EVEModel
 from evle.models.folders import from_folder, load_tensors, model_folder, read_fields, read_tensors
 from evle.models.loading import load_model
-from evle.models.vle.tower_weights import read_tower_config
+from evle.models.vle import VLEConfig
+from evle.models.vle.tower_weights import read_tower, read_tower_config
 
 TENSORS = {"a.weight": torch.arange(3.0), "b.weight": torch.ones(2)}
 
@@ -183,3 +184,65 @@ def test_the_file_of_another_tool_is_named_and_never_opened_wherever_it_is_given
 def test_what_torch_saves_without_zip_is_no_pickle_of_another_program(tmp_path):
     torch.save(TENSORS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(load_tensors(tmp_path / "old.pth", "tensors")["a.weight"], TENSORS["a.weight"])
+
+
+def test_an_adapter_of_peft_is_applied_to_a_model_and_never_left_out(tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    base = build(EVEForVQA)
+    base.save_pretrained(tmp_path)
+    before = EVEForVQA.from_pretrained(tmp_path)(**batch(2)).logits
+    settings = peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path)
+    after = from_folder(EVEForVQA, tmp_path).eval()(**batch(2)).logits
+    assert not torch.allclose(before, after)
+    with pytest.raises(CheckpointError, match=r"merge it first \(peft's merge_and_unload\), or remove it"):
+        read_tensors(tmp_path)
+    monkeypatch.setattr("evle.models.folders.is_peft_available", lambda: False)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: an adapter of peft"):
+        from_folder(EVEForVQA, tmp_path)
+
+
+def test_a_tower_beside_an_adapter_of_peft_is_refused(tmp_path):
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(tmp_path)
+    read_tower(tmp_path, "vision_config")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter of peft beside whole weights"):
+        read_tower(tmp_path, "vision_config")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "owner/kernel"},
+        {"_attn_implementation": "kernels-community/flash-attn2@main"},
+        {"attn_implementation": {"": "owner/kernel"}},
+        {"vision_config": {"_attn_implementation": "owner/kernel"}},
+    ],
+)
+def test_a_kernel_that_a_file_names_is_refused_before_it_is_downloaded(tmp_path, fields):
+    build(EVEForVQA).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    words = "attn_implementation.* names code to download, which is never run; remove the field"
+    for read in (
+        lambda: EVEForVQA.from_pretrained(tmp_path),
+        lambda: AutoModel.from_pretrained(tmp_path),
+        lambda: from_folder(EVEForVQA, tmp_path),
+        lambda: read_fields(tmp_path, ("eve",)),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            read()
+    with pytest.raises(CheckpointError, match=words):
+        VLEConfig.from_dict({**VLEConfig.from_preset("vle-tiny").to_dict(), **fields})
+
+
+def test_attention_that_a_file_or_a_person_may_name_is_kept(tmp_path):
+    build(EVEForVQA).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "eager"}))
+    assert from_folder(EVEForVQA, tmp_path).config._attn_implementation == "eager"
+    asked = tiny(attn_implementation="owner/kernel")
+    assert asked.with_changes(image_size=32)._attn_implementation == "owner/kernel"

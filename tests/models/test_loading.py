@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evle.errors import CheckpointError
-from evle.models.eve import EVEForRetrieval
+from evle.models.eve import EVEForRetrieval, EVEForVQA
 from evle.models.loading import load_model
 from evle.pipelines import EmbedPipeline
 from retrieval_models import save_retrieval_model
@@ -53,3 +53,16 @@ def test_a_tokenizer_on_which_its_library_panics_is_one_line(tmp_path, monkeypat
     monkeypatch.setattr("evle.models.eve.processing.EVEProcessor.from_pretrained", panic)
     with pytest.raises(CheckpointError, match=r"the tokenizer is damaged \(range end index"):
         load_model(tmp_path, {"eve": EVEForRetrieval})
+
+
+def test_a_model_that_answers_at_a_mask_needs_a_mask_token(tmp_path):
+    save_retrieval_model(tmp_path)
+    config = EVEForRetrieval.from_pretrained(tmp_path).config
+    EVEForVQA(config.with_changes(vqa_slot=True, num_labels=3)).save_pretrained(tmp_path)
+    load_model(tmp_path, {"eve": EVEForVQA})
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mask_token": None}))
+    with pytest.raises(CheckpointError, match=r"the tokenizer has no mask token, where this model reads the answer"):
+        load_model(tmp_path, {"eve": EVEForVQA})
+    EVEForVQA(config.with_changes(num_labels=3)).save_pretrained(tmp_path)
+    load_model(tmp_path, {"eve": EVEForVQA})

@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
 
 from evle import evaluate
 from evle.errors import CheckpointError
-from evle.models.eve import EVEForRetrieval
-from evle.models.loading import load_model
-from evle.models.soundness import refuse_odd_labels, refuse_odd_tensors
+from evle.models.eve import EVEForRetrieval, EVEProcessor
+from evle.models.loading import load_model, refuse_unfit_processor
+from evle.models.soundness import refuse_odd_images, refuse_odd_labels, refuse_odd_tensors
 from evle.pipelines import EmbedPipeline, MatchPipeline
+from evle.transforms.text import train_tokenizer
 from micro import SAMPLES, micro_run
 from retrieval_models import save_retrieval_model
 
@@ -151,3 +154,84 @@ def test_an_answer_that_a_model_has_twice_is_refused_and_another_case_is_reporte
             refuse_odd_labels(labels, tmp_path)
     refuse_odd_labels({"0": "Yes", "1": "no", "2": "yes "}, tmp_path)
     assert "the answers 'Yes' and 'yes ' are separate outputs of this model" in caplog.text
+
+
+def test_files_that_are_not_read_are_not_looked_at(model):
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, model / "model.int8.safetensors")
+    save_file({"a": torch.zeros(1, dtype=torch.int8)}, model / "model-00001-of-00002.safetensors")
+    (model / "model_ema.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    load(model)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_quantised_weights_in_a_file_of_torch_are_refused(model, is_sharded):
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    file = model / ("pytorch_model-1.bin" if is_sharded else "pytorch_model.bin")
+    if is_sharded:
+        weights = dict.fromkeys(tensors, file.name)
+        (model / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    torch.save(tensors, file)
+    load(model)
+    torch.save({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, file)
+    with pytest.raises(CheckpointError, match=rf"{file.name}: .* is stored as int8; quantised weights are not read"):
+        load(model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"resample": 0}, "resample is 0, and must be 3"),
+        ({"do_resize": False}, "do_resize is false, and must be true"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order is true, and must be false"),
+        ({"framing": "middle"}, "framing is 'middle'; it must be one of: whole, pad, centre"),
+        ({"framing": "centre"}, "do_center_crop is false, and must be true"),
+        (
+            {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 24}},
+            r'size is {"shortest_edge": 24}, and must be {"shortest_edge": 16}',
+        ),
+        (
+            {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}},
+            r'size is {"height": 16, "width": 16}, and',
+        ),
+    ],
+)
+def test_settings_of_images_that_would_be_ignored_are_refused(model, fields, words):
+    change_json(model / "processor_config.json", **fields)
+    with pytest.raises(CheckpointError, match=rf"processor_config\.json: {words}"):
+        load(model)
+
+
+def test_settings_of_images_as_released_and_as_trained_are_accepted(model):
+    file = model / "processor_config.json"
+    content = json.loads(file.read_text())
+    square = {"height": 16, "width": 16}
+    for fields in (
+        {"size": {"shortest_edge": 16}, "crop_size": square, "do_center_crop": True},
+        {"size": {"shortest_edge": 16}, "crop_size": square, "do_center_crop": True, "framing": "centre"},
+        {"size": square, "crop_size": square, "do_center_crop": False, "framing": "pad"},
+        {"size": 16},
+    ):
+        images = {**content["image_processor"], **fields}
+        file.write_text(json.dumps({**content, "image_processor": images}))
+        load(model)
+        images.pop("resample")
+        file.write_text(json.dumps({**content, "image_processor": images}))
+        load(model)
+    released = {"crop_size": 16, "size": 16, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor"}
+    refuse_odd_images(SimpleNamespace(image_processor=CLIPImageProcessor(**released)), 16, "x")
+
+
+def test_a_processor_given_as_an_object_must_fit_the_model(model):
+    encoder, processor = load(model)
+    refuse_unfit_processor(encoder, processor)
+    with pytest.raises(CheckpointError, match=r"the given processor: a .* without image_processor"):
+        refuse_unfit_processor(encoder, processor.tokenizer)
+    other = EVEProcessor.for_size(encoder.config.image_size, train_tokenizer(["a b"] * 9, 262))
+    other.tokenizer.add_tokens([f"<{number}>" for number in range(400)])
+    with pytest.raises(CheckpointError, match="the given processor: the tokenizer has a token of number"):
+        refuse_unfit_processor(encoder, other)
+    processor = EVEProcessor.for_size(32, processor.tokenizer)
+    with pytest.raises(CheckpointError, match="the given processor: the image processor makes images of 32 pixels"):
+        refuse_unfit_processor(encoder, processor)

@@ -20,6 +20,7 @@ from evle.models.vle import (
     VLEModel,
 )
 from evle.models.vle.towers import vision_shape
+from evle.models.vle.vision import fit_table
 from tower_models import TEXT, VISION, tower_config
 from vle_models import relative_difference
 
@@ -256,3 +257,11 @@ def test_a_convolutional_tower_reads_images_in_any_memory_layout():
         torch.testing.assert_close(
             model.vision_model(pixels)[0][:, 1:], expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"), [((4,), (8,)), ((), (8,)), ((4, 8), (8,)), ((5, 8), (5, 16)), ((6, 8), (10, 8))]
+)
+def test_a_tensor_that_is_no_table_of_positions_is_one_line(shape, wanted):
+    with pytest.raises(CheckpointError, match=r"class_embedding has shape .* but this model needs"):
+        fit_table("class_embedding", torch.zeros(shape), torch.zeros(wanted))

@@ -1,5 +1,7 @@
 """The tokenizer of a model's training: another one is refused, padding and a person's own changes are not."""
 
+import json
+
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -7,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evle import train
 from evle.errors import CheckpointError
+from evle.models.checksums import NOTE
 from evle.models.eve import EVEForRetrieval
 from evle.models.loading import load_model
 from evle.models.vocabulary import refuse_other_tokenizer, tokens_noted
@@ -89,3 +92,29 @@ def test_weights_that_another_tool_wrote_have_no_tokenizer_of_their_own(tmp_path
     train_tokenizer(OTHER * 9, 262).save_pretrained(tmp_path)
     load(tmp_path)
     assert "the tokenizer has 262 tokens, and the model knows 320; is it the tokenizer" in caplog.text
+
+
+def test_the_same_tokens_under_another_class_are_another_tokenizer(tmp_path, monkeypatch):
+    save(tmp_path, 320)
+    file = tmp_path / "tokenizer_config.json"
+    other = json.dumps({**json.loads(file.read_text()), "tokenizer_class": "BertTokenizer"})
+    whole = file.read_text()
+    file.write_text(other)
+    with pytest.raises(CheckpointError, match=r"the tokenizer splits a text into \d+ tokens instead of \d+"):
+        load(tmp_path)
+    # Weights that were written before notes had a text.
+    file.write_text(whole)
+    model, processor = load(tmp_path)
+    with tokens_noted(model, processor.tokenizer):
+        note = json.loads(getattr(model, NOTE))
+        setattr(model, NOTE, json.dumps({name: note[name] for name in ("tokens", "sample")}))
+        model.save_pretrained(tmp_path)
+    file.write_text(other)
+    load(tmp_path)
+
+
+def test_a_persons_own_token_in_the_noted_text_is_no_other_tokenizer(tmp_path):
+    tokenizer = save(tmp_path, 384)
+    tokenizer.add_tokens(["ZEBRA"])
+    tokenizer.save_pretrained(tmp_path)
+    load(tmp_path)

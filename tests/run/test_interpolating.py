@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from commands import call
 from evle import evaluate, train
-from evle.errors import ConfigError
-from evle.run.interpolating import blended
+from evle.errors import CheckpointError, ConfigError, EvleError
+from evle.run.interpolating import blended, interpolate
 from evle.run.weights import ModelConfig
 from micro import SAMPLES, micro_run
+from retrieval_models import save_retrieval_model
 
 VQA = {"train": {"steps": 3}}
 SCENES = {"source": "scenes", "size": 24, "count": 8}
@@ -97,3 +98,65 @@ def test_what_cannot_be_interpolated_is_refused(runs, tmp_path):
     train(other, samples={"train": SAMPLES["retrieval"]()})
     assert "another vocabulary" in call("interpolate", other.output, old, "-o", tmp_path / "x", code=2)
     assert "different tasks" in call("interpolate", other.output, old, "-o", tmp_path / "x", "--curve", code=2)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two model folders of one family with one vocabulary."""
+    for name in ("before", "after"):
+        save_retrieval_model(tmp_path / name)
+    return tmp_path / "before", tmp_path / "after"
+
+
+def change(file, **fields):
+    content = json.loads(file.read_text())
+    content.get("image_processor", content).update(fields)
+    file.write_text(json.dumps(content))
+
+
+def test_models_that_compute_or_read_images_differently_are_not_blended(pair, tmp_path):
+    before, after = pair
+    heads = json.loads((after / "config.json").read_text())["num_attention_heads"]
+    for file, fields, words in (
+        ("config.json", {"num_attention_heads": 2 * heads}, f"has num_attention_heads {2 * heads} and .* has {heads}"),
+        ("config.json", {"hidden_act": "relu"}, "has hidden_act relu and .* has "),
+        (
+            "processor_config.json",
+            {"image_mean": [0.1, 0.1, 0.1]},
+            r"has image_mean \[0.1, 0.1, 0.1\] and .* has \[0.5",
+        ),
+        ("processor_config.json", {"resample": 2}, "resample is 2, and must be 3"),
+        ("adapter_config.json", {}, "an adapter of peft beside whole weights"),
+    ):
+        whole = (after / file).read_text() if (after / file).exists() else None
+        (after / file).write_text(whole or "{}")
+        change(after / file, **fields)
+        with pytest.raises(EvleError, match=words):
+            interpolate(before, after, tmp_path / "out")
+        (after / file).unlink() if whole is None else (after / file).write_text(whole)
+    assert not (tmp_path / "out").exists()
+    change(after / "processor_config.json", framing="pad")  # as fine-tuning may
+    change(after / "config.json", drop_path_rate=0.3)
+    interpolate(before, after, tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_not_blended(pair, tmp_path):
+    for damaged in pair:
+        file = damaged / "model.safetensors"
+        whole = file.read_bytes()
+        tensors = load_file(file)
+        tensors["eve.norm.bias"][0] = torch.nan
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=rf"{damaged.name}: eve\.norm\.bias holds values that are not finite"):
+            interpolate(*pair, tmp_path / "out")
+        file.write_bytes(whole)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_in_what_is_blended_is_refused_before_any_work(pair):
+    before, after = pair
+    held = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in pair]
+    for output in (before, after, before / "mid", after / "a" / "b", after.parent / "x" / ".." / "after"):
+        with pytest.raises(ConfigError, match="and would overwrite it; choose another output"):
+            interpolate(before, after, output, overwrite=True)
+    assert held == [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in pair]

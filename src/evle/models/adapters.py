@@ -35,6 +35,17 @@ def has_adapter(folder: str | Path) -> bool:
     return (Path(folder) / FOLDER / BASE).is_file()
 
 
+def refuse_peft_adapter(folder: str | Path) -> None:
+    """Raise CheckpointError for a folder with an adapter as peft saves it, which transformers alone applies to a model:
+    who reads only the tensors beside it would leave it out."""
+    file = Path(folder) / SETTINGS
+    if file.is_file():
+        raise CheckpointError(
+            f"{file}: an adapter of peft beside whole weights, which is not applied here; merge it first (peft's "
+            "merge_and_unload), or remove it"
+        )
+
+
 def write_adapter(
     folder: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str, tensors: Mapping[str, Tensor]
 ) -> None:

@@ -31,10 +31,20 @@ CHUNK = 1 << 20
 
 def weights_in(folder: Path, variant: str | None = None) -> list[Path]:
     """The files of safetensors that `from_pretrained` reads in a model folder; none where they are in another form."""
-    name = f"model.{variant}.safetensors" if variant else "model.safetensors"
+    return _files(folder, "model", "safetensors", variant)
+
+
+def torch_weights_in(folder: Path) -> list[Path]:
+    """The files of torch that `from_pretrained` reads in a model folder without files of safetensors."""
+    return _files(folder, "pytorch_model", "bin", None)
+
+
+def _files(folder: Path, stem: str, suffix: str, variant: str | None) -> list[Path]:
+    """The one file of that name, or those that its index lists."""
+    name = f"{stem}.{variant}.{suffix}" if variant else f"{stem}.{suffix}"
     if (folder / name).is_file():
         return [folder / name]
-    index = "model.safetensors.index" + (f".{variant}" if variant else "") + ".json"
+    index = f"{stem}.{suffix}.index" + (f".{variant}" if variant else "") + ".json"
     try:
         listed: Any = json.loads((folder / index).read_bytes())["weight_map"]
         files = [folder / file for file in sorted(set(listed.values())) if Path(file).name == file]

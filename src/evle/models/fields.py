@@ -1,6 +1,7 @@
-"""Checks of the fields of a configuration one by one: the type of the value, and its range."""
+"""Checks of the fields of a configuration one by one: the type of the value, its range, and that it names no code."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -8,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import AttentionInterface
 
-from evle.errors import nearest
+from evle.errors import CheckpointError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -46,3 +47,20 @@ def field_problems(config: PreTrainedConfig, fields: type[BaseModel], where: str
         known = ("eager", *AttentionInterface().valid_keys())
         if attention not in known:
             yield f"attn_implementation {attention!r} does not exist; {nearest(attention, known)}"
+
+
+def refuse_kernels(fields: Mapping[str, Any], where: str | Path) -> None:
+    """Raise CheckpointError where fields that were read from a file, or those of a part such as text_config, name a
+    kernel of the hub as their attention: transformers would download its code and run it."""
+    parts: list[tuple[str, Any]] = [("", fields)]
+    while parts:
+        name, value = parts.pop()
+        if isinstance(value, Mapping):
+            parts += [(f"{name}.{key}" if name else str(key), each) for key, each in value.items()]
+        elif isinstance(value, list | tuple):
+            parts += [(name, each) for each in value]
+        elif isinstance(value, str) and "/" in value and "attn_implementation" in name:
+            raise CheckpointError(
+                f"{where}: {name} {value!r} names code to download, which is never run; remove the field, or choose "
+                "one of: eager, sdpa"
+            )

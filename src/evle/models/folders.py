@@ -25,13 +25,16 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_peft_available
 
 from evle.errors import CheckpointError, in_one_line
 from evle.files import read_json
-from evle.models.adapters import has_adapter, merged_tensors
+from evle.models.adapters import has_adapter, merged_tensors, refuse_peft_adapter
 from evle.models.checksums import refuse_damaged, weights_in
+from evle.models.fields import refuse_kernels
 from evle.storage import fetch
 
 log = logging.getLogger(__name__)
@@ -220,6 +223,7 @@ def read_fields(folder: Path, families: Collection[str]) -> dict[str, Any]:
         raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)})") from error
+    refuse_kernels(fields, file)
     heads = fields.get("architectures")
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
         raise CheckpointError(f"{file}: architectures is {str(heads)[:40]!r}, where a list of names is needed")
@@ -241,10 +245,13 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
     """`loader.from_pretrained(folder)`, from local files only, without running code in the folder.
 
     Code that a file names (`auto_map`) is reported in the log and ignored; where transformers cannot do without it, it
-    raises its own error, and it never asks at the terminal. Raises CheckpointError for a tokenizer.json on which the
+    raises its own error, and it never asks at the terminal. Raises CheckpointError for a model whose config.json names
+    a kernel to download, for an adapter of peft where peft is not installed, and for a tokenizer.json on which the
     tokenizers library panics; its panics are no `Exception`.
     """
     report_code(Path(folder))
+    if isinstance(loader, type) and issubclass(loader, PreTrainedModel | _BaseAutoModelClass):
+        _refuse_what_a_model_would_run(Path(folder))
     options = {"local_files_only": True, "trust_remote_code": False, **options}
     try:
         return loader.from_pretrained(folder, **options)
@@ -252,6 +259,14 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
         if not is_panic(error):
             raise
         raise CheckpointError(f"{folder}: the tokenizer is damaged ({in_one_line(error)}); copy it again") from None
+
+
+def _refuse_what_a_model_would_run(folder: Path) -> None:
+    """Raise CheckpointError where transformers would download a kernel for a model, or leave out peft's adapter."""
+    if (folder / "config.json").is_file():
+        refuse_kernels(read_json(folder / "config.json", kind=dict, error=CheckpointError), folder / "config.json")
+    if not is_peft_available():
+        refuse_peft_adapter(folder)
 
 
 def is_panic(error: BaseException) -> bool:
@@ -289,8 +304,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Without these, the older pytorch_model.bin or its index is read, and only tensors from it. Other files are ignored.
     For an adapter, the result is the base's tensors with the adapter multiplied in. Raises CheckpointError if weights
-    are missing or damaged.
+    are missing or damaged, or beside an adapter of peft.
     """
+    refuse_peft_adapter(folder)
     if has_adapter(folder):
         return merged_tensors(folder, lambda base: read_tensors(model_folder(base)))
     for name in ("model.safetensors", "pytorch_model.bin"):

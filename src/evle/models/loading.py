@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from evle.errors import CheckpointError, in_one_line
 from evle.models.dual import DUAL_PROCESSORS
-from evle.models.eve import EVEProcessor
-from evle.models.folders import from_folder, is_panic, model_folder, read_fields, read_tensors
+from evle.models.eve import EVEForVQA, EVEProcessor
+from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.soundness import (
     refuse_not_finite,
     refuse_odd_format,
@@ -21,7 +21,7 @@ from evle.models.soundness import (
     refuse_other_layers,
 )
 from evle.models.vle import VLEProcessor
-from evle.models.vocabulary import refuse_other_tokenizer
+from evle.models.vocabulary import encoded, refuse_other_tokenizer, report_few_tokens
 
 PROCESSORS: dict[str, Any] = {"eve": EVEProcessor, "vle": VLEProcessor}
 ALL_PROCESSORS: dict[str, Any] = {**PROCESSORS, **DUAL_PROCESSORS}
@@ -71,40 +71,56 @@ def load_model(
     refuse_not_finite(model.named_parameters(), folder)
     if family in PROCESSORS:
         refuse_odd_labels(fields.get("id2label"), folder)
-        refuse_odd_images(processor, model.config.image_size, folder)
-        _refuse_other_tokenizer(folder, model, processor)
+    refuse_unfit_processor(model, processor, folder)
     return model, processor
 
 
-def _refuse_other_tokenizer(folder: Path, model: PreTrainedModel, processor: Any) -> None:
-    """Raise CheckpointError for a tokenizer that cannot encode or pad, or that has tokens which the model has no
-    embedding of."""
-    tokenizer = processor.tokenizer
-    try:
-        tokens = tokenizer("a")["input_ids"]
-    except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)):
-            raise
+def refuse_unfit_processor(model: Any, processor: Any, folder: Path | None = None) -> None:
+    """Raise CheckpointError for a processor that does not prepare the images and texts that `model`, of one of our
+    families, was trained on. Models of other families are not looked at.
+
+    `folder` is where both were read; by default they are objects that a caller gives, of which no file tells more.
+    """
+    if model.config.model_type not in PROCESSORS:
+        return
+    where = str(folder or "the given processor")
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise CheckpointError(
+                f"{where}: a {type(processor).__name__} without {part}; give a processor of the model's family"
+            )
+    refuse_odd_images(processor, model.config.image_size, where)
+    _refuse_unfit_tokenizer(model, processor.tokenizer, where)
+    known = getattr(model.config, "text_config", model.config).vocab_size
+    if folder is not None:
+        refuse_other_tokenizer(folder, processor.tokenizer, known)
+    else:
+        report_few_tokens(where, processor.tokenizer, known)
+    last = max(processor.tokenizer.get_vocab().values(), default=0)
+    if last >= known:
         raise CheckpointError(
-            f"{folder}: the tokenizer encodes no text ({in_one_line(error)}); copy its files again"
-        ) from None
+            f"{where}: the tokenizer has a token of number {last:,}, and the model knows {known:,} tokens; copy the "
+            "tokenizer that belongs to it"
+        )
+
+
+def _refuse_unfit_tokenizer(model: Any, tokenizer: Any, where: str) -> None:
+    """Raise CheckpointError for a tokenizer that cannot encode or pad, or lacks tokens that the model reads."""
+    tokens = encoded(tokenizer, "a", where)
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: the tokenizer has no padding token; copy tokenizer_config.json again")
+        raise CheckpointError(f"{where}: the tokenizer has no padding token; copy tokenizer_config.json again")
+    if isinstance(model, EVEForVQA) and model.config.vqa_slot and tokenizer.mask_token_id is None:
+        raise CheckpointError(
+            f"{where}: the tokenizer has no mask token, where this model reads the answer (vqa_slot); copy "
+            "tokenizer_config.json again"
+        )
     ends = (("[CLS]", tokenizer.cls_token_id, tokens[:1]), ("[SEP]", tokenizer.sep_token_id, tokens[-1:]))
     for name, token, found in ends:
         if token is not None and found != [token]:
             raise CheckpointError(
-                f"{folder}: the tokenizer puts no {name} around a text, as the model was trained; copy tokenizer.json "
+                f"{where}: the tokenizer puts no {name} around a text, as the model was trained; copy tokenizer.json "
                 "again"
             )
-    known = getattr(model.config, "text_config", model.config).vocab_size
-    refuse_other_tokenizer(folder, tokenizer, known)
-    last = max(tokenizer.get_vocab().values(), default=0)
-    if last >= known:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has a token of number {last:,}, and the model knows {known:,} tokens; copy the "
-            "tokenizer that belongs to it"
-        )
 
 
 def _precision(fields: Mapping[str, Any], device: str | torch.device | None) -> dict[str, Any]:

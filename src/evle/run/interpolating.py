@@ -16,9 +16,10 @@ from evle.engine.run_folder import make_output
 from evle.engine.steps import write_whole_model
 from evle.errors import ConfigError
 from evle.models import eve, vle
-from evle.models.adapters import has_adapter
+from evle.models.adapters import has_adapter, refuse_peft_adapter
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
 from evle.models.loading import without_bars
+from evle.models.soundness import refuse_odd_images, refuse_odd_tensors
 from evle.models.vocabulary import tokens_noted
 from evle.report import Curve, Report, Table
 from evle.run.by_label import score
@@ -26,11 +27,20 @@ from evle.run.config import RunConfig, task_class
 from evle.run.evaluation import load_trained
 from evle.run.scoring import read_run
 from evle.run.splits import read_split
-from evle.run.weights import ModelConfig, build_model, read_processor
+from evle.run.weights import ModelConfig, build_model, read_config, read_processor
 from evle.tasks.task import EvaluationSettings, Task
 from evle.tasks.trained import run_settings
 
 State = Mapping[str, Tensor]
+COMPUTED_BY = (
+    *("model_type", "patch_size", "num_channels", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    *("stem_channels", "stem_blocks", "soft_layers", "deep_feed_forward"),
+    *("num_experts", "num_experts_per_tok", "modality_routing"),
+    *("relative_attention", "max_relative_positions", "position_buckets", "pos_att_type", "share_att_key"),
+    *("norm_rel_ebd", "position_biased_input"),
+)
+"""Fields of a configuration or a tower that decide what its weights compute. Image sizes, dropout and heads may differ:
+fine-tuning changes them."""
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Weights of the fine-tuned model at which a curve is measured; the asked one is added."""
@@ -103,11 +113,14 @@ def interpolate(
 
     `output` becomes a folder of the same kind as `after`, with its processor and, of a run, its config.yaml. With
     `curve`, both folders are runs of one task, and the report has the scores of several weights on the test data of
-    both. Raises ConfigError and CheckpointError for folders that do not fit each other.
+    both. Raises ConfigError and CheckpointError, before anything is written, for folders that do not fit each other or
+    hold weights that are not finite, and for an output in one of them.
     """
     folder, output = model_folder(after), Path(output)
-    is_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    is_run = _is_run(folder)
     target = output / "model" if is_run else output
+    for source in (before, after):
+        _refuse_output_in(source, output, target)
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight={weight} must be from 0 (the model before) to 1 (the model after)")
     if (target / "config.json").exists() and not overwrite:
@@ -118,12 +131,16 @@ def interpolate(
     if configs and configs[0].task["name"] != configs[1].task["name"]:
         tasks = " and ".join(str(config.task["name"]) for config in configs)
         raise ConfigError(f"{before} and {after} are of different tasks ({tasks}): one model cannot be scored on both")
+    refuse_peft_adapter(folder)
     with without_bars():
         fields = read_fields(folder, ("eve", "vle"))
         family: Any = {"eve": eve, "vle": vle}[fields["model_type"]]
         model: PreTrainedModel = from_folder(getattr(family, fields["architectures"][0]), folder)
+        tensors = read_tensors(folder)
+        refuse_odd_tensors(tensors, model.state_dict(), folder)
+        refuse_unlike(before, after)
         tokenizer = read_processor(folder, fields["model_type"]).tokenizer
-        between = Between(before, model, read_tensors(folder), tokenizer)
+        between = Between(before, model, tensors, tokenizer)
         make_output(target)
         shutil.copytree(folder, target, dirs_exist_ok=True)
         with tokens_noted(model, tokenizer):
@@ -142,6 +159,50 @@ def interpolate(
         report.tables, report.curves = [table], [drawn]
     report.write(output)
     return report
+
+
+def refuse_unlike(before: str | Path, after: str | Path) -> None:
+    """Raise ConfigError for two model folders whose weights would be computed with in different ways, or whose images
+    are normalised in different ways, so that weights between them have no sense."""
+    configs: list[Any] = [read_config(before), read_config(after)]
+    for part in ("", "text_config", "vision_config"):
+        one, other = (getattr(config, part, None) if part else config for config in configs)
+        for name in COMPUTED_BY:
+            values = [_comparable(getattr(each, name, None)) for each in (one, other)]
+            if values[0] != values[1]:
+                field = f"{part}.{name}" if part else name
+                raise ConfigError(
+                    f"{after} has {field} {values[1]} and {before} has {values[0]}, so that their weights cannot be "
+                    "interpolated; give the model that fine-tuning started from"
+                )
+    processors: list[Any] = [read_processor(path, config.model_type) for path, config in zip((before, after), configs)]
+    for path, processor, config in zip((before, after), processors, configs, strict=True):
+        refuse_odd_images(processor, config.image_size, model_folder(path))
+    for name in ("image_mean", "image_std"):
+        values = [[*getattr(each.image_processor, name)] for each in processors]
+        if len({tuple(value * (3 // len(value))) for value in values}) > 1:
+            raise ConfigError(
+                f"{after} has {name} {values[1]} and {before} has {values[0]}: one model cannot read both kinds of "
+                "images; give the model that fine-tuning started from"
+            )
+
+
+def _comparable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a model folder is that of a run."""
+    return folder.name == "model" and (folder.parent / "config.yaml").is_file()
+
+
+def _refuse_output_in(source: str | Path, output: Path, target: Path) -> None:
+    """Raise ConfigError where `output`, or the model folder `target` in it, is `source` or in it."""
+    folder = model_folder(source)
+    held = {(folder.parent if _is_run(folder) else folder).resolve(), Path(source).resolve()}
+    written = {each for path in (output, target) for each in (path.resolve(), *path.resolve().parents)}
+    if held & written:
+        raise ConfigError(f"{output} is {source}, or is in it, and would overwrite it; choose another output")
 
 
 def retention(

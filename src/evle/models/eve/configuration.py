@@ -11,7 +11,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 
 from evle.errors import ConfigError, nearest
-from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems
+from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems, refuse_kernels
 from evle.models.presets import PRESETS
 
 OBJECTIVES = ("mim", "mlm", "itc", "itm")
@@ -225,9 +225,17 @@ class EVEConfig(PreTrainedConfig):
         """A copy with fields replaced, checked as a whole; refuses unknown names."""
         self.check_fields(changes)
         fields = {name: value for name, value in self.to_dict().items() if name != "architectures"}
-        for name in ("attn_implementation", "experts_implementation"):  # no dictionary of a configuration has them
-            fields[name] = getattr(self, f"_{name}")
-        return type(self).from_dict({**fields, **changes})
+        asked = {  # no dictionary of a configuration has them
+            name: changes.pop(name, getattr(self, f"_{name}"))
+            for name in ("attn_implementation", "experts_implementation")
+        }
+        return type(self).from_dict({**fields, **changes}, **asked)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """As transformers does, for the fields of a file. Raises CheckpointError where they name code to download."""
+        refuse_kernels(config_dict, kwargs.get("name_or_path") or "config.json")
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:

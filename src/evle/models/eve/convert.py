@@ -14,7 +14,8 @@ from evle.errors import CheckpointError, ConfigError, EvleError, in_one_line, ne
 from evle.models.eve import EVEConfig, EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel, EVEProcessor
 from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.eve.released import read_released, to_released
-from evle.models.folders import from_folder
+from evle.models.folders import from_folder, read_tensors
+from evle.models.soundness import refuse_odd_tensors
 from evle.models.vocabulary import tokens_noted
 
 # By the key that only such a checkpoint has; a checkpoint with none of them is a bare backbone.
@@ -139,21 +140,30 @@ def _to_released_file(source: Path, destination: Path) -> str:
     name = next(iter(config.architectures or []), "")
     if config.model_type != EVEConfig.model_type or name not in MODELS:
         raise CheckpointError(f"{config_file}: the release has no form for {name!r}; {nearest(name, MODELS)}")
-    model = from_folder(MODELS[name], source)
-    ours = {
-        key if key.startswith("eve.") or name != "EVEModel" else f"eve.{key}": t
-        for key, t in model.state_dict().items()
-    }
-    state = {key: tensor.contiguous() for key, tensor in to_released(ours, config, model.released_classifier).items()}
-    ours_only = [key for key in state if key in ours]
+    tensors = read_tensors(source)
+    model, info = from_folder(MODELS[name], source, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{source}: the weights lack {len(missing)} tensors of {name}, first {missing[0]}")
+    refuse_odd_tensors(tensors, model.state_dict(), source)
+    with torch.device("meta"):
+        plain = MODELS[name](config)
+    state, known = (to_released(_ours(each), config, each.released_classifier) for each in (model, plain))
+    ours_only = sorted(state.keys() - (known.keys() - _ours(plain).keys()))
     if ours_only:
         raise CheckpointError(f"{source}: the release has no form for {ours_only[0]} ({len(ours_only)} such tensors)")
+    state = {key: tensor.contiguous() for key, tensor in state.items()}
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == ".safetensors":
         _write(destination, lambda: save_file(state, destination))
     else:
         _write(destination, lambda: torch.save({"model": state}, destination))
     return f"{destination}: {len(state)} tensors of {name}, {_describe(config)}"
+
+
+def _ours(model: EVEPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model, those of a bare backbone with the prefix that it has in a model with a head."""
+    prefix = "eve." if isinstance(model, EVEModel) else ""
+    return {prefix + key: tensor for key, tensor in model.state_dict().items()}
 
 
 def _describe(config: EVEConfig) -> str:

@@ -33,6 +33,7 @@ from evle.models.folders import merged_adapter, read_fields, refuse_damaged_weig
 from evle.models.padding import refuse_left_padding
 from evle.models.plain import biased
 from evle.models.positions import resize_positions
+from evle.models.soundness import refuse_odd_tensors
 
 
 @dataclass
@@ -252,7 +253,8 @@ class EVEPreTrainedModel(PreTrainedModel):
         or has another shape there, is newly initialised.
 
         Raises:
-            CheckpointError: no readable released checkpoint, or keys that are missing, unexpected or misshapen.
+            CheckpointError: no readable released checkpoint, keys that are missing, unexpected or misshapen, or tensors
+                that are quantised or not finite.
             ConfigError: overrides that fit no model.
         """
         released = read_released(path)
@@ -272,6 +274,7 @@ class EVEPreTrainedModel(PreTrainedModel):
             )
         refuse_mismatch(path, missing, unexpected, misshapen)
         expected = model.state_dict()
+        refuse_odd_tensors(given, expected, path)
         model.load_state_dict(
             {key: tensor for key, tensor in given.items() if key in expected and expected[key].shape == tensor.shape},
             strict=False,

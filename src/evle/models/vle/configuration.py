@@ -14,7 +14,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from evle.errors import ConfigError, nearest
-from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems
+from evle.models.fields import Count, NotNegative, Positive, Rate, checker, field_problems, refuse_kernels
 from evle.models.presets import PRESETS
 from evle.models.vle.towers import (
     longest_text,
@@ -278,7 +278,14 @@ class VLEConfig(PreTrainedConfig):
         if "num_labels" in changes and "id2label" not in changes:
             changes |= {"id2label": None, "label2id": None}
         # No dictionary of a configuration has it.
-        return type(self).from_dict({**fields, "attn_implementation": self._attn_implementation, **changes})
+        attention = changes.pop("attn_implementation", self._attn_implementation)
+        return type(self).from_dict({**fields, **changes}, attn_implementation=attention)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """As transformers does, for the fields of a file. Raises CheckpointError where they name code to download."""
+        refuse_kernels(config_dict, kwargs.get("name_or_path") or "config.json")
+        return super().from_dict(config_dict, **kwargs)
 
     def _with_families(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The towers in `changes`, with the `model_type` that determines their fields."""

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from evle.errors import CheckpointError, ConfigError, in_one_line
+from evle.models.adapters import refuse_peft_adapter
 from evle.models.folders import from_folder, local_folder, refuse_file
 from evle.models.vle.towers import refuse_no_encoder
 from evle.models.vle.vision import POOLERS
@@ -54,11 +55,12 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
     """The encoder in a folder or hub repository, in float32, with its first `num_layers` layers, all by default.
 
     Raises:
-        CheckpointError: there is no such model, or some of its weights are missing.
+        CheckpointError: there is no such model, some of its weights are missing, or an adapter is beside them.
         ConfigError: the model has fewer layers.
     """
     config = read_tower_config(path, kind)
     model_class: Any = MODEL_MAPPING[type(config)]
+    refuse_peft_adapter(local_folder(path))
     try:
         loaded = from_folder(model_class, local_folder(path), dtype=torch.float32, output_loading_info=True)
     except OSError as error:

@@ -230,8 +230,8 @@ def fit_table(name: str, table: Tensor, target: Tensor) -> Tensor:
     Rows outside of the grid, such as that of [CLS], are kept: they are first in position tables and last in BEiT's
     tables of relative positions. Raises CheckpointError for a tensor that is not such a table.
     """
-    flat, rows = table.flatten(0, -2), target.flatten(0, -2).shape[0] if target.dim() > 1 else 0
-    if table.dim() == target.dim() and table.dim() in (2, 3) and flat.shape[-1] == target.shape[-1]:
+    if table.dim() == target.dim() and table.dim() in (2, 3) and table.shape[-1] == target.shape[-1]:
+        flat, rows = table.flatten(0, -2), len(target.flatten(0, -2))
         is_relative = "relative_position" in name
         for others in (3, 0) if is_relative else (0, 1, 2, 5):
             side, new_side = ((count - others) ** 0.5 for count in (len(flat), rows))
