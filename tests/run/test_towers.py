@@ -84,6 +84,19 @@ def cache(tmp_path, monkeypatch):
     hub_folder.cache_clear()
 
 
+def test_a_later_run_normalises_images_as_the_model_that_it_starts_from(photos, tmp_path):
+    folders = save_towers(tmp_path / "towers", "clip", "bert")
+    recipe = write_recipe(tmp_path / "first.yaml", photos, vision=str(folders[0]), text=str(folders[1]))
+    call("train", recipe, "-o", tmp_path / "first")
+    recipe = write_recipe(tmp_path / "second.yaml", photos, preset=None, overrides={}, init=str(tmp_path / "first"))
+    call("train", recipe, "-o", tmp_path / "second")
+    processors = [
+        json.loads((tmp_path / run / "model" / "preprocessor_config.json").read_text()) for run in ("first", "second")
+    ]
+    for name in ("image_mean", "image_std"):
+        assert processors[1][name] == processors[0][name] == STATISTICS[name]
+
+
 def test_towers_and_a_tokenizer_are_named_as_on_the_hub(cache, photos, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", photos, vision="someone/eyes", text="someone/words@v2")
     call("train", recipe, "tokenizer.path=someone/words@v2", "-o", tmp_path / "run")

@@ -197,11 +197,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def _refuse_output_in(source: str | Path, output: Path, target: Path) -> None:
-    """Raise ConfigError where `output`, or the model folder `target` in it, is `source` or in it."""
-    folder = model_folder(source)
-    held = {(folder.parent if _is_run(folder) else folder).resolve(), Path(source).resolve()}
-    written = {each for path in (output, target) for each in (path.resolve(), *path.resolve().parents)}
-    if held & written:
+    """Raise ConfigError where `output`, or the model folder `target` in it, is `source`, or is in its model folder."""
+    folder = model_folder(source).resolve()
+    written = {output.resolve(), target.resolve()}
+    if written & {folder, Path(source).resolve()} or any(folder in path.parents for path in written):
         raise ConfigError(f"{output} is {source}, or is in it, and would overwrite it; choose another output")
 
 

@@ -145,7 +145,7 @@ def _task(
     config: RunConfig, task: type[Task], tokenizer: PreTrainedTokenizerBase, training: Samples, start: EncoderConfig
 ) -> Task:
     image_size = config.image.size or start.image_size
-    built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size, config.model.vision))
+    built = build_task(task, config, build_processor(start.model_type, tokenizer, image_size, config.model))
     built.prepare(training, start)
     return built
 

@@ -33,6 +33,7 @@ from evle.models.presets import PRESETS
 from evle.models.soundness import refuse_odd_tensors
 from evle.models.vle import VLEConfig, VLEProcessor
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
+from evle.models.vle.processing import colour_statistics
 from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
 from evle.models.vle.vision import fit_table
 from evle.models.vocabulary import refuse_other_tokenizer
@@ -196,13 +197,17 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
 
 
 def build_processor(
-    family: str, tokenizer: PreTrainedTokenizerBase, image_size: int, vision: str | None = None
+    family: str, tokenizer: PreTrainedTokenizerBase, image_size: int, options: ModelConfig
 ) -> ProcessorMixin:
-    """The processor for images with a side of `image_size` pixels, with the colour statistics of `vision`, the
-    folder of a VLE's image tower."""
+    """The processor for images with a side of `image_size` pixels, with the colour statistics of the model, or of a
+    VLE's image tower, that training starts from."""
+    start = options.vision if options.init is None else model_folder(options.init)
     if family == "vle":
-        return VLEProcessor.for_size(image_size, tokenizer, vision)
-    return cast(ProcessorMixin, PROCESSORS[family].for_size(image_size, tokenizer))
+        return VLEProcessor.for_size(image_size, tokenizer, start)
+    processor: Any = PROCESSORS[family].for_size(image_size, tokenizer)
+    if options.init is not None and (statistics := colour_statistics(model_folder(options.init))) is not None:
+        processor.image_processor.image_mean, processor.image_processor.image_std = statistics
+    return cast(ProcessorMixin, processor)
 
 
 def build_model(

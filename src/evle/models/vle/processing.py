@@ -29,7 +29,7 @@ def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | Non
         timm_fields = PreTrainedConfig.get_config_dict(folder)[0].get("pretrained_cfg") or {}
         fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
     if "image_mean" not in fields or "image_std" not in fields:
-        logger.warning("%s: has no image_mean and image_std; using those of CLIP", path)
+        logger.warning("%s: has no image_mean and image_std; using the usual ones", path)
         return None
     if not fields.get("do_normalize", True):
         return [0.0] * 3, [1.0] * 3
@@ -52,8 +52,8 @@ class VLEProcessor(PairProcessor):
     def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None = None) -> Self:
         """The processor of a model for square images with a side of `image_size` pixels.
 
-        `vision` is the folder or hub name of its image tower, whose colour statistics are used; by default those of
-        CLIP. The tokenizer no longer returns the sentence types of BERT, which no VLE reads.
+        `vision` is the folder or hub name of its image tower, or of another VLE, whose colour statistics are used; by
+        default those of CLIP. The tokenizer no longer returns the sentence types of BERT, which no VLE reads.
         """
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
