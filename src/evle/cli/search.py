@@ -15,6 +15,7 @@ from evle.cli.shared import (
     print_next,
     print_opening,
     refuse_images,
+    refuse_replacing,
     text_list,
 )
 from evle.errors import ConfigError
@@ -23,6 +24,7 @@ from evle.terminal import one_line
 if TYPE_CHECKING:
     from evle.search import Filter, Hit, ImageIndex
 
+PAGES = (".html", ".htm")
 Root = Annotated[
     Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
 ]
@@ -172,6 +174,10 @@ def search(
     """
     from evle.search import Filter, ImageIndex, write_contact_sheet
 
+    if html is not None:
+        if html.suffix.lower() not in PAGES:
+            raise ConfigError(f"--html {html}: not the name of a page to write; end it in .html")
+        refuse_replacing([html], [index, *([] if image is None else [image])], "--html")
     opened = ImageIndex.load(index, model=model, root=root, match_model=rerank_model)
     options: dict[str, Any] = {
         "k": k,
