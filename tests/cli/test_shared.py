@@ -296,3 +296,35 @@ def test_the_name_of_an_image_is_no_text(tmp_path):
     refuse_images(["a dog", "none.png", "x" * 9000 + ".png"], "--image")
     with pytest.raises(ConfigError, match=r"a\.png: is an image, where a text is needed; give it with --image"):
         refuse_images(["a dog", str(tmp_path / "a.png")], "--image")
+
+
+@pytest.mark.parametrize(("verb", "ending"), [("locate", "png"), ("explain", "png")])
+def test_an_output_never_replaces_the_image_that_is_asked_about(folder, verb, ending, tmp_path):
+    photo = tmp_path / f"photo-2.{ending}"
+    shutil.copy(folder / IMAGE, photo)
+    before = photo.read_bytes()
+    model = folder / VERBS[verb][0]
+    assert "would change" in one_error([verb, model, photo, TEXT, "-o", photo])
+    numbered = [verb, model, photo, "-", "-o", tmp_path / f"photo.{ending}"]
+    assert "would change" in one_error(numbered, stdin=b"a red ball\na blue ball\n")
+    (tmp_path / "link.png").symlink_to(photo)
+    assert "would change" in one_error([verb, model, photo, TEXT, "-o", tmp_path / "link.png"])
+    assert photo.read_bytes() == before
+
+
+def test_the_report_of_a_training_and_a_table_are_not_replaced(tmp_path):
+    run, table = tmp_path / "run", tmp_path / "data" / "questions.csv"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: {name: vqa}\n")
+    assert "report of this run's training" in one_error(["report", run, "-o", run])
+    assert "report of this run's training" in one_error(["vcr", run, run, "-o", run])
+    table.parent.mkdir()
+    table.write_text("image,question,answer\na.png,what?,red\n")
+    assert "would change" in one_error(["data", "answers", table.parent, "-o", table])
+    assert table.read_text().startswith("image,")
+
+
+def test_data_that_is_not_there_is_noticed_before_the_export(folder, tmp_path):
+    arguments = ["export", folder / "vqa", "-o", tmp_path / "out", "--int8", "--data", tmp_path / "nope"]
+    assert "no such folder" in one_error(arguments)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Exported models are asked without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from commands import call
 from evle.cli.showing import AFTER_TRAINING, exported_use
-from evle.errors import CheckpointError, ConfigError, SampleError
+from evle.errors import CheckpointError, ConfigError, DataError, SampleError
 from evle.exported.folder import ExportedModel, checksum, is_exported
 from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
 from evle.search import ImageIndex
@@ -56,6 +57,54 @@ def test_labels_are_scored_and_sorted(model, photos):
     assert sum(each["score"] for each in row) == pytest.approx(1)
     with pytest.raises(ConfigError, match=r"has no \{\}"):
         ClassifyPipeline(model)(photos / "blue.png", COLOURS, template="ball")
+
+
+def test_labels_behind_the_end_of_a_text_are_refused(model, photos):
+    classify = ClassifyPipeline(model)
+    with pytest.raises(ConfigError, match="are read as one text; their texts are cut after 16 tokens"):
+        classify(photos / "blue.png", COLOURS, template="ball " * 40 + "{}")
+    with pytest.raises(ConfigError, match="are read as one text; leave one of them out"):
+        classify(photos / "blue.png", ["red", "RED"])
+
+
+def test_an_array_is_an_image_only_as_it_was_read(model, photos):
+    embed = EmbedPipeline(model)
+    pixels = embed.image_reader.read(photos / "red.png")
+    np.testing.assert_array_equal(embed.images([pixels]), embed.images(photos / "red.png"))
+    for wrong in (pixels.astype(np.float32), pixels.transpose(1, 2, 0)):
+        with pytest.raises(SampleError, match=r"is no image that was read here.*; give a PIL image"):
+            embed.images([wrong])
+    data = (photos / "red.png").read_bytes()
+    np.testing.assert_array_equal(embed.images(bytearray(data)), embed.images(data))
+    with pytest.raises(DataError, match="text 1 is None, which is no text"):
+        embed.texts(["a", None])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("image.mean", None, "lacks image.mean"),
+        ("image.mean", 0.5, "image.mean is '0.5'"),
+        ("text.max_length", "x", "text.max_length is 'x'"),
+        ("runs.image.inputs", ["pixels"], "runs.image.inputs is"),
+        ("runs.image.output", "logits", "runs.image.output is 'logits'"),
+    ],
+)
+def test_an_odd_field_of_the_export_is_one_line(model, photos, tmp_path, field, value, words):
+    folder = tmp_path / "odd"
+    shutil.copytree(model, folder)
+    facts = json.loads((folder / "export.json").read_text())
+    *outer, last = field.split(".")
+    part = facts
+    for name in outer:
+        part = part[name]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    (folder / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=f"{words}.*; export the model again"):
+        EmbedPipeline(folder).images(photos / "red.png")
 
 
 def test_pairs_are_matched_and_failures_leave_nan(model, photos):

@@ -48,6 +48,15 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_what_was_kept_is_not_replaced_while_it_is_read(match, table, tmp_path):
+    kept = tmp_path / "scored.kept.jsonl"
+    table.rename(kept)
+    with pytest.raises(ConfigError, match="would replace the input"):
+        score_pairs(match, kept, tmp_path / "scored.jsonl", keep=0.1, progress=False)
+    assert len(lines(kept)) == 8
+    assert "end it in .jsonl" in call("match", "m", "--pairs", kept, "-o", tmp_path / "red.png", code=2)
+
+
 def test_each_row_has_the_score_of_its_own_pair(match, table, tmp_path):
     scored = score_pairs(match, table, tmp_path / "out" / "scored.jsonl", progress=False)
     rows = lines(scored.output)

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
+from evle.models.eve import EVEForRetrieval, EVEProcessor
 from evle.models.folders import model_folder
-from evle.pipelines import EmbedPipeline, MatchPipeline, VQAPipeline, pairs
+from evle.models.vocabulary import tokens_noted
+from evle.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline, pairs
 from evle.tasks.task import TextConfig
 from evle.tasks.trained import text_options
+from evle.transforms.text import train_tokenizer
 from retrieval_models import COLOURS, save_retrieval_model, save_vqa_model
 
 
@@ -158,6 +161,100 @@ def test_objects_serve_as_well_as_a_folder(embed):
     assert torch.equal(again.texts("red"), embed.texts("red"))
     with pytest.raises(ConfigError, match="model folder, or model= and processor="):
         EmbedPipeline(model=embed.model)
+
+
+def test_objects_that_do_not_belong_together_are_refused(models, embed):
+    vqa = VQAPipeline(models["vqa"])
+    with pytest.raises(ConfigError, match="takes as model= EVEForVQA or VLEForVQA, not EVEForRetrieval"):
+        VQAPipeline(model=embed.model, processor=embed.processor)
+    tokenizer = embed.processor.tokenizer
+    with pytest.raises(ConfigError, match=r"makes images of 48 pixels, .*; give the processor that was saved"):
+        EmbedPipeline(model=embed.model, processor=EVEProcessor.for_size(48, tokenizer))
+    with pytest.raises(ConfigError, match="without image_processor"):
+        EmbedPipeline(model=embed.model, processor=tokenizer)
+    side, known = vqa.model.config.image_size, vqa.model.config.vocab_size
+    larger = train_tokenizer([f"{number} words" for number in range(2000)], known + 40)
+    with pytest.raises(ConfigError, match=r"has a token of number .*, and the model knows"):
+        VQAPipeline(model=vqa.model, processor=EVEProcessor.for_size(side, larger))
+
+
+def test_another_tokenizer_is_refused_until_the_model_is_trained_with_it(embed, tmp_path):
+    tokenizer, side = embed.processor.tokenizer, embed.model.config.image_size
+    with tokens_noted(embed.model, tokenizer):
+        embed.model.save_pretrained(tmp_path)
+    model = EVEForRetrieval.from_pretrained(tmp_path)
+    other = train_tokenizer([f"{number} other words" for number in range(2000)], len(tokenizer))
+    with pytest.raises(ConfigError, match="not the tokenizer that the model was trained with"):
+        EmbedPipeline(model=model, processor=EVEProcessor.for_size(side, other))
+    assert len(EmbedPipeline(model=model, processor=embed.processor).texts("red")) == 1
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    assert len(EmbedPipeline(model=model, processor=EVEProcessor.for_size(side, other)).texts("red")) == 1
+
+
+def test_what_wraps_a_model_does_not_hide_its_class(models):
+    peft = pytest.importorskip("peft")
+    vqa = VQAPipeline(models["vqa"])
+    adapted = peft.get_peft_model(vqa.model, peft.LoraConfig(r=2, target_modules=["qkv"]))
+    assert VQAPipeline(model=adapted, processor=vqa.processor)(image("red"), "what?")[0]["answer"]
+    assert VQAPipeline(model=torch.compile(vqa.model), processor=vqa.processor).source == ""
+
+
+def test_a_tensor_is_an_image_only_as_it_was_read(embed):
+    pixels = embed.read(image("red"))
+    torch.testing.assert_close(embed.images([pixels]), embed.images(image("red")))
+    for wrong in (pixels.float(), pixels[:, 1:], pixels.permute(1, 2, 0)[:, :, :2]):
+        with pytest.raises(SampleError, match=r"is no image that was read here.*; give a PIL image, a path or encoded"):
+            embed.images([wrong])
+
+
+def test_any_kind_of_bytes_is_an_image(embed):
+    data = io.BytesIO()
+    image("red").save(data, "PNG")
+    expected = embed.images(data.getvalue())
+    for kind in (bytearray, memoryview):
+        assert torch.equal(embed.images(kind(data.getvalue())), expected)
+        assert torch.equal(embed.images([kind(data.getvalue())]), expected)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (None, "None is no text"),
+        (b"red", "type bytes is no text"),
+        (["red", None], "text 1 is None"),
+        ("a \ud800 ball", "half a character at 2"),
+    ],
+)
+def test_what_is_no_text_is_named(models, embed, texts, words):
+    with pytest.raises(DataError, match=words):
+        embed.texts(texts)
+    with pytest.raises(DataError, match=words):
+        VQAPipeline(models["vqa"])(image("red"), texts)
+    assert len(embed.texts(text for text in ("red", "blue"))) == 2
+
+
+def test_a_device_that_is_not_there_is_one_line(models):
+    with pytest.raises(ConfigError, match=r"device 'gpu' cannot be used here \(.*\); choose cpu"):
+        VQAPipeline(models["vqa"], device="gpu")
+
+
+def test_labels_behind_the_end_of_a_text_are_refused(models):
+    classify = ClassifyPipeline(models["retrieval"])
+    with pytest.raises(ConfigError, match="'red' and 'blue' are read as one text; their texts are cut after"):
+        classify(image("red"), ["red", "blue"], template="word " * 100 + "{}")
+    with pytest.raises(ConfigError, match="'red' and 'RED' are read as one text; leave one of them out"):
+        classify(image("red"), ["red", "RED"])
+    assert len(classify(image("red"), ["red", "blue"])[0]) == 2
+
+
+def test_an_odd_option_of_the_run_is_one_line_with_its_file(models, tmp_path):
+    folder = tmp_path / "vqa"
+    shutil.copytree(models["vqa"], folder)
+    run = {"config": {"task": {"name": "vqa", "max_test_words": "x"}, "text": {}}}
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ConfigError, match=r"vqa: task of its run .*run\.json\): max_test_words='x'"):
+        VQAPipeline(folder)
 
 
 def test_a_run_folder_is_as_good_as_its_model_folder(models, tmp_path):

@@ -1,5 +1,6 @@
 """The pipelines that serve both families: VLE's folders are read as they are, and images as VLE sees them."""
 
+import math
 import pickle
 import shutil
 from dataclasses import replace
@@ -221,6 +222,49 @@ def test_samples_need_no_files_and_no_labels(folders):
     assert answers([]) == []
 
 
+def test_any_iterable_of_samples_serves_and_an_impossible_batch_is_refused(folders):
+    answers = AnswerChoicePipeline(folders["q2a"])
+    assert len(answers(each for each in [sample(), sample()])) == 2
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size is {size}"):
+            answers.choose([sample()] * 3, batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objects": (Box(90, 0, 5, 5, "dog"),) * 2}, "one: object 0 begins at 90, 0, outside"),
+        ({"objects": (Box(1, 1, 5, 5, "dog"), Box(-9, 0, 5, 5, "dog"))}, "one: object 1 ends at -4, 5, outside"),
+        ({"objects": (Box(math.nan, 0, 5, 5, "dog"),) * 2}, "finite numbers"),
+        ({"objects": (Box(0, 0, 0, 5, "dog"),) * 2}, "the size 0 x 5"),
+        ({"objects": (Box(0, 0, 5, 5, " "),) * 2}, "object 0 is named by a text, but its label is blank"),
+        ({"answer_choices": ()}, "one: there are no candidates"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_named(folders, changes, words):
+    with pytest.raises(SampleError, match=words):
+        AnswerChoicePipeline(folders["q2a"])(sample(**changes))
+
+
+def test_an_object_may_reach_over_the_edge_and_needs_a_label_only_for_a_text(folders):
+    objects = (Box(-5, -5, 300, 300, "person"), Box(0, 0, 9, 9, "dog"), Box(0, 0, 9, 9))
+    assert len(AnswerChoicePipeline(folders["q2a"])(sample(objects=objects))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"answer_choices": ("abc", "def")}, "one: answer_choices has the text 'abc' in place of its words"),
+        ({"question": "why?"}, "one: question has the text 'why\\?'"),
+        ({"rationale_choices": "why?"}, "rationale_choices has the text"),
+        ({"question": (0, "x")}, "question has 0, which is neither a word nor a tuple"),
+    ],
+)
+def test_a_text_that_would_be_read_letter_by_letter_is_refused(changes, words):
+    with pytest.raises(SampleError, match=words):
+        sample(**changes)
+
+
 def test_reasons_are_found_for_the_answers_chosen(folders):
     reasons = ReasonChoicePipeline(folders["qa2r"])
     samples = [sample(), sample(key="two")]
@@ -229,6 +273,8 @@ def test_reasons_are_found_for_the_answers_chosen(folders):
     assert found[1].scores == pytest.approx(reasons(sample(answer_label=2))[0].scores, abs=1e-5)
     with pytest.raises(DataError, match="1 answers for 2 samples"):
         reasons(samples, answers=[0])
+    with pytest.raises(DataError, match="answers is 2; give a list"):
+        reasons(sample(), answers=2)
     with pytest.raises(DataError, match="one: there is no answer 4 of 4"):
         reasons(sample(), answers=[4])
     with pytest.raises(SampleError, match="one: the right answer is not known"):

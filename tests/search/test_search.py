@@ -623,7 +623,14 @@ def test_a_filter_leaves_images_out(described, photos, where, expected):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"since": "May"}, "since='May' is not a date"), ({"where": ["year"]}, "not a condition")]
+    ("options", "message"),
+    [
+        ({"since": "May"}, "since='May' is not a date"),
+        ({"where": ["year"]}, "not a condition"),
+        ({"where": ["year<>2019"]}, "<> is no operator; use one of !="),
+        ({"where": ["year=>2019"]}, "=> is no operator"),
+        ({"where": ["year!==2019"]}, "!== is no operator"),
+    ],
 )
 def test_a_filter_that_cannot_be_read_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -637,6 +644,28 @@ def test_the_tables_columns_come_with_a_hit_and_follow_the_table(described, phot
     (photos / "list.jsonl").write_text(json.dumps({"image": "4.png", "captions": ["new", "old"]}) + "\n")
     assert described.add(photos / "list.jsonl", progress=False).num_reused == 1
     assert described.query(image=photos / "4.png", k=1)[0].caption == "new"
+
+
+def test_two_signs_of_equality_are_one():
+    table = pa.table({"fields": [json.dumps({"year": year}) for year in (2019, 2020, "n/a")]})
+    for condition in ("year==2019", "year = 2019"):
+        assert Filter(where=[condition]).mask(table).tolist() == [True, False, False]
+    assert Filter(where=["year==n/a"]).mask(table).tolist() == [False, False, True]
+
+
+def test_no_texts_have_no_results_and_any_iterable_of_texts_serves(index):
+    assert index.query_many(texts=[]) == index.query_many(images=[]) == []
+    assert len(index.query_many(texts=(text for text in ("red", "blue")), k=1)) == 2
+    with pytest.raises(DataError, match="text 0 is a value of type int, which is no text"):
+        index.query_many(texts=[5])
+
+
+def test_a_page_never_replaces_an_image_or_a_part_of_the_index(index, photos):
+    before = (index.path / "index.json").read_bytes()
+    assert "end it in .html" in call("search", index.path, "red", "--html", photos / "0.png", code=2)
+    assert "end it in .html" in call("search", index.path, "red", "--html", index.path / "index.json", code=2)
+    assert "would change" in call("search", index.path, "red", "--html", index.path / "a.html", code=2)
+    assert (index.path / "index.json").read_bytes() == before
 
 
 def test_an_index_remembers_where_its_images_moved(index, photos, model, tmp_path):
@@ -721,8 +750,32 @@ def test_the_table_in_a_folder_gives_its_columns_to_the_images(photos, embed, tm
     hits = index.query("red", k=20, where=Filter(where=["year=2019"]))
     assert [(hit.key, hit.caption) for hit in hits] == [("0.png", "nought")]
     (photos / "captions.jsonl").write_text(json.dumps({"image": "2", "caption": "two"}) + "\n")  # its file is 2.png
+    assert index.add(photos, progress=False).num_reused == 2
+    assert [index.query(image=photos / f"{n}.png", k=1)[0].caption for n in (0, 2)] == ["", "two"]
+    (photos / "captions.jsonl").unlink()
     assert index.add(photos, progress=False).num_reused == 1
-    assert [index.query(image=photos / f"{n}.png", k=1)[0].caption for n in (0, 2)] == ["nought", "two"]
+    assert index.columns() == []
+
+
+def test_columns_stay_only_where_a_table_that_was_not_read_has_them(photos, embed, tmp_path):
+    (photos / "captions.csv").write_text("image,author\n0.png,Ann\nsub/1.png,Bo\n")
+    (photos / "sub" / "captions.csv").write_text("image,author\n3.png,Cy\n")
+    index = build_index(embed, photos, tmp_path / "index", progress=False)
+    index.add(photos / "sub", progress=False)  # whose own table does not name 1.png
+
+    def authors():
+        return {hit.key: hit.fields["author"] for hit in index.query("red", k=20) if "author" in hit.fields}
+
+    assert authors() == {"0.png": "Ann", "sub/1.png": "Bo", "sub/3.png": "Cy"}
+    index.add(photos, progress=False)
+    assert authors() == {"0.png": "Ann", "sub/1.png": "Bo", "sub/3.png": "Cy"}
+    (photos / "captions.csv").write_text("image,author\n0.png,Ann\n")
+    (photos / "sub" / "captions.csv").unlink()
+    index.add(photos, progress=False)
+    assert authors() == {"0.png": "Ann"}
+    (photos / "captions.csv").write_bytes(b"\x1f\x8b damaged")
+    index.add(photos, progress=False)
+    assert authors() == {"0.png": "Ann"}
 
 
 @pytest.mark.parametrize("names", [("a.csv", "b.csv"), ("held.parquet",)])
@@ -735,5 +788,5 @@ def test_a_folder_is_indexed_without_columns_where_its_table_cannot_be_used(phot
     index = build_index(embed, photos, tmp_path / "index", progress=False)
     assert (len(index), index.query(image=photos / "0.png", k=1)[0].fields) == (10, {})
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("no columns are kept: ")
+    assert caplog.messages[0].startswith("no columns are read: ")
     assert names[0] in caplog.messages[0]

@@ -84,3 +84,31 @@ def test_a_measure_that_the_model_lacks(client):
     endpoint = next(each for each in ENDPOINTS if each.name == "explain")
     body = {**endpoint.example, "model": "vqa", "method": "pbc"}
     check_refused(client, endpoint, body, "'pbc' needs a VLE pre-trained with pbc")
+
+
+def test_the_broken_image_of_a_re_ranking_is_named(client, red):
+    def named(query, documents):
+        response = client.post("/v1/rerank", json={"query": query, "documents": documents})
+        assert response.status_code == 422, response.text
+        return response.json()["error"]["message"].partition(":")[0]
+
+    broken, good = {"image": encoded(b"no image")}, {"image": red}
+    assert named(good, [good, broken]) == "documents.1"
+    assert named(broken, [good, good]) == "query"
+    assert named("a red ball", ["a ball", broken]) == "documents.1"
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ({"x": 90}, "objects: object 0 begins at 90, 0, outside of the image"),
+        ({"x": -50}, "objects: object 0 ends at -42, 8, outside"),
+        ({"width": 0}, "objects.0.width"),
+        ({"label": " "}, "objects.0.label"),
+    ],
+)
+@pytest.mark.parametrize("endpoint", [each for each in ENDPOINTS if "objects" in each.example], ids=lambda e: e.name)
+def test_an_object_that_is_not_in_the_image_is_refused(client, endpoint, box, words):
+    body = copy.deepcopy(endpoint.example)
+    body["objects"][0] |= box
+    check_refused(client, endpoint, body, words)

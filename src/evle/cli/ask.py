@@ -25,6 +25,7 @@ from evle.cli.shared import (
     print_json,
     print_next,
     refuse_images,
+    refuse_replacing,
     text_list,
 )
 from evle.errors import ConfigError
@@ -155,8 +156,11 @@ def match(
     if (pairs is None) != (output is None) or (pairs is None and (keep, top) != (None, None)):
         raise ConfigError("--pairs and --output (-o) belong together; --keep and --top are for them")
     if pairs is not None and output is not None:
+        from evle.data.formats.listing import IMAGE_SUFFIXES
         from evle.pipelines import MatchPipeline
 
+        if output.suffix.lower() in IMAGE_SUFFIXES:
+            raise ConfigError(f"--output {output}: an image's name, but JSON lines are written; end it in .jsonl")
         matching = MatchPipeline(model, batch_size=batch_size, num_workers=num_workers)
         _score_table(matching, pairs, output, keep, top, as_json)
         return
@@ -242,6 +246,8 @@ def embed(
     is_image = images and inputs == ["-"]
     listed = inputs if is_image else text_list(inputs)
     refuse_images(() if images else listed, "--images")
+    if output is not None and images:
+        refuse_replacing([output], listed)
     first = image_source(Path("-")) if is_image else None
     pipeline = open_pipeline("EmbedPipeline", model)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from evle.cli.group import STYLE, Verbs
-from evle.cli.shared import print_next, print_opening
+from evle.cli.shared import print_next, print_opening, refuse_replacing
 from evle.cli.urls import App
 from evle.terminal import one_line
 
@@ -131,8 +131,10 @@ def answers(
       evle data answers vqav2 path=FOLDER split=trainval -o answers.json
       evle train my-vqa.yaml task.answers=answers.json
     """
+    from evle.data.formats.table_files import tables_in
     from evle.tasks.answers import write_answers
 
+    refuse_replacing([output], tables_in(Path(source)) if Path(source).is_dir() else [source])
     print(write_answers(_samples(source, options, "vqa", split), output, min_count))
     print_next("evle", "train", "RECIPE", f"task.answers={output}")
 

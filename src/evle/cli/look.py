@@ -20,6 +20,7 @@ from evle.cli.shared import (
     print_json,
     print_next,
     print_opening,
+    refuse_replacing,
     text_list,
 )
 from evle.errors import ConfigError, DataError, SampleError
@@ -52,6 +53,7 @@ def locate(
     """
     file_name(output, *SHOWN_IMAGES)
     texts, source = text_list([text], image), image_source(image)
+    refuse_replacing((numbered(output, number, len(texts)) for number in range(len(texts))), [image])
     pipeline = open_pipeline("LocalisePipeline", model)
     with answering() as answered:
         rows = answered.each(texts, lambda some: pipeline(source, some))
@@ -100,6 +102,7 @@ def explain(
 
     file_name(output, PAGE, *SHOWN_IMAGES)
     texts, source = text_list([text], image), image_source(image)
+    refuse_replacing((numbered(output, number, len(texts)) for number in range(len(texts))), [image])
     pipeline = ExplainPipeline(model)
     with answering() as answered:
         rows = answered.each(texts, lambda some: [pipeline(source, each, method=method) for each in some])

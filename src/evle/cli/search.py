@@ -1,6 +1,7 @@
 """The verbs that make an image index and search it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from evle.cli.shared import (
     print_next,
     print_opening,
     refuse_images,
+    refuse_replacing,
     text_list,
 )
 from evle.errors import ConfigError
@@ -23,6 +25,7 @@ from evle.terminal import one_line
 if TYPE_CHECKING:
     from evle.search import Filter, Hit, ImageIndex
 
+PAGES = (".html", ".htm")
 Root = Annotated[
     Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
 ]
@@ -183,9 +186,8 @@ def search(
         raise ConfigError("nothing to look for; give a text, or an image with --image")
     texts = [] if text is None else text_list([text], image)
     refuse_images(texts, "--image")
+    _check_page(html, [index, image], texts)
     source = None if image is None else image_source(image)
-    if html is not None and len(texts) > 1:
-        raise ConfigError("--html shows the results of one query; give one text")
 
     def found(some: list[Any]) -> list[list["Hit"]]:
         if source is None:
@@ -211,6 +213,17 @@ def search(
             if not as_json:
                 print(f"page: {page}")
             print_opening(page)
+
+
+def _check_page(page: Path | None, inputs: Sequence[Path | None], texts: Sequence[str]) -> None:
+    """Raise ConfigError for a page that is not named as one, or that is or is in one of `inputs`; or several texts."""
+    if page is None:
+        return
+    if len(texts) > 1:
+        raise ConfigError("--html shows the results of one query; give one text")
+    if page.suffix.lower() not in PAGES:
+        raise ConfigError(f"--html {page}: not the name of a page to write; end it in .html")
+    refuse_replacing([page], filter(None, inputs), "--html")
 
 
 def _report_none(opened: "ImageIndex", where: "Filter") -> None:

@@ -95,9 +95,12 @@ def export(
     from evle.exported.folder import ExportedModel
     from evle.report.markdown import markdown_table
     from evle.run.exported import change_of_scores
+    from evle.storage import fetch
 
     if not int8 and (data is not None or split is not None):
         raise ConfigError("--data and --split are for --int8, whose scores they measure")
+    if data is not None and not fetch(data).exists():
+        raise ConfigError(f"--data {data}: no such folder; name the data to measure the change of scores on")
     table = write_graphs(model, output, form, opset=opset, int8=int8)  # type: ignore[arg-type]
     print(markdown_table(table))
     print(f"{output}: {table.note}")

@@ -220,6 +220,28 @@ def file_name(path: Path | None, *endings: str) -> Path | None:
     return path
 
 
+def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[object], option: str = "--output") -> None:
+    """Raise ConfigError for an output that is one of the files or folders that a command reads, or is in such a folder.
+
+    An input that is no path of this machine, such as "-", is passed over.
+    """
+    outputs = list(outputs)
+    for given in (Path(str(given)) for given in inputs):
+        for output in outputs:
+            if _is_same(output, given) or (given.is_dir() and output.resolve().is_relative_to(given.resolve())):
+                raise ConfigError(
+                    f"{option} {output}: would change {given}, which this command reads; give another name"
+                )
+
+
+def _is_same(output: Path, given: Path) -> bool:
+    """Whether two paths are of one file, also by links."""
+    try:
+        return os.path.samefile(output, given)
+    except (OSError, ValueError):
+        return False  # one of them does not exist
+
+
 def print_error(message: str) -> None:
     """One line on stderr, as errors of the command line are printed."""
     from evle.terminal import printable

@@ -136,8 +136,18 @@ def evaluate(
     config = scoring.read_to_score(run, overrides or [], recipe=by, model=model)
     name = "evaluation" if by is None else f"evaluation-{Path(by).stem}"
     folder = output or Path("runs" if on_hub else "") / config.output / name
+    _refuse_run(output, run, config.output, *([] if model is None else [model]))
     show_report(evaluation.evaluate(config, model=model, output=folder), folder)
     show_page(folder / "report.html")
+
+
+def _refuse_run(output: Path | None, *runs: str | Path) -> None:
+    """Raise ConfigError where the report of a run's training would be replaced."""
+    for run in map(Path, runs):
+        if output is not None and (run / "config.yaml").is_file() and output.resolve() == run.resolve():
+            raise ConfigError(
+                f"--output {output}: would replace the report of this run's training; give another folder"
+            )
 
 
 def vcr(
@@ -160,6 +170,7 @@ def vcr(
     from evle.run.vcr import judge_vcr
 
     folder = output or Path(qa2r) / "joint"
+    _refuse_run(output, q2a, qa2r)
     show_report(judge_vcr(q2a, qa2r, overrides or [], output=folder), folder)
     show_page(folder / "report.html")
 
@@ -184,6 +195,8 @@ def report(
     from evle.engine.run_folder import make_output
     from evle.run.side_by_side import compare_runs
 
+    for run in runs:
+        _refuse_run(output, run)
     compared = compare_runs(runs, output)
     make_output(output)
     page = compared.write(output)

@@ -131,6 +131,26 @@ class VCRSample:
     answer_label: int | None = None
     rationale_label: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises SampleError for a text that is no sequence of words and tags: a str would be read letter by letter."""
+        texts = [("question", self.question)]
+        for name, choices in (
+            ("answer_choices", self.answer_choices),
+            ("rationale_choices", self.rationale_choices),
+        ):
+            texts += [(name, choices)] if isinstance(choices, str) else [(name, choice) for choice in choices]
+        for name, text in texts:
+            if isinstance(text, str):
+                raise SampleError(
+                    f"{self.key}: {name} has the text {text[:40]!r} in place of its words; write ('why', (0,), '?'), "
+                    "or let evle.pipelines.typed.typed_sample split texts"
+                )
+            for word in text:
+                if not isinstance(word, str | tuple | list):
+                    raise SampleError(
+                        f"{self.key}: {name} has {word!r}, which is neither a word nor a tuple of indices such as (0,)"
+                    )
+
 
 Sample = CaptionSample | VQASample | NLVR2Sample | VCRSample
 

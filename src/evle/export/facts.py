@@ -16,6 +16,7 @@ from evle.models.loading import ALL_PROCESSORS
 from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.classifying import ClassifyPipeline
 from evle.pipelines.embedding import fingerprint
+from evle.pipelines.explaining import ExplainPipeline
 from evle.pipelines.localising import LocalisePipeline
 from evle.pipelines.matching import ComparePipeline, MatchPipeline
 from evle.pipelines.pipeline import Pipeline
@@ -90,7 +91,7 @@ def _pipeline(folder: Path, graphs: Sequence[Graph], heads: Sequence[str]) -> Pi
         return kind(folder, device="cpu")
     # Masked words have no pipeline: they are read as a retrieval model reads texts.
     processor = from_folder(ALL_PROCESSORS[first.config.model_type], folder)
-    return MatchPipeline(model=first.model, processor=processor, text=text_options(folder))
+    return ExplainPipeline(model=first.model, processor=processor, text=text_options(folder))
 
 
 def check_texts(folder: Path, facts: Mapping[str, Any], pipeline: Pipeline) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +16,41 @@ FACTS = "export.json"
 """In an exported folder: `format`, `runs` (graph by function), `heads`, the fields `image`, `text` and `scores`, and
 `checksums`."""
 TOKENIZER = "tokenizer.json"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_colours(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (1, 3) and all(map(_is_number, value))
+
+
+FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "runs": lambda value: isinstance(value, dict),
+    "heads": lambda value: isinstance(value, list),
+    "image.side": _is_count,
+    "image.framing": lambda value: isinstance(value, str),
+    "image.mean": _are_colours,
+    "image.std": _are_colours,
+    "text.max_length": _is_count,
+    "text.clean": lambda value: isinstance(value, bool),
+    "text.max_words": lambda value: value is None or _is_count(value),
+    "text.pad": _is_count,
+    "text.slot": lambda value: value is None or _is_count(value),
+    "text.truncation_side": lambda value: value in ("left", "right"),
+    "text.padded_to": lambda value: value is None or _is_count(value),
+}
+"""The fields of export.json that every pipeline reads, and whether a value is one that `evle export` writes."""
+RUN_FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "file": lambda value: isinstance(value, str),
+    "inputs": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "output": lambda value: isinstance(value, str),
+}
 
 
 def is_exported(path: str | Path) -> bool:
@@ -41,12 +76,34 @@ class ExportedModel:
                 "run it here"
             )
         missing = {"runs", "heads", "image", "text"} - self.facts.keys()
-        if missing or not isinstance(self.facts["runs"], dict):
-            raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing)) or 'its graphs'}; export the model again")
+        if missing:
+            raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing))}; export the model again")
+        for field, fits in FORMS.items():
+            self._refuse_odd(field, fits)
+        for function in self.facts["runs"]:
+            for field, fits in RUN_FORMS.items():
+                self._refuse_odd(f"runs.{function}.{field}", fits)
         self._refuse_damaged(TOKENIZER)
         self._num_threads = num_threads
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
+
+    def fact(self, field: str, kind: type) -> Any:
+        """A field of export.json that not every model has. Raises CheckpointError where it is missing or odd."""
+        self._refuse_odd(field, lambda value: _is_number(value) if kind is float else isinstance(value, kind))
+        return self.facts[field]
+
+    def _refuse_odd(self, field: str, fits: Callable[[Any], bool]) -> None:
+        """Raise CheckpointError for a field, such as image.mean, that is missing or has another form."""
+        value: Any = self.facts
+        for name in field.split("."):
+            if not isinstance(value, dict) or name not in value:
+                raise CheckpointError(f"{self.path / FACTS}: lacks {field}; export the model again")
+            value = value[name]
+        if not fits(value):
+            raise CheckpointError(
+                f"{self.path / FACTS}: {field} is {str(value)[:60]!r}, which no export writes; export the model again"
+            )
 
     def __contains__(self, function: str) -> bool:
         return function in self.facts["runs"]
@@ -63,15 +120,30 @@ class ExportedModel:
         self.require(function)
         graph = self.facts["runs"][function]
         session = self._session(function)
-        given = {name: inputs[name] for name in graph["inputs"]}
-        return np.asarray(session.run([graph["output"]], given)[0])
+        if lacking := [name for name in graph["inputs"] if name not in inputs]:
+            raise CheckpointError(
+                f"{self.path}: the graph {function!r} needs {', '.join(lacking)}, which this pipeline does not give; "
+                "export the model again"
+            )
+        try:
+            return np.asarray(session.run([graph["output"]], {name: inputs[name] for name in graph["inputs"]})[0])
+        except Exception as error:  # onnxruntime raises a class for each kind of failure
+            raise CheckpointError(
+                f"{self.path / graph['file']}: onnxruntime cannot run it ({in_one_line(error)}); export the model again"
+            ) from error
 
     def _session(self, function: str) -> Any:
         with self._opening:
             if function not in self._sessions:
                 name = str(self.facts["runs"][function]["file"])
                 self._refuse_damaged(name)
-                self._sessions[function] = open_graph(self.path / name, self._num_threads)
+                session = open_graph(self.path / name, self._num_threads)
+                inputs, outputs = (
+                    {node.name for node in each} for each in (session.get_inputs(), session.get_outputs())
+                )
+                self._refuse_odd(f"runs.{function}.inputs", lambda names: set(names) == inputs)
+                self._refuse_odd(f"runs.{function}.output", lambda name: name in outputs)
+                self._sessions[function] = session
             return self._sessions[function]
 
     def _refuse_damaged(self, name: str) -> None:

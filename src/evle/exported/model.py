@@ -43,7 +43,7 @@ class GraphModel:
         head_for(self.graphs.path, {family: each.__name__ for family, each in models.items()}, self.graphs.facts)
         model_class: Any = models[self.graphs.facts["family"]]
         self.config: Any = from_folder(model_class.config_class, path)
-        self.fingerprint = str(self.graphs.facts["fingerprint"])
+        self.fingerprint = str(self.graphs.fact("fingerprint", str))
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         return self._run("image", pixel_values=pixel_values)
@@ -76,7 +76,7 @@ class GraphModel:
 
     def similarity_scale(self) -> float:
         """What cosines are multiplied by before a softmax."""
-        return float(self.graphs.facts["scale"])
+        return float(self.graphs.fact("scale", float))
 
     def _run(self, function: str, **inputs: Tensor | None) -> Tensor:
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}

@@ -18,8 +18,6 @@ from evle.data.requests import (
     Images,
     ReadBatch,
     Texts,
-    as_images,
-    as_texts,
     batches_by_length,
     pair_batches,
     pairs,
@@ -28,7 +26,8 @@ from evle.data.requests import (
     triples,
 )
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError, SampleError
+from evle.errors import CheckpointError, ConfigError, SampleError
+from evle.exported.asked import images_of, label_texts, texts_of
 from evle.exported.folder import ExportedModel, labels_of
 from evle.exported.reading import Arrays, ImageReader, TextReader
 from evle.transforms.heatmap import paint
@@ -115,7 +114,7 @@ class EmbedPipeline(ExportedPipeline):
 
     def texts(self, texts: Texts) -> np.ndarray:
         """Embeddings (N, D) float32."""
-        token_lists = [self.text_reader.read(text) for text in as_texts(texts)]
+        token_lists = [self.text_reader.read(text) for text in texts_of(texts)]
         if not token_lists:
             return np.empty((0, self.dimension), np.float32)
         rows: list[np.ndarray] = [np.empty(0)] * len(token_lists)
@@ -128,7 +127,7 @@ class EmbedPipeline(ExportedPipeline):
     def images(self, images: Images) -> np.ndarray:
         """Embeddings (N, D) float32. Raises SampleError at the first image that cannot be read."""
         parts = []
-        for batch in self.image_batches(as_images(images)):
+        for batch in self.image_batches(images_of(images)):
             for error in batch.failures.values():
                 raise error
             parts.append(batch.features)
@@ -147,7 +146,7 @@ class EmbedPipeline(ExportedPipeline):
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the model that was exported: an index of the one can be searched with the other."""
-        return str(self.graphs.facts["fingerprint"])
+        return str(self.graphs.fact("fingerprint", str))
 
     def _embed(self, pixels: list[np.ndarray]) -> np.ndarray:
         if not pixels:
@@ -161,17 +160,11 @@ class ClassifyPipeline(EmbedPipeline):
     def __call__(self, images: Images, labels: Texts, *, template: str = TEMPLATE) -> list[list[dict[str, Any]]]:
         """For each image the labels as {"label", "score"}, best first; the scores of an image sum to 1.
 
-        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}.
+        `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}, and
+        for two labels that the model reads as one.
         """
-        names = as_texts(labels)
-        if not names:
-            raise ConfigError("there is no label; give at least one")
-        if "{}" not in template:
-            raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"the labels {names} hold one twice; leave it out")
-        texts = self.texts([template.replace("{}", name) for name in names])
-        shares = softmax(self.images(images) @ texts.T * np.float32(self.graphs.facts["scale"]))
+        names, texts = label_texts(labels, template, self.text_reader.read)
+        shares = softmax(self.images(images) @ self.texts(texts).T * np.float32(self.graphs.fact("scale", float)))
         order = np.argsort(-shares, axis=1, kind="stable")
         return [
             [{"label": names[index], "score": float(row[index])} for index in indices]
@@ -189,16 +182,16 @@ class MatchPipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        margins, failures = self.margins(images, texts)
+        sources, listed = pairs(images_of(images), texts_of(texts))
+        margins, failures = self.margins(sources, listed)
         for error in failures.values():
             raise error
-        _, listed = pairs(images, texts)
         return [{"text": text, "score": score} for text, score in zip(listed, sigmoid(margins).tolist(), strict=True)]
 
     def margins(self, images: Images, texts: Texts) -> tuple[np.ndarray, dict[int, SampleError]]:
         """log(p / (1 - p)) of the match probability p, (N,) float32; nan for an image that cannot be read, whose error
         is in the second result under its index."""
-        sources, listed = pairs(images, texts)
+        sources, listed = pairs(images_of(images), texts_of(texts))
         margins = np.full(len(listed), np.nan, np.float32)
         failures: dict[int, SampleError] = {}
         for batch, logits in self.run_pairs("match", sources, listed):
@@ -220,9 +213,14 @@ class VQAPipeline(ExportedPipeline):
         """
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
-        sources, listed = pairs(images, questions)
+        sources, listed = pairs(images_of(images), texts_of(questions))
         shares = sigmoid(self.run_all_pairs("answer", sources, listed))
         names, result = labels_of(self.graphs.path), []
+        if listed and shares.shape[1] != len(names):
+            raise CheckpointError(
+                f"{self.graphs.path}: config.json names {len(names)} answers, but the graph has {shares.shape[1]}; "
+                "export the model again"
+            )
         for question, row in zip(listed, shares, strict=True):
             best = np.argsort(-row, kind="stable")[:top_k]
             answers = [{"answer": names[index], "score": float(row[index])} for index in best]
@@ -240,7 +238,7 @@ class ComparePipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = triples(left, right, texts)
+        lefts, rights, listed = triples(images_of(left), images_of(right), texts_of(texts))
         read = [[readable(image) for image in self.read_ahead(side)] for side in (lefts, rights)]
         result = []
         for start in range(0, len(listed), self.batch_size):
@@ -272,7 +270,9 @@ class LocalisePipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images, texts)
+        sources, listed = pairs(images_of(images), texts_of(texts))
+        if not listed:
+            return []
         shares = softmax(self.run_all_pairs("locate", sources, listed))[..., 1]  # (N, P)
         side = round(shares.shape[1] ** 0.5)
         result = []

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, SampleError, in_one_line
+from evle.exported.asked import as_bytes
 from evle.exported.folder import TOKENIZER
 from evle.transforms.framing import seen_region, test_geometry
 from evle.transforms.words import clean_caption, kept_tokens
@@ -45,11 +46,17 @@ class ImageReader:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def read_or_error(self, source: ImageSource | np.ndarray) -> np.ndarray | SampleError:
-        """As `read`, with the error as the result; an array is what an earlier call returned."""
+        """As `read`, with the error as the result; an array is what an earlier call returned, any other is refused."""
         if isinstance(source, np.ndarray):
-            return source
+            form = (3, self.side, self.side)
+            if source.dtype == np.uint8 and source.shape == form:
+                return source
+            return SampleError(
+                f"an array of {source.dtype} with the shape {source.shape} is no image that was read here, of uint8 "
+                f"with the shape {form}; give a PIL image, a path or encoded bytes"
+            )
         try:
-            return self.read(source)
+            return self.read(as_bytes(source))
         except SampleError as error:
             return error
 

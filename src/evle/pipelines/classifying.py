@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from evle.data.requests import Images, Texts, as_texts
-from evle.errors import ConfigError
+from evle.data.requests import Images, Texts
+from evle.exported.asked import label_texts
 from evle.pipelines.embedding import EmbedPipeline
 
 TEMPLATE = "a photo of a {}."
@@ -24,21 +24,8 @@ class ClassifyPipeline(EmbedPipeline):
         `template` is the text of a label, with {} where the label goes. Raises ConfigError without a label or {}, and
         for two labels that the model reads as one.
         """
-        names = as_texts(labels)
-        if not names:
-            raise ConfigError("there is no label; give at least one")
-        if "{}" not in template:
-            raise ConfigError(f"template {template!r} has no {{}}, where the label goes")
-        read: dict[tuple[int, ...], str] = {}
-        for name in names:
-            tokens = tuple(self.task.read_text(name))
-            if tokens in read:
-                raise ConfigError(
-                    f"the labels {read[tokens]!r} and {name!r} are read as one text; leave one of them out"
-                )
-            read[tokens] = name
-        texts = self.texts([template.replace("{}", name) for name in names])
-        logits = self.images(images) @ texts.T * float(self.scale())
+        names, texts = label_texts(labels, template, self.task.read_text)
+        logits = self.images(images) @ self.texts(texts).T * float(self.scale())
         results = []
         for row in logits.softmax(dim=1).tolist():
             order = sorted(range(len(names)), key=lambda index: -row[index])

@@ -20,10 +20,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, SampleError, nearest
+from evle.exported.asked import as_bytes, texts_of
 from evle.files import write_whole
 from evle.models.eve import EVEForRetrieval, EVEForVQA, EVEModel
+from evle.models.eve.modeling import EVEPreTrainedModel
 from evle.models.loading import load_model
 from evle.models.vle import VLEForITM, VLEForVQA, VLEModel
+from evle.models.vle.modeling import VLEPreTrainedModel
 from evle.pipelines.attention_maps import eve_maps, vle_maps
 from evle.pipelines.heads import abilities_of
 from evle.pipelines.localising import LocalisePipeline
@@ -162,6 +165,11 @@ class ExplainPipeline(Pipeline):
         self._localise = localise
         self.family = "vle" if isinstance(self.model.base_model, VLEModel) else "eve"
 
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        """Objects may have any head, or none."""
+        return EVEPreTrainedModel, VLEPreTrainedModel
+
     @property
     def methods(self) -> tuple[str, ...]:
         """The measures that this model has, the default first."""
@@ -187,6 +195,7 @@ class ExplainPipeline(Pipeline):
         method or one that this model lacks.
         """
         self._check(method)
+        (text,) = texts_of([text])
         slot = has_slot(self.model.config)
         longest = self.task.options.text.max_length - slot
         token_ids, starts = encode_words(self.processor.tokenizer, self.task.clean(text), longest)
@@ -197,7 +206,7 @@ class ExplainPipeline(Pipeline):
         if slot:  # before [SEP], as the task puts it
             read = len(token_ids) - 1
             token_ids.insert(read, int(self.processor.tokenizer.mask_token_id))
-        opened = open_image(image)
+        opened = open_image(as_bytes(image))
         pixel_values = self.pixel_values([self.task.read_image(opened, UNUSED, False, "")])
         input_ids = torch.tensor([token_ids], device=self.model.device)
         answer, score = self._answer(pixel_values, input_ids)

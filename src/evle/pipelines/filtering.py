@@ -88,8 +88,9 @@ def score_pairs(
     if not pairs.is_file() or pairs.suffix.lower() not in TABLE_SUFFIXES:
         what = "not a table of pairs" if pairs.exists() else "no such file"
         raise DataError(f"{pairs}: {what}; give a file that ends in {', '.join(TABLE_SUFFIXES)}")
-    if output.resolve() == pairs.resolve():
-        raise ConfigError(f"{output}: the output would replace the input; give another file")
+    written = [output] if keep is None and top is None else [output, _kept_file(output)]
+    if pairs.resolve() in [file.resolve() for file in written]:
+        raise ConfigError(f"{output}: the output would replace the input {pairs}; give another file")
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; give the name of a file to write")
     num_rows = sum(1 for _ in read_rows(pairs, lambda name: False))
@@ -101,6 +102,10 @@ def score_pairs(
         result = _finish(part, pairs, output, threshold, line, has_rule=keep is not None or top is not None)
     part.unlink()
     return result
+
+
+def _kept_file(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.kept.jsonl")
 
 
 def _score(match: MatchPipeline, pairs: Path, output: Path, num_rows: int, progress: bool) -> Path:
@@ -211,7 +216,7 @@ def _threshold(part: Path, keep: float | None, top: float | None) -> float:
 
 def _finish(part: Path, pairs: Path, output: Path, threshold: float, line: ProgressLine, *, has_rule: bool) -> Scored:
     """Write the output, the kept rows and the report from the scored rows, which are read one by one."""
-    kept_file = output.with_name(f"{output.stem}.kept.jsonl") if has_rule else None
+    kept_file = _kept_file(output) if has_rule else None
     counts, num_failed, num_kept = [0] * BINS, 0, 0
     examples: list[Example] = []
     reasons: list[list[Any]] = []

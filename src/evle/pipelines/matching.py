@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evle.data.requests import Images, Texts, pair_batches, pairs, triples
 from evle.errors import ConfigError, SampleError
+from evle.exported.asked import images_of, texts_of
 from evle.models.soundness import finite
 from evle.models.vle import VLEForITM
 from evle.pipelines.pipeline import Pipeline, readable
@@ -27,15 +28,20 @@ class MatchPipeline(Pipeline):
     models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {**RetrievalTask.models, "vle": VLEForITM}
     task_type = RetrievalTask
 
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        """Objects may also have more than the matching head."""
+        return *super().classes(), *RetrievalTask.models.values()
+
     def __call__(self, images: Images, texts: Texts) -> list[dict[str, Any]]:
         """One {"text", "score"} per pair: the same number of images and texts, or one of either for all of the other.
 
         Raises SampleError for an image that cannot be read.
         """
-        margins, failures = self.margins(images, texts)
+        sources, listed = pairs(images_of(images), texts_of(texts))
+        margins, failures = self.margins(sources, listed)
         for error in failures.values():
             raise error
-        _, listed = pairs(images, texts)
         scores = torch.sigmoid(margins).tolist()  # the softmax of two logits is the sigmoid of their difference
         return [{"text": text, "score": score} for text, score in zip(listed, scores, strict=True)]
 
@@ -50,7 +56,7 @@ class MatchPipeline(Pipeline):
                 f"{self.source or 'this model'} was trained by contrast alone (objective_weights.itm=0) and cannot "
                 "match; compare embeddings, or search without re-ranking"
             )
-        sources, listed = pairs(images, texts)
+        sources, listed = pairs(images_of(images), texts_of(texts))
         read_tokens = {text: self.task.read_text(text) for text in dict.fromkeys(listed)}
         token_lists = [read_tokens[text] for text in listed]
         margins = torch.full((len(listed),), torch.nan)
@@ -94,7 +100,7 @@ class ComparePipeline(Pipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = triples(left, right, texts)
+        lefts, rights, listed = triples(images_of(left), images_of(right), texts_of(texts))
         result = []
         # Rows of two images, one after the other.
         images = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)

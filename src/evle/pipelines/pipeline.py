@@ -6,12 +6,14 @@ Legend: B rows of a batch, T text tokens, S side of the model's images, N rows i
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -19,7 +21,9 @@ from evle.data.images import open_image
 from evle.data.requests import read_ahead
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, SampleError
+from evle.exported.asked import as_bytes
 from evle.exported.model import open_model
+from evle.pipelines.objects import check_device, check_objects
 from evle.tasks.task import Task, TextConfig
 from evle.tasks.trained import family_text_options, run_settings, text_options
 
@@ -54,17 +58,21 @@ class Pipeline:
     ):
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
+        check_device(device)
         self.trained_as: Mapping[str, Any] = {}  # the run's `task`: its name and options
         if source is not None and model is None and processor is None:
             model, processor = open_model(source, self.models, device)
             text = text or text_options(source)
             self.trained_as = run_settings(source).get("task", {})
-            device = device or torch.accelerator.current_accelerator(check_available=True)
+            if device is None or device == "":
+                device = torch.accelerator.current_accelerator(check_available=True)
         elif source is not None or model is None or processor is None:
             raise ConfigError(f"{type(self).__name__} takes a model folder, or model= and processor= together")
+        else:
+            check_objects(type(self).__name__, model, processor, self.classes())
         # Any: a family's own methods (get_image_features, itm_logits) are promised by `models`, not by PreTrainedModel.
         self.model = cast(Any, model)
-        if device:
+        if device is not None and device != "":
             self.model = self.model.to(device)
         self.processor: Any = processor
         self.source = "" if source is None else str(source)
@@ -72,6 +80,11 @@ class Pipeline:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.task = self.make_task()
+
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        """The classes that `model` may be of."""
+        return tuple(cls.models.values())
 
     def default_text(self) -> TextConfig:
         """How texts are read where neither a run nor the caller decides."""
@@ -82,7 +95,9 @@ class Pipeline:
         longest = min(self.text.max_length, int(self.model.config.max_position_embeddings))
         kept = {name: self.trained_as[name] for name in self.kept_options if name in self.trained_as}
         text = self.text.model_copy(update={"max_length": longest})
-        return self.task_type(self.task_type.config_type(**{"text": text, **kept, **options}), self.processor)
+        where = f"{self.source}: task of its run (config.yaml or run.json)" if kept else type(self).__name__
+        read = self.task_type.config_type.build({"text": text, **kept, **options}, where)
+        return self.task_type(read, self.processor)
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (B, T) on the model's device; texts that are too long are cut."""
@@ -95,16 +110,28 @@ class Pipeline:
     def read(self, source: ImageSource | Tensor) -> Tensor | SampleError:
         """The pixels (3, S, S) uint8 of one image as the task reads them, or the reason why there are none.
 
-        A tensor is what an earlier call returned, and is returned as it is.
+        A tensor is what an earlier call returned, and is returned as it is; any other is refused.
         """
         if isinstance(source, Tensor):
-            return source
+            form = self._form
+            if (source.dtype, source.shape) == form:
+                return source
+            return SampleError(
+                f"a tensor of {source.dtype} with the shape {tuple(source.shape)} is no image that was read here, of "
+                f"{form[0]} with the shape {tuple(form[1])}; give a PIL image, a path or encoded bytes"
+            )
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
-            image = open_image(source, size_hint=2 * self.task.image_size)
+            image = open_image(as_bytes(source), size_hint=2 * self.task.image_size)
             return self.task.read_image(image, UNUSED, False, "")
         except SampleError as error:
             return error
+
+    @cached_property
+    def _form(self) -> tuple[torch.dtype, torch.Size]:
+        """The type and the shape of what `read` returns."""
+        blank = self.task.read_image(Image.new("RGB", (self.task.image_size,) * 2), UNUSED, False, "")
+        return blank.dtype, blank.shape
 
     def pixel_values(self, pixels: list[Tensor]) -> Tensor:
         """Images as `read` gives them, as the model's input (B, 3, S, S) on its device."""

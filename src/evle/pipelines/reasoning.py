@@ -1,17 +1,22 @@
 """Which answer to a question about an image's objects is right, and for which reason? (VCR)"""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evle.data.images import open_image
 from evle.data.samples import VCRSample
-from evle.errors import DataError
+from evle.errors import ConfigError, DataError, SampleError
+from evle.exported.asked import as_bytes
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import UNUSED, Pipeline
+from evle.pipelines.typed import check_inside, check_names
 from evle.tasks.task import TextConfig
 from evle.tasks.vcr import VCRQ2ATask, VCRQA2RTask, VCRTask
 
@@ -55,14 +60,17 @@ class ChoosePipeline(Pipeline):
         self.task = self.make_task(**({} if released_boxes is None else {"released_boxes": released_boxes}))
         self.task.bind(self.model.config)
 
-    def choose(self, samples: Sequence[VCRSample], batch_size: int | None = None) -> list[Choice]:
+    def choose(self, samples: Iterable[VCRSample], batch_size: int | None = None) -> list[Choice]:
         """One choice per sample, in order, `batch_size` (None: the pipeline's) at once.
 
-        Raises SampleError for a sample that cannot be used.
+        Raises SampleError for a sample that cannot be used, such as one with a box outside of its image.
         """
-        rows, result = batch_size or self.batch_size, []
-        for start in range(0, len(samples), rows):
-            asked = samples[start : start + rows]
+        rows = self.batch_size if batch_size is None else batch_size
+        if rows < 1:
+            raise ConfigError(f"batch_size is {rows}; at least 1 is needed")
+        listed, result = list(samples), []
+        for start in range(0, len(listed), rows):
+            asked = [self._checked(sample) for sample in listed[start : start + rows]]
             batch = self.task.collate([self.task.features(sample, UNUSED, train=False) for sample in asked])
             batch.pop("labels", None)
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
@@ -72,6 +80,20 @@ class ChoosePipeline(Pipeline):
             for sample, row in zip(asked, logits, strict=True):
                 result.append(Choice(sample.key, int(row.argmax()), row.softmax(dim=-1).tolist(), row.tolist()))
         return result
+
+    def _checked(self, sample: VCRSample) -> VCRSample:
+        """The sample with its image decoded. Raises SampleError where its objects or candidates cannot be used."""
+        assert isinstance(self.task, VCRTask)
+        parts = self.task.parts(sample)
+        if not parts:
+            raise SampleError(f"{sample.key}: there are no candidates to choose from; give at least 2")
+        image = open_image(as_bytes(sample.image))
+        try:
+            check_inside(sample.objects, image, first=0)
+            check_names(sample, chain.from_iterable(parts))
+        except SampleError as error:
+            raise SampleError(f"{sample.key}: {error}") from None
+        return replace(sample, image=image)
 
 
 class AnswerChoicePipeline(ChoosePipeline):
@@ -84,7 +106,7 @@ class AnswerChoicePipeline(ChoosePipeline):
     task_type = VCRQ2ATask
     models = VCRQ2ATask.models
 
-    def __call__(self, samples: VCRSample | Sequence[VCRSample]) -> list[Choice]:
+    def __call__(self, samples: VCRSample | Iterable[VCRSample]) -> list[Choice]:
         """One choice per sample, for one sample or many; their labels are not needed and not read."""
         return self.choose([samples] if isinstance(samples, VCRSample) else samples)
 
@@ -99,7 +121,7 @@ class ReasonChoicePipeline(ChoosePipeline):
     task_type = VCRQA2RTask
     models = VCRQA2RTask.models
 
-    def __call__(self, samples: VCRSample | Sequence[VCRSample], answers: Sequence[int] | None = None) -> list[Choice]:
+    def __call__(self, samples: VCRSample | Iterable[VCRSample], answers: Iterable[int] | None = None) -> list[Choice]:
         """One choice per sample, for one sample or many.
 
         `answers` are the indices of the answers to find reasons for, such as those that an `AnswerChoicePipeline`
@@ -108,11 +130,15 @@ class ReasonChoicePipeline(ChoosePipeline):
         listed = [samples] if isinstance(samples, VCRSample) else list(samples)
         if answers is None:
             return self.choose(listed)
-        if len(answers) != len(listed):
-            raise DataError(f"{len(answers)} answers for {len(listed)} samples; give one per sample")
-        for sample, answer in zip(listed, answers):
+        try:
+            chosen = [operator.index(answer) for answer in answers]
+        except TypeError:
+            raise DataError(f"answers is {answers!r}; give a list with the index of an answer per sample") from None
+        if len(chosen) != len(listed):
+            raise DataError(f"{len(chosen)} answers for {len(listed)} samples; give one per sample")
+        for sample, answer in zip(listed, chosen):
             if not 0 <= answer < len(sample.answer_choices):
                 raise DataError(
                     f"{sample.key}: there is no answer {answer} of {len(sample.answer_choices)}; they count from 0"
                 )
-        return self.choose([replace(sample, answer_label=answer) for sample, answer in zip(listed, answers)])
+        return self.choose([replace(sample, answer_label=answer) for sample, answer in zip(listed, chosen)])

@@ -1,7 +1,8 @@
 """Questions about objects as people type them: one object per line, and `[1]` for the first object (VCR)."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from PIL import Image
@@ -38,14 +39,32 @@ def typed_boxes(lines: Sequence[str], most: int = MAX_OBJECTS) -> tuple[Box, ...
     return tuple(boxes)
 
 
-def check_inside(boxes: Sequence[Box], image: Image.Image) -> None:
-    """Raises SampleError for a box that begins outside of the image."""
-    for number, box in enumerate(boxes, 1):
+def check_inside(boxes: Sequence[Box], image: Image.Image, first: int = 1) -> None:
+    """Raises SampleError for a box that has no part in the image; objects count from `first`."""
+    for number, box in enumerate(boxes, first):
+        if not all(map(math.isfinite, (box.x, box.y, box.width, box.height))) or box.width <= 0 or box.height <= 0:
+            raise SampleError(
+                f"object {number} has the corner {box.x:g}, {box.y:g} and the size {box.width:g} x {box.height:g}; "
+                "give finite numbers, and a width and a height above 0"
+            )
         if box.x >= image.width or box.y >= image.height:
             raise SampleError(
                 f"object {number} begins at {box.x:g}, {box.y:g}, outside of the image of {image.width} x "
-                f"{image.height} pixels"
+                f"{image.height} pixels; give its box in pixels of the image"
             )
+        if box.x + box.width <= 0 or box.y + box.height <= 0:
+            raise SampleError(
+                f"object {number} ends at {box.x + box.width:g}, {box.y + box.height:g}, outside of the image; give "
+                "its box in pixels of the image"
+            )
+
+
+def check_names(sample: VCRSample, texts: Iterable[Tagged]) -> None:
+    """Raises SampleError for an object without a label that one of `texts` names; objects count from 0."""
+    named = {index for text in texts for word in text if not isinstance(word, str) for index in word}
+    for number, box in enumerate(sample.objects):
+        if number in named and not box.label.strip():
+            raise SampleError(f"object {number} is named by a text, but its label is blank; give it a label")
 
 
 def written_boxes(boxes: Sequence[Box]) -> str:

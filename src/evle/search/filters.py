@@ -18,12 +18,15 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
     ">=": operator.ge,
     "<=": operator.le,
+    "==": operator.eq,
     "=": operator.eq,
     ">": operator.gt,
     "<": operator.lt,
     "~": lambda value, part: str(part).lower() in str(value).lower(),
 }
-CONDITION = re.compile(r"\s*([^!<>=~]+?)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*")
+SIGNS = tuple("=<>!~")
+"""What operators are made of; no value begins with one."""
+CONDITION = re.compile(r"\s*([^!<>=~]+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ def _parse(condition: str) -> tuple[str, str, str]:
     match = CONDITION.fullmatch(condition)
     if match is None:
         raise ConfigError(f"where={condition!r} is not a condition; write COLUMN=VALUE, with {' '.join(OPERATORS)}")
+    if match.group(3)[:1] in SIGNS:
+        raise ConfigError(
+            f"where={condition!r}: {match.group(2)}{match.group(3)[0]} is no operator; use one of {' '.join(OPERATORS)}"
+        )
     return match.group(1), match.group(2), match.group(3)
 
 
@@ -106,7 +113,7 @@ def _compare(value: Any, symbol: str, wanted: str) -> bool:
     if symbol != "~" and _is_number(wanted):
         if _is_number(value):
             return OPERATORS[symbol](float(value), float(wanted))
-        if symbol not in ("=", "!=") and not text[:1].isdigit():  # "n/a" is no more and no less; a date is
+        if symbol not in ("=", "==", "!=") and not text[:1].isdigit():  # "n/a" is no more and no less; a date is
             return False
     return OPERATORS[symbol](text, wanted)
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from evle.data.requests import as_images, as_texts
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
+from evle.exported.asked import images_of, texts_of
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
-from evle.search.listing import folder_of, hashed, list_entries, path_inside
+from evle.search.listing import OtherTables, folder_of, hashed, list_entries, path_inside
 from evle.search.models import can_match, fingerprint, open_embedder, open_matcher, sharing_matcher
 from evle.search.results import Change, Hit
 from evle.search.store import DTYPES, Entry, Facts, Place, StaleError, Store, locked
@@ -250,16 +250,16 @@ class ImageIndex:
             raise ConfigError(f"k is {k} and rerank {rerank}; at least 1 and 0 are needed")
         if rerank and texts is None:
             raise ConfigError("re-ranking reads a text with each image, and an image as query has none: use rerank=0")
+        texts, images = None if texts is None else texts_of(texts), None if images is None else images_of(images)
+        if not (texts or images):
+            return []
         if texts is not None and any(not text.strip() for text in texts):
             raise ConfigError("the query is empty; give a text to look for")
         if not len(self._latest()):
             raise DataError(f"{self.path}: the index is empty; add images to it with `evle index`")
         if rerank:
             _ = self.match  # an error of the matching model comes before the work
-        if texts is not None:
-            queries = np.asarray(self.embed.texts(as_texts(texts)))
-        else:
-            queries = np.asarray(self.embed.images(as_images(images or [])))
+        queries = np.asarray(self.embed.images(images or []) if texts is None else self.embed.texts(texts))
         results = self._search(queries, max(k, rerank), where, exact)
         if rerank and texts is not None:
             results = [self._reranked(text, hits, rerank) for text, hits in zip(texts, results, strict=True)]
@@ -331,8 +331,8 @@ class ImageIndex:
 
         New and changed images are embedded, those that vanished from there leave the index, the rest is kept. A file
         whose contents are known already keeps its vector, whatever its name and time. The columns of the table, also
-        of one in the folder, are kept for filters and pages of results. What is done is saved every FLUSH_ROWS images
-        or FLUSH_SECONDS, and when the work is interrupted.
+        of one in the folder, are kept for filters and pages of results, as long as a table has them. What is done is
+        saved every FLUSH_ROWS images or FLUSH_SECONDS, and when the work is interrupted.
         """
         return self._add(fetch(images), None, progress=progress)
 
@@ -381,9 +381,11 @@ class ImageIndex:
         # A table may name only some of a folder's images: what it leaves out has not vanished.
         change.vanished = [path for path in old if path not in present and not (self.root / path).exists()]
         new = []
+        others = OtherTables(images, self.root)
         for path, entry in present.items():
             before = known[path][1] if path in known else None
-            entry = replace(entry, fields=entry.fields or (before.fields if before else ""))
+            if before is not None and before.fields and not entry.fields and others.name(path):
+                entry = replace(entry, fields=before.fields)  # of a table that this call does not read
             if before is None or replace(before, digest="") != entry:
                 new.append(entry)
                 if before is not None:

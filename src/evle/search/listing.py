@@ -73,13 +73,47 @@ def _columns_in(folder: Path, present: set[str]) -> dict[str, str]:
             elif name in present and fields != NO_FIELDS:
                 columns.setdefault(name, fields)
     except DataError as error:
-        logger.warning("no columns are kept: %s", error)
+        logger.warning("no columns are read: %s", error)
         return {}
     if columns:
         logger.info("%s: its columns are kept for %s of %s images", table, f"{len(columns):,}", f"{len(present):,}")
     if broken:
         logger.warning("%s: rows left out: %s; the first: %s", table, f"{len(broken):,}", broken[0])
     return columns
+
+
+class OtherTables:
+    """The tables by which an image may have columns, beside the one in the folder `images` that a call reads.
+
+    They are in the folders from `root` to the image. `evle index` of such a folder has read them before.
+    """
+
+    def __init__(self, images: Path, root: Path):
+        self._root = root
+        self._names: dict[Path, set[str] | None] = {}
+        self._read: Path | None
+        try:
+            self._read = find_table(images).resolve()
+        except DataError:
+            self._read = None
+
+    def name(self, path: str) -> bool:
+        """Whether one of them names the image `path`, relative to the root, or cannot be read."""
+        for folder in PurePosixPath(path).parents:
+            inside = PurePosixPath(path).relative_to(folder).as_posix()
+            for table in tables_in(self._root / folder):
+                names = self._names_in(table)
+                if names is None or (inside in names and table.resolve() != self._read):
+                    return True
+        return False
+
+    def _names_in(self, table: Path) -> set[str] | None:
+        if table not in self._names:
+            try:
+                self._names[table] = {name for name, _ in _rows_of(table)}
+            except DataError:
+                self._names[table] = None
+        return self._names[table]
 
 
 def hashed(entry: Entry, root: Path) -> Entry:

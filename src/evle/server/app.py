@@ -175,17 +175,20 @@ def _add_rerank(app: FastAPI, server: Server) -> None:
             work = await server.read(request, rerank_by_match, pipeline, asked.query, asked.documents)
             (scores,) = await server.run(request, model, [work])
         else:
-            items = [asked.query, *asked.documents]
-            work = await server.read(request, embed, pipeline, items, "documents")
-            vectors = torch.stack([vector for vector, _ in in_order(items, await server.run(request, model, work))])
-            scores = ((1 + vectors[1:] @ vectors[0]) / 2).clamp(0, 1).tolist()
+            sides = (([asked.query], "query", True), (asked.documents, "documents", False))
+            work = [await server.read(request, embed, pipeline, *side) for side in sides]
+            results = await server.run(request, model, [each for side in work for each in side])
+            query, documents = results[: len(work[0])], results[len(work[0]) :]
+            ((vector, _),) = in_order([asked.query], query)
+            vectors = torch.stack([each for each, _ in in_order(asked.documents, documents)])
+            scores = ((1 + vectors @ vector) / 2).clamp(0, 1).tolist()
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
-        results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
+        found: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
         if asked.return_documents:
-            for row in results:
+            for row in found:
                 if (text := asked.documents[row["index"]].text) is not None:
                     row["document"] = {"text": text}
-        return JSONResponse({"id": request.state.request_id, "model": model.name, "results": results})
+        return JSONResponse({"id": request.state.request_id, "model": model.name, "results": found})
 
     examples = {
         "texts": {"query": {"image": schemas.EXAMPLE_IMAGE}, "documents": ["a red wall", "a blue sky"], "top_n": 1},

@@ -141,9 +141,9 @@ class ObjectBox(BaseModel):
 
     x: float = Field(ge=-1e6, le=1e6)
     y: float = Field(ge=-1e6, le=1e6)
-    width: float = Field(ge=0, le=1e6)
-    height: float = Field(ge=0, le=1e6)
-    label: str = Field(min_length=1, max_length=200)
+    width: float = Field(gt=0, le=1e6)
+    height: float = Field(gt=0, le=1e6)
+    label: str = Field(min_length=1, max_length=200, pattern=r"\S")
 
 
 class AnswerRequest(Request):

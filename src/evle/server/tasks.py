@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evle.data.images import open_image
 from evle.data.samples import Box, VCRSample
 from evle.errors import SampleError
+from evle.pipelines.typed import check_inside
 from evle.server import schemas
 from evle.server.batching import Run
 from evle.server.errors import RefusedError
@@ -136,7 +138,7 @@ def explain(pipeline: Any, request: schemas.ExplainRequest) -> Work:
 
 
 def answer(pipeline: Any, request: schemas.AnswerRequest) -> Work:
-    return _choice(pipeline, request, (((0,),) * len(request.answers)), None)
+    return _choice(pipeline, request, (), None)
 
 
 def reason(pipeline: Any, request: schemas.ReasonRequest) -> Work:
@@ -166,6 +168,15 @@ def _choice(pipeline: Any, request: schemas.AnswerRequest, reasons: tuple[Any, .
         answer_label=label,
     )
 
+    try:
+        image = open_image(request.image)
+    except SampleError as error:
+        raise unreadable(error) from None
+    try:
+        check_inside(sample.objects, image, first=0)
+    except SampleError as error:
+        raise RefusedError(422, f"objects: {error}") from None
+
     def run(payloads: Sequence[VCRSample]) -> list[Any]:
         return [[{"choice": each.choice, "scores": each.scores}] for each in pipeline.choose(list(payloads))]
 
@@ -178,8 +189,11 @@ def tagged(words: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(word if isinstance(word, str) else tuple(word) for word in words)
 
 
-def embed(pipeline: Any, items: Sequence[schemas.Item], field: str) -> list[Work]:
-    """Work for the texts and for the images among `items`; each result is (embedding, tokens), in the items' order."""
+def embed(pipeline: Any, items: Sequence[schemas.Item], field: str, alone: bool = False) -> list[Work]:
+    """Work for the texts and for the images among `items`; each result is (embedding, tokens), in the items' order.
+
+    Errors name the item by `field` and its position, or by `field` where it is `alone`.
+    """
 
     def run_texts(payloads: Sequence[list[str]]) -> list[Any]:
         texts = [text for payload in payloads for text in payload]
@@ -192,7 +206,9 @@ def embed(pipeline: Any, items: Sequence[schemas.Item], field: str) -> list[Work
 
     texts = [item.text for item in items if item.text is not None]
     images = [
-        read(pipeline, item.image, f"{field}.{index}") for index, item in enumerate(items) if item.image is not None
+        read(pipeline, item.image, field if alone else f"{field}.{index}")
+        for index, item in enumerate(items)
+        if item.image is not None
     ]
     work = [("embed texts", run_texts, texts), ("embed images", run_images, images)]
     return [Work(key, run, payload, len(payload)) for key, run, payload in work if payload]  # type: ignore[arg-type]
