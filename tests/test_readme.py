@@ -69,7 +69,8 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def write_files(folder: Path, over: dict[str, Any] | None = None) -> None:
-    """The recipes that the pages show, laid over with `over`."""
+    """The recipes that the pages show, laid over with `over`, and the folders that a command looks for at once."""
+    (folder / "photos").mkdir(exist_ok=True)
     for page in PAGES:
         for block in blocks(page):
             if block.mark.startswith("file="):
