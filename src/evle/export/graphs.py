@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 Format = Literal["onnx", "torch"]
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
-OPSETS = range(18, 24)
-"""The versions of ONNX's operators that graphs are written in; torch writes none older."""
+OPSETS = range(18, 23)
+"""The versions of ONNX's operators that graphs are written in; torch writes none older. From 23 on, attention is
+an operator of its own, in which onnxruntime takes no mask that is the same for all rows of a query."""
 OPSET = 20
 TASK_STATE = "task.json"
 """What a task learned beside its weights; evaluation reads it."""
