@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from evle import train
 from evle.data.custom.folder import folder
-from evle.models.vle.processing import colour_statistics
+from evle.models.processing import colour_statistics
 from evle.run.config import read_stages
 from evle.run.splits import read_splits
 from evle.tasks.captions import CaptionConfig, training_text

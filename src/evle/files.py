@@ -1,5 +1,6 @@
 """Whole files: JSON whose every fault is one line, and replacing a file so that a crash leaves the old or the new."""
 
+import hashlib
 import json
 import os
 import re
@@ -89,6 +90,12 @@ def json_line(value: Any) -> str:
 def _text(value: Any) -> str:
     """A path, a date or the like as text; bytes, as of a table in Parquet, as the text that they hold."""
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal digits. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 from commands import call
 from evle.cli.showing import AFTER_TRAINING, exported_use
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
-from evle.exported.folder import ExportedModel, checksum, is_exported
+from evle.exported.folder import ExportedModel, is_exported
 from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
+from evle.files import checksum
 from evle.search import ImageIndex
 from exported_models import COLOURS, save_exported
 

@@ -94,7 +94,7 @@ def open_image(
 
 def describe_source(source: ImageSource) -> str:
     """How an error names a source: its path, or what it is."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"image of {len(source)} bytes"
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"image in memory ({source.mode}, {source.width} x {source.height})"
@@ -141,8 +141,8 @@ def _without_pillows_limit() -> Iterator[None]:
 
 def _content(source: Any) -> bytes:
     """The encoded image. A path must be of an ordinary file: a pipe would be waited for, a device read for ever."""
-    if isinstance(source, bytes):
-        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
     if isinstance(source, Stored):
         return source.read()
     if not isinstance(source, str | os.PathLike):

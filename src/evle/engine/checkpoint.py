@@ -10,7 +10,6 @@ Tensors are stored whole, so a run may resume with another number of processes, 
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from torch.optim import Optimizer
 from evle.distributed import is_main
 from evle.engine.experts import as_part
 from evle.errors import CheckpointError
-from evle.files import parse_json, read_json
+from evle.files import checksum, parse_json, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class Position:
 
 def write_sums(folder: Path) -> None:
     """Write the checksums of the files in `folder`."""
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    lines = [f"{checksum(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -113,13 +112,8 @@ def verify(folder: Path, cure: str) -> None:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing from the checkpoint; {cure}")
-        if _sha256(file) != expected:
+        if checksum(file) != expected:
             raise CheckpointError(f"{file}: damaged (it does not match its checksum in {SUMS}); {cure}")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def model_state(model: nn.Module, scalars: Collection[str] = ()) -> State:

@@ -20,8 +20,8 @@ from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
 from evle.export.facts import check_texts, facts_of
 from evle.export.heads import Graph, Sizes, example, free_axes, may_be_free, read_graphs, sizes_to_check
 from evle.export.int8 import quantise
-from evle.exported.folder import FACTS, TOKENIZER, checksum, open_graph
-from evle.files import write_whole
+from evle.exported.folder import FACTS, TOKENIZER, open_graph
+from evle.files import checksum, write_whole
 from evle.models.exporting import AsModule
 from evle.models.folders import model_folder
 from evle.report import Table

@@ -1,7 +1,6 @@
 """A folder that `evle export` wrote: its graphs, and how images and texts become their inputs (export.json)."""
 
 import json
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
-from evle.files import read_json
+from evle.files import checksum, read_json
 
 FACTS = "export.json"
 """In an exported folder: `format`, `runs` (graph by function), `heads`, the fields `image`, `text` and `scores`, and
@@ -157,15 +156,6 @@ class ExportedModel:
                     f"{file}: damaged, or not of this export (its checksum is {found}, and was {written!r} when "
                     "written); copy the folder again, or export the model again"
                 )
-
-
-def checksum(file: Path) -> str:
-    """The CRC-32 of a file, as eight hexadecimal digits."""
-    found = 0
-    with open(file, "rb", buffering=0) as source:
-        while chunk := source.read(1 << 20):
-            found = zlib.crc32(chunk, found)
-    return f"{found:08x}"
 
 
 def open_graph(file: Path, num_threads: int | None = None) -> Any:

@@ -18,7 +18,10 @@ from evle.data.requests import (
     Images,
     ReadBatch,
     Texts,
+    as_images,
+    as_texts,
     batches_by_length,
+    label_texts,
     pair_batches,
     pairs,
     read_ahead,
@@ -27,7 +30,6 @@ from evle.data.requests import (
 )
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, SampleError
-from evle.exported.asked import images_of, label_texts, texts_of
 from evle.exported.folder import ExportedModel, labels_of
 from evle.exported.reading import Arrays, ImageReader, TextReader
 from evle.transforms.heatmap import paint
@@ -114,7 +116,7 @@ class EmbedPipeline(ExportedPipeline):
 
     def texts(self, texts: Texts) -> np.ndarray:
         """Embeddings (N, D) float32."""
-        token_lists = [self.text_reader.read(text) for text in texts_of(texts)]
+        token_lists = [self.text_reader.read(text) for text in as_texts(texts)]
         if not token_lists:
             return np.empty((0, self.dimension), np.float32)
         rows: list[np.ndarray] = [np.empty(0)] * len(token_lists)
@@ -127,7 +129,7 @@ class EmbedPipeline(ExportedPipeline):
     def images(self, images: Images) -> np.ndarray:
         """Embeddings (N, D) float32. Raises SampleError at the first image that cannot be read."""
         parts = []
-        for batch in self.image_batches(images_of(images)):
+        for batch in self.image_batches(as_images(images)):
             for error in batch.failures.values():
                 raise error
             parts.append(batch.features)
@@ -182,7 +184,7 @@ class MatchPipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         margins, failures = self.margins(sources, listed)
         for error in failures.values():
             raise error
@@ -191,7 +193,7 @@ class MatchPipeline(ExportedPipeline):
     def margins(self, images: Images, texts: Texts) -> tuple[np.ndarray, dict[int, SampleError]]:
         """log(p / (1 - p)) of the match probability p, (N,) float32; nan for an image that cannot be read, whose error
         is in the second result under its index."""
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         margins = np.full(len(listed), np.nan, np.float32)
         failures: dict[int, SampleError] = {}
         for batch, logits in self.run_pairs("match", sources, listed):
@@ -213,7 +215,7 @@ class VQAPipeline(ExportedPipeline):
         """
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
-        sources, listed = pairs(images_of(images), texts_of(questions))
+        sources, listed = pairs(images, questions)
         shares = sigmoid(self.run_all_pairs("answer", sources, listed))
         names, result = labels_of(self.graphs.path), []
         if listed and shares.shape[1] != len(names):
@@ -238,7 +240,7 @@ class ComparePipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = triples(images_of(left), images_of(right), texts_of(texts))
+        lefts, rights, listed = triples(left, right, texts)
         read = [[readable(image) for image in self.read_ahead(side)] for side in (lefts, rights)]
         result = []
         for start in range(0, len(listed), self.batch_size):
@@ -270,7 +272,7 @@ class LocalisePipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         if not listed:
             return []
         shares = softmax(self.run_all_pairs("locate", sources, listed))[..., 1]  # (N, P)

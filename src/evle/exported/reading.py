@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from evle.data.images import open_image
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, SampleError, in_one_line
-from evle.exported.asked import as_bytes
 from evle.exported.folder import TOKENIZER
 from evle.transforms.framing import seen_region, test_geometry
 from evle.transforms.words import clean_caption, kept_tokens
@@ -56,7 +55,7 @@ class ImageReader:
                 f"with the shape {form}; give a PIL image, a path or encoded bytes"
             )
         try:
-            return self.read(as_bytes(source))
+            return self.read(source)
         except SampleError as error:
             return error
 

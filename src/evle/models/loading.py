@@ -77,18 +77,18 @@ def load_model(
 
 def refuse_unfit_processor(model: Any, processor: Any, folder: Path | None = None) -> None:
     """Raise CheckpointError for a processor that does not prepare the images and texts that `model`, of one of our
-    families, was trained on. Models of other families are not looked at.
+    families, was trained on. Of models of other families, only that it has both parts.
 
     `folder` is where both were read; by default they are objects that a caller gives, of which no file tells more.
     """
-    if model.config.model_type not in PROCESSORS:
-        return
     where = str(folder or "the given processor")
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
             raise CheckpointError(
                 f"{where}: a {type(processor).__name__} without {part}; give a processor of the model's family"
             )
+    if model.config.model_type not in PROCESSORS:
+        return
     refuse_odd_images(processor, model.config.image_size, where)
     _refuse_unfit_tokenizer(model, processor.tokenizer, where)
     known = getattr(model.config, "text_config", model.config).vocab_size

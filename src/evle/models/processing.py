@@ -1,15 +1,42 @@
 """The parent of both families' processors: converts images of any kind to RGB, and saves files without the settings of
 the last call."""
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import ImageInput
 
+from evle.models.folders import local_folder
 from evle.proportions import small_enough_to_pad, without_far_ends
+
+logger = logging.getLogger(__name__)
+
+
+def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | None:
+    """The mean and standard deviation of colours, from 0 to 1, with which the image encoder in a folder or on the hub
+    was trained; None, with a warning, if its files do not state them."""
+    folder = local_folder(path)
+    try:
+        fields, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
+    except OSError:
+        fields = {}
+    fields = fields.get("image_processor", fields)  # of a whole processor
+    if "image_mean" not in fields:  # timm has them in its config.json
+        timm_fields = PreTrainedConfig.get_config_dict(folder)[0].get("pretrained_cfg") or {}
+        fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
+    if "image_mean" not in fields or "image_std" not in fields:
+        logger.warning("%s: has no image_mean and image_std; using the usual ones", path)
+        return None
+    if not fields.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    scale = 255.0 * fields.get("rescale_factor", 1 / 255)  # some encoders read values from 0 to 2
+    mean, std = ([value / scale for value in fields[name]] for name in ("image_mean", "image_std"))
+    return mean, std
 
 
 class PairProcessor(ProcessorMixin):

@@ -6,7 +6,6 @@ from typing import Any
 from evle.data.requests import Images, Texts, batches_by_length, pairs
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError
-from evle.exported.asked import images_of, texts_of
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.vqa import VQATask, has_slot
@@ -36,7 +35,7 @@ class VQAPipeline(Pipeline):
         The same number of images and questions, or one of either for all of the other. Each score is the probability
         of that answer by itself (scores do not sum to 1). Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images_of(images), texts_of(questions))
+        sources, listed = pairs(images, questions)
         rows = self.best(sources, listed, top_k)
         return [{"question": question, **row[0], "answers": row} for question, row in zip(listed, rows, strict=True)]
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from evle.data.requests import Images, Texts
-from evle.exported.asked import label_texts
+from evle.data.requests import Images, Texts, label_texts
 from evle.pipelines.embedding import EmbedPipeline
 
 TEMPLATE = "a photo of a {}."

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evle.data.requests import Images, Texts, batches_by_length, readable_batches
+from evle.data.requests import Images, Texts, as_images, as_texts, batches_by_length, readable_batches
 from evle.data.samples import ImageSource
 from evle.errors import SampleError
-from evle.exported.asked import images_of, texts_of
 from evle.models.dual import DUAL_ENCODERS
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import Pipeline
@@ -57,7 +56,7 @@ class EmbedPipeline(Pipeline):
 
     def texts(self, texts: Texts) -> Tensor:
         """Embeddings (N, D) float32 on the CPU."""
-        token_lists = [self.task.read_text(text) for text in texts_of(texts)]
+        token_lists = [self.task.read_text(text) for text in as_texts(texts)]
         if not token_lists:
             return torch.empty(0, self.dimension)
         rows: list[Tensor] = [torch.empty(0)] * len(token_lists)
@@ -71,7 +70,7 @@ class EmbedPipeline(Pipeline):
     def images(self, images: Images) -> Tensor:
         """Embeddings (N, D) float32 on the CPU. Raises SampleError at the first image that cannot be read."""
         parts = []
-        for batch in self.image_batches(images_of(images)):
+        for batch in self.image_batches(as_images(images)):
             for error in batch.failures.values():
                 raise error
             parts.append(batch.features)

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
+from evle.data.requests import as_texts
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, SampleError, nearest
-from evle.exported.asked import as_bytes, texts_of
 from evle.files import write_whole
 from evle.models.eve import EVEForRetrieval, EVEForVQA, EVEModel
 from evle.models.eve.modeling import EVEPreTrainedModel
@@ -195,7 +195,7 @@ class ExplainPipeline(Pipeline):
         method or one that this model lacks.
         """
         self._check(method)
-        (text,) = texts_of([text])
+        (text,) = as_texts([text])
         slot = has_slot(self.model.config)
         longest = self.task.options.text.max_length - slot
         token_ids, starts = encode_words(self.processor.tokenizer, self.task.clean(text), longest)
@@ -206,7 +206,7 @@ class ExplainPipeline(Pipeline):
         if slot:  # before [SEP], as the task puts it
             read = len(token_ids) - 1
             token_ids.insert(read, int(self.processor.tokenizer.mask_token_id))
-        opened = open_image(as_bytes(image))
+        opened = open_image(image)
         pixel_values = self.pixel_values([self.task.read_image(opened, UNUSED, False, "")])
         input_ids = torch.tensor([token_ids], device=self.model.device)
         answer, score = self._answer(pixel_values, input_ids)

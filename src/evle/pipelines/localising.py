@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from evle.data.images import open_image
 from evle.data.requests import Images, Texts, pairs
-from evle.exported.asked import images_of, texts_of
 from evle.models.soundness import finite
 from evle.models.vle import VLEForPBC
 from evle.pipelines.pipeline import UNUSED, Pipeline
@@ -48,7 +47,7 @@ class LocalisePipeline(Pipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         framing = framing_of(self.processor.image_processor)[1]
         result = []
         for start in range(0, len(listed), self.batch_size):

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from evle.data.requests import Images, Texts, pair_batches, pairs, triples
 from evle.errors import ConfigError, SampleError
-from evle.exported.asked import images_of, texts_of
 from evle.models.soundness import finite
 from evle.models.vle import VLEForITM
 from evle.pipelines.pipeline import Pipeline, readable
@@ -38,7 +37,7 @@ class MatchPipeline(Pipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         margins, failures = self.margins(sources, listed)
         for error in failures.values():
             raise error
@@ -56,7 +55,7 @@ class MatchPipeline(Pipeline):
                 f"{self.source or 'this model'} was trained by contrast alone (objective_weights.itm=0) and cannot "
                 "match; compare embeddings, or search without re-ranking"
             )
-        sources, listed = pairs(images_of(images), texts_of(texts))
+        sources, listed = pairs(images, texts)
         read_tokens = {text: self.task.read_text(text) for text in dict.fromkeys(listed)}
         token_lists = [read_tokens[text] for text in listed]
         margins = torch.full((len(listed),), torch.nan)
@@ -100,7 +99,7 @@ class ComparePipeline(Pipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        lefts, rights, listed = triples(images_of(left), images_of(right), texts_of(texts))
+        lefts, rights, listed = triples(left, right, texts)
         result = []
         # Rows of two images, one after the other.
         images = self.read_ahead(source for pair in zip(lefts, rights, strict=True) for source in pair)

@@ -11,11 +11,8 @@ from torch import Tensor
 from evle.errors import CheckpointError, ConfigError, in_one_line
 from evle.exported.model import GraphModel
 from evle.models.checksums import weights_in
-from evle.models.loading import PROCESSORS
-from evle.models.soundness import refuse_odd_images
-from evle.models.vocabulary import refuse_other_tokenizer, report_few_tokens
+from evle.models.loading import refuse_unfit_processor
 
-GIVEN = "the processor"
 COMPARED = 64
 """Word embeddings that are compared with those of a file: the special tokens and bytes, which every training moves."""
 
@@ -31,16 +28,11 @@ def check_objects(pipeline: str, model: Any, processor: Any, classes: Iterable[t
     if not any(isinstance(bare, each) for each in taken):
         names = " or ".join(each.__name__ for each in taken)
         raise ConfigError(f"{pipeline} takes as model= {names}, not {type(bare).__name__}; load it as that class")
-    for part in ("image_processor", "tokenizer"):
-        if getattr(processor, part, None) is None:
-            raise ConfigError(f"processor= is {type(processor).__name__}, without {part}; give the model's processor")
-    if bare.config.model_type not in PROCESSORS:
-        return
+    folder = _folder_of(bare)
     try:
-        refuse_odd_images(processor, bare.config.image_size, Path(GIVEN))
-        _refuse_other_tokenizer(bare, processor.tokenizer)
-    except CheckpointError as error:
-        reason = str(error).removeprefix(f"{GIVEN}: ").rpartition("; ")[0]
+        refuse_unfit_processor(bare, processor, folder)
+    except CheckpointError as error:  # names the folder, and a cure for its files
+        reason = str(error).removeprefix(f"{folder or 'the given processor'}: ").rpartition("; ")[0]
         raise ConfigError(
             f"processor= does not fit the model: {reason}; give the processor that was saved with the model"
         ) from None
@@ -69,27 +61,10 @@ def check_device(device: str | int | torch.device | None) -> None:
         raise ConfigError(f"device {device!r} cannot be used here ({in_one_line(error)}); choose {there}") from None
 
 
-def _refuse_other_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Raise CheckpointError for a tokenizer that cannot pad, has tokens which the model has no embedding of, or is not
-    the one of the training, where the model is as its folder has it. A doubtful one is reported in the log."""
-    where, known = Path(GIVEN), getattr(model.config, "text_config", model.config).vocab_size
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{where}: the tokenizer has no padding token; give another")
-    last = max(tokenizer.get_vocab().values(), default=0)
-    if last >= known:
-        raise CheckpointError(
-            f"{where}: the tokenizer has a token of number {last:,}, and the model knows {known:,} tokens; give another"
-        )
+def _folder_of(model: Any) -> Path | None:
+    """The folder that a model was read from, if it was not trained since: its weights tell their tokenizer."""
     folder = Path(str(model.name_or_path))
-    if str(model.name_or_path) == str(tokenizer.name_or_path):
-        return
-    if folder.is_dir() and _is_as_saved(model, folder):
-        try:
-            refuse_other_tokenizer(folder, tokenizer, known)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).removeprefix(f"{folder}: ")) from None
-    else:
-        report_few_tokens(where, tokenizer, known)
+    return folder if folder.is_dir() and _is_as_saved(model, folder) else None
 
 
 def _is_as_saved(model: Any, folder: Path) -> bool:

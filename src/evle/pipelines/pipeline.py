@@ -21,7 +21,6 @@ from evle.data.images import open_image
 from evle.data.requests import read_ahead
 from evle.data.samples import ImageSource
 from evle.errors import ConfigError, SampleError
-from evle.exported.asked import as_bytes
 from evle.exported.model import open_model
 from evle.pipelines.objects import check_device, check_objects
 from evle.tasks.task import Task, TextConfig
@@ -122,7 +121,7 @@ class Pipeline:
             )
         try:
             # A JPEG may be decoded at half its size or less while that is still twice what the model sees.
-            image = open_image(as_bytes(source), size_hint=2 * self.task.image_size)
+            image = open_image(source, size_hint=2 * self.task.image_size)
             return self.task.read_image(image, UNUSED, False, "")
         except SampleError as error:
             return error

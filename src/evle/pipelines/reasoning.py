@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.images import open_image
 from evle.data.samples import VCRSample
 from evle.errors import ConfigError, DataError, SampleError
-from evle.exported.asked import as_bytes
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.pipelines.typed import check_inside, check_names
@@ -87,7 +86,7 @@ class ChoosePipeline(Pipeline):
         parts = self.task.parts(sample)
         if not parts:
             raise SampleError(f"{sample.key}: there are no candidates to choose from; give at least 2")
-        image = open_image(as_bytes(sample.image))
+        image = open_image(sample.image)
         try:
             check_inside(sample.objects, image, first=0)
             check_names(sample, chain.from_iterable(parts))

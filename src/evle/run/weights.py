@@ -31,9 +31,8 @@ from evle.models.folders import from_folder, model_folder, read_fields, read_ten
 from evle.models.loading import PROCESSORS
 from evle.models.presets import PRESETS
 from evle.models.soundness import refuse_odd_tensors
-from evle.models.vle import VLEConfig, VLEProcessor
+from evle.models.vle import VLEConfig
 from evle.models.vle.modeling import VLEPreTrainedModel, extend_token_types
-from evle.models.vle.processing import colour_statistics
 from evle.models.vle.tower_weights import Kind, read_tower, read_tower_config
 from evle.models.vle.vision import fit_table
 from evle.models.vocabulary import refuse_other_tokenizer
@@ -201,13 +200,12 @@ def build_processor(
 ) -> ProcessorMixin:
     """The processor for images with a side of `image_size` pixels, with the colour statistics of the model, or of a
     VLE's image tower, that training starts from."""
-    start = options.vision if options.init is None else model_folder(options.init)
-    if family == "vle":
-        return VLEProcessor.for_size(image_size, tokenizer, start)
-    processor: Any = PROCESSORS[family].for_size(image_size, tokenizer)
-    if options.init is not None and (statistics := colour_statistics(model_folder(options.init))) is not None:
-        processor.image_processor.image_mean, processor.image_processor.image_std = statistics
-    return cast(ProcessorMixin, processor)
+    start: str | Path | None = None
+    if options.init is not None:
+        start = model_folder(options.init)
+    elif family == "vle":
+        start = options.vision
+    return cast(ProcessorMixin, PROCESSORS[family].for_size(image_size, tokenizer, start))
 
 
 def build_model(

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from evle.data.requests import as_images, as_texts
 from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
-from evle.exported.asked import images_of, texts_of
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
 from evle.search.listing import OtherTables, folder_of, hashed, list_entries, path_inside
@@ -250,7 +250,7 @@ class ImageIndex:
             raise ConfigError(f"k is {k} and rerank {rerank}; at least 1 and 0 are needed")
         if rerank and texts is None:
             raise ConfigError("re-ranking reads a text with each image, and an image as query has none: use rerank=0")
-        texts, images = None if texts is None else texts_of(texts), None if images is None else images_of(images)
+        texts, images = None if texts is None else as_texts(texts), None if images is None else as_images(images)
         if not (texts or images):
             return []
         if texts is not None and any(not text.strip() for text in texts):

@@ -9,7 +9,6 @@ A change writes new shards, then index.json. The shards of the state before it a
 a reader who has just opened index.json finds them.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from evle.errors import DataError
-from evle.files import read_json, write_whole
+from evle.files import checksum, read_json, write_whole
 from evle.storage import is_url, local, url_of
 
 logger = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ class Store:
     def _checked(self, shard: Shard) -> tuple[np.ndarray, pa.Table]:
         vectors, entries = self._files(shard.name)
         for file, expected in ((vectors, shard.vectors), (entries, shard.entries)):
-            if _sha256(file) != expected:
+            if checksum(file) != expected:
                 raise self._damage(file, "its contents do not have the checksum in index.json")
         try:
             array = np.load(vectors, mmap_mode="c", allow_pickle=False)
@@ -297,7 +296,7 @@ class Store:
             with pa.ipc.new_file(file, COLUMNS) as writer:
                 writer.write_table(table)
             _sync(file)
-        return Shard(name, len(entries), _sha256(vectors), _sha256(images))
+        return Shard(name, len(entries), checksum(vectors), checksum(images))
 
     def _commit(self, shards: Sequence[Shard]) -> "Store":
         """Make these shards the index by replacing index.json; delete files that neither state needs."""
@@ -356,8 +355,3 @@ def writing(path: Path) -> Iterator[None]:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from evle.errors import StorageError
-from evle.files import write_whole
+from evle.files import checksum, write_whole
 from evle.storage.remote import Remote, as_json, to_json
 from evle.storage.urls import cache_folder
 
@@ -112,12 +112,6 @@ def signature(file: Path) -> list[int]:
     """Size and time of a local file, which change when it does."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns]
-
-
-def checksum(file: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def in_threads(work: Callable[[str], None], names: list[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evle.errors import ConfigError, StorageError
+from evle.files import checksum
 from evle.storage.copies import (
     MARKER,
     OURS,
@@ -20,7 +21,6 @@ from evle.storage.copies import (
     Marker,
     Record,
     RemoteFile,
-    checksum,
     download_marked,
     in_threads,
     keep_only,

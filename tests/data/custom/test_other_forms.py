@@ -311,7 +311,7 @@ def test_answers_that_are_choices_are_answers(tmp_path):
     ],
 )
 def test_weights_of_answers_are_refused(tmp_path, fields):
-    with pytest.raises(DataError, match="weighs the answers, and weights are not read; repeat each answer"):
+    with pytest.raises(DataError, match=r"weights are not read; repeat|as of a weight, which is not read"):
         answered(tmp_path, **fields)
 
 

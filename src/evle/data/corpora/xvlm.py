@@ -31,7 +31,7 @@ from evle.data.corpora.official import (
     required_text,
     words_of,
 )
-from evle.data.custom.answers import refuse_choice, refuse_pairs, refuse_weights
+from evle.data.custom.answers import refuse_misread
 from evle.data.formats.cells import texts_of
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
@@ -146,14 +146,11 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
 
 def _answers(record: Row, given: Any, question: str, where: str) -> list[str]:
     """The answers of an entry, each a text, a number or a record of one. Raises DataError for weights and letters."""
-    refuse_pairs(given, where)
     try:
         answers = texts_of(given)
     except TypeError as error:
         raise DataError(f"{where}: answer: {error}; write a text or a list of texts") from None
-    if answers:
-        refuse_weights(record, given, len(answers), where)
-        refuse_choice(record, answers, question, where)
+    refuse_misread(record, given, answers, question, where)
     return answers
 
 

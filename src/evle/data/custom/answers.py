@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from evle.data.formats.cells import is_blank, is_weighted, number_text, python_value, texts_of
+from evle.data.formats.cells import is_blank, number_text, python_value, texts_of
 from evle.data.formats.table_files import Row
 from evle.errors import DataError
 from evle.files import parse_json
@@ -50,7 +50,15 @@ def says_weights(name: str) -> bool:
     return _WEIGHT.fullmatch(name.strip().casefold()) is not None
 
 
-def refuse_choice(row: Row, answers: Sequence[str], question: str, where: str) -> None:
+def refuse_misread(row: Row, value: Any, answers: Sequence[str], question: str, where: str) -> None:
+    """Raise DataError for the answers of a row, read from the cell `value`, that mean something else: the number or
+    letter of a choice, or answers with weights."""
+    if answers:
+        _refuse_weights(row, value, len(answers), where)
+        _refuse_choice(row, answers, question, where)
+
+
+def _refuse_choice(row: Row, answers: Sequence[str], question: str, where: str) -> None:
     """Raise DataError where the answer is the number or letter of a choice, which is written elsewhere in the row."""
     if not all(_NUMBER_OR_LETTER.fullmatch(answer) for answer in answers):
         return
@@ -65,7 +73,7 @@ def refuse_choice(row: Row, answers: Sequence[str], question: str, where: str) -
         )
 
 
-def refuse_weights(row: Row, value: Any, num_answers: int, where: str) -> None:
+def _refuse_weights(row: Row, value: Any, num_answers: int, where: str) -> None:
     """Raise DataError where answers have different weights, in a column of their own or in the cell `value` itself."""
     for name, held in row.items():
         if says_weights(name) and _different(_numbers_of(held), num_answers):
@@ -81,13 +89,6 @@ def refuse_weights(row: Row, value: Any, num_answers: int, where: str) -> None:
     for name in {str(name) for each in records for name in each if says_weights(str(name))}:
         if _different([each.get(name) for each in records], len(held)):
             raise _weighted(where, f"{name!r} of each answer")
-
-
-def refuse_pairs(value: Any, where: str) -> None:
-    """Raise DataError where a cell holds pairs of an answer and a number."""
-    held = _parsed(value)
-    if isinstance(held, list | tuple) and held and all(map(is_weighted, held)):
-        raise _weighted(where, "the number beside each answer")
 
 
 def _choices(row: Row) -> list[str]:

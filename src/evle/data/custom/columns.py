@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evle.data.custom.answers import refuse_choice, refuse_pairs, refuse_weights, says_choices, says_weights
+from evle.data.custom.answers import refuse_misread, says_choices, says_weights
 from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.split_hints import may_divide
 from evle.data.formats.cells import is_blank, number_text, says_something, separated, texts_of
+from evle.data.formats.delimited import FILE_ENDING
 from evle.data.formats.table_files import Row
 from evle.errors import DataError, nearest
 
@@ -38,8 +39,6 @@ MAX_NAME = 4096
 """Characters of an image's name at most, as of a path in Linux."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{200,}={0,2}")
-
-_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 """How a label of a pair may be written, in any case."""
@@ -167,9 +166,9 @@ def image_of(row: Row, image_column: str | None, where: str, images: ImageFolder
     `file_name`, and `filepath` the folder of `filename`.
     """
     value = value_of(row, image_column, IMAGE_COLUMNS, where, "image")
-    if image_column is None and isinstance(value, str | int | float) and not _ENDING.search(str(value)):
+    if image_column is None and isinstance(value, str | int | float) and not FILE_ENDING.search(str(value)):
         for name in present_columns(tuple(row), None, IMAGE_COLUMNS):
-            if isinstance(row[name], str) and _ENDING.search(row[name].strip()):
+            if isinstance(row[name], str) and FILE_ENDING.search(row[name].strip()):
                 is_folder = _is_folder_of(row, value, name)
                 value = f"{str(value).strip().rstrip('/')}/{row[name].strip()}" if is_folder else row[name]
                 break
@@ -247,11 +246,8 @@ def question_of(row: Row, question_column: str | None, where: str) -> list[str]:
 def answers_of(row: Row, columns: Columns, question: str, where: str) -> list[str]:
     """A row's answers to its question, none where nobody has answered."""
     value = value_of(row, columns.answer, ANSWER_COLUMNS, where, "answer" if columns.answer is not None else "")
-    refuse_pairs(value, where)
     texts = separated(_first_texts(row, columns.answer, ANSWER_COLUMNS, where, "answer"), columns.separator)
-    if texts:
-        refuse_weights(row, value, len(texts), where)
-        refuse_choice(row, texts, question, where)
+    refuse_misread(row, value, texts, question, where)
     return texts
 
 

@@ -178,7 +178,7 @@ def _texts(value: Any) -> list[str]:
             return _texts(_member(dict(value)))  # a map of Parquet, as pairs of keys and values
         case list() | tuple():
             if pair := next(filter(is_weighted, value), None):
-                raise TypeError(f"a text with a number beside it, {pair!r:.40}, as of a weight")
+                raise TypeError(f"a text with a number beside it, {pair!r:.40}, as of a weight, which is not read")
             return [text for each in value for text in _texts(each)]
         case dict():
             return _texts(_member(value))

@@ -20,7 +20,7 @@ NAMES = {",": "commas", ";": "semicolons", TAB: "tabs", "|": "bars"}
 
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?\s*$')  # the first line that Excel writes and obeys
 _WHOLE_FLOAT = re.compile(r"^-?\d{1,18}\.0$")
-_FILE_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
+FILE_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _unreadable(where: str, error: csv.Error) -> DataError:
 
 def _checked_header(file: Path, cells: list[str], delimiter: str) -> list[str]:
     names = [cell.lstrip("\ufeff").strip() for cell in cells]
-    if values := [name for name in names if _FILE_ENDING.search(name.split("#")[0]) or len(name) > MAX_NAME]:
+    if values := [name for name in names if FILE_ENDING.search(name.split("#")[0]) or len(name) > MAX_NAME]:
         raise DataError(
             f"{file}: the first line holds {values[0][:40]!r} and no names of columns; write them there, such as "
             f"image{delimiter if delimiter != TAB else '<tab>'}caption"
@@ -160,7 +160,7 @@ def _swallowed_line(cells: list[str], delimiter: str) -> str:
             if len(parts) < 2:
                 continue
             alike = len(parts) == len(cells) and any(_form(each) == form != "" for each, form in zip(parts, forms))
-            if any(map(_FILE_ENDING.search, parts)) or (number and alike):
+            if any(map(FILE_ENDING.search, parts)) or (number and alike):
                 return line[:60]
     return ""
 

@@ -1,11 +1,12 @@
 """EVE's processor: images and text in, the model's tensors out."""
 
+from pathlib import Path
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from evle.models.processing import PairProcessor
+from evle.models.processing import PairProcessor, colour_statistics
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -21,13 +22,17 @@ class EVEProcessor(PairProcessor):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The processor of a model for square images with a side of `image_size` pixels [released code: run.py]."""
+    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, start: str | Path | None = None) -> Self:
+        """The processor of a model for square images with a side of `image_size` pixels [released code: run.py].
+
+        `start` is the folder of the model that it is trained from, whose colour statistics are used.
+        """
+        mean, std = (colour_statistics(start) if start is not None else None) or (HALF, HALF)
         image_processor = ViTImageProcessor(
             size={"height": image_size, "width": image_size},
             resample=PILImageResampling.BICUBIC,
-            image_mean=HALF,
-            image_std=HALF,
+            image_mean=mean,
+            image_std=std,
             do_convert_rgb=True,
         )
         return cls(image_processor, tokenizer)

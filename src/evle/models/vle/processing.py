@@ -1,41 +1,15 @@
 """VLE's processor: images and text in, the model's tensors out."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, Self
 
-from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from evle.models.folders import HUB_OPTIONS, local_folder
-from evle.models.processing import PairProcessor
+from evle.models.folders import HUB_OPTIONS
+from evle.models.processing import PairProcessor, colour_statistics
 from evle.models.vle.tokenization import SentencePieceTokenizer, read_json, read_sentencepiece
-
-logger = logging.getLogger(__name__)
-
-
-def colour_statistics(path: str | Path) -> tuple[list[float], list[float]] | None:
-    """The mean and standard deviation of colours, from 0 to 1, with which the image encoder in a folder or on the hub
-    was trained; None, with a warning, if its files do not state them."""
-    folder = local_folder(path)
-    try:
-        fields, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-    except OSError:
-        fields = {}
-    fields = fields.get("image_processor", fields)  # of a whole processor
-    if "image_mean" not in fields:  # timm has them in its config.json
-        timm_fields = PreTrainedConfig.get_config_dict(folder)[0].get("pretrained_cfg") or {}
-        fields = {f"image_{name}": timm_fields[name] for name in ("mean", "std") if name in timm_fields}
-    if "image_mean" not in fields or "image_std" not in fields:
-        logger.warning("%s: has no image_mean and image_std; using the usual ones", path)
-        return None
-    if not fields.get("do_normalize", True):
-        return [0.0] * 3, [1.0] * 3
-    scale = 255.0 * fields.get("rescale_factor", 1 / 255)  # some encoders read values from 0 to 2
-    mean, std = ([value / scale for value in fields[name]] for name in ("image_mean", "image_std"))
-    return mean, std
 
 
 class VLEProcessor(PairProcessor):
@@ -49,16 +23,17 @@ class VLEProcessor(PairProcessor):
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, vision: str | Path | None = None) -> Self:
+    def for_size(cls, image_size: int, tokenizer: PreTrainedTokenizerBase, start: str | Path | None = None) -> Self:
         """The processor of a model for square images with a side of `image_size` pixels.
 
-        `vision` is the folder or hub name of its image tower, or of another VLE, whose colour statistics are used; by
-        default those of CLIP. The tokenizer no longer returns the sentence types of BERT, which no VLE reads.
+        `start` is the folder or hub name of its image tower, or of the model that it is trained from, whose colour
+        statistics are used; by default those of CLIP. The tokenizer no longer returns the sentence types of BERT, which
+        no VLE reads.
         """
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
         options: dict[str, Any] = {}
-        if vision is not None and (statistics := colour_statistics(vision)) is not None:
+        if start is not None and (statistics := colour_statistics(start)) is not None:
             options = {"image_mean": statistics[0], "image_std": statistics[1]}
         size = {"height": image_size, "width": image_size}
         return cls(CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=size, **options), tokenizer)
