@@ -102,6 +102,7 @@ def test_a_given_tower_configuration_is_not_written_to():
         ({"objectives": ("mln",)}, "unknown objective 'mln'"),
         ({"num_token_types": 1}, "must be at least 2"),
         ({"pooling": "max"}, "pooling 'max' is not one of cls, mean"),
+        ({"text_projection_init": "eye"}, "text_projection_init 'eye' is not one of normal, identity"),
         ({"object_classes": ("a", "a")}, "contains a duplicate"),
     ],
 )

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from evle.errors import DataError
+import eve_models
+import vle_models
+from evle.errors import ConfigError, DataError
+from evle.models.eve import EVEForRetrieval
 from evle.models.vle import (
     VLEForITM,
     VLEForMLM,
@@ -21,7 +24,7 @@ from evle.models.vle import (
 )
 from evle.models.vle.matching import FusionBatch, pair_negatives
 from processes import run_on_two
-from vle_models import batch, build, pretraining_batch, relative_difference, vcr_batch
+from vle_models import batch, build, pretraining_batch, relative_difference, tiny, vcr_batch
 from vle_processes import check_negatives_across_processes
 
 HEADS = {
@@ -268,6 +271,44 @@ def test_retrieval_features_do_not_depend_on_padding(pooling):
         padded = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         alone = model.get_text_features(inputs["input_ids"][2:, :3], inputs["attention_mask"][2:, :3])
     assert relative_difference(padded[2:], alone) < 1e-4
+
+
+@pytest.mark.parametrize("library", [eve_models, vle_models])
+def test_several_texts_of_an_image_are_as_many_pairs_for_contrast(library):
+    model_class = {eve_models: EVEForRetrieval, vle_models: VLEForRetrieval}[library]
+    model = library.build(model_class, objective_weights={"itm": 0.0})
+    inputs = library.batch(size=6)
+    inputs["pixel_values"] = inputs["pixel_values"][:3]
+    repeated = {**inputs, "pixel_values": inputs["pixel_values"].repeat_interleave(2, dim=0)}
+    ids = torch.tensor([4, 4, 5, 5, 6, 6])
+    loss = model(**inputs, match_ids=ids).loss
+    torch.testing.assert_close(loss, model(**repeated, match_ids=ids).loss)
+    trained = []
+    for asked in ({"match_ids": ids}, {}):  # by default, each image matches its own texts
+        torch.manual_seed(0)  # of dropout
+        trained.append(model.train()(**inputs, **asked).loss)
+    assert torch.equal(*trained)
+    with pytest.raises(DataError, match="3 images, input_ids 5 texts; pair each image with one text, or for contrast"):
+        model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"][:5])
+    with pytest.raises(DataError, match=r"6 texts for 3 images: matching \(ITM\) takes one text for each image"):
+        library.build(model_class).train()(**inputs)
+
+
+@torch.no_grad()
+def test_texts_can_start_in_the_space_of_the_text_tower(tmp_path):
+    width = tiny().text_config.hidden_size
+    sizes = {"hidden_size": width, "projection_dim": width, "num_attention_heads": 2, "pooling": "mean"}
+    model = VLEForRetrieval(tiny(**sizes, text_projection_init="identity")).eval()
+    ids = batch()["input_ids"][:1]
+    mean = model.vle.text_model(input_ids=ids).last_hidden_state.mean(dim=1)
+    torch.testing.assert_close(model.get_text_features(ids), F.normalize(mean, dim=-1))
+    model.contrast.text_projection.weight.mul_(2).add_(1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(
+        VLEForRetrieval.from_pretrained(tmp_path).contrast.text_projection.weight, model.contrast.text_projection.weight
+    )
+    with pytest.raises(ConfigError, match=rf"of the text tower's width; a projection is from {width} to 40"):
+        VLEForRetrieval(tiny(**{**sizes, "projection_dim": 40}, text_projection_init="identity"))
 
 
 @torch.no_grad()

@@ -183,6 +183,26 @@ def test_training_texts_mix_captions_and_tags_as_asked():
     assert len(added) > 6
 
 
+def test_a_step_may_read_several_texts_of_each_image(tmp_path):
+    contrast = {"objective_weights": {"itm": 0.0}}
+
+    def prepared(model, **options):
+        settings = {"task": {"k_test": 0, "texts_per_image": 3, **options}, "model": {"overrides": model}}
+        return prepare(micro_run(tmp_path, "retrieval", settings), samples={"train": caption_samples()})
+
+    task = prepared(contrast, tags=1.0).task
+    rng = np.random.default_rng(0)
+    samples = caption_samples()[:4]
+    batch = task.collate_raw([task.features(sample, rng, train=True) for sample in samples])
+    assert (len(batch["pixel_values"]), len(batch["input_ids"])) == (4, 12)
+    ids = batch["match_ids"].reshape(4, 3)
+    assert (ids == ids[:, :1]).all()
+    assert len(ids[:, 0].unique()) == 4
+    assert len(batch["input_ids"].unique(dim=0)) > 8
+    with pytest.raises(ConfigError, match=r"task.texts_per_image=3: matching takes one text of each image; set"):
+        prepared({})
+
+
 def test_templates_frame_captions_and_single_tags_alone():
     sample = replace(caption_samples()[0], captions=("red apple",), tags=("fruit",))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evle import objectives
 from evle.distributed import all_gather, rank, world_size
+from evle.errors import DataError
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor | None:
@@ -140,6 +141,9 @@ class ContrastHead(nn.Module):
     ) -> Contrast:
         """ITC of single-modality states (B, P, D) and (B, T, D) over all processes; pairs of id -100 are left out.
 
+        There may be several texts in a row for each image, the same number for all; `match_ids` are then the texts',
+        and the similarities are between all texts and the image of each of them.
+
         With `step`, the loss is over all micro-batches of the step, and the similarities over this one; with `past`,
         the loss is also over pairs of earlier steps.
         """
@@ -147,6 +151,7 @@ class ContrastHead(nn.Module):
         with torch.autocast(image_hidden.device.type, enabled=False):
             image_embeds = self.embed_image(image_hidden.to(dtype))
             text_embeds = self.embed_text(text_hidden.to(dtype), attention_mask)
+            image_embeds = image_embeds.repeat_interleave(len(text_embeds) // len(image_embeds), dim=0)
             temperature = self.clamped_temperature()
             own = Embedded(image_embeds, text_embeds, match_ids)
             gathered = own.gathered()
@@ -187,6 +192,27 @@ class ContrastHead(nn.Module):
 def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
     """Ids with which every pair matches only itself, over all processes."""
     return torch.arange(num_rows, device=device) + rank() * 2**32
+
+
+def pair_ids(pixel_values: Tensor, input_ids: Tensor, match_ids: Tensor | None, itm_weight: float) -> Tensor:
+    """The match ids of the texts of a batch, `match_ids` if given; by default every image matches its own texts alone.
+
+    Each image has one text or, for contrast alone, the same number of texts in a row. Raises DataError.
+    """
+    images, texts = len(pixel_values), len(input_ids)
+    if not images or texts % images or texts < images:
+        raise DataError(
+            f"pixel_values hold {images} images, input_ids {texts} texts; pair each image with one text, or for "
+            "contrast alone with the same number of texts"
+        )
+    if texts > images and itm_weight > 0:
+        raise DataError(
+            f"{texts} texts for {images} images: matching (ITM) takes one text for each image; set "
+            "objective_weights.itm=0 to train contrast alone"
+        )
+    if match_ids is not None:
+        return match_ids
+    return default_match_ids(images, input_ids.device).repeat_interleave(texts // images)
 
 
 class Negatives(NamedTuple):

@@ -22,6 +22,7 @@ from evle.run.tokenizer import make_tokenizer, refuse_lacking_tokens, text_notes
 from evle.run.weights import EncoderConfig, Loaded, build_model, build_processor, size_notes, starting_config
 from evle.tasks.pretraining import PreTrainingTask
 from evle.tasks.retrieval import RetrievalTask
+from evle.tasks.swaps import SwapsTask
 from evle.tasks.task import Task, TaskConfig
 from evle.tasks.vqa import has_slot
 from evle.transforms.words import clean_caption
@@ -175,7 +176,7 @@ def _refuse_lonely_rows(config: RunConfig, task: Task, loaded: Loaded, training:
     objectives = {"itc", "itm"}
     if isinstance(task, PreTrainingTask):
         objectives &= set(loaded.model.config.objectives)
-    elif not isinstance(task, RetrievalTask):
+    elif not isinstance(task, RetrievalTask | SwapsTask):
         return
     rows = {"itc": config.train.batch_size, "itm": config.train.micro_batch_size(world_size()) * world_size()}
     some = readable(training, _spread(len(training), SOME)) if objectives else ()

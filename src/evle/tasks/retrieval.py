@@ -37,6 +37,9 @@ SHOWN = 5  # results of one query in the report
 class RetrievalConfig(CaptionConfig):
     """Options of retrieval. EVE evaluates with `k_test` 128 on COCO and Flickr30K."""
 
+    texts_per_image: int = Field(default=1, ge=1)
+    """Texts of each image in a training step, drawn one by one, as positives of the same image. More of them show each
+    word more often, at the cost of the text passes alone. For contrast alone (objective_weights.itm=0)."""
     k_test: int = Field(default=128, ge=0)
     """Number of candidates per query that are re-ranked by the match logit of joint passes; 0 ranks only by
     embeddings."""
@@ -71,8 +74,8 @@ class _Corpus:
 
 
 class RetrievalTask(Task):
-    """Training: one caption per image, ITC and ITM. Evaluation: R@1, R@5, R@10 in both directions over all images and
-    all captions.
+    """Training: one caption per image, ITC and ITM; or several texts and ITC alone. Evaluation: R@1, R@5, R@10 in both
+    directions over all images and all captions.
 
     A result is right if it has the query's `match_id`. Equal captions of samples with one `match_id` count once. TR@k:
     one of an image's texts is among the first k; IR@k: one of a text's images is. `TR@1` and so on are scores of the
@@ -95,6 +98,11 @@ class RetrievalTask(Task):
                 f"task.k_test={self.options.k_test} re-ranks by matching, which a model with objective_weights.itm=0 "
                 "has not learned; set task.k_test=0"
             )
+        if self.options.texts_per_image > 1 and learns_matching(config):
+            raise ConfigError(
+                f"task.texts_per_image={self.options.texts_per_image}: matching takes one text of each image; set "
+                "task.texts_per_image=1, or model.overrides.objective_weights.itm=0"
+            )
 
     def ranking(self) -> str:
         if not self.options.k_test:
@@ -103,18 +111,18 @@ class RetrievalTask(Task):
 
     def features(self, sample: Sample, rng: np.random.Generator, train: bool) -> Features:
         sample = cast(CaptionSample, sample)
-        text = training_text(sample, self.options, rng)
+        texts = [training_text(sample, self.options, rng) for _ in range(self.options.texts_per_image)]
         return {
-            "image": self.read_image(sample.image, rng, train, text),
-            "tokens": self.tokens(self.clean(text)),
-            "match": match_of(sample, text),
+            "image": self.read_image(sample.image, rng, train, " ".join(texts)),
+            "tokens": [self.tokens(self.clean(text)) for text in texts],
+            "match": [match_of(sample, text) for text in texts],
         }
 
     def collate_raw(self, features: list[Features]) -> Batch:
         return {
             "pixel_values": torch.stack([each["image"] for each in features]),
-            **self.collate_tokens([each["tokens"] for each in features]),
-            "match_ids": number_ids([each["match"] for each in features]),
+            **self.collate_tokens([tokens for each in features for tokens in each["tokens"]]),
+            "match_ids": number_ids([match for each in features for match in each["match"]]),
         }
 
     def evaluate(self, model: PreTrainedModel, samples: Sequence[Sample], settings: EvaluationSettings) -> Evaluation:

@@ -2,7 +2,7 @@
 Winoground)?"""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from evle.errors import SampleError
 from evle.metrics import swap_scores
 from evle.report import Cell, Gallery, GalleryRow
 from evle.tasks.predict import predict_all
-from evle.tasks.retrieval import RetrievalConfig, RetrievalTask, learns_matching
-from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features
+from evle.tasks.retrieval import RetrievalTask, learns_matching
+from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.transforms.collate import number_ids
 
 CHANCE = {"accuracy": 50.0, "text": 25.0, "image": 25.0, "group": 100 / 6}
@@ -23,7 +23,7 @@ CHANCE = {"accuracy": 50.0, "text": 25.0, "image": 25.0, "group": 100 / 6}
 the highest in their rows and columns."""
 
 
-class SwapsConfig(RetrievalConfig):
+class SwapsConfig(TaskConfig):
     """Options of composition."""
 
     negatives: Literal["swaps", "similar"] = "swaps"
@@ -31,7 +31,7 @@ class SwapsConfig(RetrievalConfig):
     drawn by similarity; "similar", both drawn by similarity from the batch, as in retrieval."""
 
 
-class SwapsTask(RetrievalTask):
+class SwapsTask(Task):
     """Training: contrast and matching, with both images and both captions of a set in one batch, so that the swapped
     caption is a hard negative. Evaluation: each image with its true and its swapped caption, scored by
     `evle.metrics.swap_scores`.
@@ -42,6 +42,8 @@ class SwapsTask(RetrievalTask):
 
     name = "swaps"
     reads = "swaps"
+    sample_type = CaptionSample
+    models: ClassVar[dict[str, type[PreTrainedModel]]] = RetrievalTask.models
     metric = "accuracy"
     config_type = SwapsConfig
     options: SwapsConfig

@@ -24,6 +24,7 @@ from evle.models.contrast import (
     draw_negatives,
     gather_text,
     matching_labels,
+    pair_ids,
     total_loss,
 )
 from evle.models.eve.configuration import EVEConfig
@@ -182,7 +183,8 @@ class EVEForRetrieval(EVEPreTrainedModel):
             input_ids: (B, T).
             attention_mask: (B, T), 1 = real token.
             match_ids: (B,) int64; pairs with equal ids belong together, such as the captions of one image. By default
-                each pair matches only itself.
+                each image matches only its own texts. For contrast alone there may be several texts in a row for each
+                image, the same number for all; the ids are then the texts'.
             return_loss: False leaves out the losses and the joint pass of matching.
             wrong_texts: (B,) int64, the row of the text that matching pairs with each image as a negative. By default
                 it is drawn by similarity.
@@ -195,7 +197,9 @@ class EVEForRetrieval(EVEPreTrainedModel):
         if len(pixel_values) != len(input_ids) and not self.training and match_ids is None:
             texts = self.get_text_features(input_ids, attention_mask)
             return EVEOutput(logits=self.contrast.similarities(self.get_image_features(pixel_values), texts))
-        pairs = Pairs.of(pixel_values, input_ids, attention_mask, match_ids)
+        itm_weight = self.config.weight_of("itm") if return_loss else 0.0
+        ids = pair_ids(pixel_values, input_ids, match_ids, itm_weight)
+        pairs = Pairs(pixel_values, input_ids, attention_mask, ids)
         contrast, (image, text) = contrast_pairs(self.eve, self.contrast, pairs)
         losses: dict[str, Tensor] = {"itc": contrast.loss} if return_loss else {}
         if self.contrast.only_records:

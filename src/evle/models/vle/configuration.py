@@ -128,6 +128,10 @@ class VLEConfig(PreTrainedConfig):
         projection_dim: width of retrieval embeddings; None is hidden_size [D].
         pooling: what ITC projects: "cls", the first token of each tower, or "mean", the means of the patch states and
             of the real text tokens, which learns faster from scratch [D].
+        text_projection_init: "normal", or "identity": both projections of the text states start as the identity, so
+            that embeddings of texts are those of the text tower until training changes them (with
+            model.freeze=[text_model,text_projection_layer,contrast.text_projection] it never does). Needs hidden_size
+            and projection_dim of the text tower's width [D].
         temperature_init: initial ITC temperature [D: 0.07], kept within [0.001, 0.5].
         num_labels, id2label: the answers of VQA (transformers' fields).
         vcr_token_types: give each object that a VCR text names its own token type [R]; false leaves these types out, as
@@ -181,6 +185,7 @@ class VLEConfig(PreTrainedConfig):
 
     projection_dim: Count | None = None
     pooling: str = "cls"
+    text_projection_init: str = "normal"
     temperature_init: Positive = 0.07
 
     num_channels = _routed("num_channels")
@@ -350,6 +355,8 @@ class VLEConfig(PreTrainedConfig):
             yield f"num_token_types {self.num_token_types} must be at least 2, text and image"
         if self.pooling not in ("cls", "mean"):
             yield f"pooling {self.pooling!r} is not one of cls, mean"
+        if self.text_projection_init not in ("normal", "identity"):
+            yield f"text_projection_init {self.text_projection_init!r} is not one of normal, identity"
         for name in (*self.objectives, *(self.objective_weights or {})):
             if name not in OBJECTIVES:
                 yield f"unknown objective {name!r} ({nearest(name, OBJECTIVES)})"

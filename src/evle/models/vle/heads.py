@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from evle import objectives
 from evle.errors import DataError
 from evle.models.classifying import answer_scores, check_two_images, two_layer_classifier
-from evle.models.contrast import default_match_ids, matching_labels, total_loss
+from evle.models.contrast import matching_labels, pair_ids, total_loss
 from evle.models.padding import check_text
 from evle.models.vle.configuration import VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Reads, Stream, key_mask
@@ -301,22 +301,18 @@ class VLEForRetrieval(ScoresPairs, VLEPreTrainedModel):
         """Losses of matching pairs.
 
         `match_ids` (B,) int64: pairs with equal ids belong together, such as the captions of one image; by default each
-        pair matches only itself. `config.objective_weights` weights itc and itm; an ITM of weight 0 is not computed.
-        The output's `logits` are the scaled similarities from image to text (B, G). Nothing else is computed without
-        `return_loss`, or in evaluation mode if the numbers of images and texts differ, as in zero-shot classification.
-        The towers run once: negatives reuse their states. `wrong_texts` (B,) int64 is the row of the text that matching
-        pairs with each image as a negative; by default it is drawn by similarity.
+        image matches only its own texts. For contrast alone there may be several texts in a row for each image, the
+        same number for all; the ids are then the texts'. `config.objective_weights` weights itc and itm; an ITM of
+        weight 0 is not computed. The output's `logits` are the scaled similarities from image to text (B, G). Nothing
+        else is computed without `return_loss`, or in evaluation mode if the numbers of images and texts differ, as in
+        zero-shot classification. The towers run once: negatives reuse their states. `wrong_texts` (B,) int64 is the row
+        of the text that matching pairs with each image as a negative; by default it is drawn by similarity.
         """
         check_text(input_ids, attention_mask)
-        if pixel_values.shape[0] != input_ids.shape[0]:
-            if not self.training and match_ids is None:
-                texts = self.get_text_features(input_ids, attention_mask)
-                return VLEOutput(logits=self.contrast.similarities(self.get_image_features(pixel_values), texts))
-            raise DataError(
-                f"pixel_values hold {len(pixel_values)} images, input_ids {len(input_ids)} texts; pair each image "
-                "with one text"
-            )
-        ids = default_match_ids(len(input_ids), input_ids.device) if match_ids is None else match_ids
+        if pixel_values.shape[0] != input_ids.shape[0] and not self.training and match_ids is None:
+            texts = self.get_text_features(input_ids, attention_mask)
+            return VLEOutput(logits=self.contrast.similarities(self.get_image_features(pixel_values), texts))
+        ids = pair_ids(pixel_values, input_ids, match_ids, self.config.weight_of("itm") if return_loss else 0.0)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image, text = self.vle.encode_image(pixel_values), self.vle.encode_text(input_ids, mask)
         losses = {}

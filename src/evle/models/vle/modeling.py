@@ -30,7 +30,7 @@ from evle.models.padding import check_text
 from evle.models.vle.configuration import ROUTED, VLEConfig
 from evle.models.vle.fusion import EVERYTHING, Fused, Reads, Stream, VLEFusionLayer, VLEPooler, key_mask
 from evle.models.vle.outputs import VLEOutput, returns_tuple_if_asked
-from evle.models.vle.text import KnownTexts, VLETextTower, WordPredictions, text_tower
+from evle.models.vle.text import KnownTexts, VLETextTower, WordPredictions, start_in_text_space, text_tower
 from evle.models.vle.tower_weights import Kind, read_tower, refuse_unfit
 from evle.models.vle.vision import VLEVisionTower, check_image_size, eager, fit_tables
 
@@ -91,7 +91,7 @@ class VLEPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise every part by its own rule, and the image tower's positions by the configuration.
+        """Initialise every part by its own rule, and positions and projections of texts by the configuration.
 
         Loaded tensors stay as they are: transformers' initialisation functions skip them.
         """
@@ -100,6 +100,8 @@ class VLEPreTrainedModel(PreTrainedModel):
             for module in self.modules():
                 if isinstance(module, VLEVisionTower) and (table := module.position_table) is not None:
                     init.normal_(table, std=self.config.position_init_range)
+        if self.config.text_projection_init == "identity":
+            start_in_text_space(self)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

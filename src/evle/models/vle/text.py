@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Encoder,
@@ -21,6 +22,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
+from evle.errors import ConfigError
 from evle.models.attention import attend
 from evle.models.vle.vision import build_tower
 
@@ -201,6 +203,19 @@ class KnownTexts:
                 self._states[text] = row[: len(text)].clone()
         padded = nn.utils.rnn.pad_sequence([self._states[text] for text in texts], batch_first=True)
         return nn.functional.pad(padded, (0, 0, 0, input_ids.shape[1] - padded.shape[1]))
+
+
+def start_in_text_space(model: nn.Module) -> None:
+    """Make the projections of the text states the identity, except loaded ones. Raises ConfigError if one of them
+    changes their width."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(("text_projection_layer", "text_projection")):
+            if module.in_features != module.out_features:
+                raise ConfigError(
+                    "text_projection_init='identity' needs hidden_size and projection_dim of the text tower's width; a "
+                    f"projection is from {module.in_features} to {module.out_features}"
+                )
+            init.eye_(module.weight)
 
 
 def word_head(config: Any) -> nn.Module:
