@@ -290,6 +290,8 @@ def test_several_texts_of_an_image_are_as_many_pairs_for_contrast(library):
     assert torch.equal(*trained)
     with pytest.raises(DataError, match="3 images, input_ids 5 texts; pair each image with one text, or for contrast"):
         model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"][:5])
+    with pytest.raises(DataError, match="3 match_ids for 6 texts; give one to each text"):
+        model(**inputs, match_ids=ids[:3])
     with pytest.raises(DataError, match=r"6 texts for 3 images: matching \(ITM\) takes one text for each image"):
         library.build(model_class).train()(**inputs)
 

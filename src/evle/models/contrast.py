@@ -194,10 +194,13 @@ def default_match_ids(num_rows: int, device: torch.device) -> Tensor:
     return torch.arange(num_rows, device=device) + rank() * 2**32
 
 
-def pair_ids(pixel_values: Tensor, input_ids: Tensor, match_ids: Tensor | None, itm_weight: float) -> Tensor:
-    """The match ids of the texts of a batch, `match_ids` if given; by default every image matches its own texts alone.
+def pair_ids(
+    pixel_values: Tensor, input_ids: Tensor, match_ids: Tensor | None = None, itm_weight: float = 0.0
+) -> Tensor:
+    """The match ids (N,) of the texts (N, T) of a batch of images (B, C, H, W), `match_ids` if given; by default every
+    image matches its own texts alone.
 
-    Each image has one text or, for contrast alone, the same number of texts in a row. Raises DataError.
+    Each image has one text or, without matching (`itm_weight` 0), the same number of texts in a row. Raises DataError.
     """
     images, texts = len(pixel_values), len(input_ids)
     if not images or texts % images or texts < images:
@@ -211,6 +214,8 @@ def pair_ids(pixel_values: Tensor, input_ids: Tensor, match_ids: Tensor | None, 
             "objective_weights.itm=0 to train contrast alone"
         )
     if match_ids is not None:
+        if len(match_ids) != texts:
+            raise DataError(f"{len(match_ids)} match_ids for {texts} texts; give one to each text")
         return match_ids
     return default_match_ids(images, input_ids.device).repeat_interleave(texts // images)
 
