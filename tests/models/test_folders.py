@@ -220,13 +220,16 @@ def test_a_tower_beside_an_adapter_of_peft_is_refused(tmp_path):
         {"_attn_implementation": "kernels-community/flash-attn2@main"},
         {"attn_implementation": {"": "owner/kernel"}},
         {"vision_config": {"_attn_implementation": "owner/kernel"}},
+        {"attn_implementation": "flash_attention_2"},
+        {"text_config": {"attn_implementation": "paged|flash_attention_3"}},
+        {"experts_implementation": "sonicmoe"},
     ],
 )
 def test_a_kernel_that_a_file_names_is_refused_before_it_is_downloaded(tmp_path, fields):
     build(EVEForVQA).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-    words = "attn_implementation.* names code to download, which is never run; remove the field"
+    words = "_implementation.* names code to download, which is never run; remove the field"
     for read in (
         lambda: EVEForVQA.from_pretrained(tmp_path),
         lambda: AutoModel.from_pretrained(tmp_path),

@@ -49,9 +49,14 @@ def field_problems(config: PreTrainedConfig, fields: type[BaseModel], where: str
             yield f"attn_implementation {attention!r} does not exist; {nearest(attention, known)}"
 
 
+_KERNELS = ("/", "flash", "deepgemm", "sonicmoe")
+"""Parts of the names by which transformers finds attention and experts on the hub."""
+
+
 def refuse_kernels(fields: Mapping[str, Any], where: str | Path) -> None:
     """Raise CheckpointError where fields that were read from a file, or those of a part such as text_config, name a
-    kernel of the hub as their attention: transformers would download its code and run it."""
+    kernel as their attention or their experts: transformers would download its code from the hub and run it, for flash
+    attention where its package is not installed. A program may still ask for one."""
     parts: list[tuple[str, Any]] = [("", fields)]
     while parts:
         name, value = parts.pop()
@@ -59,8 +64,9 @@ def refuse_kernels(fields: Mapping[str, Any], where: str | Path) -> None:
             parts += [(f"{name}.{key}" if name else str(key), each) for key, each in value.items()]
         elif isinstance(value, list | tuple):
             parts += [(name, each) for each in value]
-        elif isinstance(value, str) and "/" in value and "attn_implementation" in name:
+        elif isinstance(value, str) and "_implementation" in name and any(part in value for part in _KERNELS):
+            known = "eager, grouped_mm" if "experts" in name else "eager, sdpa"
             raise CheckpointError(
                 f"{where}: {name} {value!r} names code to download, which is never run; remove the field, or choose "
-                "one of: eager, sdpa"
+                f"one of: {known}"
             )
