@@ -6,7 +6,8 @@ it without a traceback.
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from numbers import Integral
+from typing import Any, ClassVar
 
 
 class EvleError(ValueError):
@@ -38,6 +39,17 @@ class StorageError(EvleError):
 
 class ServiceError(EvleError):
     """Another program, such as a language model's server, that gives no usable answer."""
+
+
+def at_least(least: int, value: Any, name: str) -> int:
+    """`value`, if it is a whole number of `least` or more; raises ConfigError, which calls it `name`.
+
+    >>> at_least(1, 32, "batch_size")
+    32
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; a whole number of at least {least} is needed")
+    return int(value)
 
 
 IN_OUR_WORDS = {

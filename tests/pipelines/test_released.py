@@ -257,7 +257,7 @@ def test_a_call_has_its_own_batch_size(world, vqa, q2a, monkeypatch):
     assert rows == [2, 1, 9]
     q2a(world / "pics/vcr_sample_images", [META] * 3, batch_size=2)
     assert rows[3:] == [2, 1]
-    with pytest.raises(ConfigError, match="batch_size is 0; at least 1 is needed"):
+    with pytest.raises(ConfigError, match="batch_size is 0; a whole number of at least 1"):
         vqa(Pairs(), batch_size=0)
     assert vqa(Pairs()[0], top_k=None) == vqa(Pairs()[0])  # as released
 

@@ -225,8 +225,8 @@ def test_samples_need_no_files_and_no_labels(folders):
 def test_any_iterable_of_samples_serves_and_an_impossible_batch_is_refused(folders):
     answers = AnswerChoicePipeline(folders["q2a"])
     assert len(answers(each for each in [sample(), sample()])) == 2
-    for size in (0, -1):
-        with pytest.raises(ConfigError, match=f"batch_size is {size}"):
+    for size in (0, -1, "3", True, 2.0):
+        with pytest.raises(ConfigError, match=f"batch_size is {size!r}; a whole number"):
             answers.choose([sample()] * 3, batch_size=size)
 
 

@@ -29,7 +29,7 @@ from evle.data.requests import (
     triples,
 )
 from evle.data.samples import ImageSource
-from evle.errors import CheckpointError, ConfigError, SampleError
+from evle.errors import CheckpointError, SampleError, at_least
 from evle.exported.folder import ExportedModel, labels_of
 from evle.exported.reading import Arrays, ImageReader, TextReader
 from evle.transforms.heatmap import paint
@@ -57,15 +57,14 @@ class ExportedPipeline:
         num_threads: int | None = None,
         graphs: ExportedModel | None = None,
     ):
-        if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
+        rows, workers = at_least(1, batch_size, "batch_size"), at_least(0, num_workers, "num_workers")
         self.source = str(source)
         self.graphs = ExportedModel(source, num_threads) if graphs is None else graphs
         self.graphs.require(*self.functions)
         self.image_reader = ImageReader(self.graphs.facts["image"])
         self.text_reader = TextReader(self.graphs.path, self.graphs.facts["text"])
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size = rows
+        self.num_workers = workers
 
     def read_ahead(self, sources: Iterable[Any]) -> Iterator[np.ndarray | SampleError]:
         """The pixels of each source in order, or why there are none."""
@@ -213,8 +212,7 @@ class VQAPipeline(ExportedPipeline):
 
         Raises SampleError for an image that cannot be read.
         """
-        if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
+        at_least(1, top_k, "top_k")
         sources, listed = pairs(images, questions)
         shares = sigmoid(self.run_all_pairs("answer", sources, listed))
         names, result = labels_of(self.graphs.path), []

@@ -5,7 +5,7 @@ from typing import Any
 
 from evle.data.requests import Images, Texts, batches_by_length, pairs
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError
+from evle.errors import at_least
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import Pipeline, readable
 from evle.tasks.vqa import VQATask, has_slot
@@ -46,8 +46,7 @@ class VQAPipeline(Pipeline):
 
         With `softmax` the scores sum to 1 over all answers, as if exactly one were right.
         """
-        if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}; ask for at least 1 answer")
+        at_least(1, top_k, "top_k")
         names = self.model.config.id2label
         token_lists = [self.task.read_text(question) for question in questions]
         batches = list(batches_by_length(token_lists, self.batch_size))

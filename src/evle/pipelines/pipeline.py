@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evle.data.images import open_image
 from evle.data.requests import read_ahead
 from evle.data.samples import ImageSource
-from evle.errors import ConfigError, SampleError
+from evle.errors import ConfigError, SampleError, at_least
 from evle.exported.model import open_model
 from evle.pipelines.objects import check_device, check_objects
 from evle.tasks.task import Task, TextConfig
@@ -55,8 +55,7 @@ class Pipeline:
         batch_size: int = 32,
         num_workers: int = 2,
     ):
-        if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"batch_size is {batch_size} and num_workers {num_workers}; at least 1 and 0 are needed")
+        rows, workers = at_least(1, batch_size, "batch_size"), at_least(0, num_workers, "num_workers")
         check_device(device)
         self.trained_as: Mapping[str, Any] = {}  # the run's `task`: its name and options
         if source is not None and model is None and processor is None:
@@ -76,8 +75,8 @@ class Pipeline:
         self.processor: Any = processor
         self.source = "" if source is None else str(source)
         self.text = text or self.default_text()
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size = rows
+        self.num_workers = workers
         self.task = self.make_task()
 
     @classmethod

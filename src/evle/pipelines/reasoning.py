@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.images import open_image
 from evle.data.samples import VCRSample
-from evle.errors import ConfigError, DataError, SampleError
+from evle.errors import DataError, SampleError, at_least
 from evle.models.soundness import finite
 from evle.pipelines.pipeline import UNUSED, Pipeline
 from evle.pipelines.typed import check_inside, check_names
@@ -64,9 +64,7 @@ class ChoosePipeline(Pipeline):
 
         Raises SampleError for a sample that cannot be used, such as one with a box outside of its image.
         """
-        rows = self.batch_size if batch_size is None else batch_size
-        if rows < 1:
-            raise ConfigError(f"batch_size is {rows}; at least 1 is needed")
+        rows = self.batch_size if batch_size is None else at_least(1, batch_size, "batch_size")
         listed, result = list(samples), []
         for start in range(0, len(listed), rows):
             asked = [self._checked(sample) for sample in listed[start : start + rows]]

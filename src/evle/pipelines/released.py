@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evle.data.corpora.vcr import vcr_sample
 from evle.data.samples import ImageSource, VCRSample
-from evle.errors import ConfigError, DataError
+from evle.errors import ConfigError, DataError, at_least
 from evle.models.vle import VLEForITM, VLEForPBC, VLEForVCRQ2A, VLEForVCRQA2R, VLEForVQA
 from evle.pipelines.answering import VQAPipeline
 from evle.pipelines.localising import LocalisePipeline
@@ -25,13 +25,6 @@ from evle.pipelines.reasoning import AnswerChoicePipeline, ChoosePipeline, Reaso
 
 Device = str | int | torch.device | None
 """A device as transformers' pipelines take it: -1 is the CPU, 0 the first accelerator, None where the model is."""
-
-
-def at_least_one(batch_size: int) -> int:
-    """`batch_size`, if a batch can have so many rows; raises ConfigError."""
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; at least 1 is needed")
-    return batch_size
 
 
 class ReleasedPipeline:
@@ -57,7 +50,7 @@ class ReleasedPipeline:
             )
         self.model = model
         self.vle_processor = vle_processor
-        self.batch_size = at_least_one(batch_size)
+        self.batch_size = at_least(1, batch_size, "batch_size")
         self.options: dict[str, Any] = {
             "model": model,
             "processor": vle_processor,
@@ -81,7 +74,7 @@ class PairPipeline(ReleasedPipeline):
         One result for one pair, a list for a list, an iterator for anything else. `batch_size` of None is the
         pipeline's own.
         """
-        rows = at_least_one(self.batch_size if batch_size is None else batch_size)
+        rows = at_least(1, self.batch_size if batch_size is None else batch_size, "batch_size")
         if isinstance(text, str):
             return self.one([image], [text], **options)[0]
         if isinstance(image, Mapping):
@@ -198,7 +191,7 @@ class VCRReleasedPipeline(ReleasedPipeline):
         samples = [self._sample(each, vcr_image_root) for each in (meta_inputs if many else [meta_inputs])]
         found = [
             [{"score": each.logits if self.released_scores else each.scores, "pred": [each.choice]}]
-            for each in self.choose.choose(samples, None if batch_size is None else at_least_one(batch_size))
+            for each in self.choose.choose(samples, batch_size)
         ]
         return found if many else found[0]
 
