@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from evle.data.loader import Loader
 from evle.distributed import world_size
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.devices import checkpoint_activations
+from evle.engine.operations import EXTRA_FLOPS
 from evle.engine.optim import OptimConfig, build_optimizer
 from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError
@@ -154,7 +155,7 @@ def _try_rows(
         output.loss.backward()
         return output.losses  # type: ignore[no-any-return]
 
-    with _peak_bytes(model, batch) as peaks, FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+    with _peak_bytes(model, batch) as peaks, FlopCounterMode(display=False, custom_mapping=EXTRA_FLOPS) as counter:
         losses = {name: float(loss.detach()) for name, loss in step().items()}
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(f"a loss of the first batches is not finite: {losses}")
@@ -222,26 +223,6 @@ def _optimizer_seconds(model: PreTrainedModel, optim: OptimConfig) -> float:
 
     seconds = _timed(step, model.device)
     return seconds if share == 1.0 else seconds * share + OVERHEAD * len(sizes)
-
-
-def _attention(query: Any, key: Any, *_: Any, **__: Any) -> int:
-    batch, heads, length, width = query
-    return int(4 * batch * heads * length * key[-2] * width)
-
-
-def _attention_backward(_: Any, query: Any, key: Any, *__: Any, **___: Any) -> int:
-    return 5 * _attention(query, key) // 2  # five products for the forward's two
-
-
-_MISSING = {
-    operator: formula
-    for operator, formula in (
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _attention),
-        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _attention_backward),
-    )
-    if operator not in flop_registry
-}
-"""The operations of operators that torch's counter does not know."""
 
 
 def free_bytes(device: torch.device) -> int:
