@@ -62,6 +62,31 @@ def test_only_seeds_that_both_stages_have_are_compared():
     assert claims_table([]) == []
 
 
+@pytest.mark.parametrize(
+    ("of", "than", "changes", "shown"),
+    [
+        ((11.0, None, 13.0), (1.0, 2.0, 3.0), {}, "not finite in 1 of 3"),  # a report writes NaN as null
+        ((11.0, math.inf, 13.0), (1.0, 2.0, 3.0), {}, "not finite in 1 of 3"),
+        ((11.0, 12.0, 13.0), (0.0, 2.0, 3.0), {"relative": True}, "12 ± 1 (3)"),  # no percentage of 0
+    ],
+)
+def test_a_claim_with_a_score_that_is_not_finite_is_undecided(of, than, changes, shown):
+    scores = {
+        name: {seed: {"accuracy": value} for seed, value in enumerate(row)} for name, row in zip("ab", (of, than))
+    }
+    (judged,) = judge([CLAIM.model_copy(update=changes)], scores, {"a": "accuracy"})
+    assert (judged.interval, judged.verdict) == (None, "undecided")
+    row = dict(zip(COLUMNS, judged.row(), strict=True))
+    assert (row["mean of"], row["difference"], row["95 % interval"]) == (shown, "", "")
+    assert claims_chart([judged], {"accuracy"}) == []
+
+
+def test_a_score_that_no_run_has_is_named():
+    scores = {name: {0: {"accuracy": 5.0}} for name in "ab"}
+    (judged,) = judge([CLAIM.model_copy(update={"score": "acuracy"})], scores, {"a": "accuracy"})
+    assert judged.row()[COLUMNS.index("mean of")] == "no score acuracy; did you mean 'accuracy'?"
+
+
 def test_the_chart_has_the_intervals_of_claims_in_points():
     judged = [
         Judged(CLAIM.model_copy(update={"by": -2.0}), "accuracy", (5.0, 7.0, 12.0), (1.0, 2.0, 3.0)),
@@ -111,6 +136,8 @@ def test_an_interrupted_recipe_reports_what_is_finished(tmp_path):
         ({"c": {"text": "x", "of": "vqa"}}, r"claims\.c: than is missing"),
         ({"c": 3}, r"claims\.c must hold"),
         ({"c": {**CLAIMS["seeds"], "margin": 3}}, "unknown key 'margin'"),
+        ({"c": {**CLAIMS["seeds"], "than": "pretrain"}}, "metric of vqa is accuracy, that of pretrain is loss"),
+        ({"c": {"text": "x", "of": "pretrain", "than": "pretrain"}}, r"claims\.c: the higher loss .*; add lower: true"),
     ],
 )
 def test_claims_that_do_not_fit_are_refused(tmp_path, claims, message):

@@ -10,15 +10,21 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from evle.config import Config
+from evle.errors import ConfigError, nearest
 from evle.report import Interval, Intervals, Mark, Table
+from evle.tasks import TASKS
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t at 97.5 %, for 1 to 15 degrees of freedom; 1.96 is taken beyond 30, 2.131 between."""
+METRICS = {**{name: task.metric for name, task in TASKS.items()}, "vcr": "q2ar"}
+"""The metric of each task, and of VCR's two halves together."""
+LOSS = "loss"
+"""The only metric of which less is better."""
 SPEED = "samples_per_second"
 """The score that is the speed of training."""
 COLUMNS = ["claim", "of", "than", "score", "mean of", "mean than", "difference", "95 % interval", "needs", "verdict"]
@@ -45,25 +51,39 @@ class Claim(Config):
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with the paired scores of its stages: a verdict and what it rests on."""
+    """A claim with the paired scores of its stages: a verdict and what it rests on.
+
+    A score that is not finite has no difference, and a claim with such a score stays undecided: without that seed the
+    verdict would rest on the seeds that went well.
+    """
 
     claim: Claim
     score: str
     of: tuple[float, ...]
     than: tuple[float, ...]
+    missing: str = "not run"
+    """What a table shows in place of the scores where there are none."""
 
     @property
     def differences(self) -> list[float]:
-        """The advantage of the favoured stage, seed by seed."""
+        """The advantage of the favoured stage, seed by seed; NaN for a score that is not finite, and for a percentage
+        of 0."""
         sign = -1 if self.claim.lower else 1
         unit = [abs(than) / 100 if self.claim.relative else 1.0 for than in self.than]
-        return [sign * (of - than) / scale for of, than, scale in zip(self.of, self.than, unit, strict=True)]
+        found = zip(self.of, self.than, unit, strict=True)
+        return [sign * (of - than) / scale if scale else math.nan for of, than, scale in found]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are differences, all of them finite."""
+        return bool(self.of) and all(map(math.isfinite, self.differences))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean difference over seeds by Student's t; None for fewer than two pairs."""
+        """The 95 % interval of the mean difference over seeds by Student's t; None for fewer than two pairs, and where
+        a difference is not finite."""
         values = self.differences
-        if len(values) < 2:
+        if len(values) < 2 or not self.is_whole:
             return None
         half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
         return statistics.fmean(values) - half, statistics.fmean(values) + half
@@ -81,8 +101,8 @@ class Judged:
         """The claim as a row of COLUMNS."""
         unit = " %" if self.claim.relative else ""
         interval = "" if self.interval is None else "{:+.2f} to {:+.2f}".format(*self.interval) + unit
-        shown = [_with_spread(self.of), _with_spread(self.than)]
-        difference = f"{statistics.fmean(self.differences):+.2f}{unit}" if self.of else ""
+        shown = [_with_spread(values) if values else self.missing for values in (self.of, self.than)]
+        difference = f"{statistics.fmean(self.differences):+.2f}{unit}" if self.is_whole else ""
         needs = f"above {self.claim.by:+g}{unit}"
         score = self.score + (" (lower is better)" if self.claim.lower else "")
         return [
@@ -109,21 +129,52 @@ def t_quantile(freedom: int) -> float:
     return T_QUANTILES[min(freedom, len(T_QUANTILES)) - 1]
 
 
+def read_claim(tree: Any, where: str, tasks: Mapping[str, str] | None = None) -> Claim:
+    """The claim that `tree` describes. `tasks` has the tasks of the recipe's stages.
+
+    Raises ConfigError for what is no claim, for stages that do not exist or have no score in common, and for a claim
+    by the loss that would call the higher one better.
+    """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where} must hold `key: value` lines, not {tree!r}")
+    claim = Claim.build(tree, where)
+    if tasks is None:
+        return claim
+    for stage in (claim.of, claim.than):
+        if stage not in tasks:
+            raise ConfigError(f"{where}: there is no stage {stage!r}; {nearest(stage, tasks)}")
+    metrics = [METRICS.get(tasks[stage], "") for stage in (claim.of, claim.than)]
+    if not claim.score and metrics[0] != metrics[1]:
+        raise ConfigError(
+            f"{where}: the metric of {claim.of} is {metrics[0]}, that of {claim.than} is {metrics[1]}; name a score "
+            "that both have with score"
+        )
+    if (claim.score or metrics[0]) == LOSS and not claim.lower:
+        raise ConfigError(f"{where}: the higher loss would be the better one; add lower: true")
+    return claim
+
+
 def judge(
-    claims: Sequence[Claim], scores: Mapping[str, Mapping[int, Mapping[str, float]]], metrics: Mapping[str, str]
+    claims: Sequence[Claim], scores: Mapping[str, Mapping[int, Mapping[str, float | None]]], metrics: Mapping[str, str]
 ) -> list[Judged]:
     """The verdicts on `claims` from the scores of stages by seed; `metrics` names the metric of each stage's task.
 
-    Only seeds that both stages of a claim have finished are compared.
+    Only seeds that both stages of a claim have finished are compared. A score of None is one that was not finite.
     """
     judged = []
     for claim in claims:
         name = claim.score or metrics[claim.of]
         of, than = scores.get(claim.of, {}), scores.get(claim.than, {})
-        seeds = [seed for seed in of if seed in than and name in of[seed] and name in than[seed]]
-        pairs = [tuple(scores[seed][name] for seed in seeds) for scores in (of, than)]
-        judged.append(Judged(claim, name, *pairs))
+        both = [seed for seed in of if seed in than]
+        seeds = [seed for seed in both if name in of[seed] and name in than[seed]]
+        pairs = [tuple(_number(scores[seed][name]) for seed in seeds) for scores in (of, than)]
+        missing = f"no score {name}; {nearest(name, of[both[0]].keys() & than[both[0]].keys())}" if both else "not run"
+        judged.append(Judged(claim, name, *pairs, missing))
     return judged
+
+
+def _number(score: float | None) -> float:
+    return math.nan if score is None else score
 
 
 def claims_table(judged: Sequence[Judged]) -> list[Table]:
@@ -156,7 +207,8 @@ def claims_chart(judged: Sequence[Judged], percentages: Collection[str]) -> list
 
 
 def _with_spread(values: Sequence[float]) -> str:
-    if not values:
-        return "not run"
+    odd = sum(not math.isfinite(value) for value in values)
+    if odd:
+        return f"not finite in {odd} of {len(values)}"
     mean = f"{statistics.fmean(values):.4g}"
     return f"{mean} ± {statistics.stdev(values):.2g} ({len(values)})" if len(values) > 1 else f"{mean} (1)"

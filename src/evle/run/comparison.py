@@ -9,13 +9,11 @@ from typing import Any
 from evle.engine.run_folder import Run
 from evle.files import read_json
 from evle.report import Curve, Gallery, Report, Table, read_galleries
-from evle.run.claims import claims_chart, claims_table, judge
+from evle.run.claims import LOSS, METRICS, claims_chart, claims_table, judge
 from evle.run.config import JointStage, Stage, Stages
-from evle.tasks import TASKS
 
 SHOWN_ROWS = 6  # of each gallery of a stage, in the report of all stages
-METRICS = {**{name: task.metric for name, task in TASKS.items()}, "vcr": "q2ar"}
-PERCENTAGES = {*METRICS.values()} - {"loss"}
+PERCENTAGES = {*METRICS.values()} - {LOSS}
 """The metrics that are percentages."""
 
 
@@ -216,7 +214,7 @@ def _in_words(task: str, results: Sequence[Result]) -> str:
         if result.spread
         else f"{result.scores[metric]:.4g} from {_label(result, results)}"
         for result in results
-        if metric in result.scores
+        if result.scores.get(metric) is not None  # None: it was not finite
     ]
     chance = _chance(results)
     by_chance = [f"{chance[metric]:.4g} by chance"] if metric in chance else []

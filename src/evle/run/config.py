@@ -19,7 +19,7 @@ from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError, nearest
 from evle.precision import Precision
 from evle.recipes import find_recipe
-from evle.run.claims import Claim
+from evle.run.claims import Claim, read_claim
 from evle.run.quick import quick_form
 from evle.run.splits import DataConfig, refuse_unread_path, refuse_unread_root
 from evle.run.tokenizer import TokenizerConfig
@@ -395,15 +395,6 @@ def _joint_stages(path: Path, pairs: Mapping[str, Any], stages: Sequence[Stage],
 
 
 def _claims(path: Path, trees: Mapping[str, Any], stages: Sequence[Stage | JointStage]) -> tuple[Claim, ...]:
-    """The claims of a recipe. Raises ConfigError for one about a stage that the recipe does not have."""
-    groups = list(dict.fromkeys(stage.group for stage in stages))
-    claims = []
-    for name, tree in trees.items():
-        if not isinstance(tree, Mapping):
-            raise ConfigError(f"{path}: claims.{name} must hold `key: value` lines, not {tree!r}")
-        claim = Claim.build(tree, f"{path}, claims.{name}")
-        for stage in (claim.of, claim.than):
-            if stage not in groups:
-                raise ConfigError(f"{path}: claims.{name}: there is no stage {stage!r}; {nearest(stage, groups)}")
-        claims.append(claim)
-    return tuple(claims)
+    """The claims of a recipe. Raises ConfigError for one that its stages cannot decide."""
+    tasks = {stage.group: stage.task for stage in stages}
+    return tuple(read_claim(tree, f"{path}, claims.{name}", tasks) for name, tree in trees.items())

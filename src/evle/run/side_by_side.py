@@ -12,7 +12,8 @@ from evle.errors import ConfigError, DataError
 from evle.files import read_json
 from evle.pipelines.abilities import display_names
 from evle.report import Cell, Curve, Gallery, GalleryRow, Report, Table, flatten, image_uri, read_galleries
-from evle.run.comparison import METRICS, Comparison
+from evle.run.claims import METRICS
+from evle.run.comparison import Comparison
 from evle.tasks import TASKS
 
 MOST_EXAMPLES = 24
