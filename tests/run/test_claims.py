@@ -172,6 +172,43 @@ def test_the_quick_form_shortens_every_stage_and_keeps_what_its_claims_need(tmp_
         read_stages(write(tmp_path, {**DEFAULTS, **VQA}), quick=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"claims": {"odd": {"text": "x", "than": "vqa"}}}, r"claims\.odd: of is missing"),
+        ({"claims": {"odd": "x"}}, r"claims\.odd must hold"),
+        ({"claims": [1]}, "claims must hold"),
+        ({"stages": [1]}, "stages must hold"),
+        ({"stages": {"vqa": "x"}}, r"stages\.vqa must hold"),
+        ({"defaults": "x"}, "defaults must hold"),
+        ({"defaults": {**DEFAULTS, "train": {"steps": "many"}}}, r"train\.steps='many'"),
+        ({"defaults": {**DEFAULTS, "train": "many"}}, r"train='many'"),
+        ({"stages": {"pretrain": {"model": {"init": "stage:pretrain"}}}}, "is no earlier stage"),
+    ],
+)
+def test_a_quick_form_of_what_is_malformed_is_refused(tmp_path, changes, message):
+    chosen = ["odd"] if "odd" in changes.get("claims", {}) else ["seeds"]
+    tree = merge({**TREE, "quick": {"budget": 0.5, "claims": chosen}}, changes)
+    with pytest.raises(ConfigError, match=message):
+        read_stages(write(tmp_path, tree), quick=True)
+
+
+def test_a_recipe_of_one_run_has_no_quick_form(tmp_path):
+    with pytest.raises(ConfigError, match="has no quick form"):
+        read_stages(write(tmp_path, {**DEFAULTS, **VQA, "quick": {"budget": 0.5}}), quick=True)
+
+
+def test_the_quick_form_keeps_the_stage_from_which_all_start(tmp_path):
+    tree = merge(TREE, {"defaults": {"model": {"init": "stage:pretrain"}}})
+    tree["stages"] = {
+        "pretrain": merge(TREE["stages"]["pretrain"], {"model": {"init": None}}),
+        "vqa": {**VQA, "model": {"preset": None}},
+        "scratch": merge(VQA, {"model": {"init": None}}),
+    }
+    recipe = read_stages(write(tmp_path, {**tree, "quick": {"claims": ["seeds"]}}), quick=True)
+    assert list(dict.fromkeys(stage.group for stage in recipe.stages)) == ["pretrain", "vqa", "scratch"]
+
+
 def test_the_teacher_of_a_stage_may_be_an_earlier_stage(tmp_path):
     student = {"task": {"name": "pretraining", "mim_teacher": "stage:pretrain"}}
     path = write(tmp_path, {**TWO, "stages": {"pretrain": TWO["stages"]["pretrain"], "student": student}})

@@ -276,7 +276,10 @@ def read_stages(recipe: RunConfig | str | Path, overrides: Sequence[str] = (), *
     if of_quick and not quick:
         raise ConfigError(f"{of_quick[0]} has no effect without the quick form; add --quick, or leave it out")
     if quick:
-        tree = quick_form(apply_overrides(tree, of_quick), str(path))
+        tree = apply_overrides(tree, of_quick)
+        if "stages" in tree:
+            _refuse_malformed(path, tree)
+        tree = quick_form(tree, str(path))
         overrides = [each for each in overrides if each not in of_quick]
     if "stages" not in tree:
         return _one_stage(_read_one(path, tree, overrides))

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from evle.config import Config, Tree, merge
 from evle.errors import ConfigError, nearest
+from evle.run.claims import read_claim
 
 LENGTHS = ("steps", "epochs", "minutes", "teraflops")
 """The settings of `train` that limit how long to train."""
@@ -26,8 +27,10 @@ class QuickConfig(Config):
 
 def quick_form(tree: Mapping[str, Any], where: str) -> Tree:
     """The quick form of a recipe's tree, with another default output. Raises ConfigError for a recipe without one."""
-    if "quick" not in tree:
-        raise ConfigError(f"{where}: has no quick form; leave out --quick, or add a section quick with a budget")
+    if "quick" not in tree or "stages" not in tree:
+        raise ConfigError(
+            f"{where}: has no quick form; leave out --quick, or add a section quick with a budget beside its stages"
+        )
     quick = QuickConfig.build(tree["quick"] or {}, f"{where}, quick")
     defaults = tree.get("defaults") or {}
     stages = {name: _shorter(own or {}, merge(defaults, own or {}), quick) for name, own in tree["stages"].items()}
@@ -38,7 +41,9 @@ def quick_form(tree: Mapping[str, Any], where: str) -> Tree:
 
 def _shorter(own: Mapping[str, Any], whole: Mapping[str, Any], quick: QuickConfig) -> Tree:
     train = whole.get("train") or {}
-    lengths = {name: train[name] * quick.budget for name in LENGTHS if train.get(name) is not None}
+    if not isinstance(train, Mapping):
+        return {**own}  # what is wrong is reported where the stage is read
+    lengths = {name: train[name] * quick.budget for name in LENGTHS if isinstance(train.get(name), int | float)}
     if "steps" in lengths:
         lengths["steps"] = math.ceil(lengths["steps"])
     seeds = {"seeds": list(quick.seeds)} if quick.seeds and whole.get("seeds") else {}
@@ -50,17 +55,21 @@ def _only(tree: Tree, names: tuple[str, ...], where: str) -> Tree:
     claims = tree.get("claims") or {}
     if unknown := [name for name in names if name not in claims]:
         raise ConfigError(f"{where}: quick.claims: no claim {unknown[0]!r}; {nearest(unknown[0], claims)}")
-    stages, joint = tree["stages"], tree.get("vcr") or {}
+    stages, joint, defaults = tree["stages"], tree.get("vcr") or {}, tree.get("defaults") or {}
     needed: set[str] = set()
 
     def need(name: str) -> None:
+        if name in needed:
+            return
         needed.add(name)
-        for before in joint.get(name, _before(stages.get(name) or {})):
-            need(before)
+        pair = joint.get(name)
+        for before in pair if isinstance(pair, list) else _before(merge(defaults, stages.get(name) or {})):
+            need(str(before))
 
     for name in names:
-        need(claims[name]["of"])
-        need(claims[name]["than"])
+        claim = read_claim(claims[name], f"{where}, claims.{name}")
+        need(claim.of)
+        need(claim.than)
     return {
         **tree,
         "claims": {name: claims[name] for name in names},
@@ -71,6 +80,7 @@ def _only(tree: Tree, names: tuple[str, ...], where: str) -> Tree:
 
 def _before(stage: Mapping[str, Any]) -> Iterator[str]:
     for section, key in (("model", "init"), ("task", "mim_teacher")):
-        value = str((stage.get(section) or {}).get(key) or "")
+        options = stage.get(section)
+        value = str(options.get(key) or "") if isinstance(options, Mapping) else ""
         if value.startswith("stage:"):
             yield value.removeprefix("stage:")
