@@ -8,7 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from commands import call
 from evle import evaluate, train
+from evle.config import dump_yaml, load_yaml, merge
 from evle.errors import CheckpointError, ConfigError, EvleError
+from evle.run import training
+from evle.run.config import RunConfig
+from evle.run.dry_run import rehearse
 from evle.run.interpolating import blended, interpolate
 from evle.run.weights import ModelConfig
 from micro import SAMPLES, micro_run
@@ -98,6 +102,25 @@ def test_what_cannot_be_interpolated_is_refused(runs, tmp_path):
     train(other, samples={"train": SAMPLES["retrieval"]()})
     assert "another vocabulary" in call("interpolate", other.output, old, "-o", tmp_path / "x", code=2)
     assert "different tasks" in call("interpolate", other.output, old, "-o", tmp_path / "x", "--curve", code=2)
+
+
+def test_what_the_key_cannot_do_is_refused_before_training(runs, tmp_path, monkeypatch):
+    old, _, config = runs
+    kept = {**config.plain(), "output": str(tmp_path / "kept")}
+    kept["model"] = {**kept["model"], "interpolate": 0.5}
+
+    def refused(message, **changes):
+        monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained"))
+        for run in (train, rehearse):
+            with pytest.raises(EvleError, match=message):
+                run(RunConfig.build(merge(kept, changes), "test"))
+
+    refused("the model to train has hidden_act relu and .* has gelu", model={"overrides": {"hidden_act": "relu"}})
+    stored, gone = old / "config.yaml", {"source": "folder", "path": str(tmp_path / "gone"), "split": "test"}
+    tree = load_yaml(stored)
+    stored.write_text(dump_yaml({**tree, "data": {**tree["data"], "test": gone}}))
+    refused(r"model\.interpolate=0\.5 scores on the test data of .*gone")
+    assert not (tmp_path / "kept" / "model").exists()
 
 
 @pytest.fixture

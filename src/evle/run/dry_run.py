@@ -25,6 +25,7 @@ from evle.machine import usable_cpus
 from evle.models.folders import is_hub_name, model_folder
 from evle.models.loading import without_bars
 from evle.run.config import STAGE, RunConfig, Stage, Stages, task_class
+from evle.run.interpolating import before_training
 from evle.run.measuring import (
     FIXED_BYTES,
     GIB,
@@ -136,6 +137,8 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     fits = size is None or size * HELD_BYTES <= USABLE * free
     with nullcontext() if fits else torch.device("meta"):
         ready = prepare(config, samples=samples)
+    if config.model.interpolate < 1:
+        before_training(config, ready.loaded.model, ready.task.processor)
     model = ready.loaded.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if keep is not None and fits:

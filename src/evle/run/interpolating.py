@@ -2,19 +2,19 @@
 and forgets less of the old."""
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from evle.data.samples import Samples, Split
 from evle.engine.checkpoint import load_model_state, model_state
 from evle.engine.run_folder import make_output
 from evle.engine.steps import write_whole_model
-from evle.errors import ConfigError
+from evle.errors import ConfigError, EvleError
 from evle.models import eve, vle
 from evle.models.adapters import has_adapter, refuse_peft_adapter
 from evle.models.folders import from_folder, model_folder, read_fields, read_tensors
@@ -61,11 +61,7 @@ class Between:
         tokenizer: PreTrainedTokenizerBase,
     ):
         config: Any = model.config
-        if read_processor(before, config.model_type).tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise ConfigError(
-                f"{before} has another vocabulary, so that word embeddings cannot be interpolated; give the model that "
-                "fine-tuning started from"
-            )
+        _refuse_other_vocabulary(before, read_processor(before, config.model_type), tokenizer)
         answers = {"id2label": config.id2label, "label2id": config.label2id}
         start = build_model(type(model), ModelConfig(init=str(before)), config, answers)
         self.model, self.after, self.new = model, dict(after), start.new
@@ -165,6 +161,38 @@ def refuse_unlike(before: str | Path, after: str | Path) -> None:
     """Raise ConfigError for two model folders whose weights would be computed with in different ways, or whose images
     are normalised in different ways, so that weights between them have no sense."""
     configs: list[Any] = [read_config(before), read_config(after)]
+    processors: list[Any] = [read_processor(path, config.model_type) for path, config in zip((before, after), configs)]
+    for path, processor, config in zip((before, after), processors, configs, strict=True):
+        refuse_odd_images(processor, config.image_size, model_folder(path))
+    _refuse_other_computing((before, after), configs)
+    _refuse_other_colours((before, after), processors)
+
+
+def before_training(config: RunConfig, model: PreTrainedModel, processor: ProcessorMixin) -> Samples | None:
+    """What a run with `model.interpolate` needs at its end, looked at before its hours: the test data of the run that
+    it starts from (see `old_samples`).
+
+    Raises ConfigError where `model.init` and the model to train have no weights between them, and EvleError where that
+    test data cannot be read.
+    """
+    start = config.model.init
+    assert start is not None
+    own, trained = read_config(start), "the model to train"
+    earlier: Any = read_processor(start, own.model_type)
+    current: Any = processor
+    _refuse_other_computing((start, trained), (own, model.config))
+    _refuse_other_vocabulary(start, earlier, current.tokenizer)
+    _refuse_other_colours((start, trained), (earlier, current))
+    try:
+        return old_samples(config)
+    except EvleError as error:
+        raise type(error)(
+            f"model.interpolate={config.model.interpolate:g} scores on the test data of {start}, too: {error}"
+        ) from None
+
+
+def _refuse_other_computing(names: Sequence[str | Path], configs: Sequence[Any]) -> None:
+    before, after = names
     for part in ("", "text_config", "vision_config"):
         one, other = (getattr(config, part, None) if part else config for config in configs)
         for name in COMPUTED_BY:
@@ -175,9 +203,18 @@ def refuse_unlike(before: str | Path, after: str | Path) -> None:
                     f"{after} has {field} {values[1]} and {before} has {values[0]}, so that their weights cannot be "
                     "interpolated; give the model that fine-tuning started from"
                 )
-    processors: list[Any] = [read_processor(path, config.model_type) for path, config in zip((before, after), configs)]
-    for path, processor, config in zip((before, after), processors, configs, strict=True):
-        refuse_odd_images(processor, config.image_size, model_folder(path))
+
+
+def _refuse_other_vocabulary(before: str | Path, processor: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    if processor.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{before} has another vocabulary, so that word embeddings cannot be interpolated; give the model that "
+            "fine-tuning started from"
+        )
+
+
+def _refuse_other_colours(names: Sequence[str | Path], processors: Sequence[Any]) -> None:
+    before, after = names
     for name in ("image_mean", "image_std"):
         values = [[*getattr(each.image_processor, name)] for each in processors]
         if len({tuple(value * (3 // len(value))) for value in values}) > 1:

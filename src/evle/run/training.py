@@ -24,7 +24,7 @@ from evle.models.folders import read_tensors
 from evle.report import Report, plain, write_whole
 from evle.run.by_label import score
 from evle.run.config import RunConfig
-from evle.run.interpolating import Between, old_samples, retention
+from evle.run.interpolating import Between, before_training, retention
 from evle.run.prepare import Prepared, make_loader, prepare
 from evle.run.reporting import (
     curves,
@@ -73,6 +73,8 @@ def train_run(
     with locked(folder) if is_main() else nullcontext():
         Run(folder).check(asked, overwrite=overwrite, complete=complete)  # before anything takes time
         ready = prepare(config, task, samples)
+        blends = config.model.interpolate < 1
+        old = before_training(config, ready.loaded.model, ready.task.processor) if blends else None
         run = Run.start(
             folder,
             asked,
@@ -98,9 +100,9 @@ def train_run(
             metric=ready.task.metric,
             write_model=ready.loaded.write,
         )
-        between = None if config.model.interpolate == 1 else _keep_between(config, ready, run.model_folder)
+        between = _keep_between(config, ready, run.model_folder) if blends else None
         write_state(ready.task, run.model_folder)
-        return _report_run(config, ready, run, result, between)
+        return _report_run(config, ready, run, result, between, old)
 
 
 def _refuse_scattered_parts(config: RunConfig) -> None:
@@ -138,9 +140,15 @@ def in_full(folder: str | Path, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _report_run(
-    config: RunConfig, ready: Prepared, run: Run, result: FitResult, between: Between | None = None
+    config: RunConfig,
+    ready: Prepared,
+    run: Run,
+    result: FitResult,
+    between: Between | None = None,
+    old: Samples | None = None,
 ) -> Report:
-    """Score the finished model on test (on val where there is none) and write the run's report."""
+    """Score the finished model on test (on val where there is none) and write the run's report, with the curve of
+    `between` where it can be scored on the `old` data."""
     task, model = ready.task, ready.loaded.model
     split: Split = "test" if "test" in ready.samples else "val"
     measured = ready.samples.get(split)
@@ -149,7 +157,7 @@ def _report_run(
     if measured is not None:
         found = score(task, model, measured, config.evaluate.settings(quick=False))
     tables, drawn = [], curves(run, task)
-    if between is not None and measured is not None and (old := old_samples(config)) is not None:
+    if between is not None and measured is not None and old is not None:
         settings = config.evaluate.settings(quick=True)
         table, curve = retention(between, task, old, measured, settings, config.model.interpolate)
         tables, drawn = [table], [*drawn, curve]
