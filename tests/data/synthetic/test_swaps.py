@@ -111,6 +111,19 @@ def test_captions_that_people_wrote_are_swapped(type_, caption, expected, words)
     assert swapped_caption(caption, type_) == (None if expected is None else (expected, words))
 
 
+@pytest.mark.parametrize(
+    ("caption", "type_"),
+    [
+        ("a black and white cat", "attribute"),
+        ("a small, black dog", "attribute"),
+        ("two or three people", "count"),
+        ("two to three cups", "count"),
+    ],
+)
+def test_words_about_the_same_thing_are_not_exchanged(caption, type_):
+    assert swapped_caption(caption, type_) is None  # the swapped caption would be as true
+
+
 def test_swaps_of_captions_are_balanced_by_their_words():
     texts = ["a red car and a blue bus", "a red cup and a blue plate", "a blue cat and a red dog", "a green tree"]
     source = [CaptionSample(f"{number}", b"", (text,)) for number, text in enumerate(texts)]

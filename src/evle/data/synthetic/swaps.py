@@ -232,6 +232,8 @@ _ATTRIBUTES |= {"old", "young", "wooden", "plastic", "metal", "empty", "full", "
 _OPPOSITES = {"left": "right", "above": "below", "over": "under", "inside": "outside", "behind": "before"}
 _OPPOSITES |= {other: one for one, other in _OPPOSITES.items()}
 _COUNTS = {*NUMBERS[2:], "ten"}
+_JOINING = {"and", "or", "to", "by", "with"}
+"""Words between two attributes, or two numbers, of the same thing."""
 _NOUN = r"((?:an?|the) [\w' -]+?)"
 _AROUND = re.compile(rf"{_NOUN}( (?:is |are )?(?:to the )?)(\w+)( of)? {_NOUN}(\.?)", re.IGNORECASE)
 
@@ -239,7 +241,7 @@ _AROUND = re.compile(rf"{_NOUN}( (?:is |are )?(?:to the )?)(\w+)( of)? {_NOUN}(\
 def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | None:
     """The caption with one swap of a type, and the two words that were exchanged, or None if nothing can be swapped.
 
-    Two different attributes or two different numbers are exchanged; a relation becomes its opposite. "order" exchanges
+    Two different attributes or numbers of two things are exchanged; a relation becomes its opposite. "order" exchanges
     the two sides of a relation.
 
     >>> swapped_caption("A red car behind a blue bus.", "attribute")
@@ -254,6 +256,8 @@ def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | N
         at = [index for index, word in enumerate(lower) if word in known]
         if len(at) != 2 or lower[at[0]] == lower[at[1]]:
             return None
+        if not [word for word in lower[at[0] + 1 : at[1]] if word.isalpha() and word not in _JOINING]:
+            return None  # of one thing: a white and black cat is a black and white cat
         words[at[0]], words[at[1]] = words[at[1]], words[at[0]]
         return "".join(words), (lower[at[0]], lower[at[1]])
     at = [index for index, word in enumerate(lower) if word in _OPPOSITES]
