@@ -12,6 +12,8 @@ with the runs that are missing:
     python -m benchmarks.peers FOLDER -o runs/peers --towers VISION_FOLDER TEXT_FOLDER
     python -m benchmarks.peers FOLDER -o runs/peers --report docs/peers.md
 
+Results of other images, or of another --gallery, --train or --tests, are refused: give those a folder of their own.
+
 Where half a minute does not tell the learning rates of a contender apart, give it longer trials first
 (`--trial-minutes 2 --peers clip siglip`); the longest that are finished count.
 

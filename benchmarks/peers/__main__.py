@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,25 @@ import torch
 from benchmarks.peers import questions, retrieval
 from benchmarks.peers.contest import Contest
 from benchmarks.peers.page import Results, page
+from evle.files import write_whole
 
 CONTENDERS = (*retrieval.ABOUT, *questions.ABOUT)
 
 
-def kept(file: Path, work: Any) -> dict[str, Any]:
-    """The result in `file`, from `work()` where it is missing."""
+def kept(file: Path, work: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The result in `file`, from `work()` where it is missing. Ends the program where it was made with other
+    settings."""
     if not file.is_file():
         print(f"{file.stem} ...", flush=True)
-        result = work()
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(work(), indent=1) + "\n")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    before = found.get("settings", {})  # results of an earlier version have none
+    for name in sorted(before.keys() & settings.keys()):
+        if before[name] != settings[name]:
+            sys.exit(
+                f"{file}: was made with other {name}, {before[name]} and not {settings[name]}; choose another folder "
+                "with -o, or set it back"
+            )
     return found
 
 
@@ -45,7 +53,7 @@ def compare(contest: Contest, names: Sequence[str], options: argparse.Namespace)
 
     def result(name: str, kind: str, rate: float, seed: int, minutes: float) -> dict[str, Any]:
         file = home / f"{name}-{kind}-{minutes:g}min-rate-{rate:g}-seed-{seed}.json"
-        return kept(file, lambda: contest.run(name, rate, seed, minutes, kind == "trial"))
+        return kept(file, lambda: contest.run(name, rate, seed, minutes, kind == "trial"), contest.settings)
 
     trials, best = [], {}
     for name in names:

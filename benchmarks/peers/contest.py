@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,6 +66,9 @@ class Contest:
     train: Callable[[str, float, int, float], Trained]
     score: Callable[[Trained, Samples], dict[str, float]]
     notes: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What a result depends on beside its name, learning rate, seed and minutes. Each result holds it, so that those of
+    another command are not taken for those of this one."""
 
     def run(self, name: str, rate: float, seed: int, minutes: float, is_trial: bool) -> dict[str, Any]:
         """One training of a contender. A trial is scored on the tuning samples, another run on the test splits."""
@@ -82,6 +85,7 @@ class Contest:
             "trained": sum(each.numel() for each in weights if each.requires_grad),
             "image size": trained.ready.task.image_size,
             "samples": len(self.learned),
+            "settings": dict(self.settings),
         }
         if is_trial:
             tuned = [self.score(trained, samples) for samples in self.tuning]

@@ -170,6 +170,7 @@ def contest(gallery: int) -> Contest:
         tests={"test": _scenes("test", 10 * gallery)},
         train=taught,
         score=score,
+        settings={"--gallery": gallery},
         notes=(
             f"Scenes of one or two things at {WORLD['size']} pixels; questions about {_listed(WORLD['kinds'])}. The "
             "learning rate is chosen on combinations of shape and colour that training never shows, and the test has "

@@ -305,6 +305,7 @@ def contest(options: argparse.Namespace) -> Contest:
         towers = {"vision": options.towers[0], "text": options.towers[1]} if name in TOWERS else {}
         return train(BUILDERS[name](ready, **towers), ready, rate, seed, seconds)
 
+    tests = {split: spread(folder(options.folder, "captions", split), options.gallery) for split in options.tests}
     return Contest(
         name="retrieval",
         title="Retrieval",
@@ -314,9 +315,15 @@ def contest(options: argparse.Namespace) -> Contest:
         chosen_by="R@mean",
         learned=learned,
         tuning=divided(spread(Chosen(everything, sorted(tuning)), options.gallery), TUNED_GALLERY),
-        tests={split: spread(folder(options.folder, "captions", split), options.gallery) for split in options.tests},
+        tests=tests,
         train=taught,
         score=score,
+        settings={
+            "--gallery": options.gallery,
+            "--train": list(options.train),
+            "--tests": list(options.tests),
+            "images": [learned.fingerprint, *(each.fingerprint for each in tests.values())],
+        },
         notes=(
             f"At most {options.gallery} images and their captions per split; TR: image to text, IR: text to image. The "
             f"learning rate is chosen in galleries of {TUNED_GALLERY} images of {TUNED_SHARE:.0%} of the training "

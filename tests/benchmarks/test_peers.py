@@ -63,6 +63,18 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     capsys.readouterr()
 
 
+def test_a_result_of_other_settings_is_not_taken_for_one_of_these(module, images, monkeypatch):
+    command, retrieval = module("__main__"), module("retrieval")
+    monkeypatch.setattr(retrieval, "BATCH", 16)
+    monkeypatch.setattr(retrieval, "RATES", dict.fromkeys(retrieval.ABOUT, (1e-3,)))
+    given = options(images, "--seeds", "1", "--more", "0", "--peers", "eve")
+    command.main([*given, "--gallery", "6"])
+    with pytest.raises(SystemExit, match=r"made with other --gallery, 6 and not 4; choose another folder"):
+        command.main([*given, "--gallery", "4"])
+    with pytest.raises(SystemExit, match="made with other --tests"):
+        command.main([*given, "--gallery", "6", "--tests", "val"])
+
+
 def test_longer_trials_count_once_there_is_one_of_every_rate(module, tmp_path):
     longest = module("__main__").longest_trials
     for minutes, rate in ((0.5, 1e-3), (0.5, 3e-3), (2.0, 1e-3)):
