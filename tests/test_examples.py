@@ -176,6 +176,20 @@ def test_a_search_for_car_is_trained_with_the_synonyms_of_automobile(words, tmp_
     assert (plain.captions, plain.tags) == (("automobile",), ("roads",))
 
 
+def test_words_are_those_of_the_caption_in_any_column_that_evle_reads(words, tmp_path, monkeypatch):
+    script, wordnet = words
+    expected = {"synonyms": ["car", "auto"], "hypernyms": ["motor vehicle", "conveyance", "transport"]}
+    for row in (
+        {"captions": "automobile", "keywords": "roads"},  # a text, not a list of letters
+        {"captions": None, "caption": "an automobile", "tags": ["roads"]},
+    ):
+        assert script.with_words(row, wordnet) == {**row, **expected}
+    assert script.with_words({"image": "a.png"}, wordnet) == {"image": "a.png", "synonyms": [], "hypernyms": []}
+    monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path / "nowhere"), "--dict", str(wordnet.folder)])
+    with pytest.raises(SystemExit, match=r"captions\.jsonl: no such file"):
+        script.main()
+
+
 def test_a_missing_wordnet_is_named_with_the_cure(words, tmp_path):
     script, _ = words
     with pytest.raises(SystemExit, match=r"index\.noun: no such file; run `npm install`"):

