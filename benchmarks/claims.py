@@ -30,7 +30,8 @@ INTRODUCTION = """# Claims, tested in miniature
 What the papers and releases of EVE and VLE claim, tested on drawn scenes by recipes that anyone can repeat:
 
 ```shell
-evle train claims-eve --jobs 2     # about three hours of two cores, with --quick 20 minutes (calculated)
+evle train claims-eve --jobs 2     # about three hours of two cores (five core-hours were measured), \
+with --quick 20 minutes (calculated)
 evle train claims-vle --jobs 2
 python -m benchmarks.claims runs/claims-eve runs/claims-vle -o docs/claims.md
 ```
@@ -156,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.title and len(options.folders) > 1:
         parser.error("--title needs a single folder; run the command once for each, with --add")
     sections = [section(read(each), options.note, options.title) for each in options.folders]
-    page = options.output.read_text(encoding="utf-8") if options.add else INTRODUCTION
+    has_page = options.add and options.output.is_file()
+    page = options.output.read_text(encoding="utf-8") if has_page else INTRODUCTION
     page = with_charts(with_sections(page, sections), options.output.parent)
     options.output.write_text(page, encoding="utf-8")
     print(options.output)

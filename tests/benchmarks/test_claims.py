@@ -22,7 +22,7 @@ def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
     tree = merge(TWO, {"title": "Small", "about": "A test.", "stages": {"scratch": VQA}, "claims": {"one": claim}})
     out = tmp_path / "out"
     train(read_stages(write(tmp_path, tree), [f"output={out}"]))
-    claims.main([str(out), "-o", str(tmp_path / "claims.md"), "--note", "A note."])
+    claims.main([str(out), "-o", str(tmp_path / "claims.md"), "--add", "--note", "A note."])  # there is no page yet
     page = (tmp_path / "claims.md").read_text()
     assert "## Small\n\nA note.\n\nA test.\n\n0 confirmed, 0 refuted, 1 undecided." in page
     (row,) = [line for line in page.splitlines() if "Pre-training improves VQA" in line]
@@ -40,6 +40,11 @@ def test_the_page_has_every_claim_with_its_verdict(claims, tmp_path, capsys):
     with pytest.raises(SystemExit, match="no report"):
         claims.main([str(tmp_path), "-o", str(tmp_path / "x.md")])
     capsys.readouterr()
+
+
+def test_the_page_of_the_documentation_begins_as_the_command_writes_it(claims):
+    page = Path(__file__).parents[2] / "docs/claims.md"
+    assert page.read_text(encoding="utf-8").startswith(f"{claims.INTRODUCTION}\n\n## ")
 
 
 def test_a_section_takes_the_place_of_the_one_of_its_title_and_leaves_the_others(claims):
