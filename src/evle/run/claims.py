@@ -167,9 +167,9 @@ def judge(
         of, than = scores.get(claim.of, {}), scores.get(claim.than, {})
         both = [seed for seed in of if seed in than]
         seeds = [seed for seed in both if name in of[seed] and name in than[seed]]
-        pairs = [tuple(_number(scores[seed][name]) for seed in seeds) for scores in (of, than)]
+        first, second = (tuple(_number(stage[seed][name]) for seed in seeds) for stage in (of, than))
         missing = f"no score {name}; {nearest(name, of[both[0]].keys() & than[both[0]].keys())}" if both else "not run"
-        judged.append(Judged(claim, name, *pairs, missing))
+        judged.append(Judged(claim, name, first, second, missing))
     return judged
 
 
