@@ -41,9 +41,9 @@ def parse_json(
     evle.errors.DataError: a.json: not usable JSON (nested too deeply)
     """
     try:
-        hook = _unique if unique_keys else None
+        hook = unique_members if unique_keys else None
         value = json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, object_pairs_hook=hook)
-    except _DuplicateKey as problem:
+    except DuplicateKeyError as problem:
         raise error(f"{where}: not usable JSON (the key {problem} is duplicated)") from None
     except RecursionError:
         raise error(f"{where}: not usable JSON (nested too deeply)") from None
@@ -58,15 +58,22 @@ def parse_json(
     return value
 
 
-class _DuplicateKey(ValueError):
-    """A key that appears twice in an object."""
+class DuplicateKeyError(ValueError):
+    """A key that appears twice in an object; its text is the key."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of an object, as a hook for a JSON decoder. Raises DuplicateKeyError.
+
+    >>> unique_members([("caption", "a dog"), ("caption", "a cat")])
+    Traceback (most recent call last):
+        ...
+    evle.files.DuplicateKeyError: 'caption'
+    """
     members = dict(pairs)
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _DuplicateKey(repr(next(name for name in names if names.count(name) > 1)))
+        raise DuplicateKeyError(repr(next(name for name in names if names.count(name) > 1)))
     return members
 
 

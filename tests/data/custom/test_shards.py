@@ -307,3 +307,13 @@ def test_json_of_any_damage_is_one_line(tmp_path, json):
     with pytest.raises(SampleError, match="0/0: its JSON: not usable JSON") as caught:
         shards(tmp_path)[0]
     assert "\n" not in str(caught.value)
+
+
+def test_the_json_of_a_sample_has_no_half_characters_and_no_duplicate_keys(tmp_path):
+    members = [("a.jpg", encoded(0)), ("a.json", rb'{"caption": "a dog \ud83d"}')]
+    members += [("b.jpg", encoded(1)), ("b.json", b'{"caption": "a dog", "caption": "a cat"}')]
+    write_tar(tmp_path / "0.tar", members)
+    samples = shards(tmp_path)
+    assert samples[0].captions == ("a dog ���",)
+    with pytest.raises(SampleError, match=r"0/b: its JSON: not usable JSON \(the key 'caption' is duplicated\)"):
+        samples[1]

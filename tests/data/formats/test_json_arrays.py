@@ -1,5 +1,6 @@
 """Arrays of a JSON file are read an element at a time: as json reads them, at their places, in little memory."""
 
+import gzip
 import json
 import random
 import tracemalloc
@@ -8,6 +9,7 @@ import pytest
 
 from evle.data.formats import json_arrays
 from evle.data.formats.json_arrays import JsonArrays, read_element
+from evle.data.formats.json_lines import JsonLines
 from evle.errors import DataError
 
 
@@ -139,3 +141,56 @@ def test_json_that_python_cannot_hold_is_one_line(tmp_path, element, words):
     (tmp_path / "a.json").write_text(f"[{element}")
     with pytest.raises(DataError, match=rf"a\.json: element 0 {words}"):
         list(JsonArrays(tmp_path / "a.json"))
+
+
+def test_half_a_character_becomes_a_replacement_sign(tmp_path, chunk):
+    path = tmp_path / "a.json"
+    path.write_text(r'[{"caption": "a dog \ud83d"}, "\ud83d\ude00", "\\ud83d"]')
+    found = elements(path)
+    assert [value for *_, value in found] == [{"caption": "a dog ���"}, "😀", r"\ud83d"]
+    assert [read_element(path, offset, length) for _, offset, length, _ in found] == [value for *_, value in found]
+    (tmp_path / "a.jsonl").write_text('{"caption": "a dog \\ud83d"}\n')
+    assert [line.value for line in JsonLines(tmp_path / "a.jsonl")] == [{"caption": "a dog ���"}]
+
+
+def test_a_duplicate_key_is_refused(tmp_path, chunk):
+    path = tmp_path / "a.json"
+    for text, words in (
+        ('[{"a": 1}, {"caption": "a dog", "caption": "a cat"}]', "element 1 has a duplicate key, 'caption', at byte"),
+        ('{"images": [1], "images": [2]}', "the key 'images' is duplicated"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            elements(path, ["images"] if "images" in text else [""])
+        with pytest.raises(DataError, match=r"a\.json:1: not usable JSON \(the key '\w+' is duplicated\)"):
+            list(JsonLines(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gzip.compress(b"[]"), "is compressed (gzip); unpack it first"),
+        ("[]".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("[]".encode("utf-16-le"), "holds zero bytes; save it as UTF-8 text, or fetch it again"),
+    ],
+)
+def test_compressed_files_and_other_encodings_are_named(tmp_path, data, words):
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    for read in (JsonArrays, JsonLines):
+        with pytest.raises(DataError) as found:
+            list(read(path))
+        assert str(found.value) == f"{path}: {words}"
+
+
+def test_lists_and_lines_that_are_the_other_form_are_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(DataError, match=r"as in JSON lines, at byte 9; write one list \[...\] of them"):
+        elements(path)
+    path.write_text('[{"a": 1}, {"a": 2}]')
+    with pytest.raises(DataError, match="write one object per line, not one list of them"):
+        list(JsonLines(path))
+    path.write_text('{\n "a": 1\n}\n')
+    with pytest.raises(DataError, match=r":1: one object over several lines; write each object on one line"):
+        list(JsonLines(path))

@@ -26,6 +26,7 @@ from evle.data.custom.shard_files import find_shards, is_folder, short_names
 from evle.data.custom.split_hints import splits_in_names
 from evle.data.exclusion import LEFT_OUT, Exclusion, is_genome, read_exclusion
 from evle.data.formats.cells import says_something, separated, texts_of
+from evle.data.formats.json_lines import parse_record
 from evle.data.formats.tars import Entry, Member, TarIndex, index_of, is_remote
 from evle.data.samples import (
     SPLITS,
@@ -40,7 +41,6 @@ from evle.data.samples import (
     hashed_split,
 )
 from evle.errors import ConfigError, DataError, SampleError, nearest
-from evle.files import parse_json
 from evle.terminal import ProgressLine
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def _read_fields(tar: TarIndex, entry: Entry, key: str) -> Fields:
     """The fields of a sample's JSON, none where it has no JSON."""
     if not entry.json.size:
         return {}
-    return parse_json(tar.member(entry.json).read(), f"{key}: its JSON", kind=dict, error=SampleError)
+    return parse_record(tar.member(entry.json).read(), f"{key}: its JSON", kind=dict, error=SampleError)
 
 
 def _refuse_unclear(path: str, tars: Sequence[TarIndex], form: CaptionForm, *, is_divided: bool) -> None:

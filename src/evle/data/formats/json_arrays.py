@@ -12,7 +12,9 @@ from collections.abc import Generator, Iterator, Sequence
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from typing import Any, BinaryIO, NamedTuple
 
+from evle.data.formats.text_files import refuse_other_encoding, whole_characters
 from evle.errors import DataError
+from evle.files import DuplicateKeyError, unique_members
 
 CHUNK = 1 << 20
 """Bytes read at once."""
@@ -35,8 +37,9 @@ class Element(NamedTuple):
 class JsonArrays:
     """The elements of the arrays `names` of a JSON object, or with the name "" those of a file that is one list.
 
-    Iterate once. `fingerprint` is a hash of the file's bytes, known after the last element. Raises DataError for a
-    file that is missing, cut short, not JSON, or without one of the arrays.
+    Iterate once. `fingerprint` is a hash of the file's bytes, known after the last element. Half a character in a text
+    becomes a replacement sign. Raises DataError for a file that is missing, compressed, not UTF-8, cut short, not JSON,
+    or without one of the arrays, and for a duplicate key.
     """
 
     def __init__(self, path: str | os.PathLike[str], names: Sequence[str] = ("",)):
@@ -47,6 +50,8 @@ class JsonArrays:
         if not os.path.isfile(self.path):
             raise DataError(f"{self.path}: no such file")
         with open(self.path, "rb") as file:
+            refuse_other_encoding(self.path, file.read(64))
+            file.seek(0)
             window = _Window(file, self.path)
             first = window.peek()
             if first == "[":
@@ -57,7 +62,9 @@ class JsonArrays:
             else:
                 how = f"starts with {first!r} and is no JSON list or object" if first else "is empty"
                 raise DataError(f"{self.path}: {how}; fetch or unpack the file again")
-            if window.peek():
+            if (after := window.peek()) == first == "{":
+                raise window.error("a second value follows the first, as in JSON lines", "write one list [...] of them")
+            if after:
                 raise window.error("there is text after its end")
             self.fingerprint = window.digest.hexdigest()
         missing = [name for name in self.names if name not in found]
@@ -75,6 +82,8 @@ class JsonArrays:
                 window.take(",")
             window.peek()
             name = str(window.value("the name of a member", len(found)))
+            if name in found:
+                raise window.error(f"the key {name!r} is duplicated")
             window.take(":")
             found.append(name)
             if window.peek() == "[":
@@ -107,7 +116,8 @@ def read_element(path: str | os.PathLike[str], offset: int, length: int) -> Any:
         file.seek(offset)
         data = file.read(length)
     try:
-        return json.loads(data)
+        value = json.loads(data)
+        return whole_characters(value) if b"\\ud" in data.lower() else value
     except (ValueError, RecursionError):
         raise DataError(f"{path}: changed at byte {offset:,} since it was opened; start again") from None
 
@@ -121,7 +131,7 @@ class _Window:
         self.text, self.at, self.ended = "", 0, False
         self._known = (0, 0)  # a character of the text, and its offset in the file in bytes
         self._characters = codecs.getincrementaldecoder("utf-8")()
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=unique_members).raw_decode
         if self.peek() == "\ufeff":  # a byte order mark
             self.at += 1
 
@@ -157,6 +167,8 @@ class _Window:
         while True:
             try:
                 value, end = self._decode(self.text, self.at)
+                if self.text.find("\\ud", self.at, end) >= 0 or self.text.find("\\uD", self.at, end) >= 0:
+                    value = whole_characters(value)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - _MARGIN
                 if not cut or len(self.text) - self.at > LARGEST:
@@ -166,6 +178,8 @@ class _Window:
                 continue
             except RecursionError:
                 raise self.error(f"{what} {number:,} is nested too deeply") from None
+            except DuplicateKeyError as error:
+                raise self.error(f"{what} {number:,} has a duplicate key, {error}") from None
             except ValueError:  # Python refuses to read whole numbers of more than 4,300 digits
                 raise self.error(f"{what} {number:,} holds a number of thousands of digits") from None
             if not self.ended and len(self.text) - end < _MARGIN and self.text[end - 1] not in '}]"':
@@ -174,8 +188,8 @@ class _Window:
             self.at = end
             return value
 
-    def error(self, what: str) -> DataError:
-        return DataError(f"{self.path}: {what}, at byte {self.byte:,}; fetch or unpack the file again")
+    def error(self, what: str, cure: str = "fetch or unpack the file again") -> DataError:
+        return DataError(f"{self.path}: {what}, at byte {self.byte:,}; {cure}")
 
     def _more(self) -> bool:
         """Read more, at least as much as is held now; False at the end of the file."""
@@ -189,6 +203,6 @@ class _Window:
             self.text = self.text[self.at :] + self._characters.decode(data, final=self.ended)
         except UnicodeDecodeError:
             self.text, self.at = "", 0
-            raise self.error("what follows is not UTF-8 text") from None
+            raise self.error("what follows is not UTF-8 text", "save it as UTF-8, or fetch it again") from None
         self.at = 0
         return bool(data)

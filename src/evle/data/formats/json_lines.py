@@ -1,4 +1,7 @@
-"""JSON lines: one record per line, with its offset in bytes, so that `json_arrays.read_element` can read it again."""
+"""JSON lines: one record per line, with its offset in bytes, so that `json_arrays.read_element` can read it again.
+
+Also one record of JSON by itself, as a shard has it.
+"""
 
 import hashlib
 import os
@@ -6,8 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from evle.data.formats.text_files import MAX_LINE
-from evle.errors import DataError
+from evle.data.formats.text_files import MAX_LINE, refuse_other_encoding, whole_characters
+from evle.errors import DataError, EvleError
 from evle.files import parse_json
 
 
@@ -18,6 +21,16 @@ class Line(NamedTuple):
     offset: int
     length: int
     value: dict[str, Any]
+
+
+def parse_record(
+    data: bytes | str, where: str, *, kind: type = object, error: type[EvleError] = DataError
+) -> Any:
+    """The JSON value in `data`, as `parse_json` reads it. A duplicate key is an error, and half a character becomes a
+    replacement sign."""
+    value = parse_json(data, where, kind=kind, error=error, unique_keys=True)
+    is_half = b"\\ud" in data.lower() if isinstance(data, bytes) else "\\ud" in data.lower()
+    return whole_characters(value) if is_half else value
 
 
 class JsonLines:
@@ -35,6 +48,8 @@ class JsonLines:
             raise DataError(f"{self.path}: no such file")
         digest, offset = hashlib.blake2b(digest_size=8), 0
         with open(self.path, "rb") as file:
+            refuse_other_encoding(self.path, file.read(64))
+            file.seek(0)
             for number, data in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
                 if len(data) == MAX_LINE:
                     raise DataError(f"{self.path}:{number}: a line of more than {MAX_LINE >> 20} MB; split it")
@@ -47,10 +62,15 @@ class JsonLines:
     def _record(self, data: bytes, number: int) -> dict[str, Any]:
         where = f"{self.path}:{number}"
         try:
-            record = parse_json(data, where)
+            record = parse_record(data, where)
         except DataError as error:
-            reason = str(error) if data.endswith(b"\n") else str(error).replace("not usable JSON", "cut short", 1)
+            if data.strip() in (b"{", b"["):
+                raise DataError(f"{where}: one object over several lines; write each object on one line") from None
+            reason = str(error)
+            if not data.endswith(b"\n") and ("(Expecting" in reason or "(Unterminated" in reason):
+                reason = reason.replace("not usable JSON", "cut short", 1)
             raise DataError(f"{reason}; fetch or unpack the file again") from None
         if not isinstance(record, dict):
-            raise DataError(f"{where}: each line must be an object {{...}}, not {str(record)[:40]!r}")
+            cure = "write one object per line, not one list of them" if isinstance(record, list) else "correct it"
+            raise DataError(f"{where}: each line must be an object {{...}}, not {str(record)[:40]!r}; {cure}")
         return record

@@ -1,7 +1,6 @@
 """The table of a user's folder, found and read row by row."""
 
 import codecs
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from evle.data.formats.delimited import read_delimited
+from evle.data.formats.json_lines import parse_record
 from evle.data.formats.listing import other_tables
 from evle.data.formats.parquet_rows import read_parquet
 from evle.data.formats.text_files import MAX_LINE, compression_of, encoding_of, open_plain_file
 from evle.errors import DataError
-from evle.files import parse_json
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 TABLE_STEMS = {
@@ -123,9 +122,9 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, Row | DataError]]:
     for number, line in _json_lines(file):
         where = f"{file}:{number}"
         try:
-            row = parse_json(line, where, unique_keys=True)
+            row = parse_record(line, where)
             if isinstance(row, dict):
-                yield number, _whole(row) if b"\\ud" in line.lower() else row
+                yield number, row
                 continue
             is_list = number == 1 and isinstance(row, list)
             cure = "write one object per line, not one list of them" if is_list else "write one object {...} per line"
@@ -157,9 +156,3 @@ def _json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
         except UnicodeError as error:
             raise DataError(f"{file}:{number + 1}: cannot be decoded ({error}); save the file as UTF-8") from None
-
-
-def _whole(row: Row) -> Row:
-    """Half a character, as a cut emoji leaves it in JSON, becomes a replacement sign: no tokenizer takes it."""
-    text = json.dumps(row, ensure_ascii=False)
-    return json.loads(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))

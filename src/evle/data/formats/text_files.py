@@ -1,10 +1,12 @@
 """Text files as people have them: UTF-8, the UTF-16 of Windows, and Windows-1252, which Excel writes in Europe."""
 
 import codecs
+import json
 import os
 import re
 import stat
 from io import BufferedReader
+from typing import Any
 
 from evle.errors import DataError
 
@@ -67,6 +69,26 @@ def compression_of(start: bytes) -> str:
     ('zip', '')
     """
     return next((name for mark, name in COMPRESSED.items() if start.startswith(mark)), "")
+
+
+def refuse_other_encoding(path: str | os.PathLike[str], start: bytes) -> None:
+    """Raise DataError for a file that begins with `start` where UTF-8 text is needed: compressed, or UTF-16 or -32."""
+    if kind := compression_of(start):
+        raise DataError(f"{os.fspath(path)}: is compressed ({kind}); unpack it first")
+    encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "")
+    if encoding in ("utf-16", "utf-32"):
+        raise DataError(f"{os.fspath(path)}: is {encoding.upper()} text; save it as UTF-8")
+    if b"\0" in start:
+        raise DataError(f"{os.fspath(path)}: holds zero bytes; save it as UTF-8 text, or fetch it again")
+
+
+def whole_characters(value: Any) -> Any:
+    """A value of JSON in which half a character, as a cut emoji leaves it, became a replacement sign.
+
+    No tokenizer or Arrow table takes such a half.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
 
 
 def encoding_of(path: str | os.PathLike[str], *, western: bool = False) -> str:
