@@ -131,3 +131,26 @@ def test_shards_of_img2dataset_are_known_by_their_links(files, tmp_path):
     write_tar(tmp_path / "00000.tar", members[:2])
     with pytest.raises(DataError, match="no sample is left; all 1 were excluded"):
         read_source("shards", {"path": str(tmp_path), "exclude": files})
+
+
+def test_lists_of_other_systems_are_read(tmp_path):
+    (tmp_path / "out.TXT").write_text("C:\\COCO\\COCO_val2014_000000000042.jpg\r\n7.0\r\n")
+    assert read_exclusion(tmp_path / "out.TXT").coco_ids == {42, 7}
+
+
+@pytest.mark.parametrize("text", ["3.91895E+05", "391895.5", "-391895"])
+def test_numbers_that_a_spreadsheet_changed_are_refused(tmp_path, text):
+    """They were names of images before, so that no image was left out."""
+    (tmp_path / "out.txt").write_text(f"17\n{text}\n")
+    with pytest.raises(DataError, match=r"out\.txt:2: '.*' is no COCO number; write all digits"):
+        read_exclusion(tmp_path / "out.txt")
+
+
+def test_a_split_with_another_name_is_refused(tmp_path):
+    """Its images were taken for images to train on."""
+    corpora.write_json(
+        tmp_path / "k.json",
+        {"images": [{"split": split, "cocoid": 5, "filename": "a.jpg"} for split in ("restval", "val", "Test")]},
+    )
+    with pytest.raises(DataError, match=r"k\.json: image 2: split 'Test' is none of train, restval, val, test"):
+        read_exclusion(tmp_path / "k.json")

@@ -19,6 +19,7 @@ from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.text_files import encoding_of
 from evle.errors import ConfigError, DataError
 
+TRAINED_ON = ("train", "restval")
 HELD_OUT = ("val", "test")
 """Splits of a Karpathy file whose images are left out; restval is training data."""
 
@@ -26,6 +27,8 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 _FLICKR_URL = re.compile(r"(\d+)_[0-9a-f]+")
 _GENOME_NAME = re.compile(r"(?:^|.*/)(?:vg|vg_100k|vg_100k_2|visual[-_]?genome)/(?:.*/)?(\d+)(?:\.\w+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{1,18})(?:\.0)?")
+_SHORTENED = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+"""A number that is no COCO number; a spreadsheet writes a large one as 3.92E+05."""
 _SEVERAL = re.compile(r"[\[\]{}<>\t,;|]|^[\d\s]+$")
 """What no name of an image in these corpora has."""
 _HEADERS = ("id", "image_id", "cocoid", "coco_id", "image", "images", "filename", "file_name", "name")
@@ -105,12 +108,12 @@ def read_exclusion(files: str | os.PathLike[str] | Sequence[str | os.PathLike[st
     for path in paths:
         if path in genome:
             continue
-        if path.suffix in (".json", ".txt") and not path.is_file():
+        if path.suffix.lower() in (".json", ".txt") and not path.is_file():
             raise DataError(f"{path}: no such file; check exclude=FILE")
         before = len(coco_ids) + len(names)
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             prints.append(_read_karpathy(path, coco_ids, names))
-        elif path.suffix == ".txt":
+        elif path.suffix.lower() == ".txt":
             prints.append(_read_list(path, coco_ids, names))
         else:
             raise ConfigError(f"exclude={path}: must be Karpathy's JSON, or a .txt file with one image per line")
@@ -143,8 +146,12 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
     arrays = JsonArrays(path, ["images"])
     for number, element in enumerate(arrays):
         where = f"{path}: image {number}"
-        if field(element.value, "split", where) not in HELD_OUT:
+        split = field(element.value, "split", where)
+        if split in TRAINED_ON:
             continue
+        if split not in HELD_OUT:
+            known = ", ".join((*TRAINED_ON, *HELD_OUT))
+            raise DataError(f"{where}: split {split!r} is none of {known}; download the file again")
         if element.value.get("cocoid") is not None:
             coco_ids.add(whole_number(element.value, "cocoid", where))
         else:
@@ -156,8 +163,11 @@ def _read_list(path: Path, coco_ids: set[int], names: set[str]) -> str:
     data = path.read_bytes()
     for number, line in enumerate(data.decode(encoding_of(path, western=True)).splitlines(), start=1):
         text = line.strip().rstrip(",;").strip().strip("\"'").strip()
+        text = text.replace("\\", "/")
         if count := _NUMBER.fullmatch(text):
             coco_ids.add(int(count[1]))
+        elif _SHORTENED.fullmatch(text):
+            raise DataError(f"{path}:{number}: {text[:40]!r} is no COCO number; write all digits of the whole number")
         elif _SEVERAL.search(text):
             raise DataError(f"{path}:{number}: {text[:40]!r} is not one COCO number or file name; write one per line")
         elif text and not (number == 1 and text.casefold() in _HEADERS):
