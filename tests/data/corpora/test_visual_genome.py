@@ -213,3 +213,31 @@ def test_images_in_another_size_than_annotated_are_refused(tmp_path):
     stated.write_text(json.dumps([{"image_id": 1, "width": 200, "height": 100}]))
     with pytest.raises(DataError, match=r"has 20 x 10 pixels, and 200 x 100 in the annotations of .*boxes do not fit"):
         visual_genome(tmp_path, objects=False)
+
+
+@pytest.mark.parametrize("size", [-3, 0, float("nan")])
+def test_boxes_without_an_area_are_left_out_with_their_phrases_and_named(genome, size):
+    change(genome / "region_descriptions.json", lambda records: records[0]["regions"][0].update(width=size))
+    change(genome / "objects.json", lambda records: records[-2]["objects"][0].update(h=size))
+    samples, singles = visual_genome(genome), visual_genome(genome, pairs=True)
+    assert [box.phrase for box in samples[0].boxes if box.phrase] == [f"{THINGS[1]} on the left"]
+    assert [box.label for box in samples[1].boxes if box.label] == []
+    assert (samples.num_skipped, len(singles)) == (2, 23)
+    assert singles[0].captions == (f"{THINGS[1]} on the left",)
+    assert "region_descriptions.json: record 0, image 1: the box [0, 2, " in samples.skipped[0]
+
+
+def test_phrases_of_punctuation_alone_are_no_captions(genome):
+    change(genome / "region_descriptions.json", lambda records: records[0]["regions"][0].update(phrase="..."))
+    assert len(visual_genome(genome, pairs=True)) == 23
+    assert visual_genome(genome, pairs=True)[0].captions == (f"{THINGS[1]} on the left",)
+    change(genome / "region_descriptions.json", lambda records: records[0]["regions"][1].update(phrase="-"))
+    assert visual_genome(genome)[0].key == "visual-genome/2"
+
+
+def test_a_region_of_another_image_than_its_record_is_refused(genome):
+    change(genome / "region_descriptions.json", lambda records: records[0]["regions"][0].update(image_id="1"))
+    assert len(visual_genome(genome)) == 12
+    change(genome / "region_descriptions.json", lambda records: records[0]["regions"][0].update(image_id=2))
+    with pytest.raises(DataError, match=r"record 0: a box of image 2 in the record of image 1; use the official file"):
+        visual_genome(genome)

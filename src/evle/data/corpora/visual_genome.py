@@ -10,9 +10,10 @@ The annotations are over a gigabyte. They are read once from beginning to end, a
 an image when its sample is needed.
 """
 
+import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from evle.data.corpora.official import (
     PROBES,
+    LeftOut,
     combined,
     field,
     find_file,
@@ -39,13 +41,14 @@ from evle.data.corpora.official import (
     words_of,
 )
 from evle.data.exclusion import GENOME_FILE, Exclusion, excluded_genome_ids, read_exclusion
-from evle.data.formats.cells import is_null
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import Box, CaptionSample
 from evle.errors import DataError, SampleError
 
 FOLDERS = ("VG_100K", "VG_100K_2")
+REGION = ("x", "y", "width", "height")
+OBJECT = ("x", "y", "w", "h")
 WHAT = "the unpacked files of Visual Genome"
 
 
@@ -67,6 +70,7 @@ def visual_genome(
     `pairs` yields one sample per region. Its only caption is the region's phrase and its boxes are those of the whole
     image, the region's own first, so that a phrase that describes several regions can be related to all of them. A
     caption that equals the phrase of a box describes a part of the image: matching and contrast do not learn from it.
+    Boxes without an area, such as those of a negative width, are left out with their phrases and named in `.skipped`.
     `exclude` (see `read_exclusion`) leaves out images by their numbers in COCO and on Flickr. The corpus has no splits:
     `val_share` holds out that share of images, chosen by a hash of their numbers, for the split val.
 
@@ -78,8 +82,9 @@ def visual_genome(
     regions_file = find_file(base, ["region_descriptions.json"], WHAT)
     objects_file = find_file(base, ["objects.json"], WHAT) if objects else None
     excluded = read_exclusion(exclude)
-    regions = _Index.read(regions_file, "regions")
-    boxes = _Index.read(objects_file, "objects") if objects_file is not None else None
+    left_out = LeftOut()
+    regions = _Index.read(regions_file, "regions", left_out)
+    boxes = _Index.read(objects_file, "objects", left_out) if objects_file is not None else None
     out, image_data_print = _excluded_ids(base, excluded)
 
     indices = np.flatnonzero(regions.counts)
@@ -118,6 +123,8 @@ def visual_genome(
             (split, val_share, pairs),
         ),
         facts=facts,
+        skipped=left_out.lines,
+        num_skipped=left_out.count,
     )
     probe_images(rows, regions.file)
     sizes = _stated_sizes(base if base.is_dir() else base.parent)
@@ -164,11 +171,11 @@ class _Index:
     fingerprint: str
 
     @classmethod
-    def read(cls, file: Path, member: str) -> "_Index":
+    def read(cls, file: Path, member: str, left_out: LeftOut) -> "_Index":
         """Read through a file whose records hold a list `member`, "regions" or "objects"."""
         ids, offsets, lengths, counts = array("q"), array("q"), array("i"), array("i")
         arrays = JsonArrays(file)
-        count = _count_phrases if member == "regions" else _count_names
+        named, box = (_phrases, REGION) if member == "regions" else (_labels, OBJECT)
         for number, element in enumerate(arrays):
             where = f"{file}: record {number}"
             record = element.value
@@ -176,7 +183,12 @@ class _Index:
             ids.append(_image_id(record, where))
             offsets.append(element.offset)
             lengths.append(element.length)
-            counts.append(count(found, where))
+            counts.append(sum(1 for _ in named(found, where)))
+            for each in found:
+                _refuse_other_image(each, ids[-1], where)
+                if not _has_area(each, box):
+                    line = f"{where}, image {ids[-1]}: the box {[each[name] for name in box]} has no area"
+                    left_out.add(file, "boxes without an area", [line])
         refuse_duplicates(np.frombuffer(ids, np.int64), file, "image id")
         return cls(file, np.array(ids), np.array(offsets), np.array(lengths), np.array(counts), arrays.fingerprint)
 
@@ -221,37 +233,51 @@ class _Reader:
         return _object_boxes(self.objects.record(int(self._order[found]))["objects"], f"image {image_id}")
 
 
-def _count_phrases(regions: Sequence[Any], where: str) -> int:
-    """The number of boxes that `_region_boxes` yields."""
-    try:
-        return sum(1 for region in regions if region["phrase"].strip() and not is_null(region["phrase"]))
-    except (KeyError, TypeError, AttributeError):
-        return sum(1 for _ in _region_boxes(regions, where))  # raises with the reason
-
-
-def _count_names(objects: Sequence[Any], where: str) -> int:
-    """The number of boxes that `_object_boxes` yields."""
-    try:
-        return sum(1 for each in objects if _names(each["names"], where) and each["names"][0].strip())
-    except (KeyError, TypeError, AttributeError):
-        return sum(1 for _ in _object_boxes(objects, where))
-
-
-def _region_boxes(regions: Sequence[Any], where: str) -> Iterable[Box]:
-    """A box for each region with a phrase."""
+def _phrases(regions: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
+    """(phrase, region) of each region that has a phrase, and a box with an area."""
     for region in regions:
-        if phrase := " ".join(words_of(field(region, "phrase", where), where).split()):
-            x, y, width, height = _numbers(region, ("x", "y", "width", "height"), where)
-            yield Box(x, y, width, height, phrase=phrase)
+        phrase = words_of(field(region, "phrase", where), where)
+        if phrase and _has_area(region, REGION):
+            yield " ".join(phrase.split()), region
 
 
-def _object_boxes(objects: Sequence[Any], where: str) -> Iterable[Box]:
-    """A box for each object with a name; the first of several names is its label."""
+def _labels(objects: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
+    """(label, object) of each object that has a name, the first of several, and a box with an area."""
     for each in objects:
         names = _names(field(each, "names", where), where)
-        if names and (label := " ".join(text_of(names[0], where).lower().split())):
-            x, y, width, height = _numbers(each, ("x", "y", "w", "h"), where)
-            yield Box(x, y, width, height, label=label)
+        if names and (label := " ".join(text_of(names[0], where).lower().split())) and _has_area(each, OBJECT):
+            yield label, each
+
+
+def _region_boxes(regions: Sequence[Any], where: str) -> Iterator[Box]:
+    for phrase, region in _phrases(regions, where):
+        x, y, width, height = _numbers(region, REGION, where)
+        yield Box(x, y, width, height, phrase=phrase)
+
+
+def _object_boxes(objects: Sequence[Any], where: str) -> Iterator[Box]:
+    for label, each in _labels(objects, where):
+        x, y, width, height = _numbers(each, OBJECT, where)
+        yield Box(x, y, width, height, label=label)
+
+
+def _has_area(record: Any, names: Sequence[str]) -> bool:
+    """Whether four numbers are a rectangle. What are no numbers counts as one, and is refused when it is read."""
+    try:
+        x, y, width, height = (record.get(name) for name in names)
+        return width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))
+    except TypeError:
+        return True
+    except OverflowError:
+        return False
+
+
+def _refuse_other_image(record: Any, image_id: int, where: str) -> None:
+    """Raise DataError for a region or an object that names another image than the record that holds it."""
+    if isinstance(record, dict) and record.get("image_id", image_id) != image_id:
+        other = whole_number(record, "image_id", where)
+        if other != image_id:
+            raise DataError(f"{where}: a box of image {other} in the record of image {image_id}; use the official file")
 
 
 def _names(value: Any, where: str) -> list[Any]:
@@ -262,7 +288,7 @@ def _names(value: Any, where: str) -> list[Any]:
 
 def _numbers(record: Any, names: Sequence[str], where: str) -> list[float]:
     values = [record.get(name) for name in names]
-    if not all(isinstance(value, (int, float)) for value in values):
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise SampleError(
             f"{where}: the box {dict(zip(names, values))} must be four numbers; download the official file again"
         )
