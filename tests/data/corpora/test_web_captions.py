@@ -84,7 +84,7 @@ def test_broken_rows_are_left_out_and_named(tmp_path):
     lines[4] = b"caf\xe9\thttps://example.org/4.jpg\n"
     file.write_bytes(b"".join(lines))
     samples = conceptual_captions(folder, images=folder / "images")
-    assert samples.skipped[:3] == [f"{file}: row {row}: no caption or no link" for row in (1, 3, 4)]
+    assert samples.skipped[:3] == [f"{file}: row {row}: no caption, no link, or not UTF-8 text" for row in (1, 3, 4)]
     assert [sample.key.rpartition("/")[2] for sample in samples] == ["0", "6", "7", "8", "9"]
 
 
@@ -236,7 +236,7 @@ def test_a_null_in_sbu_is_a_row_without_caption(nothing, tmp_path):
     tree = json.loads(file.read_text())
     tree["captions"][0] = nothing
     file.write_text(json.dumps(tree))
-    assert sbu(tmp_path).describe()["rows left out: no caption or no link"] == 1
+    assert sbu(tmp_path).describe()["rows left out: no caption, no link, or not UTF-8 text"] == 1
 
 
 def test_a_nan_in_conceptual_captions_is_a_row_without_caption(tmp_path):
@@ -247,7 +247,7 @@ def test_a_nan_in_conceptual_captions_is_a_row_without_caption(tmp_path):
     file.write_text("\n".join(lines))
     after = conceptual_captions(tmp_path)
     assert len(after) == len(before) - 1
-    assert after.describe()["rows left out: no caption or no link"] == 1
+    assert after.describe()["rows left out: no caption, no link, or not UTF-8 text"] == 1
 
 
 def test_a_blank_line_between_rows_is_refused(tmp_path):
@@ -260,3 +260,29 @@ def test_a_blank_line_between_rows_is_refused(tmp_path):
     table.write_text(lines[0] + "\n" + "".join(lines[1:]))
     with pytest.raises(DataError, match="row 1 is a blank line, which programs that download images do not count"):
         conceptual_captions(table, images=tmp_path)
+
+
+def test_captions_that_pandas_put_in_quotes_are_read_without_them(tmp_path):
+    corpora.save(tmp_path / "0.jpg", "red")
+    table = tmp_path / "a.tsv"
+    table.write_text('"a ""big"" dog"\thttp://x.org/0.jpg\n"a dog"\thttp://x.org/1.jpg\n')
+    assert conceptual_captions(table, images=tmp_path, names="number")[0].captions == ('a "big" dog',)
+    table.write_text('"a dog\non grass"\thttp://x.org/0.jpg\n')
+    with pytest.raises(DataError, match=r"a\.tsv:1: a quote opens here, and the row ends on another line"):
+        conceptual_captions(table, images=tmp_path, names="number")
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    corpora.save(tmp_path / "0.jpg", "red")
+    (tmp_path / "a.tsv").write_text("a dog\thttp://x.org/0.jpg\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"a\.tsv: is UTF-16 text; save it as UTF-8"):
+        conceptual_captions(tmp_path)
+
+
+@pytest.mark.parametrize("caption", [["a", "dog"], {"text": "a dog"}])
+def test_captions_of_sbu_that_are_no_texts_are_refused(tmp_path, caption):
+    corpora.save(tmp_path / "0.jpg", "red")
+    tree = {"image_urls": ["http://x.org/0.jpg"], "captions": [caption]}
+    corpora.write_json(tmp_path / "sbu-captions-all.json", tree)
+    with pytest.raises(DataError, match=r"captions 0: .* is not a text"):
+        sbu(tmp_path)

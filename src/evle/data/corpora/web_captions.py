@@ -30,11 +30,20 @@ from evle.data.corpora.downloads import (
     images_of_rows,
     name_of_link,
 )
-from evle.data.corpora.official import combined, find_file, held_out_split, in_split, require_folder, require_task
+from evle.data.corpora.official import (
+    combined,
+    find_file,
+    held_out_split,
+    in_split,
+    require_folder,
+    require_task,
+    words_of,
+)
 from evle.data.exclusion import Exclusion, read_exclusion
-from evle.data.formats.cells import is_null
+from evle.data.formats.cells import is_null, says_something
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
+from evle.data.formats.text_files import refuse_other_encoding
 from evle.data.samples import CaptionSample
 from evle.errors import ConfigError, DataError
 
@@ -131,8 +140,9 @@ class _SbuFile:
         captions_seen = array("q")
         arrays = JsonArrays(self.path, list(offsets))
         for name, offset, length, value in arrays:
+            text = words_of(value, f"{self.path}: {name} {len(offsets[name])}")
             offsets[name].append(offset)
-            lengths[name].append(0 if is_null(value) or not str(value).strip() else length)
+            lengths[name].append(length if text else 0)
             if name == "captions":
                 captions_seen.append(hash_of_caption(str(value)))
         urls, captions = (len(each) for each in offsets.values())
@@ -159,6 +169,8 @@ class _TsvFile:
     def __init__(self, path: Path, columns: Sequence[str] | None):
         self.path, self.fingerprint = path, ""
         with open(path, "rb") as file:
+            refuse_other_encoding(path, file.read(64))
+            file.seek(0)
             head = [file.readline().removeprefix(BOM_UTF8).rstrip(b"\r\n").split(b"\t") for _ in range(_VOTES)]
         linked = [[cell.startswith(_LINKS) for cell in cells] for cells in head]
         if columns is None:
@@ -186,6 +198,11 @@ class _TsvFile:
                         f"{self.path}: row {blank} is a blank line, which programs that download images do not count; "
                         "remove the blank lines, so that images are matched to their rows"
                     )
+                if line.startswith(b'"') and b"\t" not in line and line.count(b'"') % 2:
+                    raise DataError(
+                        f"{self.path}:{row + 1 + self.has_header}: a quote opens here, and the row ends on another "
+                        "line; write each row on one line, without quotes around it"
+                    )
                 if row >= 0 and line.strip():
                     caption, url = self._cells(line)
                     yield Link(row, offset, len(line), url if caption else "", hash_of_caption(caption))
@@ -207,7 +224,19 @@ class _TsvFile:
             caption, url = cells[1 - self.url_column].decode().strip(), cells[self.url_column].decode().strip()
         except (IndexError, UnicodeDecodeError):
             return "", ""
-        return ("" if is_null(caption) else caption), url
+        caption = _unquoted(caption)
+        return ("" if is_null(caption) or not says_something(caption) else caption), url
+
+
+def _unquoted(caption: str) -> str:
+    """A caption with quotes inside as it was before pandas or a spreadsheet wrote it.
+
+    >>> _unquoted('"a ""big"" dog"'), _unquoted('"a dog"')
+    ('a "big" dog', '"a dog"')
+    """
+    inner = caption[1:-1]
+    is_quoted = '""' in inner and caption[0] == caption[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if is_quoted else caption
 
 
 class _LeftOut:
@@ -307,6 +336,6 @@ def _read_links(file: LinkFile, excluded: Exclusion, left_out: _LeftOut) -> Link
         values = (link.row, link.offset, link.length, *hashes, bool(excluded) and excluded.holds(link.url))
         for column, value in zip(columns, values):
             column.append(value)
-    left_out.add("no caption or no link", unusable)
+    left_out.add("no caption, no link, or not UTF-8 text", unusable)
     row, offset, length, name, url, caption, out = (np.array(column) for column in columns)
     return Links(row, offset, length, name, url, caption, out.astype(bool), np.array(unusable, np.int64))
