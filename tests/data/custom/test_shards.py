@@ -317,3 +317,19 @@ def test_the_json_of_a_sample_has_no_half_characters_and_no_duplicate_keys(tmp_p
     assert samples[0].captions == ("a dog ���",)
     with pytest.raises(SampleError, match=r"0/b: its JSON: not usable JSON \(the key 'caption' is duplicated\)"):
         samples[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "words"),
+    [
+        ("vqa", {"question": "what?", "answers": "yes"}, "answers must be a list, not 'yes'"),
+        ("nlvr2", {"sentence": "both", "label": "false"}, "the label 'false' is not true, false or null"),
+        ("captions", {"captions": "a dog", "tags": [], "match_id": "a", "boxes": []}, "captions must be a list"),
+    ],
+)
+def test_packed_fields_of_another_kind_are_refused(tmp_path, task, fields, words):
+    """A text was read letter by letter, and the label "false" was true."""
+    data = json.dumps({"kind": task, "key": "a", **fields}).encode()
+    write_tar(tmp_path / "0.tar", [("a.jpg", encoded(0)), ("a.right.jpg", encoded(1)), ("a.json", data)])
+    with pytest.raises(SampleError, match=words):
+        shards(tmp_path, task)[0]

@@ -9,6 +9,7 @@ only knows them as streams; the files are the same. A packed image is stored in 
 
 import hashlib
 import logging
+import math
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -353,8 +354,8 @@ def _caption_sample(
     tar: TarIndex, entry: Entry, key: str, image: Member, fields: Fields, form: CaptionForm
 ) -> CaptionSample:
     if _is_packed(fields):
-        captions = _captions(fields, form.fields) if form.fields else tuple(fields["captions"])
-        match_id, tags = str(fields["match_id"]), tuple(map(str, fields["tags"]))
+        captions = _captions(fields, form.fields) if form.fields else _listed(fields, "captions")
+        match_id, tags = str(fields["match_id"]), _listed(fields, "tags")
         boxes, other = tuple(map(_box, fields["boxes"])), tar.member(entry.second_image)
         swap = Swap(image=other if other.size else None, **fields["swap"]) if fields.get("swap") else None
         return CaptionSample(key, image, captions, boxes, tags, match_id, swap)
@@ -388,14 +389,17 @@ def _vqa_sample(key: str, image: Member, fields: Fields) -> VQASample:
         key=key,
         image=image,
         question=str(fields["question"]),
-        answers=tuple(map(str, fields["answers"])),
+        answers=_listed(fields, "answers"),
         answer_type=str(fields.get("answer_type", "")),
         question_type=str(fields.get("question_type", "")),
     )
 
 
 def _nlvr2_sample(key: str, images: tuple[Member, Member], fields: Fields) -> NLVR2Sample:
-    return NLVR2Sample(key, images, str(fields["sentence"]), fields["label"], str(fields.get("set_id", "")))
+    label = fields["label"]
+    if not isinstance(label, bool | None):
+        raise TypeError(f"the label {label!r} is not true, false or null")
+    return NLVR2Sample(key, images, str(fields["sentence"]), label, str(fields.get("set_id", "")))
 
 
 def _vcr_sample(key: str, image: Member, fields: Fields) -> VCRSample:
@@ -414,8 +418,18 @@ def _vcr_sample(key: str, image: Member, fields: Fields) -> VCRSample:
 _READERS: dict[str, Callable[[str, Member, Fields], Sample]] = {"vqa": _vqa_sample, "vcr": _vcr_sample}
 
 
+def _listed(fields: Fields, name: str) -> tuple[str, ...]:
+    """The texts of a packed list. A text in its place would be read letter by letter."""
+    if not isinstance(fields[name], list):
+        raise TypeError(f"{name} must be a list, not {str(fields[name])[:40]!r}")
+    return tuple(map(str, fields[name]))
+
+
 def _box(fields: Fields) -> Box:
-    return Box(**fields)
+    box = Box(**fields)
+    if not all(map(math.isfinite, (box.x, box.y, box.width, box.height))):
+        raise ValueError(f"a box of {box.x}, {box.y}, {box.width}, {box.height}")
+    return box
 
 
 def _tagged(words: list[str | list[int]]) -> Tagged:
