@@ -12,6 +12,7 @@ from PIL import Image
 
 from evle.data.custom.corpus import read_texts
 from evle.data.custom.folder import folder
+from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.saved_datasets import saved_dataset
 from evle.data.formats.listing import list_folder
 from evle.data.formats.table_files import kind_of_table, read_rows
@@ -578,3 +579,18 @@ def test_a_corpus_may_be_a_table_of_texts_without_images(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": \n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: not usable JSON"):
         list(read_texts(files[:1]))
+
+
+def test_a_short_table_in_shift_jis_is_not_read_as_windows_1252(tmp_path):
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.jpg,犬が走る\n".encode("shift-jis"))
+    with pytest.raises(DataError, match=r"captions\.csv:2: not UTF-8 text; save the file as UTF-8"):
+        folder(tmp_path)
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.jpg,Das ‚Öl‘ im café größer\n".encode("cp1252"))
+    assert folder(tmp_path)[0].captions == ("Das ‚Öl‘ im café größer",)
+
+
+@pytest.mark.parametrize("name", ["C:\\Users\\me\\a.jpg", "photos/a.jpg"])
+def test_an_image_in_the_folder_itself_is_hinted_at_where_its_name_has_a_folder(tmp_path, name):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+    images = ImageFolder(tmp_path)
+    assert images.hint_for(images.name_of(name, "captions.csv:2")) == "; a.jpg exists: write that name"

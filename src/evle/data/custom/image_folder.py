@@ -130,13 +130,16 @@ class ImageFolder:
         return None
 
     def hint_for(self, name: str) -> str:
-        """Where an image that is missing may be: under a similar name, or in a folder one level below; "" for
-        nowhere."""
+        """Where an image that is missing may be: under a similar name, in the folder itself, or in one a level
+        below; "" for nowhere."""
         if not is_url(name) and (similar := self.similar_to(name)):
             return f"; {similar} exists: write that name"
         base = posixpath.basename(name)
-        folders = _folders(self.root, _modified(self.root)) if base and not is_url(name) else ()
-        for folder in folders:
+        if not base or is_url(name):
+            return ""
+        if base != name and os.path.isfile(os.path.join(self.root, base)):
+            return f"; {base} exists: write that name"
+        for folder in _folders(self.root, _modified(self.root)):
             if os.path.isfile(os.path.join(self.root, folder, base)):
                 there = os.path.join(self.root, folder)
                 return f"; {folder}/{base} exists: write that name, or set images={there}"

@@ -37,6 +37,7 @@ _HIGH = re.compile(rb"[\x80-\xff]")
 # In Windows-1252 these runs and pairs are rare; in other 8-bit and East Asian encodings they are words.
 _RUNS = re.compile(rb"[\x8a\x8c\x8e\x9a\x9c\x9e\x9f\xc0-\xff]{3,}")
 _UTF8_PAIRS = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}")  # UTF-8 with some damage
+_KANA = re.compile(rb"[\x82\x83][\x9f-\xbf\xdf-\xf1]")  # of Shift-JIS; in Windows-1252 a low quote or f, and a sign
 _UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _SIGN_IN_WORD = re.compile(
     rb"(?<=[a-z])[\x83\x86-\x8c\x8e\x98\x9f]|[\xa2-\xaa\xac\xae-\xb3\xb6\xb8-\xba\xbc-\xbe](?=[a-z\xdf-\xff])"
@@ -144,7 +145,7 @@ class _Western:
         if block.isascii():
             return
         self.high += len(_HIGH.findall(block))
-        self.odd += sum(map(len, (*_RUNS.findall(block), *_UTF8_PAIRS.findall(block))))
+        self.odd += sum(map(len, (*_RUNS.findall(block), *_UTF8_PAIRS.findall(block), *_KANA.findall(block))))
         self.odd += len(_SIGN_IN_WORD.findall(block))
         self.undefined = self.undefined or _UNDEFINED.search(block) is not None
 
