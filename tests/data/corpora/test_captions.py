@@ -372,3 +372,15 @@ def test_one_image_under_several_spellings_is_one_sample(tmp_path):
         ("caption 0", "caption 1", "caption 2"),
         ("caption 3", "caption 4"),
     ]
+
+
+def test_captions_of_xvlm_that_are_lists_within_texts_or_lists_are_divided(tmp_path):
+    forms = ['["a dog", "a cat"]', "['a dog', 'a cat']", [["a dog"], ["a cat"]], [{"caption": "a dog"}, "a cat"]]
+    entries = [{"image": f"{number}.jpg", "caption": form} for number, form in enumerate(forms)]
+    for entry in entries:
+        corpora.save(tmp_path / entry["image"], "red")
+    corpora.write_json(tmp_path / "train.json", entries)
+    assert {sample.captions for sample in xvlm(tmp_path)} == {("a dog", "a cat")}
+    corpora.write_json(tmp_path / "train.json", [{"image": "0.jpg", "caption": {"en": "a dog"}}])
+    with pytest.raises(DataError, match=r"entry 0: caption: a record of en has none of raw, caption"):
+        xvlm(tmp_path)

@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch):
         easy_vqa(tmp_path, "captions")
     file = tmp_path / "train" / "questions.json"
     file.write_text(json.dumps(QUESTIONS)[:-20])
-    with pytest.raises(DataError, match=r"train/questions.json: not JSON, or cut short"):
+    with pytest.raises(DataError, match=r"train/questions.json: not usable JSON"):
         easy_vqa(tmp_path)
     file.write_text(json.dumps([*QUESTIONS, ["is it?", "yes", "7"]]))
     with pytest.raises(DataError, match=r"entry 4 is \['is it\?', 'yes', '7'\], not \[question, answer, image"):
@@ -86,3 +86,11 @@ def test_the_installed_package_has_the_published_numbers():
     assert Counter(sample.answer_type for sample in test)["yes/no"] == 7_136
     assert len({sample.answers for sample in train}) == 13
     assert open_image(test[-1].image).size == (64, 64)
+
+
+@pytest.mark.parametrize("image", ["true", "-1", "1" + "0" * 30])
+def test_what_is_no_number_of_an_image_is_refused(tmp_path, image):
+    (tmp_path / "train/images").mkdir(parents=True)
+    (tmp_path / "train/questions.json").write_text(f'[["is it red?", "yes", {image}]]')
+    with pytest.raises(DataError, match=r"entry 0 is .*, not \[question, answer, image's number\]"):
+        easy_vqa(tmp_path)

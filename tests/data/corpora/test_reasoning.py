@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+import corpora
 from evle.data.corpora.nlvr2 import nlvr2, sentence_of
 from evle.data.corpora.vcr import vcr, vcr_sample
 from evle.data.corpora.vqav2 import vqav2
@@ -500,3 +501,57 @@ def test_vcr_refuses_images_in_another_size_boxes_without_corners_and_odd_labels
     metadata.write_text(json.dumps(whole | {"width": 1920, "height": 797}))
     with pytest.raises(DataError, match=r"has 20 x 20 pixels, and 1920 x 797 in the annotations"):
         vcr(root)
+
+
+@pytest.mark.parametrize(("label", "meant"), [(1, True), ("0", False), (" TRUE ", True), (float("nan"), None)])
+def test_labels_of_pairs_are_read_in_other_forms(tmp_path, label, meant):
+    names = ["a.jpg", "b.jpg"]
+    for name in names:
+        corpora.save(tmp_path / name, "red")
+    entry = {"sentence": "both are red", "images": names, "label": label}
+    corpora.write_json(tmp_path / "train.json", [entry])
+    assert xvlm(tmp_path, "nlvr2")[0].label is meant
+
+
+def test_a_label_or_an_answer_under_another_name_is_refused(tmp_path):
+    """It was passed over, as if it were not public."""
+    for name in ("a.jpg", "b.jpg"):
+        corpora.save(tmp_path / name, "red")
+    corpora.write_json(tmp_path / "pairs.json", [{"sentence": "x", "images": ["a.jpg", "b.jpg"], "Label": "True"}])
+    with pytest.raises(DataError, match=r"entry 0: no field 'label', but 'Label'; rename it to 'label'"):
+        xvlm(tmp_path / "pairs.json", "nlvr2")
+    question = {"question_id": 1, "question": "what?", "image": "a.jpg", "answers": ["a dog"]}
+    corpora.write_json(tmp_path / "vqa.json", [question])
+    with pytest.raises(DataError, match=r"entry 0: no field 'answer', but 'answers'; rename it"):
+        xvlm(tmp_path / "vqa.json", "vqa")
+
+
+def test_nlvr2_folders_may_be_written_as_floats(pairs):
+    file = pairs / "data/train.json"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(json.dumps({**line, "directory": float(line["directory"])}) for line in lines))
+    assert all(os.path.isfile(name) for sample in nlvr2(pairs) for name in sample.images)
+
+
+def test_types_of_vqav2_that_are_null_are_empty(coco):
+    change(
+        coco / "v2_mscoco_train2014_annotations.json",
+        lambda tree: [each.update(answer_type=None, question_type=None) for each in tree["annotations"]],
+    )
+    assert {(sample.answer_type, sample.question_type) for sample in vqav2(coco)} == {("", "")}
+
+
+@pytest.mark.parametrize("name", ["img_fn", "metadata_fn"])
+def test_vcr_files_without_a_name_are_refused(scenes, name):
+    first, *others = (scenes / "val.jsonl").read_text().splitlines()
+    (scenes / "val.jsonl").write_text("\n".join([json.dumps({**json.loads(first), name: None}), *others]))
+    with pytest.raises(DataError, match=rf"val\.jsonl:1: {name} must be a file name, not 'None'"):
+        vcr(scenes, split="val")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"boxes": [[1, 2, 1%s, 4]]}' % ("0" * 400)], ids=["deep", "large"])
+def test_metadata_that_python_cannot_hold_costs_its_sample_alone(scenes, text):
+    first = json.loads((scenes / "val.jsonl").read_text().splitlines()[0])
+    (scenes / "vcr1images" / first["metadata_fn"]).write_text(text)
+    with pytest.raises(SampleError, match=r"no metadata with boxes \[x1, y1, x2, y2, score\]"):
+        vcr(scenes, split="val")[0]

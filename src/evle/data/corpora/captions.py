@@ -36,6 +36,7 @@ from evle.data.corpora.official import (
     words_of,
 )
 from evle.data.exclusion import Exclusion, read_exclusion
+from evle.data.formats.cells import texts_of
 from evle.data.formats.json_arrays import JsonArrays
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import SPLITS, CaptionSample
@@ -292,9 +293,12 @@ def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str
             if excluded and excluded.holds(image):
                 out.add(image)
                 continue
-            captions = field(element.value, "caption", where)
-            for caption in captions if isinstance(captions, list) else [captions]:
-                yield {"file": same_file(image), "image": image, "caption": text_of(caption, where)}
+            try:
+                captions = texts_of(field(element.value, "caption", where))
+            except TypeError as error:
+                raise DataError(f"{where}: caption: {error}; write a text or a list of texts") from None
+            for caption in captions or [""]:
+                yield {"file": same_file(image), "image": image, "caption": caption}
         prints.append(arrays.fingerprint)
     left_out["excluded"] += len(out)
 

@@ -7,13 +7,13 @@ The images and questions are part of the Python package `easy-vqa`, whose code i
 """
 
 import importlib.util
-import json
 import os
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
+from evle.data.formats.json_lines import parse_record
 from evle.data.formats.rows import Row, Rows, fingerprint, table_of
 from evle.data.samples import SPLITS, VQASample, hashed_split
 from evle.errors import ConfigError, DataError, nearest
@@ -97,11 +97,11 @@ def question_type(question: str) -> str:
 
 def _read(file: Path) -> list[Row]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_record(file.read_bytes(), str(file))
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; for easy-VQA, {HOW}") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON, or cut short ({error}); {HOW}") from None
+    except DataError as error:
+        raise DataError(f"{error}; {HOW}") from None
     if not (file.parent / "images").is_dir():
         raise DataError(f"{file.parent / 'images'}: no such folder; put the images next to questions.json")
     if not isinstance(found, list):
@@ -109,7 +109,7 @@ def _read(file: Path) -> list[Row]:
     rows = []
     for line, entry in enumerate(found):
         match entry:
-            case [str(question), str(answer), int(image)]:
+            case [str(question), str(answer), int(image)] if not isinstance(image, bool) and 0 <= image < 2**63:
                 rows.append({"question": question, "answer": answer, "image": image, "line": line})
             case _:
                 raise DataError(f"{file}: entry {line} is {str(entry)[:60]}, not [question, answer, image's number]")

@@ -24,10 +24,13 @@ from evle.data.corpora.official import (
     field,
     find_file,
     no_images,
+    optional,
     refuse_duplicates,
     refuse_outside,
     require_folder,
     require_task,
+    required_text,
+    text_of,
     words_of,
 )
 from evle.data.formats.json_lines import JsonLines
@@ -36,6 +39,9 @@ from evle.data.samples import NLVR2Sample
 from evle.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "dev", "test1")
+
+LABELS = {"true": True, "1": True, "false": False, "0": False, "": None, "none": None}
+"""Labels by their words in lower case."""
 
 _SCHEMA = pa.schema(
     [
@@ -111,11 +117,12 @@ def sentence_of(identifier: str) -> str:
 
 
 def label_of(record: dict[str, Any], where: str) -> bool | None:
-    """True or false, or None where the label is not public. Raises DataError for any other word."""
-    label = str(record.get("label", "")).lower()
-    if label not in ("true", "false", "", "none"):
-        raise DataError(f"{where}: label {record['label']!r} is neither True nor False; download the file again")
-    return None if label in ("", "none") else label == "true"
+    """True or false (also 1 or 0), or None where the label is not public. Raises DataError for any other word."""
+    given = optional(record, "label", where)
+    label = text_of(given, where).lower()
+    if label not in LABELS:
+        raise DataError(f"{where}: label {given!r} is neither True nor False; download the file again")
+    return LABELS[label]
 
 
 def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterator[Row]:
@@ -126,7 +133,7 @@ def _rows(lines: JsonLines, file: Path, split: str, left_out: LeftOut) -> Iterat
             raise DataError(f"{where}: identifier {identifier!r} is not of the form {split}-SET-PAIR-SENTENCE")
         if not identifier.startswith(f"{split}-"):
             raise DataError(f"{where}: {identifier!r} does not belong to split {split!r}; is it the right file?")
-        directory = str(field(line.value, "directory", where)) if split == "train" else ""
+        directory = required_text(line.value, "directory", where) if split == "train" else ""
         refuse_outside(posixpath.join(directory, identifier), Path(split), where)
         sentence = words_of(field(line.value, "sentence", where), where)
         if not sentence:

@@ -215,6 +215,23 @@ def field(record: Any, name: str, where: str) -> Any:
     return record[name]
 
 
+def optional(record: dict[str, Any], name: str, where: str) -> Any:
+    """`record[name]`, None where there is no such field. Raises DataError, naming `where`, where the field has its name
+    in another case or in the plural: it would be passed over in silence.
+
+    >>> optional({"Label": "True"}, "label", "a.json:1")
+    Traceback (most recent call last):
+        ...
+    evle.errors.DataError: a.json:1: no field 'label', but 'Label'; rename it to 'label'
+    """
+    if name in record:
+        return record[name]
+    for other in record:
+        if other.strip().casefold() in (name, f"{name}s"):
+            raise DataError(f"{where}: no field {name!r}, but {other!r}; rename it to {name!r}")
+    return None
+
+
 def listed(record: Any, name: str, where: str) -> list[Any]:
     """`record[name]`, which must be a list. Raises DataError, naming `where`."""
     value = field(record, name, where)

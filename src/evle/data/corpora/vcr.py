@@ -101,7 +101,7 @@ def _size_in_metadata(row: Row, file: str, root: str) -> tuple[int, int] | None:
     try:
         fields = read_json(os.path.join(root, record["metadata_fn"]), kind=dict)
         return int(fields["width"]), int(fields["height"])
-    except (DataError, KeyError, TypeError, ValueError):
+    except (DataError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -118,7 +118,9 @@ def _rows(lines: JsonLines, file: Path, split: str, root: Path, left_out: LeftOu
             for name, counted in labels.items():
                 counted[_hashable(field(record, name, where))] += 1
         for name in ("img_fn", "metadata_fn"):
-            refuse_outside(str(field(record, name, where)), root, where)
+            if not isinstance(record[name], str) or not record[name].strip():
+                raise DataError(f"{where}: {name} must be a file name, not {str(record[name])[:40]!r}")
+            refuse_outside(record[name], root, where)
         folder, _, name = str(record["metadata_fn"]).rpartition("/")
         if folder not in there:
             there[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
@@ -162,6 +164,10 @@ def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike[str]) -> VCRSa
         if not isinstance(record[name], list | tuple):
             given = str(record[name])[:40]
             raise SampleError(f"{record['annot_id']}: its {name} must be a list, not {given!r}; use the official file")
+    for name in ("img_fn", "metadata_fn"):
+        if not isinstance(record[name], str):
+            given = str(record[name])[:40]
+            raise SampleError(f"{record['annot_id']}: its {name} must be a file name, not {given!r}")
     objects = _objects(record, os.path.join(root, record["metadata_fn"]))
     choices = {name: [_tagged(text, record, len(objects)) for text in record[name]] for name in _CHOSEN}
     for name, texts in choices.items():
@@ -188,7 +194,7 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
             f"{record['annot_id']}: {metadata}: no such metadata; unpack VCR's images again, or set images to the "
             "folder that holds the lsmdc_... folders"
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise SampleError(
             f"{record['annot_id']}: {metadata}: no metadata with boxes [x1, y1, x2, y2, score] "
             f"({type(error).__name__}: {error}); unpack VCR's images again"

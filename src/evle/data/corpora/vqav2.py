@@ -200,13 +200,13 @@ def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: annotation {number}", element.value
         answers = [text_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
-        main = str(record.get("multiple_choice_answer", ""))
+        main = text_of(record.get("multiple_choice_answer"), where)
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),
             "answers": main_answer_first(answers, main) if any(answers) else [],
-            "answer_type": str(record.get("answer_type", "")),
-            "question_type": str(record.get("question_type", "")),
+            "answer_type": text_of(record.get("answer_type"), where),
+            "question_type": text_of(record.get("question_type"), where),
         }
 
 

@@ -24,6 +24,7 @@ from evle.data.corpora.official import (
     LeftOut,
     combined,
     field,
+    optional,
     probe_images,
     refuse_duplicates,
     refuse_outside,
@@ -126,9 +127,9 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
         for number, element in enumerate(arrays):
             where, record = f"{file}: entry {number}", element.value
             key = required_text(record, "question_id", where)
-            of_genome = record.get("dataset") == "vg"
+            of_genome = str(record.get("dataset")).strip().casefold() == "vg"
             question = words_of(field(record, "question", where), where)
-            given = record.get("answer")
+            given = optional(record, "answer", where)
             answers = _answers(record, given, question, where)
             if not question or (given and not answers):
                 why = "no answer" if question else "no question"
