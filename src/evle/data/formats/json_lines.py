@@ -23,9 +23,7 @@ class Line(NamedTuple):
     value: dict[str, Any]
 
 
-def parse_record(
-    data: bytes | str, where: str, *, kind: type = object, error: type[EvleError] = DataError
-) -> Any:
+def parse_record(data: bytes | str, where: str, *, kind: type = object, error: type[EvleError] = DataError) -> Any:
     """The JSON value in `data`, as `parse_json` reads it. A duplicate key is an error, and half a character becomes a
     replacement sign."""
     value = parse_json(data, where, kind=kind, error=error, unique_keys=True)
