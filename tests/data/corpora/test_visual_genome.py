@@ -182,13 +182,13 @@ def test_a_image_s_records_are_read_again_and_not_held(genome, tmp_path):
         "y": 2,
         "width": 8,
         "height": 9,
-        "image_id": 0,
         "region_id": 0,
     }
     thing = {"names": ["dog"], "x": 1, "y": 2, "w": 8, "h": 9, "synsets": ["dog.n.01"], "object_id": 0}
     count = 200
     corpora.write_json(
-        genome / "region_descriptions.json", [{"id": 1 + i, "regions": [region] * 50} for i in range(count)]
+        genome / "region_descriptions.json",
+        [{"id": 1 + i, "regions": [{**region, "image_id": 1 + i}] * 50} for i in range(count)],
     )
     corpora.write_json(genome / "objects.json", [{"image_id": 1 + i, "objects": [thing] * 30} for i in range(count)])
     tracemalloc.start()
