@@ -154,3 +154,11 @@ def test_a_split_with_another_name_is_refused(tmp_path):
     )
     with pytest.raises(DataError, match=r"k\.json: image 2: split 'Test' is none of train, restval, val, test"):
         read_exclusion(tmp_path / "k.json")
+
+
+def test_a_name_with_dots_leaves_out_its_own_image_alone(tmp_path):
+    (tmp_path / "out.txt").write_text("frames/frame.0001.jpg\nclip.jpg.webp\n")
+    excluded = read_exclusion(tmp_path / "out.txt")
+    assert excluded.holds("frame.0001.png")
+    assert excluded.holds("clip.jpg")
+    assert not excluded.holds("frame.0002.jpg")

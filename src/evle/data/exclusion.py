@@ -29,6 +29,7 @@ _GENOME_NAME = re.compile(r"(?:^|.*/)(?:vg|vg_100k|vg_100k_2|visual[-_]?genome)/
 _NUMBER = re.compile(r"(\d{1,18})(?:\.0)?")
 _SHORTENED = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 """A number that is no COCO number; a spreadsheet writes a large one as 3.92E+05."""
+_SUFFIXES = re.compile(r"(?:\.(?:jpe?g|png|webp|gif|bmp|tiff?))+$", re.IGNORECASE)
 _SEVERAL = re.compile(r"[\[\]{}<>\t,;|]|^[\d\s]+$")
 """What no name of an image in these corpora has."""
 _HEADERS = ("id", "image_id", "cocoid", "coco_id", "image", "images", "filename", "file_name", "name")
@@ -66,7 +67,7 @@ class Exclusion:
             return False
         if self.genome_ids and (genome := _GENOME_NAME.fullmatch(name)):
             return int(genome[1]) in self.genome_ids
-        stem = name.rpartition("/")[2].partition(".")[0]
+        stem = _stem(name)
         if stem in self.names:
             return True
         if coco := _COCO_NAME.fullmatch(stem):
@@ -142,6 +143,15 @@ def excluded_genome_ids(path: str | os.PathLike[str], excluded: Exclusion) -> "t
     return out, arrays.fingerprint
 
 
+def _stem(name: str) -> str:
+    """A file's name without its folders and the endings of images.
+
+    >>> _stem("train/a.jpg"), _stem("a.jpg.webp"), _stem("frame.0001.PNG")
+    ('a', 'a', 'frame.0001')
+    """
+    return _SUFFIXES.sub("", name.rpartition("/")[2].partition("?")[0])
+
+
 def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
     arrays = JsonArrays(path, ["images"])
     for number, element in enumerate(arrays):
@@ -155,7 +165,7 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
         if element.value.get("cocoid") is not None:
             coco_ids.add(whole_number(element.value, "cocoid", where))
         else:
-            names.add(required_text(element.value, "filename", where).partition(".")[0])
+            names.add(_stem(required_text(element.value, "filename", where)))
     return arrays.fingerprint
 
 
@@ -171,7 +181,7 @@ def _read_list(path: Path, coco_ids: set[int], names: set[str]) -> str:
         elif _SEVERAL.search(text):
             raise DataError(f"{path}:{number}: {text[:40]!r} is not one COCO number or file name; write one per line")
         elif text and not (number == 1 and text.casefold() in _HEADERS):
-            names.add(text.rpartition("/")[2].partition(".")[0])
-            if coco := _COCO_NAME.fullmatch(text.rpartition("/")[2].partition(".")[0]):
+            names.add(_stem(text))
+            if coco := _COCO_NAME.fullmatch(_stem(text)):
                 coco_ids.add(int(coco[1]))
     return hashlib.blake2b(data, digest_size=8).hexdigest()

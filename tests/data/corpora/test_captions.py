@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -384,3 +385,27 @@ def test_captions_of_xvlm_that_are_lists_within_texts_or_lists_are_divided(tmp_p
     corpora.write_json(tmp_path / "train.json", [{"image": "0.jpg", "caption": {"en": "a dog"}}])
     with pytest.raises(DataError, match=r"entry 0: caption: a record of en has none of raw, caption"):
         xvlm(tmp_path)
+
+
+def put_in_folder(tree, name, folder=None):
+    for each in tree["images"]:
+        each[name] = f"./{folder or each['filepath']}/{each[name]}"
+
+
+def test_image_names_that_begin_with_their_folder_are_not_put_into_it_twice(coco):
+    """As converted files name images: train2014/COCO_train2014_000000000009.jpg."""
+    plain = {sample.key: sample.image for sample in coco_captions(coco)}
+    for split in ("train2014", "val2014"):
+        change(coco / f"annotations/captions_{split}.json", partial(put_in_folder, name="file_name", folder=split))
+    assert {sample.key: sample.image for sample in coco_captions(coco)} == plain
+    listed = {sample.key: sample.image for sample in karpathy(coco)}
+    change(coco / "dataset_coco.json", partial(put_in_folder, name="filename"))
+    assert {sample.key: sample.image for sample in karpathy(coco)} == listed
+
+
+def test_the_entities_of_html_are_read_as_the_signs_that_they_stand_for(coco):
+    change(coco / "dataset_coco.json", lambda tree: tree["images"][2]["sentences"][0].update(raw="salt &amp; pepper"))
+    assert "salt & pepper" in {text for sample in karpathy(coco) for text in sample.captions}
+    file = coco / "annotations/captions_val2014.json"
+    change(file, lambda tree: tree["annotations"][0].update(caption="a &quot;big&quot; dog"))
+    assert 'a "big" dog' in {text for sample in coco_captions(coco, split="val") for text in sample.captions}

@@ -483,6 +483,17 @@ def test_a_list_of_which_nothing_is_left_gives_the_reasons(tmp_path):
         xvlm(tmp_path, "vqa", "val")
 
 
+def test_vcr_refuses_boxes_in_shares_of_the_image(tmp_path):
+    root = write_vcr(tmp_path)
+    record = json.loads((root / "train.jsonl").read_text().splitlines()[0])
+    metadata = root / "vcr1images" / record["metadata_fn"]
+    whole = json.loads(metadata.read_text())
+    shares = [[0.1, 0.2, 0.5, 1.0, 0.9] for _ in whole["boxes"]]
+    metadata.write_text(json.dumps(whole | {"boxes": shares}))
+    with pytest.raises(SampleError, match=r"the box \[0.1, 0.2, 0.5, 1.0\] is in shares of the image, not in pixels"):
+        vcr_sample(record, root / "vcr1images")
+
+
 def test_vcr_refuses_images_in_another_size_boxes_without_corners_and_odd_labels(tmp_path):
     root = write_vcr(tmp_path)
     file = root / "train.jsonl"

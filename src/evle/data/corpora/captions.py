@@ -117,7 +117,7 @@ def _karpathy_rows(
         seen[split] += 1
         name = required_text(record, "filename", where)
         folder = record.get("filepath") or (FLICKR_FOLDER if "flickr30k" in file.name else "")
-        image = same_file(f"{folder}/{name}" if folder else name)
+        image = _in_folder(folder, name)
         if (other := split_of.setdefault(hash(image), split)) != split:
             raise DataError(f"{where}: {image} is in the splits {other} and {split}; download the file again")
         if split not in wanted:
@@ -195,7 +195,7 @@ def _coco_table(
                 if excluded and excluded.holds(name, coco_id=image_id):
                     out.add(image_id)
                 images["id"].append(image_id)
-                images["image"].append(same_file(f"{folder}/{name}"))
+                images["image"].append(_in_folder(folder, name))
             else:
                 yield {
                     "image_id": whole_number(record, "image_id", where),
@@ -369,6 +369,12 @@ def _one_caption_each(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(
         [table.column("image").take(parents), single, pa.array(numbers, pa.int32())], schema=_SCHEMA
     )
+
+
+def _in_folder(folder: str, name: str) -> str:
+    """The relative path of an image in a folder, which its name may begin with, as some converted files have it."""
+    image = same_file(name)
+    return image if not folder or image.startswith(f"{same_file(folder)}/") else same_file(f"{folder}/{image}")
 
 
 def _texts(captions: Iterable[Any], where: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from evle.data.custom.image_folder import file_like
-from evle.data.formats.cells import is_null, says_something
+from evle.data.formats.cells import is_null, says_something, unescaped
 from evle.data.formats.rows import Row, Rows
 from evle.data.samples import hashed_split
 from evle.errors import ConfigError, DataError, SampleError, nearest
@@ -264,13 +264,13 @@ def text_of(value: Any, where: str) -> str:
 
 
 def words_of(value: Any, where: str) -> str:
-    """`text_of` a caption, question or sentence: "" also for the words that programs write where there is no value, and
-    for punctuation alone.
+    """`text_of` a caption, question or sentence, with the signs that HTML's entities stand for: "" also for the words
+    that programs write where there is no value, and for punctuation alone.
 
-    >>> words_of(" NaN ", "a.json"), words_of("None", "a.json"), words_of("none of them", "a.json")
-    ('', '', 'none of them')
+    >>> words_of(" NaN ", "a.json"), words_of("None", "a.json"), words_of("salt &amp; pepper", "a.json")
+    ('', '', 'salt & pepper')
     """
-    text = text_of(value, where)
+    text = unescaped(text_of(value, where))
     return "" if is_null(text) or not says_something(text) else text
 
 
@@ -280,12 +280,6 @@ def required_text(record: Any, name: str, where: str) -> str:
     if not text:
         raise DataError(f"{where}: {name} is empty; download the official file again")
     return text
-
-
-def answers_of(values: Iterable[Any], where: str) -> list[str]:
-    """Annotators' answers, each a text or an object {"answer": text}, without those that are null, NaN or empty."""
-    texts = (text_of(field(each, "answer", where) if isinstance(each, dict) else each, where) for each in values)
-    return [text for text in texts if text]
 
 
 def same_file(name: str) -> str:

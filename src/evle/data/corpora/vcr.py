@@ -209,6 +209,11 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
             f"{record['annot_id']}: {metadata}: the box {list(wrong[0])} has no corners x1 <= x2, y1 <= y2; unpack "
             "VCR's images again"
         )
+    if corners and 0 < max(map(max, corners)) <= 1:
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: the box {list(corners[0])} is in shares of the image, not in pixels; "
+            "unpack VCR's images again"
+        )
     return tuple(
         Box(x1, y1, x2 - x1, y2 - y1, label=str(label))
         for (x1, y1, x2, y2), label in zip(corners, record["objects"], strict=True)

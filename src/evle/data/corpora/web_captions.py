@@ -40,7 +40,7 @@ from evle.data.corpora.official import (
     words_of,
 )
 from evle.data.exclusion import Exclusion, read_exclusion
-from evle.data.formats.cells import is_null, says_something
+from evle.data.formats.cells import is_null, says_something, unescaped
 from evle.data.formats.json_arrays import JsonArrays, read_element
 from evle.data.formats.rows import Row, Rows
 from evle.data.formats.text_files import refuse_other_encoding
@@ -160,7 +160,7 @@ class _SbuFile:
                 yield Link(row, offsets["captions"][row], length, url, captions_seen[row])
 
     def caption(self, offset: int, length: int) -> str:
-        return str(read_element(self.path, offset, length)).strip()
+        return words_of(read_element(self.path, offset, length), f"{self.path}: byte {offset:,}")
 
 
 class _TsvFile:
@@ -224,7 +224,7 @@ class _TsvFile:
             caption, url = cells[1 - self.url_column].decode().strip(), cells[self.url_column].decode().strip()
         except (IndexError, UnicodeDecodeError):
             return "", ""
-        caption = _unquoted(caption)
+        caption = unescaped(_unquoted(caption))
         return ("" if is_null(caption) or not says_something(caption) else caption), url
 
 
