@@ -7,6 +7,7 @@ that into an image.
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -180,6 +181,22 @@ STATED_IMAGES = 5000
 Split = Literal["train", "val", "test"]
 Samples = Sequence[Sample]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class MadeSamples(Sequence[Any], ABC):
+    """Samples that are made when they are asked for. A class of them has `__len__` and `at`, and plain facts for a
+    report in `describe`."""
+
+    @abstractmethod
+    def at(self, index: int) -> Any:
+        """Sample `index`, from 0 to the length."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self.at(int(index) % len(self))
 
 
 def hashed_split(image: str, shares: Sequence[float] = (0.8, 0.1, 0.1)) -> str:

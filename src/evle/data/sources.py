@@ -22,7 +22,7 @@ from evle.data.custom.folder import folder
 from evle.data.custom.saved_datasets import is_saved_dataset, saved_dataset
 from evle.data.custom.shards import shards
 from evle.data.formats.table_files import TABLE_STEMS, TABLE_SUFFIXES
-from evle.data.samples import CaptionSample, Sample, num_left_out
+from evle.data.samples import CaptionSample, MadeSamples, Sample, num_left_out
 from evle.data.synthetic.boxes import boxes
 from evle.data.synthetic.cutouts import cutouts
 from evle.data.synthetic.scenes import scenes
@@ -114,7 +114,7 @@ def mix(sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = N
     return Mixture(list(sources), weights)
 
 
-class Mixture(Sequence[Any]):
+class Mixture(MadeSamples):
     """Sources one after another, each repeated or thinned by its weight. Returned by `mix`.
 
     A repetition has a key of its own ("a.jpg~2"), so that its augmentation and masks differ, and the same `match_id`.
@@ -146,16 +146,11 @@ class Mixture(Sequence[Any]):
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        position = int(index) % len(self)
+    def at(self, index: int) -> Any:
         for source, weight, count in zip(self.sources, self.weights, self._counts):
-            if position < count:
-                return _pick(source, position, count, weight)
-            position -= count
+            if index < count:
+                return _pick(source, index, count, weight)
+            index -= count
         raise AssertionError("an index below the length is in one of the sources")
 
 

@@ -28,7 +28,7 @@ from evle.data.formats.delimited import delimited_form
 from evle.data.formats.embedded import EmbeddedImages, embedded_column
 from evle.data.formats.listing import list_folder
 from evle.data.formats.table_files import Row, find_table, read_rows
-from evle.data.samples import CaptionSample, ImageSource, NLVR2Sample, Sample, VCRSample, VQASample
+from evle.data.samples import CaptionSample, ImageSource, MadeSamples, NLVR2Sample, Sample, VCRSample, VQASample
 from evle.errors import ConfigError, DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ NAMED = 1000
 """Rows without text that are named; the others are counted."""
 
 
-class Folder(Sequence[Any]):
+class Folder(MadeSamples):
     """The samples of one table, read lazily. Returned by `folder`.
 
     `fingerprint` changes with the table's bytes and the options; `skipped` names the first rows that were left out for
@@ -61,12 +61,7 @@ class Folder(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._starts) - 1 if self._task == "captions" else len(self._columns["image"])
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index = int(index) % len(self)
+    def at(self, index: int) -> Any:
         return _SAMPLES[self._task](self, index)
 
     def describe(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from evle.data.samples import (
     SPLITS,
     Box,
     CaptionSample,
+    MadeSamples,
     NLVR2Sample,
     Sample,
     Swap,
@@ -65,7 +66,7 @@ class CaptionForm(NamedTuple):
     separator: str | None = None
 
 
-class Shards(Sequence[Any]):
+class Shards(MadeSamples):
     """The samples of a list of tars. Returned by `shards`.
 
     About a kilobyte per tar stays in memory, and eight bytes per sample if a `split` selects some. `fingerprint`
@@ -89,13 +90,8 @@ class Shards(Sequence[Any]):
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        row = int(index) % len(self)
-        row = row if self._rows is None else int(self._rows[row])
+    def at(self, index: int) -> Any:
+        row = index if self._rows is None else int(self._rows[index])
         number = bisect_right(self._ends, row)
         tar = self._tars[number]
         entry = tar[row - self._ends[number] + len(tar)]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from evle.data.samples import Sample
+from evle.data.samples import MadeSamples, Sample
 
 Row = dict[str, Any]
 
 _CHUNK = 20_000  # rows held as Python objects before they become an Arrow batch
 
 
-class Rows(Sequence[Any]):
+class Rows(MadeSamples):
     """The samples that `make` (picklable) makes of each row of `table`.
 
     `facts` is what a report says of them beside their number; `skipped` names the rows that were left out, all
@@ -42,12 +42,7 @@ class Rows(Sequence[Any]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index = int(index) % len(self)
+    def at(self, index: int) -> Any:
         return self._make(self.row(index))
 
     def row(self, index: int) -> Row:

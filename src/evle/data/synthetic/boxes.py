@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evle.data.samples import SPLITS, CaptionSample, VQASample
+from evle.data.samples import SPLITS, CaptionSample, MadeSamples, VQASample
 from evle.data.synthetic.box_words import (
     BOX,
     COLOURS,
@@ -29,7 +29,7 @@ from evle.data.synthetic.box_words import (
     Item,
     Statement,
 )
-from evle.data.synthetic.language import pick
+from evle.data.synthetic.language import generator, pick
 from evle.data.synthetic.statements import describe, random_statement
 from evle.errors import ConfigError, nearest
 
@@ -174,7 +174,7 @@ def _some(rng: np.random.Generator, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[int(index)] for index in rng.permutation(len(names))[: int(rng.integers(1, 3))])
 
 
-class BoxSamples(Sequence[Any]):
+class BoxSamples(MadeSamples):
     """Images of three boxes, as VQASamples that judge a statement, or with a caption. Created by `boxes`."""
 
     def __init__(self, task: str, split: str, count: int, seed: int, judged: float):
@@ -186,19 +186,14 @@ class BoxSamples(Sequence[Any]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = int(index) % len(self)
-        key = f"boxes-{self.split}-{self.seed}-{number}"
+    def at(self, index: int) -> Any:
+        key = f"boxes-{self.split}-{self.seed}-{index}"
         name = f"boxes\0{self.split}\0{self.seed}\0"
         if self.task == "captions":
-            made, texts = _image_with_texts(f"{name}captions\0{number}", self.judged)
+            made, texts = _image_with_texts(f"{name}captions\0{index}", self.judged)
             return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(texts),))
-        statement, images = _statement_with_images(f"{name}{number // 2}")
-        truth = number % 2 == 0
+        statement, images = _statement_with_images(f"{name}{index // 2}")
+        truth = index % 2 == 0
         return VQASample(
             key=key,
             image=BoxesDrawing(images[truth]),
@@ -206,7 +201,7 @@ class BoxSamples(Sequence[Any]):
             answers=(ANSWERS[truth],),
             answer_type="yes/no",
             question_type="statement",
-            set_id=f"boxes-{self.split}-{self.seed}-{number // 2}",
+            set_id=f"boxes-{self.split}-{self.seed}-{index // 2}",
         )
 
     def describe(self) -> dict[str, Any]:
@@ -214,16 +209,11 @@ class BoxSamples(Sequence[Any]):
         return {"source": "boxes", "split": self.split, "samples": len(self), "seed": self.seed}
 
 
-def _generator(seed: str) -> np.random.Generator:
-    digest = hashlib.blake2b(seed.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-
-
 @lru_cache(maxsize=64)
 def _statement_with_images(seed: str) -> tuple[Statement, dict[bool, Boxes]]:
     """A statement, an image for which it is true, and one for which it is false; kept for the other sample of the
     set."""
-    rng = _generator(seed)
+    rng = generator(seed)
     while True:
         statement = random_statement(rng)
         images = _images_of(rng, statement)
@@ -255,7 +245,7 @@ def _image_with_texts(seed: str, judged: float) -> tuple[Boxes, list[str]]:
 
     Every statement tells the image from another one, so that no words are more often true than false.
     """
-    rng = _generator(seed)
+    rng = generator(seed)
     if rng.random() >= judged:
         towers = bool(rng.random() < TOWERS)
         made = random_boxes(rng, towers)

@@ -13,10 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from evle.data.samples import SPLITS, Box, CaptionSample, NLVR2Sample, Sample, VCRSample, VQASample
+from evle.data.samples import SPLITS, Box, CaptionSample, MadeSamples, NLVR2Sample, Sample, VCRSample, VQASample
 from evle.data.synthetic.composing import Composer
 from evle.data.synthetic.drawing import COLOURS, PATTERNS, SHAPES, ShapeDrawing
-from evle.data.synthetic.language import Scene, Traits, captions, content, noun, present_keys, reference, spoken_keys
+from evle.data.synthetic.language import (
+    Scene,
+    Traits,
+    captions,
+    content,
+    generator,
+    noun,
+    present_keys,
+    reference,
+    spoken_keys,
+)
 from evle.data.synthetic.questions import QUESTIONS, question_types
 from evle.data.synthetic.reasoning import FEWEST_THINGS, STATEMENTS, choice_makers
 from evle.errors import ConfigError, nearest
@@ -77,7 +87,7 @@ def shape_composer(
     return Composer(usual, held, min_things=min(min_things, 2), max_things=max_things)
 
 
-class SceneSamples(Sequence[Any]):
+class SceneSamples(MadeSamples):
     """Samples of one task about composed scenes, composed one at a time and drawn when opened.
 
     `scenes` and `cutouts` create it.
@@ -129,12 +139,7 @@ class SceneSamples(Sequence[Any]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index = int(index) % len(self)
+    def at(self, index: int) -> Any:
         make = {"captions": self._caption, "vqa": self._question, "nlvr2": self._pair, "vcr": self._choice}[self.task]
         return make(index, f"{self.name}-{self.split}-{self.seed}-{self.task}-{index}")
 
@@ -144,9 +149,7 @@ class SceneSamples(Sequence[Any]):
 
     def _rng(self, index: int, part: str = "") -> np.random.Generator:
         text = f"{self.name}\0{self.split}\0{self.seed}\0{self.task}\0{part}\0{index}"
-        return np.random.Generator(
-            np.random.PCG64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
-        )
+        return generator(text)
 
     def _caption(self, index: int, key: str) -> CaptionSample:
         rng = self._rng(index)

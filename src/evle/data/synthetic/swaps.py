@@ -15,11 +15,23 @@ import numpy as np
 
 from evle.data.corpora.captions import coco_captions, karpathy
 from evle.data.custom.folder import folder
-from evle.data.samples import CaptionSample, Swap, readable
+from evle.data.samples import CaptionSample, MadeSamples, Swap, readable
 from evle.data.synthetic.composing import Composer
 from evle.data.synthetic.cutouts import cutouts
 from evle.data.synthetic.drawing import COLOURS
-from evle.data.synthetic.language import NUMBERS, RELATIONS, Scene, Traits, a, alike, like, noun, pick, plural
+from evle.data.synthetic.language import (
+    NUMBERS,
+    RELATIONS,
+    Scene,
+    Traits,
+    a,
+    alike,
+    generator,
+    like,
+    noun,
+    pick,
+    plural,
+)
 from evle.data.synthetic.questions import related_places, two_things
 from evle.data.synthetic.scenes import SceneSamples, scenes
 from evle.errors import ConfigError, DataError, nearest
@@ -129,7 +141,7 @@ FEWEST_THINGS = 3
 """The number of things in a scene that counts of two kinds need."""
 
 
-class SwapSamples(Sequence[Any]):
+class SwapSamples(MadeSamples):
     """Samples about composed scenes; two consecutive samples are one set. Created by `swaps`."""
 
     def __init__(self, world: SceneSamples, split: str, count: int, seed: int, types: tuple[str, ...]):
@@ -141,16 +153,11 @@ class SwapSamples(Sequence[Any]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number, turn = divmod(int(index) % len(self), 2)
+    def at(self, index: int) -> Any:
+        number, turn = divmod(index, 2)
         type_ = self.types[number % len(self.types)]
         text = f"{self.world.name}\0swaps\0{self.split}\0{self.seed}\0{number}"
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
-        captions, made = SWAPS[type_](self.world.composer, np.random.Generator(np.random.PCG64(seed)))
+        captions, made = SWAPS[type_](self.world.composer, generator(text))
         images = [self.world.drawing(scene, self.world.size) for scene in made]
         set_id = f"{self.world.name}-{self.split}-{self.seed}-swaps-{number}"
         return CaptionSample(
@@ -276,7 +283,7 @@ def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | N
     return swapped, (match[1].split()[-1].lower(), match[5].split()[-1].lower())
 
 
-class CaptionSwaps(Sequence[Any]):
+class CaptionSwaps(MadeSamples):
     """Captions of a source with a swapped form, balanced by the words that change. Created by `swaps`."""
 
     def __init__(self, source: Sequence[CaptionSample], split: str, count: int, types: tuple[str, ...]):
@@ -312,12 +319,8 @@ class CaptionSwaps(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        row, number, type_ = self._chosen[int(index) % len(self)]
+    def at(self, index: int) -> Any:
+        row, number, type_ = self._chosen[index]
         sample = self.source[row]
         swap = swapped_caption(sample.captions[number], type_)
         assert swap is not None, "chosen captions have a swap"
