@@ -1,11 +1,16 @@
 """NLVR version 1 is read from its official layout, one sample per image; what is wrong is one line."""
 
 import json
+import pickle
 
+import numpy as np
 import pytest
+from PIL import ImageChops
 
 import corpora
 from evle.data.corpora.nlvr import nlvr
+from evle.data.images import open_image
+from evle.data.synthetic.boxes import BoxesDrawing, random_boxes
 from evle.errors import ConfigError, DataError
 
 
@@ -78,3 +83,52 @@ def test_what_is_wrong_is_one_line(tmp_path, records, options, message):
         nlvr(tmp_path, **options)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def stated(boxes):
+    names = {"black": "Black", "yellow": "Yellow", "blue": "#0099ff"}
+    return [
+        [
+            {"y_loc": item.y, "size": item.size, "type": item.shape, "x_loc": item.x, "color": names[item.colour]}
+            for item in box
+        ]
+        for box in boxes
+    ]
+
+
+def test_images_that_were_not_fetched_are_drawn_from_what_the_lines_state(tmp_path):
+    made = [random_boxes(np.random.default_rng(seed), towers=seed % 2 == 0) for seed in range(4)]
+    (tmp_path / "dev").mkdir()
+    lines = [json.dumps(line(f"{number}-0", structured_rep=stated(boxes))) for number, boxes in enumerate(made)]
+    (tmp_path / "dev/dev.json").write_text("\n".join(lines) + "\n")
+    samples = pickle.loads(pickle.dumps(nlvr(tmp_path, split="dev")))
+    assert [sample.key for sample in samples][:7] == [*(f"dev-0-0-{order}" for order in range(6)), "dev-1-0-0"]
+    assert samples.describe()["images"] == "drawn from structured_rep"
+    for boxes, sample in zip(made, samples[::6], strict=True):
+        assert not ImageChops.difference(open_image(sample.image), BoxesDrawing(boxes).draw()).getbbox()
+    last = BoxesDrawing(made[1][::-1]).draw()
+    assert not ImageChops.difference(open_image(samples[11].image), last).getbbox()
+    orders = {open_image(sample.image).tobytes() for sample in samples[6:12]}
+    assert len(orders) == 6
+    with pytest.raises(DataError, match="images: no such folder"):  # given, but not there
+        nlvr(tmp_path, split="dev", images=tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "structured_rep must be a list of three lists, not 'None'"),
+        ([[], []], "structured_rep must be a list of three lists"),
+        ([[], [], [{"type": "star", "color": "Black", "size": 10, "x_loc": 0, "y_loc": 0}]], "has .*'star'"),
+        ([[], [], [{"type": "circle", "color": "red", "size": 10, "x_loc": 0, "y_loc": 0}]], "has .*'red'"),
+        ([[], [], [{"type": "circle", "color": "Black", "size": 10, "x_loc": "left", "y_loc": 0}]], "has .*'left'"),
+        ([[], [], [{"type": "circle", "color": "Black", "size": 1e999, "x_loc": 0, "y_loc": 0}]], "has .*inf"),
+        ([[], [], ["circle"]], "has 'circle'"),
+    ],
+)
+def test_a_line_that_states_no_boxes_is_named(tmp_path, wrong, message):
+    (tmp_path / "dev").mkdir()
+    lines = [line("1-0", structured_rep=[[], [], []]), line("2-0", structured_rep=wrong)]
+    (tmp_path / "dev/dev.json").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    with pytest.raises(DataError, match=rf"dev\.json:2: .*{message}"):
+        nlvr(tmp_path, split="dev")

@@ -5,16 +5,23 @@ three grey boxes with small shapes.
                                                "structured_rep": ...}, one per line; dev/dev.json, test/test.json
     nlvr/train/images/5/train-3304-0-0.png     to train-3304-0-5.png: the six orders of the three boxes
 
+Without the images, they are drawn from `structured_rep`: three lists of {"type": "square", "color": "#0099ff", "size":
+20, "x_loc": 40, "y_loc": 79}, whose locations are those of the upper left corner in a box of 100 pixels.
+
 The official scores are accuracy, of every image, and consistency, of examples all of whose six images are right.
 """
 
+import itertools
 import os
 import posixpath
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
 from evle.data.corpora.nlvr2 import label_of
 from evle.data.corpora.official import (
@@ -29,14 +36,28 @@ from evle.data.corpora.official import (
     required_text,
     words_of,
 )
+from evle.data.formats.json_arrays import read_element
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
 from evle.data.samples import VQASample
+from evle.data.synthetic.box_words import SHAPES, Box, Boxes, Item
+from evle.data.synthetic.boxes import BoxesDrawing
 from evle.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "dev", "test")
 ORDERS = 6
 """Images of an example: the orders of its three boxes."""
+PERMUTATIONS = tuple(itertools.permutations(range(3)))
+COLOURS = {
+    "black": "black",
+    "#000000": "black",
+    "yellow": "yellow",
+    "#ffff00": "yellow",
+    "blue": "blue",
+    "#0099ff": "blue",
+}
+"""Colors of `structured_rep`, in lower case."""
+STATED = "structured_rep"
 QUESTION_TYPE = "statement"
 ANSWERS = {True: "true", False: "false"}
 
@@ -47,8 +68,50 @@ _SCHEMA = pa.schema(
         ("label", pa.bool_()),
         ("directory", pa.large_string()),
         ("order", pa.int8()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class StatedBoxes:
+    """The image of a line with `structured_rep`, its boxes in one of their orders, drawn when it is asked for."""
+
+    file: str
+    offset: int
+    length: int
+    order: int
+
+    def draw(self) -> Image.Image:
+        """The image, mode RGB, 400 x 100 pixels."""
+        where = f"{self.file}: byte {self.offset:,}"
+        boxes = boxes_of(read_element(self.file, self.offset, self.length)[STATED], where)
+        return BoxesDrawing(tuple(boxes[place] for place in PERMUTATIONS[self.order])).draw()
+
+
+def boxes_of(stated: Any, where: str) -> Boxes:
+    """The three boxes that `structured_rep` states. Raises DataError, naming `where`, for another form."""
+    if not isinstance(stated, list) or len(stated) != 3 or not all(isinstance(box, list) for box in stated):
+        raise DataError(f"{where}: {STATED} must be a list of three lists, not {str(stated)[:40]!r}; fetch it again")
+    return tuple(_box_of(box, where) for box in stated)
+
+
+def _box_of(stated: list[Any], where: str) -> Box:
+    items = []
+    for each in stated:
+        try:
+            shape, colour = str(each["type"]).lower(), COLOURS[str(each["color"]).lower()]
+            size, x, y = (round(float(each[name])) for name in ("size", "x_loc", "y_loc"))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            shape, size = "", 0
+        if shape not in SHAPES or size < 1:
+            raise DataError(
+                f"{where}: {STATED} has {str(each)[:80]!r}, not type (circle, square, triangle), color (Yellow, Black, "
+                "#0099ff), size, x_loc and y_loc; fetch the file again"
+            )
+        items.append(Item(shape, colour, size, x, y))
+    return tuple(items)
 
 
 def nlvr(
@@ -62,9 +125,11 @@ def nlvr(
     """The statements of NLVR as VQASamples about one image each, with the answer true or false.
 
     `path` is the folder that holds `train`, `dev` and `test` (or `nlvr` with these), the folder of one split, or its
-    JSON file; the images are in `images` next to that file, or below `images`. `split` (train for None) is train, dev
-    or test. `orders` is the number of images per example, at most six. A sample's key is the name of its image, such as
-    train-3304-0-5, as the official evaluator expects it. Lines without a sentence are left out and named in `.skipped`.
+    JSON file; the images are in `images` next to that file, or below `images`. Where there is no such folder, and the
+    lines state what the boxes hold, the images are drawn; which order has which number is then ours. `split` (train for
+    None) is train, dev or test. `orders` is the number of images per example, at most six. A sample's key is the name
+    of its image, such as train-3304-0-5, as the official evaluator expects it. Lines without a sentence are left out
+    and named in `.skipped`.
 
     Raises ConfigError for options that cannot work, DataError, with file and line, for files that are missing or of
     another form, and for duplicate identifiers.
@@ -78,26 +143,35 @@ def nlvr(
     folders = (f"{split}/", f"nlvr/{split}/", "")
     file = find_file(path, [f"{folder}{split}.json" for folder in folders], "NLVR's sentences")
     root = Path(images) if images is not None else file.parent / "images"
-    require_folder(root, f"NLVR's images of {split}")
+    drawn = images is None and not root.is_dir() and STATED in next((line.value for line in JsonLines(file)), ())
+    if not drawn:
+        require_folder(root, f"NLVR's images of {split}")
     lines, left_out = JsonLines(file), LeftOut()
-    table = table_of(_rows(lines, file, orders, left_out), _SCHEMA)
+    table = table_of(_rows(lines, file, orders, left_out, drawn), _SCHEMA)
     if not table.num_rows:
         raise DataError(f"{file}: no sentence; download the file again")
     identifiers = table.column("identifier").to_numpy(zero_copy_only=False)
     refuse_duplicates(identifiers[::orders], file, "identifier")
     rows = Rows(
         table,
-        partial(_sample, root=str(root), split=split),
+        partial(_sample, root=str(root), split=split, drawn_from=str(file) if drawn else ""),
         fingerprint=combined(lines.fingerprint, split, orders),
-        facts={"source": "nlvr", "file": str(file), "split": split, "examples": table.num_rows // orders},
+        facts={
+            "source": "nlvr",
+            "file": str(file),
+            "split": split,
+            "examples": table.num_rows // orders,
+            **({"images": f"drawn from {STATED}"} if drawn else {}),
+        },
         skipped=left_out.lines,
         num_skipped=left_out.count,
     )
-    probe_images(rows, file)
+    if not drawn:
+        probe_images(rows, file)
     return rows
 
 
-def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut) -> Iterator[Row]:
+def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut, drawn: bool) -> Iterator[Row]:
     for line in lines:
         where = f"{file}:{line.number}"
         identifier = required_text(line.value, "identifier", where)
@@ -114,15 +188,20 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut) -> Itera
             "sentence": sentence,
             "label": label_of(line.value, where),
             "directory": directory,
+            "offset": line.offset,
+            "length": line.length,
         }
+        if drawn:
+            boxes_of(line.value.get(STATED), where)
         yield from ({**row, "order": order} for order in range(orders))
 
 
-def _sample(row: Row, root: str, split: str) -> VQASample:
+def _sample(row: Row, root: str, split: str, drawn_from: str) -> VQASample:
     key = f"{split}-{row['identifier']}-{row['order']}"
+    stated = StatedBoxes(drawn_from, row["offset"], row["length"], row["order"])
     return VQASample(
         key=key,
-        image=os.path.join(root, row["directory"], f"{key}.png"),
+        image=stated if drawn_from else os.path.join(root, row["directory"], f"{key}.png"),
         question=row["sentence"],
         answers=() if row["label"] is None else (ANSWERS[row["label"]],),
         answer_type="yes/no",
