@@ -455,6 +455,11 @@ def test_null_questions_and_answers_of_vqav2_are_left_out_and_named(coco):
     assert "None" not in {word for sample in samples for word in (sample.question, *sample.answers)}
 
 
+def test_a_null_among_the_answers_of_vqav2_is_no_answer(coco):
+    change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"][0]["answers"][3].update(answer=None))
+    assert sorted(len(sample.answers) for sample in vqav2(coco, split="val"))[:2] == [9, 10]
+
+
 @pytest.mark.parametrize("number", [3.7, True, "x", 2**70, float("inf"), None, [1]])
 def test_what_is_no_whole_number_is_refused(coco, number):
     change(

@@ -199,12 +199,13 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
 def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: annotation {number}", element.value
-        answers = [text_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
+        texts = [text_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
+        answers = [text for text in texts if text]  # an answer of null is none
         main = text_of(record.get("multiple_choice_answer"), where)
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),
-            "answers": main_answer_first(answers, main) if any(answers) else [],
+            "answers": main_answer_first(answers, main) if answers else [],
             "answer_type": text_of(record.get("answer_type"), where),
             "question_type": text_of(record.get("question_type"), where),
         }

@@ -177,7 +177,10 @@ class _TsvFile:
             votes = np.array([[*row, False, False][:2] for row in linked]).sum(0)
             if not votes.any():
                 first = b"\t".join(head[0])[:60]
-                raise DataError(f"{path}: no link in its first rows ({first!r}); is it the right file?")
+                raise DataError(
+                    f"{path}: no link in its first rows ({first!r}); is it the right file? A row is a caption and a "
+                    "link http://... or https://..., with a tab between them and without quotes"
+                )
             self.url_column = int(votes.argmax())
         elif sorted(columns) == ["caption", "url"]:
             self.url_column = list(columns).index("url")
