@@ -39,9 +39,11 @@ COLUMNS = 4  # questions side by side in the report
 
 
 def _with_progress(samples: Sequence[Sample]) -> Iterator[VQASample]:
-    """The samples that can be read, with progress: a source that draws its samples takes a while for many."""
+    """The samples that can be read, with progress: a source that draws its samples takes a while for many, unless it
+    knows their answers beforehand (`answered`)."""
+    listed = samples.answered() if hasattr(samples, "answered") else readable(samples)
     with ProgressLine(len(samples), "questions read for their answers", visible=is_main()) as progress:
-        for number, sample in enumerate(readable(samples), 1):
+        for number, sample in enumerate(listed, 1):
             yield sample
             if number % UPDATE_EVERY == 0:
                 progress.update(number)

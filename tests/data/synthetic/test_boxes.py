@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from evle.data.synthetic.box_words import BOX, COLOURS, HEIGHT, MOST, SHAPES, Boxes, Item
-from evle.data.synthetic.boxes import boxes, random_boxes, rearranged
+from evle.data.synthetic.boxes import BoxSamples, boxes, random_boxes, rearranged
 from evle.data.synthetic.statements import FORMS
 from evle.errors import ConfigError
 from evle.inspection.blindness import blind_accuracy
+from evle.models.eve import EVEConfig
+from evle.tasks.vqa import VQAConfig, VQATask
 
 
 def test_two_samples_share_a_statement_that_is_true_of_the_first_alone():
@@ -219,3 +221,13 @@ def test_one_item_is_no_test_of_items_of_the_same_color():
     for sample in boxes(count=2000):
         if re.search(r"(has|have|with) (items of the same|only (black|blue|yellow) (items|blocks))", sample.question):
             assert all(len(box) > 1 for box in sample.image.boxes), sample.question
+
+
+def test_the_answers_of_statements_are_known_before_these_are_made(monkeypatch):
+    samples = boxes("vqa", count=7, seed=3)
+    facts = [(each.key, each.answers, each.answer_type, each.question_type) for each in samples]
+    monkeypatch.setattr(BoxSamples, "at", lambda samples, index: pytest.fail("a sample was made"))
+    assert [(each.key, each.answers, each.answer_type, each.question_type) for each in samples.answered()] == facts
+    task = VQATask(VQAConfig(), None)
+    task.prepare(samples, EVEConfig.from_preset("eve-tiny"))
+    assert (task.answers, task.prior["statement"]) == (["true", "false"], "true")

@@ -6,7 +6,7 @@ squares of one size; in other boxes the shapes are scattered, and some touch the
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -186,8 +186,11 @@ class BoxSamples(MadeSamples):
     def __len__(self) -> int:
         return self._count
 
+    def _key(self, index: int) -> str:
+        return f"boxes-{self.split}-{self.seed}-{index}"
+
     def at(self, index: int) -> Any:
-        key = f"boxes-{self.split}-{self.seed}-{index}"
+        key = self._key(index)
         name = f"boxes\0{self.split}\0{self.seed}\0"
         if self.task == "captions":
             made, texts = _image_with_texts(f"{name}captions\0{index}", self.judged)
@@ -203,6 +206,18 @@ class BoxSamples(MadeSamples):
             question_type="statement",
             set_id=f"boxes-{self.split}-{self.seed}-{index // 2}",
         )
+
+    def answered(self) -> Iterator[VQASample]:
+        """The samples of "vqa" with their answers alone, which are known before statements and images are made."""
+        for index in range(len(self)):
+            yield VQASample(
+                key=self._key(index),
+                image="",
+                question="",
+                answers=(ANSWERS[index % 2 == 0],),
+                answer_type="yes/no",
+                question_type="statement",
+            )
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
