@@ -568,6 +568,24 @@ def test_the_verb_says_when_no_image_fits_the_filter(described):
     assert f"no image of {described.path} fits --folder 'none' and --where 'year>3000'" in said
 
 
+def test_no_column_of_the_table_hides_what_the_search_found(photos, embed, tmp_path):
+    theirs = {"score": 0.99, "rank": 7, "query": "x", "match": 1, "columns": [2]}
+    (photos / "list.jsonl").write_text(json.dumps({"image": "4.png", "caption": "four", **theirs}) + "\n")
+    index = build_index(embed, photos / "list.jsonl", tmp_path / "index", progress=False)
+    printed = call("search", index.path, "red", "--json", "--model", embed.source)
+    (row,) = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    hit = index.query("red")[0]
+    assert row == {
+        "query": "red",
+        "rank": 1,
+        "score": hit.score,
+        "image": "4.png",
+        "path": str(hit.path),
+        "caption": "four",
+        "columns": theirs,
+    }
+
+
 def test_a_column_that_no_image_has_is_named(described):
     said = call("search", described.path, "red", "--where", "yaer>2012", code=2)
     assert "where: no image has a column 'yaer'; did you mean 'year'?" in said

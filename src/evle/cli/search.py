@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from evle.search import Filter, Hit, ImageIndex
 
 PAGES = (".html", ".htm")
+ROW = ("query", "rank", "score", "match", "image", "path", "columns")
+"""The keys of a JSON line of results. A column of the table with one of these names is under the last of them."""
 Root = Annotated[
     Path | None, typer.Option(help="The images' folder, if it moved without the index.", show_default=False)
 ]
@@ -240,7 +242,10 @@ def _in_words(where: "Filter") -> str:
 
 def _row(query: str, rank: int, hit: "Hit") -> dict[str, Any]:
     match = {} if hit.match is None else {"match": hit.match}
-    return {"query": query, "rank": rank, "score": hit.score, **match, "image": hit.key, "path": hit.path, **hit.fields}
+    row = {"query": query, "rank": rank, "score": hit.score, **match, "image": hit.key, "path": hit.path}
+    hidden = {name: value for name, value in hit.fields.items() if name in ROW}
+    others = {name: value for name, value in hit.fields.items() if name not in ROW}
+    return {**row, **others, **({"columns": hidden} if hidden else {})}
 
 
 def _line(hit: "Hit") -> str:
