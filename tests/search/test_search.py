@@ -291,6 +291,10 @@ def test_a_table_that_holds_its_images_is_refused(photos, embed, tmp_path):
         ({}, "give one of the two"),
         ({"text": "a", "image": "b.png"}, "give one of the two"),
         ({"text": "a", "k": 0}, "k is 0"),
+        ({"text": "a", "k": 2.5}, "k is 2.5; a whole number of at least 1"),
+        ({"text": "a", "k": "3"}, "k is '3'"),
+        ({"text": "a", "rerank": None}, "rerank is None"),
+        ({"text": "a", "where": "year>2000"}, "where is 'year>2000'; give a Filter"),
         ({"text": " "}, "the query is empty"),
         ({"image": "b.png", "rerank": 5}, "re-ranking reads a text"),
     ],
@@ -549,8 +553,9 @@ def test_equal_and_similar_images_are_reported(photos, embed, tmp_path):
     assert find_duplicates(index) == [["4.png", "sub/copy.png"]]
     assert find_duplicates(index, similarity=0.99999) == [["4.png", "sub/copy.png"], ["6.bmp", "6.png"]]
     assert len(find_duplicates(index, similarity=1e-6)[0]) > 2
-    with pytest.raises(ConfigError, match="similarity=2"):
-        find_duplicates(index, similarity=2)
+    for similarity in (2, "0.9"):
+        with pytest.raises(ConfigError, match=f"similarity={similarity!r}: give a cosine"):
+            find_duplicates(index, similarity=similarity)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Images of an index that are the same file, or look the same to the model."""
 
+from numbers import Real
+
 import numpy as np
 
 from evle.errors import ConfigError
@@ -27,8 +29,8 @@ def find_duplicates(index: ImageIndex, *, similarity: float | None = None) -> li
             if entry.digest:
                 _join(parents, first.setdefault(entry.digest, row), row)
     else:
-        if not 0 < similarity <= 1:
-            raise ConfigError(f"similarity={similarity}: give a cosine above 0 and at most 1, such as 0.98")
+        if not (isinstance(similarity, Real) and 0 < similarity <= 1):
+            raise ConfigError(f"similarity={similarity!r}: give a cosine above 0 and at most 1, such as 0.98")
         if len(entries) > LARGEST:
             raise ConfigError(
                 f"{index.path}: comparing all pairs of {len(entries):,} images takes too long (at most {LARGEST:,}); "

@@ -1,17 +1,20 @@
 """Which images of an index a search may return: those of a folder, of a time, or with a value in a column."""
 
 import json
+import math
 import operator
 import os
+import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from evle.data.requests import as_texts
 from evle.errors import ConfigError, nearest
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -33,24 +36,28 @@ CONDITION = re.compile(r"\s*([^!<>=~]+?)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*")
 class Filter:
     """Conditions that all must hold.
 
-    `folder` is a path relative to the index's root. `since` and `until` (both included, local time) apply to the time
-    at which a file was last changed. `where` are conditions on columns of the table that the index was built from, such
-    as "year>=2019", "author=Ann" or "caption~dog" (contains). Values that are numbers on both sides are compared as
-    numbers, others as text; a text such as "n/a" is neither more nor less than a number. A row without the column
-    fails its condition.
+    `folder` is a path relative to the index's root. `since` and `until` (dates or texts, both included, local time)
+    apply to the time at which a file was last changed. `where` is one condition, or many, on columns of the table that
+    the index was built from, such as "year>=2019", "author=Ann" or "caption~dog" (contains). Values that are numbers on
+    both sides are compared as numbers, others as text; a text such as "n/a" is neither more nor less than a number. A
+    row without the column fails its condition.
 
     >>> Filter(where=("year>=2019",)).mask(pa.table({"fields": ['{"year": 2020}', '{"year": 3}', ""]})).tolist()
     [True, False, False]
     """
 
-    folder: str = ""
-    since: str = ""
-    until: str = ""
-    where: Sequence[str] = ()
+    folder: str | os.PathLike[str] = ""
+    since: str | date = ""
+    until: str | date = ""
+    where: str | Iterable[str] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | os.PathLike):
+            raise ConfigError(f"folder={self.folder!r} is not a path; give one relative to the index's root")
         for name in ("since", "until"):
-            _day(name, getattr(self, name))
+            object.__setattr__(self, name, _day(name, getattr(self, name)))
+        # Read once: an iterator would be at its end when the rows are compared, and let every image pass.
+        object.__setattr__(self, "where", tuple(as_texts(self.where)))  # type: ignore[arg-type]
         for condition in self.where:
             _parse(condition)
 
@@ -66,13 +73,12 @@ class Filter:
     def mask(self, table: pa.Table) -> np.ndarray:
         """Which rows of a shard's images pass, booleans (rows,)."""
         mask = np.ones(table.num_rows, dtype=bool)
-        if folder := self.folder.strip("/").removeprefix("./"):
+        if (folder := posixpath.normpath(os.fspath(self.folder).strip("/"))) != ".":
             mask &= np.array([path.startswith(os.fsencode(folder + "/")) for path in table["path"].to_pylist()], bool)
         if self.since:
-            mask &= table["mtime"].to_numpy() >= _day("since", self.since).timestamp() * 1e9
+            mask &= table["mtime"].to_numpy() >= _begins(str(self.since))
         if self.until:
-            end = _day("until", self.until)
-            mask &= table["mtime"].to_numpy() < (end.timestamp() + 86400) * 1e9
+            mask &= table["mtime"].to_numpy() < _begins(str(self.until), later=1)
         if self.where:
             conditions = [_parse(condition) for condition in self.where]
             for row in np.flatnonzero(mask):
@@ -81,13 +87,23 @@ class Filter:
         return mask
 
 
-def _day(name: str, text: str) -> datetime:
-    if not text:
-        return datetime.min
+def _day(name: str, value: str | date) -> str:
+    """A day as 2024-12-31, "" for none."""
+    if not value:
+        return ""
     try:
-        return datetime.combine(date.fromisoformat(text), datetime.min.time())
+        return date.fromisoformat(str(value)).isoformat()
     except ValueError:
-        raise ConfigError(f"{name}={text!r} is not a date; write it as 2024-12-31") from None
+        raise ConfigError(f"{name}={str(value)!r} is not a date; write it as 2024-12-31") from None
+
+
+def _begins(day: str, later: int = 0) -> float:
+    """When a day, or the one `later` days after it, begins, in ns; infinite for years that no clock counts."""
+    first = date.fromisoformat(day)
+    try:
+        return datetime.combine(first + timedelta(later), time()).timestamp() * 1e9
+    except (ValueError, OverflowError):
+        return math.inf if first.year > 1970 else -math.inf
 
 
 def _parse(condition: str) -> tuple[str, str, str]:

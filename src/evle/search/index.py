@@ -18,7 +18,7 @@ import numpy as np
 
 from evle.data.requests import as_images, as_texts
 from evle.data.samples import ImageSource
-from evle.errors import CheckpointError, ConfigError, DataError, SampleError, nearest
+from evle.errors import CheckpointError, ConfigError, DataError, SampleError, at_least, nearest
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
 from evle.search.listing import OtherTables, folder_of, hashed, list_entries, path_inside
@@ -246,8 +246,9 @@ class ImageIndex:
         """`query` for several texts, or several images, in one pass over the index."""
         if (texts is None) == (images is None):
             raise ConfigError("search by a text or by an image: give one of the two")
-        if k < 1 or rerank < 0:
-            raise ConfigError(f"k is {k} and rerank {rerank}; at least 1 and 0 are needed")
+        k, rerank = at_least(1, k, "k"), at_least(0, rerank, "rerank")
+        if not isinstance(where, Filter | None):
+            raise ConfigError(f"where is {where!r}; give a Filter, such as Filter(where=['year>=2019'])")
         if rerank and texts is None:
             raise ConfigError("re-ranking reads a text with each image, and an image as query has none: use rerank=0")
         texts, images = None if texts is None else as_texts(texts), None if images is None else as_images(images)
