@@ -168,6 +168,17 @@ def test_adding_a_folder_below_the_root_leaves_the_rest_alone(index, photos):
     assert "4.png" in index.keys
 
 
+def test_the_cure_of_a_moved_folder_keeps_the_index(index, photos, embed, tmp_path):
+    moved = photos.rename(tmp_path / "moved")
+    cure = f"photos is gone: if it moved, `evle index -o INDEX --root {moved}` remembers it"
+    with pytest.raises(DataError, match=cure):
+        index.add(moved, progress=False)
+    with pytest.raises(DataError, match=cure):
+        ImageIndex.build(embed, moved, index.path, progress=False)
+    call("index", "-o", index.path, "--root", moved)
+    assert ImageIndex.build(embed, moved, index.path, progress=False).change.num_kept == 10
+
+
 def test_a_folder_outside_of_the_root_is_refused(index, tmp_path):
     draw(tmp_path / "elsewhere" / "1.png", 1)
     with pytest.raises(DataError, match="outside of the index's root"):

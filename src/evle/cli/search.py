@@ -176,6 +176,7 @@ def search(
       cat queries.txt | evle search photos.index - --json
     """
     from evle.search import Filter, ImageIndex, write_contact_sheet
+    from evle.search.listing import is_gone
 
     opened = ImageIndex.load(index, model=model, root=root, match_model=rerank_model)
     options: dict[str, Any] = {
@@ -205,7 +206,7 @@ def search(
                 print_json(_row(str(name), rank, hit)) if as_json else print(_line(hit))
         if any(not hits for _, hits in rows):
             _report_none(opened, options["where"])
-        if any(not hit.path.exists() for _, hits in rows for hit in hits):
+        if any(is_gone(hit.path) for _, hits in rows for hit in hits):
             print_error(
                 f"some images are not below {opened.root} any more; name their folder with --root, or for good with "
                 f"`evle index -o {index} --root FOLDER`"

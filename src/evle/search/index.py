@@ -21,7 +21,7 @@ from evle.data.samples import ImageSource
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError, at_least, nearest
 from evle.search import nearest as scanning
 from evle.search.filters import Filter
-from evle.search.listing import OtherTables, folder_of, hashed, list_entries, path_inside
+from evle.search.listing import OtherTables, cure_of_moving, folder_of, hashed, is_gone, list_entries, path_inside
 from evle.search.models import can_match, fingerprint, open_embedder, open_matcher, sharing_matcher
 from evle.search.results import Change, Hit
 from evle.search.store import DTYPES, Entry, Facts, Place, StaleError, Store, locked
@@ -117,7 +117,8 @@ class ImageIndex:
             if (output / "index.json").is_file():
                 index, listed = cls.load(output, model=embed), None
                 if not root.resolve().is_relative_to(index.root.resolve()):
-                    raise DataError(f"{output} is an index of {index.root}, not of {root}; give another output")
+                    cure = cure_of_moving(root, index.root) or "give another output"
+                    raise DataError(f"{output} is an index of {index.root}, not of {root}; {cure}")
             else:
                 facts = Facts(
                     root=Place.of(root, output),
@@ -380,7 +381,7 @@ class ImageIndex:
         inside = path_inside(folder_of(images), self.root)
         old = [path for path in known if not inside or path.startswith(inside + "/")]
         # A table may name only some of a folder's images: what it leaves out has not vanished.
-        change.vanished = [path for path in old if path not in present and not (self.root / path).exists()]
+        change.vanished = [path for path in old if path not in present and is_gone(self.root / path)]
         new = []
         others = OtherTables(images, self.root)
         for path, entry in present.items():
@@ -447,7 +448,7 @@ class ImageIndex:
             raise DataError(f"root {root}: no such folder; give the folder that holds the indexed images")
         with locked(self.path):
             store = self._latest()
-            if len(store) and not any((root / entry.path).exists() for entry in store.entries()):
+            if len(store) and all(is_gone(root / entry.path) for entry in store.entries()):
                 raise DataError(f"root {root}: holds no image of {self.path}, such as {store.entry(0).path}")
             self.store = replace(store, facts=replace(store.facts, root=Place.of(root, self.path))).create()
             self._root = None

@@ -1,5 +1,6 @@
 """Which images are there now: those of a folder, or those that a table names, with the columns of the table."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -126,6 +127,15 @@ def hashed(entry: Entry, root: Path) -> Entry:
     return replace(entry, digest=digest)
 
 
+def is_gone(path: Path) -> bool:
+    """Whether there is no such file. One in a folder that may not be opened, or on a disk that fails, is not gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
+
+
 def folder_of(images: Path) -> Path:
     """The folder itself, or the folder of a table. Raises DataError for anything else."""
     if images.is_file():
@@ -186,12 +196,18 @@ def _fields(row: dict[str, Any]) -> str:
     return json.dumps(kept, sort_keys=True) if kept else NO_FIELDS
 
 
+def cure_of_moving(images: Path, root: Path) -> str:
+    """What to do where an index's root is gone, perhaps to `images`; "" where it is there."""
+    if not is_gone(root):
+        return ""
+    return f"{root} is gone: if it moved, `evle index -o INDEX --root {images}` remembers it"
+
+
 def path_inside(images: Path, root: Path) -> str:
     """The path from `root` to a folder at or below it, "" for `root` itself."""
     try:
         relative = images.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
-        raise DataError(
-            f"{images} is outside of the index's root {root}; make another index, or one of a folder above both"
-        ) from None
+        cure = cure_of_moving(images, root) or "make another index, or one of a folder above both"
+        raise DataError(f"{images} is outside of the index's root {root}; {cure}") from None
     return "" if relative == "." else relative
