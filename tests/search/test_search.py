@@ -556,6 +556,34 @@ def test_images_are_removed_by_path_folder_or_pattern(index):
         index.remove("nowhere/*")
 
 
+def test_images_in_a_folder_that_may_not_be_opened_are_not_gone(index, photos, monkeypatch):
+    stat = os.stat
+
+    def refused(path, *arguments, **options):
+        if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(photos / "sub")):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return stat(path, *arguments, **options)
+
+    draw(photos / "new.png", 42)
+    monkeypatch.setattr(os, "stat", refused)
+    change = index.add(photos, progress=False)
+    assert (change.num_added, change.num_kept, change.vanished) == (1, 10, [])
+    assert "not below" not in call("search", index.path, "red", "-k", 20)
+    monkeypatch.undo()
+    assert index.add(photos, progress=False).num_kept == len(index) == 11
+
+
+def test_an_update_reads_with_the_options_given(index, photos, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        ImageIndex.load(index.path, batch_size=0).add(photos, progress=False)
+    assert "num_workers is -1" in call("index", photos, "-o", index.path, "--num-workers", -1, code=2)
+    loaded = ImageIndex.load(index.path, batch_size=5, num_workers=0)
+    assert (loaded.embed.batch_size, loaded.embed.num_workers) == (5, 0)
+    assert "--model x: is the model that embeds images" in call(
+        "index", "-o", index.path, "--list", "--model", "x", code=2
+    )
+
+
 def test_equal_and_similar_images_are_reported(photos, embed, tmp_path):
     shutil.copy(photos / "4.png", photos / "sub" / "copy.png")
     with Image.open(photos / "6.png") as image:

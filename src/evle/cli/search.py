@@ -78,7 +78,7 @@ def index(
       evle index -o photos.index --remove 2019 --remove "*.gif"
       evle index -o photos.index --root /new/photos
     """
-    from evle.search import build_index, find_duplicates
+    from evle.search import ImageIndex, build_index, find_duplicates
 
     if output is None:
         raise ConfigError("no index is named; give its folder with -o")
@@ -88,19 +88,17 @@ def index(
         print(f"{output}: its images are in {root}", file=remarks)
     if images is not None:
         if model is None:
-            built = _opened(output)
+            built = ImageIndex.load(output, batch_size=batch_size, num_workers=num_workers)
             built.add(images)
         else:
             built = build_index(model, images, output, batch_size=batch_size, num_workers=num_workers)
-        if as_json:
-            print_json({"index": output, "images": len(built), **vars(built.change)})
-        else:
-            print(f"{output}: {len(built)} images; {built.change}")
-        print_next("evle", "search", output, "a dog on a beach")
+        _print_change(built, output, as_json)
     elif not (remove or root or list_images or stats or duplicates or similar is not None):
         raise ConfigError(
             "nothing to do; name images, or one of --list, --stats, --remove, --root, --duplicates, --similar"
         )
+    elif model is not None:
+        raise ConfigError(f"--model {model}: is the model that embeds images; name the images as well")
     opened = _opened(output)
     if remove:
         change = opened.remove(*remove)
@@ -113,6 +111,14 @@ def index(
     for wanted, similarity in ((duplicates, None), (similar is not None, similar)):
         if wanted:
             _print_groups(find_duplicates(opened, similarity=similarity), as_json)
+
+
+def _print_change(index: "ImageIndex", output: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"index": output, "images": len(index), **vars(index.change)})
+    else:
+        print(f"{output}: {len(index)} images; {index.change}")
+    print_next("evle", "search", output, "a dog on a beach")
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:

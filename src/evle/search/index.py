@@ -79,12 +79,14 @@ class ImageIndex:
         *,
         root: Path | None = None,
         match_model: "Matcher | str | Path | None" = None,
+        **options: int,
     ):
         self.store = store
         self.change = Change()
         self._model = model
         self._root = root
         self._match_model = match_model
+        self._options = options
         self._approximate: tuple[Store, scanning.Approximate | None] | None = None
 
     @classmethod
@@ -141,15 +143,20 @@ class ImageIndex:
         model: "str | Path | Embedder | None" = None,
         root: str | Path | None = None,
         match_model: "str | Path | Matcher | None" = None,
+        batch_size: int = 32,
+        num_workers: int = 2,
     ) -> Self:
         """Open an index. The model is loaded at the first query: `model`, or the one that the index remembers.
 
         `root` is the images' folder, if it moved without the index; `match_model` re-ranks instead of the index's own
-        model. Raises DataError for a folder that is not an index or is damaged.
+        model. `batch_size` and `num_workers` are those of a model that is loaded. Raises DataError for a folder that is
+        not an index or is damaged.
         """
         if root is not None and not Path(root).is_dir():
             raise DataError(f"root {root}: no such folder; give the folder that holds the indexed images")
-        return cls(Store.load(fetch(path)), model, root=None if root is None else Path(root), match_model=match_model)
+        options = {"batch_size": batch_size, "num_workers": num_workers}
+        folder = None if root is None else Path(root)
+        return cls(Store.load(fetch(path)), model, root=folder, match_model=match_model, **options)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -174,13 +181,13 @@ class ImageIndex:
         """The model that made the index. Raises CheckpointError when it is gone or has changed."""
         facts = self.store.facts
         if isinstance(self._model, str | Path):
-            pipeline = open_embedder(self._model)
+            pipeline = open_embedder(self._model, **self._options)
         elif self._model is not None:
             pipeline = self._model
         elif facts.model is not None:
-            pipeline = open_embedder(fetch(shown(facts.model.seen_from(self.path))))
+            pipeline = open_embedder(fetch(shown(facts.model.seen_from(self.path))), **self._options)
         elif facts.model_name:
-            pipeline = open_embedder(facts.model_name)
+            pipeline = open_embedder(facts.model_name, **self._options)
         else:
             raise CheckpointError(f"{self.path} was made by a model in memory; give that model")
         if fingerprint(pipeline) != facts.fingerprint:
