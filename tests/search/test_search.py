@@ -376,6 +376,23 @@ def test_a_damaged_index_is_one_line(index, damage):
         ImageIndex.load(index.path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"root": {"path": 5, "from_index": "."}},
+        {"root": {"path": "/photos", "from_index": None}},
+        {"model": {"path": ["x"], "from_index": "."}},
+        {"fingerprint": 7},
+        {"model_name": 7},
+    ],
+)
+def test_a_fact_that_is_no_text_is_named(index, change):
+    file = index.path / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match=r"index\.json: damaged \(.*where a text is needed\)"):
+        ImageIndex.load(index.path)
+
+
 def shard_files(index, ending):
     names = [shard["name"] for shard in json.loads((index.path / "index.json").read_text())["shards"]]
     return [index.path / "shards" / f"{name}.{ending}" for name in names]

@@ -150,6 +150,11 @@ class Store:
                     raise ValueError(f"shard {str(shard.name)[:40]!r} of {str(shard.rows)[:20]} rows")
             if facts.dtype not in DTYPES or not isinstance(facts.dimension, int) or facts.dimension < 1:
                 raise ValueError(f"dtype {str(facts.dtype)[:20]!r}, dimension {str(facts.dimension)[:20]}")
+            places = [place for place in (facts.root, facts.model) if place is not None]
+            texts = [text for place in places for text in (place.path, place.from_index)]
+            for text in (*texts, facts.fingerprint, facts.model_name or ""):
+                if not isinstance(text, str):
+                    raise ValueError(f"{str(text)[:40]!r}, where a text is needed")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
