@@ -1,6 +1,7 @@
 """What all verbs that ask a model share, as a table over the verbs: JSON, --model, stdin, exit codes, bad input."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -239,6 +240,12 @@ def test_the_next_command_has_a_name_for_an_image_from_stdin(folder, tmp_path):
 def test_several_maps_are_numbered(tmp_path):
     call("explain", "vqa", IMAGE, "-", "-o", tmp_path / "page.html", stdin=b"red\nblue")
     assert {file.name for file in tmp_path.iterdir()} == {"page.html", "page-2.html"}
+
+
+def test_the_name_of_an_image_need_not_be_utf_8(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Image.new("RGB", (40, 30), "red").save(name)
+    assert json.loads(call("embed", "retrieval", "--images", name).splitlines()[0])["image"] == name
 
 
 def test_embeddings_are_written_as_numpy(tmp_path):

@@ -244,15 +244,16 @@ def embed(
 
     output = file_name(output, ".npy")
     is_image = images and inputs == ["-"]
-    listed = inputs if is_image else text_list(inputs)
-    refuse_images(() if images else listed, "--images")
+    texts = inputs if is_image else text_list(inputs)
+    refuse_images(() if images else texts, "--images")
+    listed: list[Any] = [Path(each) for each in texts] if images else texts  # a name need not be a text in UTF-8
     if output is not None and images:
         refuse_replacing([output], listed)
     first = image_source(Path("-")) if is_image else None
     pipeline = open_pipeline("EmbedPipeline", model)
 
-    def vectors(some: list[str]) -> list[list[float]]:
-        sources = [first if first is not None else Path(each) for each in some]
+    def vectors(some: list[Any]) -> list[list[float]]:
+        sources = some if first is None else [first]
         result: list[list[float]] = (pipeline.images(sources) if images else pipeline.texts(some)).tolist()
         return result
 
