@@ -135,7 +135,7 @@ def test_one_flipped_bit_of_an_exported_file_is_named(retrieval, tmp_path, name)
     data = bytearray((out / name).read_bytes())
     data[len(data) // 2] ^= 1
     (out / name).write_bytes(data)
-    with pytest.raises(CheckpointError, match=f"{name}: damaged, or not of this export"):
+    with pytest.raises(CheckpointError, match=f"{name}: changed or damaged, or not of this export"):
         exported.EmbedPipeline(out).images([plain_image()])
 
 
@@ -210,6 +210,11 @@ def test_the_change_of_scores_is_printed(tmp_path):
     assert "| accuracy |" in output
     assert "3 samples of" in output
     assert f"next: evle ask {tmp_path / 'out'}" in output
+    file = tmp_path / "out" / "processor_config.json"
+    file.write_text(file.read_text() + "\n")
+    assert "processor_config.json: changed or damaged" in call(
+        "ask", tmp_path / "out", tmp_path / "red.png", "what?", code=2
+    )
 
 
 @pytest.mark.slow

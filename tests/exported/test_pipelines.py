@@ -12,7 +12,7 @@ from PIL import Image
 from commands import call
 from evle.cli.showing import AFTER_TRAINING, exported_use
 from evle.errors import CheckpointError, ConfigError, DataError, SampleError
-from evle.exported.folder import ExportedModel, is_exported
+from evle.exported.folder import ExportedModel, checksum_of_facts, is_exported
 from evle.exported.pipelines import ClassifyPipeline, EmbedPipeline, MatchPipeline, VQAPipeline
 from evle.files import checksum
 from evle.search import ImageIndex
@@ -106,6 +106,19 @@ def test_an_odd_field_of_the_export_is_one_line(model, photos, tmp_path, field, 
     (folder / "export.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=f"{words}.*; export the model again"):
         EmbedPipeline(folder).images(photos / "red.png")
+
+
+@pytest.mark.parametrize(("field", "name", "value"), [("image", "side", 12), ("text", "max_length", 9)])
+def test_a_field_that_was_changed_since_the_export_is_refused(photos, tmp_path, field, name, value):
+    folder = save_exported(tmp_path / "exported")  # its graph takes images of any size: nothing else would notice
+    facts = json.loads((folder / "export.json").read_text())
+    facts["checksums"] = {"export.json": checksum_of_facts(facts)}
+    (folder / "export.json").write_text(json.dumps(dict(reversed(facts.items())), indent=2))
+    assert EmbedPipeline(folder).images(photos / "red.png").shape == (1, 3)
+    facts[field][name] = value
+    (folder / "export.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"export\.json: changed or damaged, .*; copy the folder again"):
+        EmbedPipeline(folder)
 
 
 def test_pairs_are_matched_and_failures_leave_nan(model, photos):
@@ -220,7 +233,7 @@ def test_what_is_missing_or_damaged_is_one_line(model, tmp_path):
     for name in checksums:
         good = (known / name).read_bytes()
         (known / name).write_bytes(good[:-1] + b" ")
-        with pytest.raises(CheckpointError, match=rf"{name}: damaged, or not of this export .* copy the folder again"):
+        with pytest.raises(CheckpointError, match=rf"{name}: changed or damaged, .* copy the folder again"):
             ExportedModel(known).run("image", {"pixel_values": pixels})
         (known / name).write_bytes(good)
     (damaged / "export.json").write_text(json.dumps({"format": "onnx"}))

@@ -20,7 +20,7 @@ from evle.errors import CheckpointError, ConfigError, in_one_line, nearest
 from evle.export.facts import check_texts, facts_of
 from evle.export.heads import Graph, Sizes, example, free_axes, may_be_free, read_graphs, sizes_to_check
 from evle.export.int8 import quantise
-from evle.exported.folder import FACTS, TOKENIZER, open_graph
+from evle.exported.folder import FACTS, TOKENIZER, checksum_of_facts, open_graph
 from evle.files import checksum, write_whole
 from evle.models.exporting import AsModule
 from evle.models.folders import model_folder
@@ -39,6 +39,8 @@ an operator of its own, in which onnxruntime takes no mask that is the same for 
 OPSET = 20
 TASK_STATE = "task.json"
 """What a task learned beside its weights; evaluation reads it."""
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""Where transformers keeps how images are prepared, which the pipelines with torch read."""
 ALONE = ("image", "text", "match")
 """Functions whose files have their name; a model's only other graph is the file `model`."""
 
@@ -100,9 +102,11 @@ def export(
         facts["fingerprint"] += "-int8"
     free = all(each.free for each in written if "pixel_values" in each.graph.inputs)
     facts["image"]["free"] = free
-    checked = [*(each.file.name for each in written), TOKENIZER]
-    facts["checksums"] = {name: checksum(output / name) for name in checked if (output / name).is_file()}
-    write_whole(output / FACTS, json.dumps({**own, **facts}, indent=1, ensure_ascii=False) + "\n")
+    checked = [*(each.file.name for each in written), TOKENIZER, *PROCESSORS]
+    checksums = {name: checksum(output / name) for name in checked if (output / name).is_file()}
+    facts = {**own, **facts}
+    facts["checksums"] = {**checksums, FACTS: checksum_of_facts(facts)}
+    write_whole(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     save_card(output)
     return _table(written, int8)
 

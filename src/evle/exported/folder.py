@@ -1,5 +1,6 @@
 """A folder that `evle export` wrote: its graphs, and how images and texts become their inputs (export.json)."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from evle.files import checksum, read_json
 
 FACTS = "export.json"
 """In an exported folder: `format`, `runs` (graph by function), `heads`, the fields `image`, `text` and `scores`, and
-`checksums`."""
+`checksums`, of other files and of these fields."""
 TOKENIZER = "tokenizer.json"
 
 
@@ -57,6 +58,12 @@ def is_exported(path: str | Path) -> bool:
     return (Path(path) / FACTS).is_file()
 
 
+def checksum_of_facts(facts: Mapping[str, Any]) -> str:
+    """The SHA-256 of the fields of export.json but `checksums`, however they are laid out."""
+    fields = {name: value for name, value in facts.items() if name != "checksums"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 class ExportedModel:
     """The graphs of an exported folder, opened when they are first run; threads may share one.
 
@@ -82,7 +89,11 @@ class ExportedModel:
         for function in self.facts["runs"]:
             for field, fits in RUN_FORMS.items():
                 self._refuse_odd(f"runs.{function}.{field}", fits)
-        self._refuse_damaged(TOKENIZER)
+        graphs = {graph["file"] for graph in self.facts["runs"].values()}
+        checksums = self.facts.get("checksums")
+        for name in sorted(checksums) if isinstance(checksums, dict) else ():
+            if name not in graphs:  # those are large, and checked when they are first run
+                self._refuse_damaged(name)
         self._num_threads = num_threads
         self._sessions: dict[str, Any] = {}
         self._opening = Lock()
@@ -146,15 +157,16 @@ class ExportedModel:
             return self._sessions[function]
 
     def _refuse_damaged(self, name: str) -> None:
-        """Raise CheckpointError where a file has other bytes than those that `evle export` wrote."""
+        """Raise CheckpointError where a file has other bytes, or export.json other fields, than `evle export` wrote."""
         checksums = self.facts.get("checksums")
         file = self.path / name
         if isinstance(checksums, dict) and name in checksums and file.is_file():
-            found, written = checksum(file), checksums[name]
+            found = checksum_of_facts(self.facts) if name == FACTS else checksum(file)
+            written = checksums[name]
             if found != written:
                 raise CheckpointError(
-                    f"{file}: damaged, or not of this export (its checksum is {found}, and was {written!r} when "
-                    "written); copy the folder again, or export the model again"
+                    f"{file}: changed or damaged, or not of this export (its checksum is {found}, and was {written!r} "
+                    "when written); copy the folder again, or export the model again"
                 )
 
 
