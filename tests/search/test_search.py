@@ -204,6 +204,29 @@ def test_an_interrupted_build_keeps_what_is_done_and_goes_on(photos, embed, tmp_
     assert index.query(image=photos / "sub" / "9.png", k=1)[0].key == "sub/9.png"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_while_the_index_is_written_loses_and_doubles_nothing(photos, embed, tmp_path, monkeypatch, when):
+    append, calls = store.Store.append, []
+
+    def interrupted(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1 and when == "before":
+            raise KeyboardInterrupt
+        state = append(self, *arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return state
+
+    monkeypatch.setattr(store.Store, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ImageIndex.build(embed, photos, tmp_path / "index", progress=False)
+    rows = len(calls[0][1])
+    assert rows >= indexing.FLUSH_ROWS
+    assert ImageIndex.load(tmp_path / "index").keys == [entry.path for entry in calls[0][1]]
+    change = ImageIndex.build(embed, photos, tmp_path / "index", progress=False).change
+    assert (change.num_kept, change.num_added) == (rows, 10 - rows)
+
+
 def test_a_full_disk_is_one_line_and_the_index_stays_whole(index, photos, monkeypatch):
     draw(photos / "new.png", 77)
 

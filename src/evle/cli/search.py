@@ -243,7 +243,8 @@ def _report_none(opened: "ImageIndex", where: "Filter") -> None:
 
 def _in_words(where: "Filter") -> str:
     """The conditions of a filter as options of the command line."""
-    given = {"folder": [where.folder], "since": [where.since], "until": [where.until], "where": where.where}
+    given: dict[str, list[Any]] = {"folder": [where.folder], "since": [where.since], "until": [where.until]}
+    given["where"] = list(where.where)
     return " and ".join(f"--{name} {value!r}" for name, values in given.items() for value in values if value)
 
 

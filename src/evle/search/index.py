@@ -414,10 +414,11 @@ class ImageIndex:
                     change.skipped += [_about(error, new[row].path) for row, error in batch.failures.items()]
                     line.advance(len(batch.rows) + len(batch.failures))
                     if len(entries) >= FLUSH_ROWS or (entries and time.monotonic() - flushed > FLUSH_SECONDS):
-                        # Taken out first: should writing fail, the last attempt below must not write them twice.
-                        rows, features, done, entries = np.concatenate(features), [], entries, []
-                        self.store = self.store.append(rows, done)
-                        change.num_added += len(done)
+                        done = len(entries)
+                        # Forgotten only when they are written: an interrupt or an error meanwhile leaves them to the
+                        # last attempt below, which starts from the same state and so writes none of them twice.
+                        self.store, features, entries = self.store.append(np.concatenate(features), entries), [], []
+                        change.num_added += done
                         flushed = time.monotonic()
         finally:
             if entries:
