@@ -160,6 +160,17 @@ def test_limits_hold(serving, png, red):
     refused(ask(png(), "a" * 21), 422, "21 characters")
 
 
+def test_base64_may_be_in_lines_as_programs_print_it(client, png):
+    lines = base64.encodebytes(png()).decode()
+    assert "\n" in lines
+    answers = [
+        client.post("/v1/ask", json={"image": image, "question": "what?"})
+        for image in (lines, lines.replace("\n", ""), f"data:image/png;base64,{lines}")
+    ]
+    assert [each.status_code for each in answers] == [200] * 3
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
 def test_a_body_without_a_length_is_measured(serving):
     client = serving(body_bytes=1000)
 

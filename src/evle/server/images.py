@@ -31,7 +31,7 @@ def image_bytes(value: object, limits: Limits) -> bytes:
 def _decoded(value: str) -> bytes:
     text = value[start.end() :] if (start := DATA_URL.match(value)) else value
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # programs break its lines
     except (binascii.Error, ValueError):
         if not start and ADDRESS.match(value):
             raise ValueError("URLs and paths are never opened; send the image's bytes as base64") from None

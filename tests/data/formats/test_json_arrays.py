@@ -169,10 +169,11 @@ def test_a_duplicate_key_is_refused(tmp_path, chunk):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (gzip.compress(b"[]"), "is compressed (gzip); unpack it first"),
+        (gzip.compress(b"[]", mtime=0), "is compressed (gzip); unpack it first"),
         ("[]".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("[]".encode("utf-16-le"), "holds zero bytes; save it as UTF-8 text, or fetch it again"),
     ],
+    ids=["gzip", "utf-16", "utf-16-le"],
 )
 def test_compressed_files_and_other_encodings_are_named(tmp_path, data, words):
     path = tmp_path / "a.json"
