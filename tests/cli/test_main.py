@@ -218,6 +218,15 @@ def test_what_the_machine_can_cause_is_one_line(error, code, message, monkeypatc
     assert said.count("\n") == 1
 
 
+def test_an_interrupt_says_what_is_kept(monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evle.search.ImageIndex.build", interrupt)
+    said = call("index", tmp_path, "-o", tmp_path / "i", "--model", "models/emoji-search", code=130)
+    assert said.endswith("interrupted; what was embedded is kept: repeat the command for the rest\n")
+
+
 def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):
     (tmp_path / "books.txt").write_text("a red ball\n")
     (tmp_path / "out").write_text("mine")

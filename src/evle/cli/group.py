@@ -15,6 +15,11 @@ from evle.terminal import PrintableStream, log_to_terminal
 
 DEBUG = "EVLE_DEBUG"
 """The environment variable that shows where an error arose."""
+AGAIN = {
+    "train": "repeat the command, and the run goes on from its last checkpoint",
+    "index": "what was embedded is kept: repeat the command for the rest",
+}
+"""What to do after an interrupt, by verb."""
 TRAIN, USE, DATA, SHARE = PANELS = ("Train", "Use", "Data", "Share")
 """The groups of verbs, in the order of the help."""
 STYLE: dict[str, Any] = {
@@ -50,7 +55,7 @@ class Verbs(TyperGroup):
                 raise
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            raise _end("interrupted; repeat the command to resume a run that has a checkpoint", 130) from None
+            raise _end(f"interrupted; {AGAIN.get(ctx.invoked_subcommand, 'repeat the command')}", 130) from None
         except ModuleNotFoundError as error:
             if os.environ.get(DEBUG) or (error.name or "evle").startswith("evle"):
                 raise
