@@ -111,7 +111,7 @@ def recipe(tmp_path: Path, **changes: object) -> Path:
 
 @pytest.mark.parametrize(
     "base",
-    ["memory", "s3", pytest.param("file", marks=pytest.mark.slow), pytest.param("hdfs", marks=pytest.mark.slow)],
+    ["s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "file", "hdfs"))],
     indirect=True,
 )
 def test_training_reads_and_writes_urls(base, tmp_path):
