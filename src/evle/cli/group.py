@@ -16,7 +16,7 @@ from evle.terminal import PrintableStream, log_to_terminal
 DEBUG = "EVLE_DEBUG"
 """The environment variable that shows where an error arose."""
 AGAIN = {
-    "train": "repeat the command, and the run goes on from its last checkpoint",
+    "train": "repeat the command to resume the run from its last checkpoint",
     "index": "what was embedded is kept: repeat the command for the rest",
 }
 """What to do after an interrupt, by verb."""
