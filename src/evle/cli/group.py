@@ -15,11 +15,11 @@ from evle.terminal import PrintableStream, log_to_terminal
 
 DEBUG = "EVLE_DEBUG"
 """The environment variable that shows where an error arose."""
-AGAIN = {
+AFTER_INTERRUPT = {
     "train": "repeat the command to resume the run from its last checkpoint",
     "index": "what was embedded is kept: repeat the command for the rest",
 }
-"""What to do after an interrupt, by verb."""
+"""What to do next, by verb."""
 TRAIN, USE, DATA, SHARE = PANELS = ("Train", "Use", "Data", "Share")
 """The groups of verbs, in the order of the help."""
 STYLE: dict[str, Any] = {
@@ -55,7 +55,9 @@ class Verbs(TyperGroup):
                 raise
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            raise _end(f"interrupted; {AGAIN.get(ctx.invoked_subcommand, 'repeat the command')}", 130) from None
+            raise _end(
+                f"interrupted; {AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'repeat the command')}", 130
+            ) from None
         except ModuleNotFoundError as error:
             if os.environ.get(DEBUG) or (error.name or "evle").startswith("evle"):
                 raise

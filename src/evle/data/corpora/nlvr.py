@@ -39,27 +39,20 @@ from evle.data.corpora.official import (
 from evle.data.formats.json_arrays import read_element
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
-from evle.data.samples import VQASample
+from evle.data.samples import ImageSource, VQASample
 from evle.data.synthetic.box_words import SHAPES, Box, Boxes, Item
-from evle.data.synthetic.boxes import BoxesDrawing
+from evle.data.synthetic.boxes import ANSWERS, BoxesDrawing
 from evle.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "dev", "test")
-ORDERS = 6
-"""Images of an example: the orders of its three boxes."""
 PERMUTATIONS = tuple(itertools.permutations(range(3)))
-COLOURS = {
-    "black": "black",
-    "#000000": "black",
-    "yellow": "yellow",
-    "#ffff00": "yellow",
-    "blue": "blue",
-    "#0099ff": "blue",
-}
+"""The orders in which the three boxes are drawn, where the images were not fetched."""
+ORDERS = len(PERMUTATIONS)
+"""Images of an example: the orders of its three boxes."""
+COLOURS = {"black": "black", "yellow": "yellow", "blue": "blue", "#0099ff": "blue"}
 """Colors of `structured_rep`, in lower case."""
 STATED = "structured_rep"
 QUESTION_TYPE = "statement"
-ANSWERS = {True: "true", False: "false"}
 
 _SCHEMA = pa.schema(
     [
@@ -198,10 +191,13 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut, drawn: b
 
 def _sample(row: Row, root: str, split: str, drawn_from: str) -> VQASample:
     key = f"{split}-{row['identifier']}-{row['order']}"
-    stated = StatedBoxes(drawn_from, row["offset"], row["length"], row["order"])
+    if drawn_from:
+        image: ImageSource = StatedBoxes(drawn_from, row["offset"], row["length"], row["order"])
+    else:
+        image = os.path.join(root, row["directory"], f"{key}.png")
     return VQASample(
         key=key,
-        image=stated if drawn_from else os.path.join(root, row["directory"], f"{key}.png"),
+        image=image,
         question=row["sentence"],
         answers=() if row["label"] is None else (ANSWERS[row["label"]],),
         answer_type="yes/no",

@@ -183,10 +183,12 @@ class _Index:
             ids.append(_image_id(record, where))
             offsets.append(element.offset)
             lengths.append(element.length)
-            counts.append(sum(1 for _ in named(found, where)))
-            for each in found:
+            counts.append(0)
+            for _, each in named(found, where):
                 _refuse_other_image(each, ids[-1], where)
-                if not _has_area(each, box):
+                if _has_area(each, box):
+                    counts[-1] += 1
+                else:
                     line = f"{where}, image {ids[-1]}: the box {[each[name] for name in box]} has no area"
                     left_out.add(file, "boxes without an area", [line])
         refuse_duplicates(np.frombuffer(ids, np.int64), file, "image id")
@@ -234,42 +236,41 @@ class _Reader:
 
 
 def _phrases(regions: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
-    """(phrase, region) of each region that has a phrase, and a box with an area."""
+    """(phrase, region) of each region that has a phrase."""
     for region in regions:
-        phrase = words_of(field(region, "phrase", where), where)
-        if phrase and _has_area(region, REGION):
+        if phrase := words_of(field(region, "phrase", where), where):
             yield " ".join(phrase.split()), region
 
 
 def _labels(objects: Sequence[Any], where: str) -> Iterator[tuple[str, Any]]:
-    """(label, object) of each object that has a name, the first of several, and a box with an area."""
+    """(label, object) of each object that has a name; the first of several is its label."""
     for each in objects:
         names = _names(field(each, "names", where), where)
-        if names and (label := " ".join(text_of(names[0], where).lower().split())) and _has_area(each, OBJECT):
+        if names and (label := " ".join(text_of(names[0], where).lower().split())):
             yield label, each
 
 
 def _region_boxes(regions: Sequence[Any], where: str) -> Iterator[Box]:
     for phrase, region in _phrases(regions, where):
-        x, y, width, height = _numbers(region, REGION, where)
-        yield Box(x, y, width, height, phrase=phrase)
+        if _has_area(region, REGION):
+            x, y, width, height = _numbers(region, REGION, where)
+            yield Box(x, y, width, height, phrase=phrase)
 
 
 def _object_boxes(objects: Sequence[Any], where: str) -> Iterator[Box]:
     for label, each in _labels(objects, where):
-        x, y, width, height = _numbers(each, OBJECT, where)
-        yield Box(x, y, width, height, label=label)
+        if _has_area(each, OBJECT):
+            x, y, width, height = _numbers(each, OBJECT, where)
+            yield Box(x, y, width, height, label=label)
 
 
 def _has_area(record: Any, names: Sequence[str]) -> bool:
-    """Whether four numbers are a rectangle. What are no numbers counts as one, and is refused when it is read."""
+    """Whether a box is a rectangle. One whose values are not numbers passes here: reading it raises the error."""
     try:
-        x, y, width, height = (record.get(name) for name in names)
-        return width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))
-    except TypeError:
+        x, y, width, height = [record[name] for name in names]
+        return bool(0 < width < math.inf and 0 < height < math.inf and abs(x) < math.inf and abs(y) < math.inf)
+    except (KeyError, TypeError):
         return True
-    except OverflowError:
-        return False
 
 
 def _refuse_other_image(record: Any, image_id: int, where: str) -> None:

@@ -7,7 +7,7 @@ squares of one size; in other boxes the shapes are scattered, and some touch the
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -186,38 +186,29 @@ class BoxSamples(MadeSamples):
     def __len__(self) -> int:
         return self._count
 
-    def _key(self, index: int) -> str:
-        return f"boxes-{self.split}-{self.seed}-{index}"
-
-    def at(self, index: int) -> Any:
-        key = self._key(index)
-        name = f"boxes\0{self.split}\0{self.seed}\0"
-        if self.task == "captions":
-            made, texts = _image_with_texts(f"{name}captions\0{index}", self.judged)
-            return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(texts),))
-        statement, images = _statement_with_images(f"{name}{index // 2}")
-        truth = index % 2 == 0
+    def _answer(self, index: int) -> VQASample:
         return VQASample(
-            key=key,
-            image=BoxesDrawing(images[truth]),
-            question=statement.text,
-            answers=(ANSWERS[truth],),
+            key=f"boxes-{self.split}-{self.seed}-{index}",
+            image="",
+            question="",
+            answers=(ANSWERS[index % 2 == 0],),
             answer_type="yes/no",
             question_type="statement",
             set_id=f"boxes-{self.split}-{self.seed}-{index // 2}",
         )
 
+    def at(self, index: int) -> Any:
+        name = f"boxes\0{self.split}\0{self.seed}\0"
+        if self.task == "captions":
+            made, texts = _image_with_texts(f"{name}captions\0{index}", self.judged)
+            key = f"boxes-{self.split}-{self.seed}-{index}"
+            return CaptionSample(key=key, image=BoxesDrawing(made), captions=(". ".join(texts),))
+        statement, images = _statement_with_images(f"{name}{index // 2}")
+        return replace(self._answer(index), image=BoxesDrawing(images[index % 2 == 0]), question=statement.text)
+
     def answered(self) -> Iterator[VQASample]:
         """The samples of "vqa" with their answers alone, which are known before statements and images are made."""
-        for index in range(len(self)):
-            yield VQASample(
-                key=self._key(index),
-                image="",
-                question="",
-                answers=(ANSWERS[index % 2 == 0],),
-                answer_type="yes/no",
-                question_type="statement",
-            )
+        return map(self._answer, range(len(self)))
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a report."""
