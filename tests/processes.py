@@ -1,7 +1,9 @@
-"""What the distributed tests run in their processes; a spawned process can import only a file with a plain name."""
+"""What the distributed tests run in their processes; a process of its own can import only a file with a plain name."""
 
+import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +20,45 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+PRELOADED = ["evle.run.stages", "evle.search"]
+"""Imported once by the process that the others start from: importing them takes longer than most tests."""
+
+
+def start_code(code: str, *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """`python -c code arguments` in a process that is started and that has imported evle."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    given = (code, [str(each) for each in arguments])
+    process = multiprocessing.get_context("forkserver").Process(target=run_code, args=given)
+    process.start()
+    return process
+
+
+def run_code(code: str, arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    exec(code, {"__name__": "__main__"})
+
+
 def run_on_two(function: Callable[..., None], *arguments: Any) -> None:
-    """Call `function(process, *arguments)` in two fresh processes joined by gloo; what fails there fails here."""
+    """Call `function(process, *arguments)` in two new processes joined by gloo; what fails there fails here."""
     run_on(2, function, *arguments)
 
 
 def run_on(number: int, function: Callable[..., None], *arguments: Any) -> None:
     """As `run_on_two`, in any number of processes."""
-    mp.spawn(join_and_call, args=(free_port(), number, function, arguments), nprocs=number)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    given = (free_port(), number, dict(os.environ), function, arguments)
+    mp.start_processes(join_and_call, args=given, nprocs=number, start_method="forkserver")
 
 
 def join_and_call(
-    process: int, port: int, number: int, function: Callable[..., None], arguments: tuple[Any, ...]
+    process: int,
+    port: int,
+    number: int,
+    environment: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
+    os.environ.update(environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(process), LOCAL_RANK=str(process))
     os.environ.update(WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number))
     torch.set_num_threads(1)

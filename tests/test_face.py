@@ -12,7 +12,10 @@ import pytest
 import evle
 from eve_models import build
 from evle.models.eve import EVEForVQA
+from evle.models.eve.processing import EVEProcessor
 from evle.models.vle import VLEModel
+from evle.models.vle.processing import VLEProcessor
+from evle.transforms.text import train_tokenizer
 from vle_models import build as build_vle
 
 ROOT = Path(__file__).parents[1]
@@ -72,35 +75,20 @@ RARE = ("transformers half imported", "one family first")  # each order is a pro
     [pytest.param(code, marks=pytest.mark.slow if name in RARE else (), id=name) for name, code in ORDERS.items()],
 )
 def test_the_auto_classes_know_both_families(order, tmp_path):
-    build(EVEForVQA).save_pretrained(tmp_path / "eve")
-    build_vle(VLEModel).save_pretrained(tmp_path / "vle")
+    tokenizer = train_tokenizer(["a red ball", "two dogs"], 300)
+    for processor, model in ((EVEProcessor, build(EVEForVQA)), (VLEProcessor, build_vle(VLEModel))):
+        model.save_pretrained(tmp_path / model.config.model_type)
+        processor.for_size(32, tokenizer).save_pretrained(tmp_path / model.config.model_type)
     code = f"""{order}
-from transformers import AutoModelForVisualQuestionAnswering
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 for family in ("eve", "vle"):
     folder = {str(tmp_path)!r} + "/" + family
     print(type(AutoConfig.from_pretrained(folder)).__name__, type(AutoModel.from_pretrained(folder)).__name__, end=" ")
+    print(type(AutoProcessor.from_pretrained(folder)).__name__, end=" ")
 model = AutoModelForVisualQuestionAnswering.from_pretrained({str(tmp_path / "eve")!r})
 print(type(model) is evle.EVEForVQA, AutoModel.from_config(evle.VLEConfig()).config.model_type)
 """
-    assert python(code).splitlines()[-1] == "EVEConfig EVEModel VLEConfig VLEModel True vle"
-
-
-def test_the_auto_processor_gives_the_familys_own(tmp_path):
-    code = f"""
-import evle
-from evle.transforms.text import train_tokenizer
-tokenizer = train_tokenizer(["a red ball", "two dogs"], 300)
-for cls, config in ((evle.EVEProcessor, evle.EVEConfig), (evle.VLEProcessor, evle.VLEConfig)):
-    cls.for_size(32, tokenizer).save_pretrained({str(tmp_path)!r} + "/" + config.model_type)
-    config().save_pretrained({str(tmp_path)!r} + "/" + config.model_type)
-"""
-    python(code)
-    code = f"""
-import evle
-from transformers import AutoProcessor
-print([type(AutoProcessor.from_pretrained({str(tmp_path)!r} + f)).__name__ for f in ("/eve", "/vle")])
-"""
-    assert python(code).splitlines()[-1] == "['EVEProcessor', 'VLEProcessor']"
+    assert python(code).splitlines()[-1] == ("EVEConfig EVEModel EVEProcessor VLEConfig VLEModel VLEProcessor True vle")
 
 
 @pytest.mark.slow

@@ -47,7 +47,17 @@ def test_what_ours_is_compared_with_computes_the_same(row):
     assert max(differences.values()) < limit, {name: value for name, value in differences.items() if value >= limit}
 
 
-@pytest.mark.parametrize(("row", "precision"), [(row, one) for row in row_names() for one in precisions_of(row)])
+SLOW = {("tiny_training", "bf16")}  # twenty times as long as in fp32 on processors without bfloat16
+
+
+@pytest.mark.parametrize(
+    ("row", "precision"),
+    [
+        pytest.param(row, precision, marks=[pytest.mark.slow] * ((row, precision) in SLOW))
+        for row in row_names()
+        for precision in precisions_of(row)
+    ],
+)
 def test_a_row_measures_all_its_ways(row, precision, tmp_path):
     file = tmp_path / f"{row}.{precision}.json"
     record = run_row(import_module(f"benchmarks.rows.{row}").build, Setting(precision, quick=True), 1, file)

@@ -94,11 +94,19 @@ def test_both_train_and_what_is_saved_is_a_model_of_evle(folder, tmp_path):
     np.testing.assert_allclose(st.CrossEncoder(str(tmp_path / "judge"), device="cpu").predict(pairs), after, atol=1e-5)
 
 
-def test_the_order_of_imports_does_not_matter(folder):
-    for order in ("import evle, sentence_transformers as st", "import sentence_transformers as st, evle"):
-        code = f"{order}; print(len(st.SentenceTransformer({str(folder)!r}, device='cpu').encode(['a'])))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.stdout.strip() == "1", done.stderr
+@pytest.mark.parametrize(
+    ("order", "save"),
+    [
+        ("import evle, sentence_transformers as st", save_retrieval_model),
+        ("import sentence_transformers as st, evle", save_vle),
+    ],
+    ids=["evle first", "sentence_transformers first"],
+)
+def test_the_order_of_imports_does_not_matter(order, save, tmp_path):
+    folder = save(tmp_path / "model")
+    code = f"{order}; print(len(st.SentenceTransformer({str(folder)!r}, device='cpu').encode(['a'])))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_what_cannot_be_is_one_line(folder, tmp_path):

@@ -159,7 +159,12 @@ def test_every_parameter_of_a_head_model_learns(model_class):
     assert any(HEADS[model_class] in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("model_class", HEADS)
+WITHOUT_A_TASK = (VLEForMLM, VLEForPBC)  # tests/tasks/test_overfitting.py has the others
+
+
+@pytest.mark.parametrize(
+    "model_class", [pytest.param(each, marks=() if each in WITHOUT_A_TASK else pytest.mark.slow) for each in HEADS]
+)
 def test_a_batch_can_be_learned_by_heart(model_class):
     model = build(model_class, objectives=("mlm", "itm", "mpc", "pbc"), pooling="mean").eval()
     with torch.no_grad():

@@ -174,7 +174,8 @@ def test_a_wrong_token_and_an_absent_hub_are_one_line(hub, scored, monkeypatch):
     ("part", "status"),
     [("/commit/", 403), ("/preupload/", 500), ("/lfs/", 400), ("/commit/", 409), ("/commit/", 413)],
 )
-def test_an_upload_that_breaks_is_one_line_and_can_be_repeated(hub, scored, part, status):
+def test_an_upload_that_breaks_is_one_line_and_can_be_repeated(hub, scored, part, status, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its own attempts
     hub.fails = {part: status}
     output = call("push", scored, "me/photos", code=2)
     assert "me/photos: the hub refuses the upload" in output

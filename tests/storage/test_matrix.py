@@ -128,7 +128,13 @@ def test_training_reads_and_writes_urls(base, tmp_path):
     assert exists(join(output, "evaluation/report.json"))
     call("train", file, "-o", join(base, "second"), f"model.init={output}", "model.preset=null")
     assert "finished run" in call("train", file, "-o", output, code=2)
-    call("export", join(base, "second"), "-o", join(base, "exported"), "--format", "torch")
+
+
+@pytest.mark.slow
+def test_an_export_reads_and_writes_urls(base, tmp_path):
+    model = upload(save_retrieval_model(tmp_path / "model"), join(base, "model"))
+    call("export", model, "-o", join(base, "exported"), "--format", "torch")
+    assert exists(join(base, "exported/config.json"))
 
 
 def stop_at(patch: pytest.MonkeyPatch, folder: Path, step: int) -> None:

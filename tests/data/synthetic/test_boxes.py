@@ -16,6 +16,11 @@ from evle.models.eve import EVEConfig
 from evle.tasks.vqa import VQAConfig, VQATask
 
 
+@pytest.fixture(scope="module")
+def many():
+    return list(boxes(count=2000))
+
+
 def test_two_samples_share_a_statement_that_is_true_of_the_first_alone():
     samples = boxes(count=60)
     for first, second in zip(samples[::2], samples[1::2], strict=True):
@@ -86,9 +91,9 @@ def _judged(words: str, boxes_: Boxes) -> bool | None:
     return None
 
 
-def test_the_truth_of_a_statement_is_what_its_words_say():
+def test_the_truth_of_a_statement_is_what_its_words_say(many):
     judged = 0
-    for sample in boxes(count=2000):
+    for sample in many:
         truth = _judged(sample.question, sample.image.boxes)
         if truth is not None:
             judged += 1
@@ -106,8 +111,8 @@ def test_every_form_of_statement_is_true_of_some_images_and_untrue_of_others():
         assert found - {None} == {True, False}, form.__name__
 
 
-def test_plural_nouns_have_plural_verbs():
-    for sample in boxes(count=2000):
+def test_plural_nouns_have_plural_verbs(many):
+    for sample in many:
         assert not re.search(r"there is (exactly|only|at least|at most|more than) (?!one|1)", sample.question), (
             sample.question
         )
@@ -216,9 +221,9 @@ def test_nothing_is_nearly_but_not_quite_at_a_wall():
                 assert gap == 0 or gap > 5
 
 
-def test_one_item_is_no_test_of_items_of_the_same_color():
+def test_one_item_is_no_test_of_items_of_the_same_color(many):
     """Nor is a tower of one block a test of its base and top."""
-    for sample in boxes(count=2000):
+    for sample in many:
         if re.search(r"(has|have|with) (items of the same|only (black|blue|yellow) (items|blocks))", sample.question):
             assert all(len(box) > 1 for box in sample.image.boxes), sample.question
 
