@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -218,13 +219,14 @@ def test_what_the_machine_can_cause_is_one_line(error, code, message, monkeypatc
     assert said.count("\n") == 1
 
 
-def test_an_interrupt_says_what_is_kept(monkeypatch, tmp_path):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("evle.search.ImageIndex.build", interrupt)
-    said = call("index", tmp_path, "-o", tmp_path / "i", "--model", "models/emoji-search", code=130)
-    assert said.endswith("interrupted; what was embedded is kept: repeat the command for the rest\n")
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_to_end_says_what_is_kept(monkeypatch, tmp_path, number, code, word):
+    monkeypatch.setattr("evle.search.ImageIndex.build", lambda *_, **__: signal.raise_signal(number))
+    said = call("index", tmp_path, "-o", tmp_path / "i", "--model", "models/emoji-search", code=code)
+    assert said.endswith(f"{word}; what was embedded is kept: repeat the command for the rest\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):

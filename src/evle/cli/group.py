@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -30,6 +33,33 @@ STYLE: dict[str, Any] = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler or a container asks the command to end, as a person does by Ctrl+C."""
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Raises Terminated where SIGTERM would end this process at once, so that what is done is kept."""
+
+    def end(number: int, _: object) -> NoReturn:
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)  # a forked data worker inherits this: its end is its own
+        os.kill(os.getpid(), number)
+        raise AssertionError("a process outlived SIGTERM")
+
+    process = os.getpid()
+    is_main = threading.current_thread() is threading.main_thread()
+    is_ours = is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if is_ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Verbs(TyperGroup):
     """The group of all verbs: errors become one line, and help lists the verbs by panel."""
 
@@ -48,16 +78,19 @@ class Verbs(TyperGroup):
 
         log_to_terminal()
         try:
-            with contextlib.redirect_stdout(PrintableStream(sys.stdout, with_urls)), session():
+            with (
+                contextlib.redirect_stdout(PrintableStream(sys.stdout, with_urls)),
+                terminated_as_interrupted(),
+                session(),
+            ):
                 return super().invoke(ctx)
         except EvleError as error:
             if os.environ.get(DEBUG):
                 raise
             raise _end(str(error), error.exit_code) from None
-        except KeyboardInterrupt:
-            raise _end(
-                f"interrupted; {AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'repeat the command')}", 130
-            ) from None
+        except KeyboardInterrupt as error:
+            word, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+            raise _end(f"{word}; {AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'repeat the command')}", code) from None
         except ModuleNotFoundError as error:
             if os.environ.get(DEBUG) or (error.name or "evle").startswith("evle"):
                 raise
