@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from evle.search import (
     write_contact_sheet,
 )
 from evle.search import index as indexing
+from processes import start_code
 from retrieval_models import save_retrieval_model
 
 
@@ -416,6 +416,14 @@ def test_a_fact_that_is_no_text_is_named(index, change):
         ImageIndex.load(index.path)
 
 
+def test_a_shard_that_is_listed_twice_is_refused(index):
+    file = index.path / "index.json"
+    header = json.loads(file.read_text())
+    file.write_text(json.dumps(header | {"shards": header["shards"] * 2}))
+    with pytest.raises(DataError, match=r"index\.json: damaged \(a shard is listed twice\)"):
+        ImageIndex.load(index.path)
+
+
 def shard_files(index, ending):
     names = [shard["name"] for shard in json.loads((index.path / "index.json").read_text())["shards"]]
     return [index.path / "shards" / f"{name}.{ending}" for name in names]
@@ -553,15 +561,11 @@ def test_two_processes_that_add_to_one_index_lose_nothing_and_readers_read_on(ph
         draw(photos / ("a" if number % 2 else "b") / f"{number}.png", number)
     index = ImageIndex.build(embed, photos / "sub" / "..", tmp_path / "index", dtype="float32", progress=False)
     index.remove("a", "b")
-    command = [sys.executable, "-c", CODE, str(model)]
-    processes = [
-        subprocess.Popen([*command, str(photos / part), str(index.path)], stdout=subprocess.PIPE, text=True)
-        for part in ("a", "b")
-    ]
-    while any(process.poll() is None for process in processes):
+    processes = [start_code(CODE, model, photos / part, index.path) for part in ("a", "b")]
+    while any(process.is_alive() for process in processes):
         hits = index.query(image=photos / "0.png", k=2)
         assert hits[0].key == "0.png"
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     loaded = ImageIndex.load(index.path, model=embed)
     assert len(loaded) == len(set(loaded.keys)) == 34
     for key in loaded.keys:

@@ -148,6 +148,8 @@ class Store:
             for shard in shards:
                 if not (isinstance(shard.rows, int) and shard.rows > 0 and Path(shard.name).name == shard.name):
                     raise ValueError(f"shard {str(shard.name)[:40]!r} of {str(shard.rows)[:20]} rows")
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError("a shard is listed twice")
             if facts.dtype not in DTYPES or not isinstance(facts.dimension, int) or facts.dimension < 1:
                 raise ValueError(f"dtype {str(facts.dtype)[:20]!r}, dimension {str(facts.dimension)[:20]}")
             places = [place for place in (facts.root, facts.model) if place is not None]
