@@ -53,10 +53,13 @@ def compare(contest: Contest, names: Sequence[str], options: argparse.Namespace)
 
     def result(name: str, kind: str, rate: float, seed: int, minutes: float) -> dict[str, Any]:
         file = home / f"{name}-{kind}-{minutes:g}min-rate-{rate:g}-seed-{seed}.json"
-        return kept(file, lambda: contest.run(name, rate, seed, minutes, kind == "trial"), contest.settings)
+        return kept(file, lambda: contest.run(name, rate, seed, minutes, kind == "trial"), contest.settings_of(name))
 
     trials, best = [], {}
     for name in names:
+        if name in options.rates:
+            best[name] = options.rates[name]
+            continue
         minutes = longest_trials(home, name, contest.rates[name], options.trial_minutes)
         own = [result(name, "trial", rate, 0, minutes) for rate in contest.rates[name]]
         best[name] = max(own, key=lambda trial: trial["tuning"][contest.chosen_by])["rate"]
@@ -81,6 +84,13 @@ def _shown(argument: str, folder: Path) -> str:
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
+def _rate(argument: str) -> tuple[str, float]:
+    name, _, rate = argument.partition("=")
+    if name not in CONTENDERS:
+        raise argparse.ArgumentTypeError(f"no contender {name!r}; give one of {', '.join(CONTENDERS)}")
+    return name, float(rate)
+
+
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Compare peers at equal compute.")
     parser.add_argument("folder", type=Path, help="images and captions.jsonl")
@@ -90,12 +100,16 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, help="runs of each contender (default: 2)")
     parser.add_argument("--more", type=int, default=2, help="more runs of the closest pair (default: 2)")
     parser.add_argument("--peers", nargs="+", choices=CONTENDERS, help="default: all that can run here")
+    parser.add_argument(
+        "--rates", nargs="+", type=_rate, default=[], metavar="PEER=RATE", help="learning rates, in place of trials"
+    )
     parser.add_argument("--towers", nargs=2, default=(), metavar=("VISION", "TEXT"), help="folders of trained towers")
     parser.add_argument("--train", nargs="+", default=["train"], help="splits to train on (default: train)")
     parser.add_argument("--tests", nargs="+", default=["test_style", "val"], help="splits to test on")
     parser.add_argument("--gallery", type=int, default=300, help="images of each test (default: 300)")
     parser.add_argument("--report", type=Path, help="also write the report to this file")
     options = parser.parse_args(given)
+    options.rates = dict(options.rates)
     if options.peers is None:
         has_open_clip = importlib.util.find_spec("open_clip_train") is not None
         missing = {*(() if has_open_clip else ("open-clip",)), *(() if options.towers else retrieval.TOWERS)}

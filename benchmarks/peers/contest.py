@@ -69,6 +69,12 @@ class Contest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What a result depends on beside its name, learning rate, seed and minutes. Each result holds it, so that those of
     another command are not taken for those of this one."""
+    own_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By contender, what its results alone depend on."""
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """What the results of a contender depend on."""
+        return {**self.settings, **self.own_settings.get(name, {})}
 
     def run(self, name: str, rate: float, seed: int, minutes: float, is_trial: bool) -> dict[str, Any]:
         """One training of a contender. A trial is scored on the tuning samples, another run on the test splits."""
@@ -85,7 +91,7 @@ class Contest:
             "trained": sum(each.numel() for each in weights if each.requires_grad),
             "image size": trained.ready.task.image_size,
             "samples": len(self.learned),
-            "settings": dict(self.settings),
+            "settings": self.settings_of(name),
         }
         if is_trial:
             tuned = [self.score(trained, samples) for samples in self.tuning]

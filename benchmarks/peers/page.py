@@ -58,6 +58,8 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
             f"**The trials of {', '.join(untuned)} are hardly better than chance**, so they may not tell learning "
             "rates apart: longer trials, or other settings, may give other results."
         )
+    if given := [name for name in names if name not in {each["peer"] for each in trials}]:
+        blocks.append(f"The learning rate of {', '.join(given)} was given, not chosen by trials.")
     if at_end := [name for name in names if name not in untuned and _is_at_end(name, by_peer[name], trials)]:
         blocks.append(f"The best rate of {', '.join(at_end)} is at the end of those tried; one beyond may be better.")
     if len({each["minutes"] for each in trials}) > 1:
@@ -78,12 +80,13 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
 
 def _is_untuned(contest: Contest, name: str, trials: Results) -> bool:
     tuning = [each["tuning"] for each in trials if each["peer"] == name]
-    return all(each[contest.chosen_by] < CLEARLY * each[CHANCE.format(contest.chosen_by)] for each in tuning)
+    chance = CHANCE.format(contest.chosen_by)
+    return bool(tuning) and all(each[contest.chosen_by] < CLEARLY * each[chance] for each in tuning)
 
 
 def _is_at_end(name: str, own: Results, trials: Results) -> bool:
     rates = [each["rate"] for each in trials if each["peer"] == name]
-    return own[0]["rate"] in (min(rates), max(rates))
+    return bool(rates) and own[0]["rate"] in (min(rates), max(rates))
 
 
 def _settings(contest: Contest, name: str, own: Results, trials: Results) -> list[Any]:
@@ -96,8 +99,8 @@ def _settings(contest: Contest, name: str, own: Results, trials: Results) -> lis
         f"{own[0]['parameters'] / 1e6:.1f}",
         f"{own[0]['trained'] / 1e6:.1f}",
         f"{own[0]['rate']:g}",
-        ", ".join(f"{rate:g}: {score:.1f}" for rate, score in tried),
-        f"{mine[0]['minutes']:g}",
+        ", ".join(f"{rate:g}: {score:.1f}" for rate, score in tried) or "given",
+        f"{mine[0]['minutes']:g}" if mine else "",
         round(statistics.fmean(each["steps"] for each in own)),
         round(statistics.fmean(each["seconds"] for each in own)),
     ]

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -251,8 +252,8 @@ ABOUT = {
 }
 RATES = {
     **dict.fromkeys(ABOUT, SCRATCH_RATES),
+    **dict.fromkeys(("clip", "siglip"), (3e-5, 1e-4, 3e-4, 1e-3)),  # 3e-3 was the worst in earlier trials
     "frozen": (3e-4, 1e-3, 3e-3, 1e-2),  # single new layers
-    "vle": (3e-5, 1e-4, 3e-4, 1e-3),  # trained towers
 }
 
 
@@ -260,6 +261,14 @@ def is_tuning(sample: CaptionSample) -> bool:
     """Whether a training sample's concept, its first caption, is kept for choosing the learning rate."""
     digest = hashlib.blake2b(sample.captions[0].lower().encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 < TUNED_SHARE
+
+
+def weights_digest(tower: str) -> str:
+    """A digest of the weights in a tower's folder."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(tower).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def prepared(name: str, samples: Samples, seed: int, towers: Sequence[str]) -> Prepared:
@@ -324,6 +333,7 @@ def contest(options: argparse.Namespace) -> Contest:
             "--tests": list(options.tests),
             "images": [learned.fingerprint, *(each.fingerprint for each in tests.values())],
         },
+        own_settings={key: {"towers": [weights_digest(each) for each in options.towers]} for key in TOWERS},
         notes=(
             f"At most {options.gallery} images and their captions per split; TR: image to text, IR: text to image. The "
             f"learning rate is chosen in galleries of {TUNED_GALLERY} images of {TUNED_SHARE:.0%} of the training "

@@ -63,6 +63,30 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     capsys.readouterr()
 
 
+def test_a_rate_that_is_given_takes_the_place_of_trials(module, images, monkeypatch, capsys):
+    command = module("__main__")
+    monkeypatch.setattr(module("retrieval"), "BATCH", 16)
+    command.main(options(images, "--gallery", "6", "--seeds", "1", "--peers", "clip", "--rates", "clip=2e-3"))
+    (file,) = (images / "out" / "results").glob("*.json")
+    assert json.loads(file.read_text())["rate"] == 2e-3
+    assert "The learning rate of clip was given, not chosen by trials." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(options(images, "--rates", "clap=1e-3"))
+    assert "no contender 'clap'" in capsys.readouterr().err
+
+
+def test_what_depends_on_the_towers_is_not_taken_with_others(module, tmp_path):
+    retrieval, contest = module("retrieval"), module("contest")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    one = retrieval.weights_digest(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert retrieval.weights_digest(str(tmp_path)) != one
+    settings = {"settings": {"--gallery": 6}, "own_settings": {"vle": {"towers": [one]}}}
+    made = contest.Contest("", "", {}, {}, (), "", [], [], {}, None, None, (), **settings)
+    assert made.settings_of("clip") == {"--gallery": 6}
+    assert made.settings_of("vle") == {"--gallery": 6, "towers": [one]}
+
+
 def test_a_result_of_other_settings_is_not_taken_for_one_of_these(module, images, monkeypatch):
     command, retrieval = module("__main__"), module("retrieval")
     monkeypatch.setattr(retrieval, "BATCH", 16)
