@@ -12,6 +12,8 @@ ODD = "texts that hold codes; they are read as they are"
 """The name of findings by `oddity`."""
 DARK = "images of more than 8 bits that are too dark"
 """The name of findings by `odd_values`."""
+OUTSIDE = "boxes that reach outside of their image (of a larger one?)"
+"""The name of findings by `is_inside`."""
 NAMED = 1000
 """Findings of one kind that are kept as lines; the others are counted."""
 
@@ -60,10 +62,16 @@ def is_latin(text: str) -> bool:
 
 
 def is_inside(box: Box, size: tuple[int, ...]) -> bool:
-    """Whether some part of a box is inside an image of a size (width, height)."""
-    width = min(box.x + box.width, size[0]) - max(box.x, 0)
-    height = min(box.y + box.height, size[1]) - max(box.y, 0)
-    return width > 0 and height > 0
+    """Whether a box is inside an image of a size (width, height), up to a tenth of each side.
+
+    >>> is_inside(Box(90, 0, 15, 10), (100, 50)), is_inside(Box(90, 0, 40, 10), (100, 50))
+    (True, False)
+    """
+    starts, lengths = (box.x, box.y), (box.width, box.height)
+    return all(
+        start < side and start + length > 0 and start >= -side / 10 and start + length <= 1.1 * side
+        for start, length, side in zip(starts, lengths, size)
+    )
 
 
 def place_of(box: Box, size: tuple[int, ...]) -> str:

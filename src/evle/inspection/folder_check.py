@@ -29,7 +29,7 @@ from evle.data.formats.table_files import find_table, tables_beside
 from evle.data.images import odd_values, open_image
 from evle.data.samples import SPLITS
 from evle.errors import DataError, SampleError
-from evle.inspection.findings import DARK, LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
+from evle.inspection.findings import DARK, LONG, ODD, OUTSIDE, Findings, is_inside, is_latin, oddity, place_of
 
 NOUNS = {"captions": "captions", "vqa": "questions", "nlvr2": "sentences", "vcr": "questions"}
 SHARES = (0.8, 0.1, 0.1)
@@ -81,7 +81,7 @@ class FolderCheck:
     joined: Findings = field(default_factory=lambda: Findings("texts that may be several; they are read as they are"))
     repeated: Findings = field(default_factory=lambda: Findings("rows that repeat another"))
     contradicting: Findings = field(default_factory=lambda: Findings("rows with another label than an equal row"))
-    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
+    outside: Findings = field(default_factory=lambda: Findings(OUTSIDE))
     other_form: Findings = field(
         default_factory=lambda: Findings("image names that are not written as their files are; they are read")
     )

@@ -30,7 +30,7 @@ from evle.data.samples import (
     num_left_out,
 )
 from evle.errors import SampleError
-from evle.inspection.findings import DARK, LONG, ODD, Findings, is_inside, is_latin, oddity, place_of
+from evle.inspection.findings import DARK, LONG, ODD, OUTSIDE, Findings, is_inside, is_latin, oddity, place_of
 
 _BLOCK = 256  # images looked at together
 _Look = str | tuple[tuple[int, int], int, list[str], str]
@@ -64,7 +64,7 @@ class SampleCheck:
     empty: Findings = field(default_factory=lambda: Findings("samples without text", fatal=True))
     long: Findings = field(default_factory=lambda: Findings(f"texts of more than {LONG} words"))
     odd: Findings = field(default_factory=lambda: Findings(ODD))
-    outside: Findings = field(default_factory=lambda: Findings("boxes without a pixel of their image"))
+    outside: Findings = field(default_factory=lambda: Findings(OUTSIDE))
     dark: Findings = field(default_factory=lambda: Findings(DARK))
     duplicates: Findings = field(default_factory=lambda: Findings("images with the same bytes"))
 
