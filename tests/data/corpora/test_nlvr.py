@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,21 @@ def test_each_order_of_the_boxes_is_a_sample(tmp_path, at):
 def test_the_folder_nlvr_of_the_repository_is_found(tmp_path):
     write(tmp_path / "nlvr", line("1-0"), split="dev")
     assert len(nlvr(tmp_path, split="dev")) == 6
+
+
+def test_lines_without_directory_have_their_images_looked_up(tmp_path):
+    """As in the corpus as it first appeared."""
+    records = [{name: value for name, value in line(key).items() if name != "directory"} for key in ("1-0", "2-0")]
+    write(tmp_path, *records)
+    (tmp_path / "train/images/5/train-2-0-0.png").rename(tmp_path / "train/images/train-2-0-0.png")
+    samples = nlvr(tmp_path, orders=1)
+    assert [Path(sample.image).relative_to(tmp_path / "train/images").as_posix() for sample in samples] == [
+        "5/train-1-0-0.png",
+        "train-2-0-0.png",
+    ]
+    assert all(open_image(sample.image) for sample in samples)
+    with pytest.raises(DataError, match="no field 'directory', but 'Directory'"):
+        nlvr(write(tmp_path / "other", {**records[0], "Directory": "5"}))
 
 
 def test_labels_may_be_absent_and_sentences_not(tmp_path):

@@ -5,6 +5,8 @@ three grey boxes with small shapes.
                                                "structured_rep": ...}, one per line; dev/dev.json, test/test.json
     nlvr/train/images/5/train-3304-0-0.png     to train-3304-0-5.png: the six orders of the three boxes
 
+In the corpus as it first appeared the lines have no `directory`: the images are then looked up in the folders.
+
 Without the images, they are drawn from `structured_rep`: three lists of {"type": "square", "color": "#0099ff", "size":
 20, "x_loc": 40, "y_loc": 79}, whose locations are those of the upper left corner in a box of 100 pixels.
 
@@ -28,6 +30,7 @@ from evle.data.corpora.official import (
     LeftOut,
     combined,
     find_file,
+    optional,
     probe_images,
     refuse_duplicates,
     refuse_outside,
@@ -140,7 +143,7 @@ def nlvr(
     if not drawn:
         require_folder(root, f"NLVR's images of {split}")
     lines, left_out = JsonLines(file), LeftOut()
-    table = table_of(_rows(lines, file, orders, left_out, drawn), _SCHEMA)
+    table = table_of(_rows(lines, file, split, orders, left_out, None if drawn else root), _SCHEMA)
     if not table.num_rows:
         raise DataError(f"{file}: no sentence; download the file again")
     identifiers = table.column("identifier").to_numpy(zero_copy_only=False)
@@ -164,7 +167,14 @@ def nlvr(
     return rows
 
 
-def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut, drawn: bool) -> Iterator[Row]:
+def _places(root: Path) -> dict[str, str]:
+    """The folder below `root` of each file by its name."""
+    return {name: os.path.relpath(folder, root) for folder, _, names in os.walk(root) for name in names}
+
+
+def _rows(lines: JsonLines, file: Path, split: str, orders: int, left_out: LeftOut, root: Path | None) -> Iterator[Row]:
+    """Each line once per order; `root` has the images, None if they are drawn."""
+    places = None
     for line in lines:
         where = f"{file}:{line.number}"
         identifier = required_text(line.value, "identifier", where)
@@ -174,7 +184,13 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut, drawn: b
         if not sentence:
             left_out.add(file, "lines with no sentence", [f"{where} ({identifier}): no sentence"])
             continue
-        directory = required_text(line.value, "directory", where)
+        if "directory" in line.value or optional(line.value, "directory", where):
+            directory = required_text(line.value, "directory", where)
+        elif root is not None:
+            places = places or _places(root)
+            directory = places.get(f"{split}-{identifier}-0.png", "")
+        else:
+            directory = ""
         refuse_outside(posixpath.join(directory, identifier), Path("images"), where)
         row = {
             "identifier": identifier,
@@ -184,7 +200,7 @@ def _rows(lines: JsonLines, file: Path, orders: int, left_out: LeftOut, drawn: b
             "offset": line.offset,
             "length": line.length,
         }
-        if drawn:
+        if root is None:
             boxes_of(line.value.get(STATED), where)
         yield from ({**row, "order": order} for order in range(orders))
 
