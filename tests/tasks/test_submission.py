@@ -2,7 +2,7 @@
 
 import json
 
-from evle.tasks.submission import NLVR2_FILE, VQA_FILE, nlvr2_submission, vqa_submission
+from evle.tasks.submission import NLVR2_FILE, NLVR_FILE, VQA_FILE, nlvr2_submission, nlvr_submission, vqa_submission
 
 
 def test_vqa_answers_stand_under_whole_numbers():
@@ -19,6 +19,13 @@ def test_nlvr2_verdicts_are_lines_that_the_official_script_splits_at_the_comma()
         "dev-850-0-0": "True",
         "test1-0-1-2": "False",
     }
+
+
+def test_nlvr_answers_are_lines_of_image_and_answer():
+    text = nlvr_submission({"test-72-0-5": "true", "test-72-1-0": "false"})[NLVR_FILE]
+    assert text.splitlines() == ["test-72-0-5.png,true", "test-72-1-0.png,false"]
+    assert nlvr_submission({"test-72-0-5": "red"}) == {}
+    assert nlvr_submission({"a": "true"}) == nlvr_submission({}) == {}
 
 
 def test_samples_without_official_keys_make_no_file():

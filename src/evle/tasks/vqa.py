@@ -28,7 +28,7 @@ from evle.report import Cell, Gallery, GalleryRow, Table, class_table
 from evle.tasks.answers import frequent, indices_of, main_answer, read_answers, written
 from evle.tasks.examples import choose_examples
 from evle.tasks.predict import predict_all
-from evle.tasks.submission import are_question_ids, vqa_submission
+from evle.tasks.submission import are_question_ids, nlvr_submission, vqa_submission
 from evle.tasks.task import Batch, Evaluation, EvaluationSettings, Features, Task, TaskConfig
 from evle.terminal import ProgressLine
 from evle.transforms.text import encode, encode_with_slot
@@ -270,7 +270,7 @@ class VQATask(Task):
                 for sample in asked
             ],
             skipped=predicted.skipped,
-            files=vqa_submission(given),
+            files=vqa_submission(given) | nlvr_submission(given),
         )
 
     def _accuracy(self, samples: list[VQASample], answers: list[str]) -> dict[str, float]:

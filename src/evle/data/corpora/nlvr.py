@@ -10,7 +10,8 @@ In the corpus as it first appeared the lines have no `directory`: the images are
 Without the images, they are drawn from `structured_rep`: three lists of {"type": "square", "color": "#0099ff", "size":
 20, "x_loc": 40, "y_loc": 79}, whose locations are those of the upper left corner in a box of 100 pixels.
 
-The official scores are accuracy, of every image, and consistency, of examples all of whose six images are right.
+The official scores are accuracy, of every image, and consistency, of sentences judged right for all of their images: up
+to four examples (3304-0 to 3304-3), each in six orders.
 """
 
 import itertools
@@ -218,5 +219,5 @@ def _sample(row: Row, root: str, split: str, drawn_from: str) -> VQASample:
         answers=() if row["label"] is None else (ANSWERS[row["label"]],),
         answer_type="yes/no",
         question_type=QUESTION_TYPE,
-        set_id=f"{split}-{row['identifier']}",
+        set_id=f"{split}-{row['identifier'].split('-')[0]}",
     )
