@@ -1,5 +1,7 @@
 """The verbs that ask a trained model about images: what they print and write, and what they refuse."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +61,20 @@ def test_a_server_that_fails_is_one_line(world, monkeypatch):
     monkeypatch.setattr(ChatEndpoint, "complete", complete)
     said = call("ask", world / "vqa", world / "red.png", "what?", "--chat", "http://x/v1", code=2)
     assert "evle: http://x: status 401" in said
+
+
+def test_what_a_server_answered_before_it_fails_is_printed(world, monkeypatch):
+    def complete(self, messages):
+        if "third" in messages[1]["content"]:
+            raise ServiceError("http://x: replied with nothing")
+        return "A wall."
+
+    monkeypatch.setattr(ChatEndpoint, "complete", complete)
+    questions = b"the first?\nthe second?\nthe third?\nthe fourth?\n"
+    options = ("--chat", "http://x/v1", "--json")
+    said = call("ask", world / "vqa", world / "red.png", "-", *options, code=2, stdin=questions).splitlines()
+    assert [json.loads(line)["question"] for line in said[:2]] == ["the first?", "the second?"]
+    assert said[2:] == ["evle: http://x: replied with nothing"]
 
 
 def test_texts_are_ranked_by_how_well_they_match(world):

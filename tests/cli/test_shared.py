@@ -204,6 +204,7 @@ def test_a_missing_argument_is_a_usage_error(verb):
         (["search", "photos", "a"], "photos is not an index"),
         (["search", "index", "a", "--model", "other"], "was made by another model than"),
         (["search", "index"], "nothing to look for"),
+        (["search", "index", "!", "--image", IMAGE], "punctuation alone"),
         (["search", "index", "--image", "bomb.png"], "pixels are more than the limit"),
         (["search", "damaged", "a"], "damaged"),
         (["search", "index", "a", "--rerank", "2", "--rerank-model", "vqa"], "vqa"),
@@ -288,6 +289,16 @@ def test_with_the_right_answer_the_reason_alone_is_chosen():
 )
 def test_a_question_that_makes_no_sense_is_one_line(options, words):
     assert words in one_error(["reason", "q2a", IMAGE, "why?", *options])
+
+
+def test_reasons_of_a_line_need_a_model_that_chooses_them():
+    line = {"question": "why?", "objects": ["person 2 2 20 20"], "answers": ["a", "b"], "reasons": ["so", "thus"]}
+    said = one_error(["reason", "q2a", IMAGE, "-"], stdin=json.dumps(line).encode())
+    assert "name it with --reason-model" in said
+
+
+def test_an_image_is_searched_for_with_one_text():
+    assert "2 texts with --image" in one_error(["search", "index", "-", "--image", IMAGE], stdin=b"a dog\na cat\n")
 
 
 def one_error(arguments, stdin: bytes | None = None) -> str:

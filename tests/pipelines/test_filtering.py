@@ -90,6 +90,24 @@ def test_a_probability_or_a_share_is_kept(match, table, tmp_path):
     assert score_pairs(match, table, tmp_path / "s.jsonl", top=1.0, progress=False).num_kept == 7
 
 
+def test_other_weights_under_the_same_name_start_again(match, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "CHUNK", 2)
+    output, calls = tmp_path / "scored.jsonl", []
+
+    def interrupted(self, images, texts, old=MatchPipeline.margins):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return old(self, images, texts)
+
+    monkeypatch.setattr(MatchPipeline, "margins", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(match, table, output, progress=False)
+    monkeypatch.setattr(filtering, "fingerprint", lambda pipeline: "of another training")
+    score_pairs(match, table, output, progress=False)
+    assert calls[2] == calls[0]
+
+
 def test_an_interrupted_job_resumes_and_gives_the_same(match, table, tmp_path, monkeypatch):
     monkeypatch.setattr(filtering, "CHUNK", 2)
     whole = score_pairs(match, table, tmp_path / "whole.jsonl", progress=False).output.read_text()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,6 +141,12 @@ def test_captions_are_one_a_question_or_one_for_all(vqa):
     assert ask([], [], captions=[]) == []
     with pytest.raises(DataError, match="3 captions for 2 questions"):
         ask(RED, ["a?", "b?"], captions=["x", "y", "z"])
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError, match=r"needs the package openai; pip install 'evle\[language\]'"):
+        ChatEndpoint("http://localhost:1/v1", "m").complete(ASK)
 
 
 def test_no_key_is_sent_where_none_is_set(serve, monkeypatch):

@@ -1,5 +1,6 @@
 """Cards: written by a run, refreshed by a verb, true wherever the model goes."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from evle.errors import CheckpointError, ConfigError
 from evle.run.config import RunConfig
 from evle.run.training import train_run
 from evle.share.card import CARD, MADE, OWN_TEXT, write_card
+from evle.share.facts import read_run_facts
 from evle.share.licences import UNKNOWN, licences_of
 from evle.tasks.trained import run_settings, text_options
 from micro import MICRO, SAMPLES, caption_samples, micro_run
@@ -181,6 +183,16 @@ def test_the_card_of_an_adapter_names_its_base_without_a_path(tmp_path):
     assert "secret" not in text
     output = call("push", tmp_path / "lora", "me/lora", code=2)
     assert "an adapter of base, a folder that others do not have; upload a whole model (`evle merge" in output
+
+
+def test_a_stated_licence_is_added_to_the_rows_that_have_it_and_survives_a_refresh(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained / "model", tmp_path / "model")
+    facts = read_run_facts(folder)
+    data = [{"split": "train", "dataset": "photos", "samples": 150, "licences": {"CC BY 4.0": 100, UNKNOWN: 50}}]
+    monkeypatch.setattr("evle.share.card.run_facts", lambda _: copy.deepcopy({**facts, "data": data}))
+    for options in ({"data_licence": "CC BY 4.0"}, {}):
+        text = write_card(folder, **options).read_text()
+        assert "| train | photos | 150 | CC BY 4.0 (150 rows) |" in text
 
 
 def test_licences_are_counted_by_row_then_by_corpus_then_by_file(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from evle.errors import EvleError, StorageError
 from evle.storage import fetch, local, open_mirror, session, writing
@@ -103,6 +104,73 @@ def test_a_failing_upload_in_the_background_is_made_up_for(caplog):
     mirror.push()
     mirror.close()
     assert texts(fetch("lossy://bucket/run")) == {"a": "1", "b": "2"}
+
+
+def test_a_copy_that_fails_there_costs_nothing_here(monkeypatch):
+    url = "memory://bucket/run"
+    write(url, a="step 10")
+
+    def refuse(*_, **__):
+        raise ConnectionResetError("the connection was reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cp_file", refuse)
+        mirror = Mirror(url)
+        mirror.open()
+        (mirror.folder / "a").write_text("step 20!")
+        mirror.push()
+        mirror.wait()  # the new version is there; giving it its plain name failed
+        (mirror.folder / "a").write_text("step 300!")
+        patch.setattr(MemoryFileSystem, "put_file", refuse)
+        patch.setattr(MemoryFileSystem, "pipe_file", refuse)
+        with pytest.raises(StorageError, match="repeat the command to upload it"):
+            mirror.close()
+    write(url, b="2")
+    assert texts(fetch(url)) == {"a": "step 300!", "b": "2"}
+
+
+# Single files
+
+
+def remote_texts(url: str) -> dict[str, str]:
+    files, path = fsspec.url_to_fs(url)
+    return {name.removeprefix(f"{path}/"): files.cat_file(name).decode() for name in files.find(path)}
+
+
+def test_a_file_is_uploaded_with_what_is_beside_it_and_nothing_else(tmp_path):
+    url = "memory://bucket/out/scored.jsonl"
+    with pytest.raises(KeyboardInterrupt), writing(url) as file:  # noqa: PT012
+        (file.parent / "scored.jsonl.part").write_text("half")
+        (file.parent / "scored2.jsonl").write_text("of another command")
+        raise KeyboardInterrupt
+    assert remote_texts("memory://bucket/out") == {"scored.jsonl.part": "half"}
+    lose_machine(tmp_path)
+    with writing(url) as file:
+        assert (file.parent / "scored.jsonl.part").read_text() == "half"
+        (file.parent / "scored.jsonl.part").unlink()
+        file.write_text("whole")
+        (file.parent / "scored.kept.jsonl").write_text("kept")
+        (file.parent / "scored.report").mkdir()
+        (file.parent / "scored.report" / "report.html").write_text("page")
+    done = {"scored.jsonl": "whole", "scored.kept.jsonl": "kept", "scored.report/report.html": "page"}
+    assert remote_texts("memory://bucket/out") == done
+
+
+def test_files_that_were_not_uploaded_survive_the_next_command():
+    url = "lossy://bucket/out/scored.jsonl"
+    for attempt in range(3):
+        with pytest.raises(StorageError), writing(url) as file:  # noqa: PT012
+            Lossy.writes_left = 0  # the third attempt does not begin
+            if attempt == 0:
+                file.write_text("whole")
+                (file.parent / "scored.jsonl.part").write_text("half")
+            assert file.read_text() == "whole"
+        assert local(url).read_text() == "whole"
+        Lossy.writes_left = 2 if attempt == 0 else 0
+    Lossy.writes_left = None
+    with writing(url) as file:
+        assert (file.parent / "scored.jsonl.part").read_text() == "half"
+    assert remote_texts("lossy://bucket/out") == {"scored.jsonl": "whole", "scored.jsonl.part": "half"}
 
 
 def test_a_failed_upload_does_not_hide_why_the_work_failed():

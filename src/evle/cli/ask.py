@@ -85,12 +85,17 @@ def ask(
         worded = _worded(vqa, model, endpoint, language_model, captioner)
 
     def answer(some: list[str]) -> list[dict[str, Any]]:
+        nonlocal caption
         if worded is not None:
-            return worded(source, some, captions=caption, top_k=k)
+            rows = worded(source, some, captions=caption, top_k=k)
+            caption = rows[0]["caption"]  # of the same image: a captioner describes it once
+            return rows
         return [{**row, "caption": None, "reply": row["answer"]} for row in vqa(source, some, top_k=k)]
 
+    # A server may fail at any question: what it has answered before is printed.
+    groups = [[each] for each in questions] if words_it else [questions]
     with answering() as answered:
-        for _, result in answered.each(questions, answer):
+        for _, result in (row for some in groups for row in answered.each(some, answer)):
             if as_json:
                 print_json(result)
                 continue

@@ -27,6 +27,7 @@ from evle.errors import ConfigError, DataError, SampleError
 
 PAGE = ".html"
 MAX_LINE = 1_000_000
+NO_REASONER = "reasons need a model that chooses them (vcr-qa2r); name it with --reason-model"
 """Characters of a line of JSON."""
 
 
@@ -183,7 +184,7 @@ def reason(
     if only_reasons and reason_model is not None:
         raise ConfigError("--right leaves only the reason to choose: give its model as MODEL, without --reason-model")
     if reasoner is None and given.reasons:
-        raise ConfigError("reasons need a model that chooses them (vcr-qa2r); name it with --reason-model")
+        raise ConfigError(NO_REASONER)
     reasoning = None if reasoner is None else ReasonChoicePipeline(reasoner)
 
     def chosen(line: str) -> dict[str, Any]:
@@ -251,6 +252,8 @@ def _chosen(story: Story, choosing: Any, reasoning: Any) -> dict[str, Any]:
         choice = choosing([sample])[0]
         right = choice.choice
         row |= {"answer": story.answers[right], "answers": _scored(story.answers, choice.scores)}
+    if reasoning is None and story.reasons:
+        raise SampleError(NO_REASONER)
     if reasoning is not None and story.reasons:
         choice = reasoning([sample], answers=[right])[0]
         row |= {"reason": story.reasons[choice.choice], "reasons": _scored(story.reasons, choice.scores)}

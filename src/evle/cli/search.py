@@ -10,6 +10,7 @@ import typer
 from evle.cli.shared import (
     AsJson,
     answering,
+    checked_text,
     image_source,
     print_error,
     print_json,
@@ -194,6 +195,8 @@ def search(
     if text is None and image is None:
         raise ConfigError("nothing to look for; give a text, or an image with --image")
     texts = [] if text is None else text_list([text], image)
+    if image is not None and len(texts) > 1:
+        raise ConfigError(f"{len(texts)} texts with --image, which goes with one; search for them one by one")
     refuse_images(texts, "--image")
     _check_page(html, [index, image], texts)
     source = None if image is None else image_source(image)
@@ -201,7 +204,7 @@ def search(
     def found(some: list[Any]) -> list[list["Hit"]]:
         if source is None:
             return opened.query_many(texts=some, **options)
-        return [opened.query(texts[0] if texts else None, image=source, **options)]
+        return [opened.query(checked_text(texts[0]) if texts else None, image=source, **options)]
 
     with answering() as answered:
         rows = answered.each(texts if source is None else [image], found)

@@ -24,6 +24,7 @@ from evle.data.formats.table_files import TABLE_SUFFIXES, read_rows
 from evle.data.images import open_image
 from evle.errors import ConfigError, DataError, SampleError
 from evle.files import json_line, opened_whole, parse_json, write_whole
+from evle.pipelines.embedding import fingerprint
 from evle.pipelines.matching import MatchPipeline
 from evle.report import Cell, Gallery, GalleryRow, Report, Table
 from evle.terminal import ProgressLine
@@ -112,7 +113,14 @@ def _score(match: MatchPipeline, pairs: Path, output: Path, num_rows: int, progr
     """The file of scored rows in progress, complete: it begins with a line that names the input and the model."""
     part = output.with_name(output.name + ".part")
     facts = os.stat(pairs)
-    header = {"pairs": str(pairs.resolve()), "size": facts.st_size, "mtime": facts.st_mtime_ns, "model": match.source}
+    header = {
+        "pairs": str(pairs.resolve()),
+        "size": facts.st_size,
+        "mtime": facts.st_mtime_ns,
+        "model": match.source,
+        "weights": fingerprint(match),
+        "text": repr(match.text),
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     done = _resumable(part, header)
     if done:

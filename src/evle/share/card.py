@@ -95,7 +95,7 @@ def write_card(
     kept = read_run_facts(folder)
     facts = {**kept, **run_facts(folder)}
     for record, old in zip(facts.get("data") or [], kept.get("data") or []):
-        if set(record["licences"]) <= {UNKNOWN} and record["dataset"] == old.get("dataset"):
+        if _says_less(record["licences"], old["licences"]) and record["dataset"] == old.get("dataset"):
             record["licences"] = old["licences"]  # stated by --data-licence, or read before the data were moved
     if report is not None:
         facts["results"] = facts["evaluated"] = scores_in(report)
@@ -105,11 +105,18 @@ def write_card(
         facts["licence"] = licence
     for record in facts.get("data") or []:
         if data_licence is not None and UNKNOWN in record["licences"]:
-            record["licences"][data_licence] = record["licences"].pop(UNKNOWN)
+            count = record["licences"].pop(UNKNOWN)
+            record["licences"][data_licence] = record["licences"].get(data_licence, 0) + count
     write_run_facts(folder, facts)
     own = before.split(OWN_TEXT, 1)[1] if OWN_TEXT in before else "\n"
     write_whole(file, card(folder, facts) + "\n" + OWN_TEXT + own)
     return file
+
+
+def _says_less(found: Mapping[str, int], before: Mapping[str, int]) -> bool:
+    """Whether nothing was found of licences, or only those of a part of the rows that were all known before."""
+    is_part = UNKNOWN not in before and sum(found.values()) == sum(before.values())
+    return set(found) <= {UNKNOWN} or (UNKNOWN in found and is_part)
 
 
 def save_card(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +113,8 @@ def _fetch_plain(remote: Remote, target: Path, record: Record, skip: Callable[[s
 
 
 class FileUpload:
-    """One remote file, such as an image or a table, and the files beside it that share its stem."""
+    """One remote file, such as an image or a table, and what is beside it under its stem: `a.kept.jsonl`, `a-2.png` and
+    the folder `a.report` of `a.jsonl`."""
 
     def __init__(self, url: str):
         folder, _, name = url.rpartition("/")
@@ -122,28 +124,44 @@ class FileUpload:
         self._remote, self._before = Remote(folder), dict[str, list[int]]()
 
     def open(self) -> None:
-        """Have the files here that are there already. Raises StorageError where none may be written."""
+        """Have the files here that are there already; what was not uploaded before stays. Raises StorageError where
+        none may be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for file in self._own():
-            file.unlink()
         probe = f"{OURS}{self._stem}.probe"
         self._remote.write(probe, b"")
         self._remote.remove(probe)
-        for name in self._remote.list():
-            if "/" not in name and name.startswith(self._stem):
-                self._remote.download(name, self.folder / name)
-        self._before = {file.name: signature(file) for file in self._own()}
+        uploaded = Record.read("files", self.url).files
+        waiting = {name for name, here in self._own().items() if uploaded.get(name) != here}
+        there = {name for name in self._remote.list() if self._is_own(name)} - waiting
+        for name in self._own().keys() - waiting - there:
+            (self.folder / name).unlink()
+        in_threads(lambda name: self._remote.download(name, self.folder / name), sorted(there))
+        self._before = {name: here for name, here in self._own().items() if name not in waiting}
 
     def close(self) -> None:
-        """Upload what is new. Raises StorageError where that fails."""
-        changed = [file.name for file in self._own() if self._before.get(file.name) != signature(file)]
+        """Upload what is new, and remove there what was removed here. Raises StorageError where that fails."""
+        record, here = Record.read("files", self.url), self._own()
+        changed = [name for name, own in here.items() if self._before.get(name) != own]
         try:
             in_threads(lambda name: self._remote.upload(self.folder / name, name), changed)
+            in_threads(self._remote.remove, sorted(self._before.keys() - here.keys()))
         except StorageError as error:
             raise StorageError(f"{error}; {', '.join(changed)} are in {self.folder} on this machine") from None
+        record.files = dict(here)
+        record.write()
 
-    def _own(self) -> list[Path]:
-        return [file for file in self.folder.glob("*") if file.is_file() and file.name.startswith(self._stem)]
+    def _is_own(self, name: str) -> bool:
+        top, _, below = name.partition("/")
+        if below:
+            return top == f"{self._stem}.report"
+        return re.fullmatch(rf"{re.escape(self._stem)}(-\d+)?\..+", top) is not None
+
+    def _own(self) -> dict[str, list[int]]:
+        """The local files by name, each with its signature."""
+        tops = [each for each in self.folder.glob("*") if each.name.startswith(self._stem)]
+        files = [file for top in tops for file in (top.rglob("*") if top.is_dir() else [top]) if file.is_file()]
+        names = {file.relative_to(self.folder).as_posix(): file for file in sorted(files)}
+        return {name: signature(file) for name, file in names.items() if self._is_own(name)}
 
 
 def mirror_of(path: str | os.PathLike[str]) -> Mirror | None:

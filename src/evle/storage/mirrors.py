@@ -199,12 +199,13 @@ class Mirror:
         in_threads(send, changed)
         self._refuse_other_owner()
         self._write(marker)
+        # Before what may fail: from here on the local folder is what the marker lists, or newer.
+        record.marker, record.files = marker.id, local_files
+        record.write()
         if moved:
             self._settle(marker, moved)
         for name in vanished:
             self._remote.remove(before.files[name].at)
-        record.marker, record.files = marker.id, local_files
-        record.write()
 
     def _settle(self, marker: Marker, moved: dict[str, RemoteFile]) -> None:
         """Give new versions their plain names, so that any other tool finds the folder as it is meant."""

@@ -76,8 +76,10 @@ class ChatEndpoint:
 
     def complete(self, messages: Messages) -> str:
         """The server's reply. Raises ServiceError with what happened and what to do."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
+        try:
+            from openai import APIConnectionError, APIStatusError, APITimeoutError
+        except ImportError:
+            raise ConfigError("a chat server needs the package openai; pip install 'evle[language]'") from None
         address = f"{self.url.rstrip('/')}/chat/completions"
         wait = self.backoff
         for attempt in range(self.retries + 1):
@@ -128,10 +130,8 @@ class ChatEndpoint:
         return results[0]
 
     def _client(self) -> "OpenAI":
-        try:
-            from openai import DefaultHttpxClient, OpenAI
-        except ImportError:
-            raise ConfigError("a chat server needs the package openai; pip install 'evle[language]'") from None
+        from openai import DefaultHttpxClient, OpenAI
+
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable():  # an error of the client would quote it
             raise ConfigError(f"the environment variable {self.key_variable} is no key: it has unprintable characters")
