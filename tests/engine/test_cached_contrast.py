@@ -7,6 +7,7 @@ import eve_models
 import vle_models
 from evle.engine.cached_contrast import CachedContrast
 from evle.engine.run_folder import read_log
+from evle.models import contrast
 from evle.models.contrast import Embedded, compare, draw_negatives
 from evle.models.eve import EVEForPreTraining, EVEForRetrieval
 from evle.models.vle import VLEForPreTraining, VLEForRetrieval
@@ -138,3 +139,11 @@ def test_without_match_ids_every_pair_of_the_step_matches_itself_alone():
     cached = CachedContrast(eve_models.build(EVEForRetrieval), 2)
     ids = [cached.with_ids({"input_ids": torch.ones(3, 4)}, index)["match_ids"] for index in range(2)]
     assert len(torch.cat(ids).unique()) == 6
+
+
+def test_given_wrong_texts_are_rows_behind_those_of_lower_processes(monkeypatch):
+    """Process 1 of 2: process 0 has fewer rows, as after an image that it could not read."""
+    monkeypatch.setattr(contrast, "rank", lambda: 1)
+    monkeypatch.setattr(contrast, "all_gather", lambda own: torch.cat([torch.zeros_like(own[:2]), own]))
+    found = draw_negatives(torch.tensor([7, 7, 8, 8]), None, torch.tensor([1, 0, 3, 2]))
+    assert found.texts.tolist() == [3, 2, 5, 4]

@@ -30,7 +30,7 @@ def test_operations_are_those_of_products_forward_and_backward():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_training_for_operations_takes_the_steps_that_they_are_enough_for(tmp_path):
+def test_training_for_operations_takes_the_steps_that_they_are_enough_for(tmp_path, monkeypatch):
     config = micro_run(tmp_path, "vqa", {"train": {"steps": 2}})
     samples = {"train": SAMPLES["vqa"]()}
     ready = prepare(config, samples=samples)
@@ -40,5 +40,8 @@ def test_training_for_operations_takes_the_steps_that_they_are_enough_for(tmp_pa
     train = config.train.model_copy(update={"steps": None, "teraflops": 3.2 * per_step / 1e12})
     again = prepare(config.model_copy(update={"train": train}), samples=samples)
     assert again.train.steps == 3
+    # Two more processes, whose texts are longer: all train as many steps as the operations of all are enough for.
+    monkeypatch.setattr("evle.run.prepare.gather_objects", lambda own: [*own, own[0], 1.2 * own[0]])
+    assert prepare(config.model_copy(update={"train": train}), samples=samples).train.steps == 1
     with pytest.raises(ConfigError, match="give one of steps, epochs and teraflops"):
         micro_run(tmp_path, "vqa", {"train": {"steps": 2, "teraflops": 1.0}})

@@ -107,6 +107,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert Run(tmp_path / "run").status()["state"] == "failed"
 
 
+def test_the_weights_that_are_kept_are_those_that_are_named_after_an_interruption(tmp_path, caplog):
+    """The best weights came after the last checkpoint, and the resumed run does not validate there again."""
+    scores, seen = iter([1.0, 2.0, 5.0]), []
+
+    def evaluate(model):
+        seen.append(weights(model))
+        return {"score": next(scores)}  # at step 8 there is none: the machine is gone
+
+    with pytest.raises(StopIteration):
+        train(make_model(), tmp_path / "run", steps=10, save_every=5, eval_every=2, evaluate=evaluate)
+    model = make_model()
+    options = {"steps": 10, "save_every": 5, "eval_every": 10, "evaluate": lambda _: {"score": 1.5}}
+    result = train(model, tmp_path / "run", **options)
+    assert (result.best_step, result.best_score) == (6, 5.0)
+    assert_same(weights(model), seen[2])
+    assert "the best weights are those of step 6" in caplog.text
+
+
 def test_the_best_weights_on_validation_are_kept(tmp_path):
     scores = iter([1.0, 3.0, 2.0])
     seen = []

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from eve_models import batch, build, relative_difference
+from evle import objectives
 from evle.errors import DataError
 from evle.models.eve import EVEForNLVR2, EVEForRetrieval, EVEForVQA
-from evle.models.eve.heads import answers_from_words
+from evle.models.eve.heads import Pairs, answers_from_words, match_pairs
 
 
 def test_features_are_unit_vectors_and_their_products_are_the_itc_logits():
@@ -70,6 +71,23 @@ def test_a_batch_without_any_negative_has_matching_loss_zero():
     assert output.losses["itm"].item() == 0.0
     output.loss.backward()
     assert model.matching.weight.grad is not None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_without_rows_to_match_runs_the_layers_where_others_wait_for_it(processes, monkeypatch):
+    """Layers and experts that are divided over processes are gathered by all of them."""
+    monkeypatch.setattr("evle.models.eve.heads.world_size", lambda: processes)
+    model = build(EVEForRetrieval)
+    passes = []
+    model.eve.register_forward_hook(lambda *_: passes.append(1))
+    pairs = Pairs(torch.randn(2, 3, 16, 16), torch.randint(3, 50, (2, 6)), None, torch.tensor([7, 8]))
+    matching = match_pairs(model.eve, model.matching, pairs, rows=torch.tensor([], dtype=torch.long))
+    assert len(passes) == processes - 1
+    assert matching.output is None
+    loss = objectives.itm(matching.logits, matching.labels)
+    loss.backward()
+    assert float(loss) == 0
+    assert not model.matching.weight.grad.any()
 
 
 def test_rows_without_a_negative_are_left_out():

@@ -48,6 +48,11 @@ def test_time_is_operations_over_the_peak(run):
     assert plan(run, "8xA100-80G", mfu=0.5, price=2.0).cost == pytest.approx(16 * made.hours)
 
 
+def test_operations_give_the_number_of_steps(run):
+    train = run.train.model_copy(update={"steps": None, "teraflops": 5.1 * 2048})
+    assert plan(run.model_copy(update={"train": train}), "8xA100-80G").steps == 5
+
+
 def test_the_largest_micro_batch_that_fits_is_taken(run):
     made = plan(run, "8xA100-80G")
     assert made.fixed_bytes == 16 * 100_000_000

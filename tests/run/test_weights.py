@@ -96,6 +96,10 @@ def test_vle_starts_from_a_clip_and_a_deberta(towers, tmp_path):
         assert torch.equal(text[name], tensor), name
     assert ready.task.processor.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert f"the image tower is {folder / 'clip'}; the text tower is {folder / 'deberta'}" in ready.notes[0]
+    names = {name for name, _ in model.named_parameters()}
+    towers = ("vle.vision_model.", "vle.text_model.")
+    assert ready.loaded.new == {name for name in names if not name.startswith(towers)}  # optim.lr_mult is for them
+    assert ready.loaded.new
 
 
 def test_folders_that_are_no_towers_are_refused(towers, tmp_path):

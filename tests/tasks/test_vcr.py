@@ -10,6 +10,7 @@ from PIL import Image
 
 from evle.config import dump_yaml
 from evle.data.samples import Box, VCRSample
+from evle.engine.steps import _num_rows
 from evle.errors import ConfigError, DataError, SampleError
 from evle.run import stages
 from evle.run.config import read_stages
@@ -291,3 +292,8 @@ def test_stages_that_do_not_go_together_are_refused(vcr, message, tmp_path):
 def test_no_samples_are_refused(runs):
     with pytest.raises((ConfigError, DataError), match="no data to evaluate on"):
         judge_vcr(runs / "vcr-q2a", runs / "vcr-qa2r")
+
+
+def test_a_batch_counts_its_questions_and_not_their_shared_image():
+    assert _num_rows({"pixel_values": torch.zeros(1, 3, 8, 8), "image_rows": torch.zeros(4)}) == 4
+    assert _num_rows({"pixel_values": torch.zeros(3, 3, 8, 8)}) == 3

@@ -195,9 +195,7 @@ def search(
     if text is None and image is None:
         raise ConfigError("nothing to look for; give a text, or an image with --image")
     texts = [] if text is None else text_list([text], image)
-    if image is not None and len(texts) > 1:
-        raise ConfigError(f"{len(texts)} texts with --image, which goes with one; search for them one by one")
-    refuse_images(texts, "--image")
+    _check_texts(texts, image)
     _check_page(html, [index, image], texts)
     source = None if image is None else image_source(image)
 
@@ -225,6 +223,13 @@ def search(
             if not as_json:
                 print(f"page: {page}")
             print_opening(page)
+
+
+def _check_texts(texts: Sequence[str], image: Path | None) -> None:
+    """Raise ConfigError for several texts beside an image, and for the name of an image where a text is needed."""
+    refuse_images(texts, "--image")
+    if image is not None and len(texts) > 1:
+        raise ConfigError(f"{len(texts)} texts with --image, which goes with one; search for them one by one")
 
 
 def _check_page(page: Path | None, inputs: Sequence[Path | None], texts: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """One training in progress: the prepared model, its optimizer and its position, and what the loop does with them."""
 
 import contextlib
+import json
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,11 +28,14 @@ from evle.engine.run_folder import Run, standing
 from evle.engine.saving import FolderWriter, try_to_write
 from evle.engine.train_config import TrainConfig
 from evle.errors import CheckpointError, ConfigError, nearest
+from evle.files import read_json
 from evle.models.loading import without_bars
 from evle.models.vocabulary import tokens_noted
 from evle.tasks.task import Batch, Task
 
 logger = logging.getLogger(__name__)
+BEST = "best.json"
+"""Step and score of the best weights, in their folder."""
 
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 WriteModel = Callable[[PreTrainedModel, Mapping[str, Tensor], Path], None]
@@ -277,7 +281,7 @@ class Training:
             chooses = at.step >= self.train.choose_from * self.num_steps
             if chooses and is_better and math.isfinite(score):
                 at.bad_evaluations = 0
-                if self._write_best():
+                if self._write_best(score):
                     at.best_score, at.best_step = score, at.step
             elif chooses:
                 at.bad_evaluations += 1
@@ -343,6 +347,7 @@ class Training:
             where = best / "model.safetensors"
             weights = checkpoint.read_tensors(where)
             checkpoint.load_model_state(self.bare, weights, str(where))
+            self._believe(best)
         else:
             if self.average is not None:
                 self.average.swap()
@@ -363,6 +368,16 @@ class Training:
         if self.experts is not None:
             self.experts.join()
         checkpoint.narrow_scalars(self.bare, self.scalars)
+
+    def _believe(self, best: Path) -> None:
+        """Take step and score of the best weights from their folder: an interrupted run may have written better ones
+        after its last checkpoint, and not met them again."""
+        file = best / BEST
+        facts = read_json(file, kind=dict, error=CheckpointError) if is_main() and file.is_file() else {}
+        facts = gather_objects([facts])[0]
+        if facts and facts["step"] != self.at.best_step:
+            logger.warning("the best weights are those of step %d, before the interruption", facts["step"])
+            self.at.best_step, self.at.best_score = facts["step"], facts["score"]
 
     def __enter__(self) -> Self:
         return self
@@ -418,11 +433,13 @@ class Training:
             if self.average is not None:
                 self.average.swap()
 
-    def _write_best(self) -> bool:
+    def _write_best(self, score: float) -> bool:
+        step = self.at.step
         weights = checkpoint.model_state(self.bare, self.scalars)
 
         def write(folder: Path) -> None:
             checkpoint.write_tensors(weights, folder / "model.safetensors")
+            (folder / BEST).write_text(json.dumps({"step": step, "score": score}), encoding="utf-8")
             checkpoint.write_sums(folder)
 
         problem = self._try_to_write(self.run.checkpoints / "best", write)
@@ -445,7 +462,8 @@ def _kept(target: Path) -> str:
 
 
 def _num_rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    """The samples of a batch; questions may share an image (`image_rows`)."""
+    return len(batch["image_rows"] if "image_rows" in batch else next(iter(batch.values())))
 
 
 def _step_seed(seed: int, step: int, micro_batch: int, process: int) -> int:

@@ -250,7 +250,8 @@ def draw_negatives(
     texts, exists = objectives.sample_hard_negatives(similarities[0], excluded)
     images, _ = objectives.sample_hard_negatives(similarities[1], excluded)
     if wrong_texts is not None:
-        texts = wrong_texts + rank() * len(match_ids)
+        owners = all_gather(torch.full_like(match_ids, rank()))  # processes may have different numbers of rows
+        texts = wrong_texts + (owners < rank()).sum()
     return Negatives(texts, images, exists)
 
 

@@ -20,6 +20,7 @@ import torch
 from evle.data.samples import Samples
 from evle.data.sources import read_source
 from evle.engine.devices import join_processes
+from evle.engine.train_config import TrainConfig
 from evle.errors import ConfigError, EvleError, nearest
 from evle.models.attention import only_fused_attention
 from evle.run.config import RunConfig, task_class
@@ -193,11 +194,7 @@ def plan(
     link = 1e9 * (kind.link if nodes == 1 else min(kind.link, BETWEEN_MACHINES))
     exchange = max(0.0, sent / link - OVERLAP * computing * 2 / 3) if number > 1 else 0.0
     seconds = computing + exchange
-    steps = config.train.steps
-    if steps is None:
-        if length is None:
-            raise ConfigError("the recipe counts epochs, and its data is not here: give the samples with --samples")
-        steps = max(1, round((config.train.epochs or 0) * length / config.train.batch_size))
+    steps = _num_steps(config.train, length, operations)
     hours = steps * seconds / 3600
     rate = config.train.batch_size / seconds
     return Plan(
@@ -228,6 +225,17 @@ def plan(
         cost=None if price is None else hours * number * price,
         notes=notes,
     )
+
+
+def _num_steps(train: TrainConfig, length: int | None, operations: float) -> int:
+    """The optimizer steps of a run on `length` samples, each of so many operations."""
+    if train.steps is not None:
+        return train.steps
+    if train.teraflops is not None:
+        return max(1, round(train.teraflops * 1e12 / (operations * train.batch_size)))
+    if length is None:
+        raise ConfigError("the recipe counts epochs, and its data is not here: give the samples with --samples")
+    return max(1, round((train.epochs or 0) * length / train.batch_size))
 
 
 def _fitting_rows(tried: list[Tried], per_device: int, fixed: float, usable: float, name: str) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from evle.data.loader import FeatureFunction, Loader
 from evle.data.samples import CaptionSample, Samples, Split, hash_samples, readable
-from evle.distributed import rank, world_size
+from evle.distributed import gather_objects, rank, world_size
 from evle.engine.operations import operations_per_batch
 from evle.engine.tower_states import with_frozen_towers
 from evle.engine.train_config import TrainConfig
@@ -218,6 +218,7 @@ def make_loader(
 def _in_steps(train: TrainConfig, task: Task, loaded: Loaded, loader: Loader) -> TrainConfig:
     """`train` with the number of optimizer steps that its operations are enough for."""
     batches = (task.on_device(batch, loaded.model.device) for batch in loader.batches(0))
-    per_step = operations_per_batch(loaded.model, batches) * train.accumulation * world_size()
+    of_all = gather_objects([operations_per_batch(loaded.model, batches)])  # texts differ; the number of steps may not
+    per_step = sum(of_all) * train.accumulation
     steps = max(1, round((train.teraflops or 0) * 1e12 / per_step))
     return train.model_copy(update={"steps": steps, "teraflops": None})

@@ -103,8 +103,8 @@ class Loaded:
     """A model to train, and where its weights come from.
 
     `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
-    no use for, `resized` what was interpolated or extended. Without a checkpoint all three are empty. `frozen` are the
-    parameters that are not trained.
+    no use for, `resized` what was interpolated or extended. Without a checkpoint or towers all three are empty.
+    `frozen` are the parameters that are not trained.
     """
 
     model: PreTrainedModel
@@ -232,7 +232,12 @@ def build_model(
             _load_towers(loaded, options)
         elif options.vision is not None:
             assert isinstance(model, EVEPreTrainedModel)
-            loaded.origin += f"; {options.vision}: {init_from_vision(model, options.vision)}"
+            found = init_from_vision(model, options.vision)
+            loaded.origin += f"; {options.vision}: {found}"
+            backbone = model.base_model_prefix + "."
+            started = {f"{backbone}{name}" for name in found.new}
+            names = [name for name, _ in model.named_parameters()]
+            loaded.new = frozenset(name for name in names if name in started or not name.startswith(backbone))
         return loaded
     folder = model_folder(options.init)
     tensors = read_tensors(folder)
@@ -333,6 +338,10 @@ def _load_towers(loaded: Loaded, options: ModelConfig) -> None:
     if options.text is not None:
         model.load_towers({"text_config": read_tower(options.text, "text_config")})
         loaded.origin += f"; the text tower is {options.text}"
+    given = {"vision_model": options.vision, "text_model": options.text}
+    if towers := tuple(f"{model.base_model_prefix}.{name}." for name, path in given.items() if path is not None):
+        names = [name for name, _ in model.named_parameters()]
+        loaded.new = frozenset(name for name in names if not name.startswith(towers))
 
 
 def _answers(config: PreTrainedConfig) -> dict[int, str]:

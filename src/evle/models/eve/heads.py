@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from evle import objectives
-from evle.distributed import all_gather
+from evle.distributed import all_gather, world_size
 from evle.errors import DataError
 from evle.models.attention import attend
 from evle.models.casts import cast_once
@@ -94,13 +94,19 @@ def match_pairs(
         all_pixels = all_gather(pairs.pixel_values)
         all_ids, all_masks = gather_text(input_ids, attention_mask, pad)
         length = all_ids.shape[1] - input_ids.shape[1]
-        own_ids = nn.functional.pad(input_ids, (0, length), value=pad)
-        own_masks = nn.functional.pad(attention_mask, (0, length), value=0)
+        own_ids = padded_ids = nn.functional.pad(input_ids, (0, length), value=pad)
+        own_masks = padded_masks = nn.functional.pad(attention_mask, (0, length), value=0)
         own_pixels = pairs.pixel_values
         if rows is not None:
             own_ids, own_masks, own_pixels = own_ids[rows], own_masks[rows], own_pixels[rows]
             texts, images, exists = texts[rows], images[rows], exists[rows]
-    if not len(own_ids):
+    is_matched = len(own_ids) > 0
+    if not is_matched and world_size() > 1:
+        # All processes must run the layers, whose weights or experts may be divided: match a row that does not count.
+        own_ids, own_masks, own_pixels = padded_ids[:1], padded_masks[:1], pairs.pixel_values[:1]
+        texts = images = own_ids.new_zeros(1)
+        exists = torch.zeros(1, dtype=torch.bool, device=own_ids.device)
+    elif not is_matched:
         states = torch.zeros(0, eve.config.hidden_size, dtype=float_dtype(head), device=input_ids.device)
         return Matching(head(states), pairs.match_ids.new_zeros(0), None)  # a loss of 0 that has a gradient path
     output = eve(
@@ -109,7 +115,7 @@ def match_pairs(
         attention_mask=torch.cat([own_masks, all_masks[texts], own_masks]),
         return_dict=True,
     )
-    return Matching(head(output.text_hidden[:, 0]), matching_labels(exists), output)
+    return Matching(head(output.text_hidden[:, 0]), matching_labels(exists), output if is_matched else None)
 
 
 def contrast_head(config: EVEConfig) -> ContrastHead:
