@@ -20,6 +20,7 @@ Where half a minute does not tell the learning rates of a contender apart, give 
 FOLDER holds images and a captions.jsonl, such as examples/emoji builds. `open-clip` takes part if it is installed;
 `frozen` and `vle` need --towers, such as examples/real_towers builds.
 
-The budget is the processor time of training on one thread, reading of images included: a machine that is busy with
-other work gives the same result later. Evaluation is not counted.
+The budget is the processor time of training on one thread, reading of images included; evaluation is not counted. Other
+work on the machine is not counted either, but slows training down by what it takes of caches and memory: on two cores,
+with tests beside the runs, the number of steps varied by a quarter. Leave the machine alone for figures to compare.
 """

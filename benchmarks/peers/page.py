@@ -24,10 +24,11 @@ def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, comm
     blocks = [
         "# Peers at equal compute",
         f"Each contender was trained for {minutes:g} minutes of processor time per run, on one thread that also reads "
-        "the images, on the same samples. Evaluation is not counted. Processor time depends little on what else the "
-        "machine does. The learning rate of each contender is the best of short trials, on samples that training "
-        f"does not show; nothing else was tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, "
-        "cosine over the budget. No contender starts from pre-training, except those on trained towers.",
+        "the images, on the same samples. Evaluation is not counted. Other work on the machine is not counted either, "
+        "but takes caches and memory from a run: the steps tell how much each contender was trained. The learning rate "
+        "of each contender is the best of short trials, on samples that training does not show; nothing else was "
+        f"tuned. Optimizer: AdamW, weight decay {WEIGHT_DECAY}, warm-up {WARMUP:.0%}, cosine over the budget. No "
+        "contender starts from pre-training, except those on trained towers.",
         "Scores are percentages, mean ± standard deviation over seeds; the test samples are the same for all seeds. "
         f"{platform.processor() or platform.machine()}, torch {torch.__version__.split('+')[0]}, "
         f"transformers {transformers.__version__}.",
@@ -101,9 +102,19 @@ def _settings(contest: Contest, name: str, own: Results, trials: Results) -> lis
         f"{own[0]['rate']:g}",
         ", ".join(f"{rate:g}: {score:.1f}" for rate, score in tried) or "given",
         f"{mine[0]['minutes']:g}" if mine else "",
-        round(statistics.fmean(each["steps"] for each in own)),
+        _range([each["steps"] for each in own]),
         round(statistics.fmean(each["seconds"] for each in own)),
     ]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """The smallest and the largest, or the one number.
+
+    >>> _range([274, 211, 236]), _range([300])
+    ('211 to 274', '300')
+    """
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _with_spread(values: Sequence[float]) -> str:
