@@ -27,8 +27,8 @@ from evle.errors import ConfigError, DataError, SampleError
 
 PAGE = ".html"
 MAX_LINE = 1_000_000
-NO_REASONER = "reasons need a model that chooses them (vcr-qa2r); name it with --reason-model"
 """Characters of a line of JSON."""
+NO_REASONER = "reasons need a model that chooses them (vcr-qa2r); name it with --reason-model"
 
 
 def locate(

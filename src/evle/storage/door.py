@@ -153,7 +153,7 @@ class FileUpload:
     def _is_own(self, name: str) -> bool:
         top, _, below = name.partition("/")
         if below:
-            return top == f"{self._stem}.report"
+            return top == f"{self._stem}.report" and ".." not in below.split("/")
         return re.fullmatch(rf"{re.escape(self._stem)}(-\d+)?\..+", top) is not None
 
     def _own(self) -> dict[str, list[int]]:
