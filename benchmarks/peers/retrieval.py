@@ -42,6 +42,7 @@ from benchmarks.peers.contest import (
 )
 from evle.data.custom.folder import folder
 from evle.data.samples import CaptionSample, Samples
+from evle.files import checksum
 from evle.models.eve import EVEConfig, EVEForRetrieval
 from evle.models.vle import VLEForRetrieval
 from evle.run.config import RunConfig
@@ -263,12 +264,9 @@ def is_tuning(sample: CaptionSample) -> bool:
     return int.from_bytes(digest) / 2**64 < TUNED_SHARE
 
 
-def weights_digest(tower: str) -> str:
-    """A digest of the weights in a tower's folder."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(tower).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def checksums_of_weights(tower: str) -> list[str]:
+    """The checksums of the weights in a tower's folder."""
+    return [checksum(file) for file in sorted(Path(tower).glob("*.safetensors"))]
 
 
 def prepared(name: str, samples: Samples, seed: int, towers: Sequence[str]) -> Prepared:
@@ -333,7 +331,7 @@ def contest(options: argparse.Namespace) -> Contest:
             "--tests": list(options.tests),
             "images": [learned.fingerprint, *(each.fingerprint for each in tests.values())],
         },
-        own_settings={key: {"towers": [weights_digest(each) for each in options.towers]} for key in TOWERS},
+        own_settings={key: {"towers": [checksums_of_weights(each) for each in options.towers]} for key in TOWERS},
         notes=(
             f"At most {options.gallery} images and their captions per split; TR: image to text, IR: text to image. The "
             f"learning rate is chosen in galleries of {TUNED_GALLERY} images of {TUNED_SHARE:.0%} of the training "

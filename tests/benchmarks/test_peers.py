@@ -78,9 +78,9 @@ def test_a_rate_that_is_given_takes_the_place_of_trials(module, images, monkeypa
 def test_what_depends_on_the_towers_is_not_taken_with_others(module, tmp_path):
     retrieval, contest = module("retrieval"), module("contest")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    one = retrieval.weights_digest(str(tmp_path))
+    one = retrieval.checksums_of_weights(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert retrieval.weights_digest(str(tmp_path)) != one
+    assert retrieval.checksums_of_weights(str(tmp_path)) != one
     settings = {"settings": {"--gallery": 6}, "own_settings": {"vle": {"towers": [one]}}}
     made = contest.Contest("", "", {}, {}, (), "", [], [], {}, None, None, (), **settings)
     assert made.settings_of("clip") == {"--gallery": 6}

@@ -90,17 +90,28 @@ def test_a_probability_or_a_share_is_kept(match, table, tmp_path):
     assert score_pairs(match, table, tmp_path / "s.jsonl", top=1.0, progress=False).num_kept == 7
 
 
-def test_other_weights_under_the_same_name_start_again(match, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(filtering, "CHUNK", 2)
-    output, calls = tmp_path / "scored.jsonl", []
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Interrupts the scoring of the chunk of this number, counted from 1; the list of the texts of all chunks."""
 
-    def interrupted(self, images, texts, old=MatchPipeline.margins):
-        calls.append(texts)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return old(self, images, texts)
+    def interrupt(number):
+        calls = []
 
-    monkeypatch.setattr(MatchPipeline, "margins", interrupted)
+        def margins(self, images, texts, old=MatchPipeline.margins):
+            calls.append(texts)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return old(self, images, texts)
+
+        monkeypatch.setattr(filtering, "CHUNK", 2)
+        monkeypatch.setattr(MatchPipeline, "margins", margins)
+        return calls
+
+    return interrupt
+
+
+def test_other_weights_under_the_same_name_start_again(match, table, tmp_path, interrupted_at, monkeypatch):
+    output, calls = tmp_path / "scored.jsonl", interrupted_at(2)
     with pytest.raises(KeyboardInterrupt):
         score_pairs(match, table, output, progress=False)
     monkeypatch.setattr(filtering, "fingerprint", lambda pipeline: "of another training")
@@ -108,19 +119,9 @@ def test_other_weights_under_the_same_name_start_again(match, table, tmp_path, m
     assert calls[2] == calls[0]
 
 
-def test_an_interrupted_job_resumes_and_gives_the_same(match, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(filtering, "CHUNK", 2)
+def test_an_interrupted_job_resumes_and_gives_the_same(match, table, tmp_path, interrupted_at):
     whole = score_pairs(match, table, tmp_path / "whole.jsonl", progress=False).output.read_text()
-    calls = []
-
-    def interrupted(self, images, texts, old=MatchPipeline.margins):
-        calls.append(texts)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return old(self, images, texts)
-
-    monkeypatch.setattr(MatchPipeline, "margins", interrupted)
-    output = tmp_path / "scored.jsonl"
+    output, calls = tmp_path / "scored.jsonl", interrupted_at(3)
     with pytest.raises(KeyboardInterrupt):
         score_pairs(match, table, output, progress=False)
     part = tmp_path / "scored.jsonl.part"

@@ -85,7 +85,8 @@ def match_pairs(
 
     Negatives are sampled over all processes by `similarities` (image to text, text to image; each (B, G)), or uniformly
     without them, except the texts that `wrong_texts` (B,) gives. `rows` (N,) are the pairs that are matched; by default
-    all. The labels of a row without a negative, because every id equals its own, are -100.
+    all. The labels of a row without a negative, because every id equals its own, are -100. A process of several that
+    has no row matches one whose labels are all -100.
     """
     input_ids, pad = pairs.input_ids, eve.config.pad_token_id or 0
     attention_mask = torch.ones_like(input_ids) if pairs.attention_mask is None else pairs.attention_mask
