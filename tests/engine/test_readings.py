@@ -149,10 +149,13 @@ def test_what_is_not_finite_is_named_by_its_part():
 def test_a_spike_is_far_above_the_usual_loss():
     recent = [2.0, 2.2, 1.8, 2.1, 1.9] * 4
     assert spike_above(recent, 2.4) is None
-    assert spike_above(recent, 3.5) == 2.0
+    assert spike_above(recent, 4.0) == 2.0
     assert spike_above(recent[:19], 100.0) is None  # too few to tell
     assert spike_above([2.0] * 20, 2.5) is None  # no spread: still half as much again
     assert spike_above([-1.0] * 20, -0.4) == -1.0
+    nearly_zero = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2] * 4  # a learned task: a hard sample is no event
+    assert spike_above(nearly_zero, 0.3) is None
+    assert spike_above([0.0, *nearly_zero], 2.0) is not None
 
 
 def test_a_spike_is_reported_and_logged_also_after_resuming(tmp_path, caplog):

@@ -232,7 +232,7 @@ def test_a_word_that_is_too_long_is_cut_to_its_image():
 
 
 def test_the_page_holds_a_map_for_every_word_and_needs_no_other_file(tmp_path):
-    page = explanation(["one", "<b>two"]).save(tmp_path / "page.html").read_text()
+    page = explanation(["one", "<b>two"]).save(tmp_path / "new" / "page.html").read_text()
     assert page.count('<input type="radio"') == 4  # the image, all words, and two words
     assert page.count("data:image/webp;base64,") == 4
     assert "&lt;b&gt;two" in page

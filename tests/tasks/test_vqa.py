@@ -17,7 +17,7 @@ from evle.models.eve import EVEConfig, EVEForPreTraining, EVEForVQA, EVEProcesso
 from evle.pipelines import VQAPipeline
 from evle.run.prepare import prepare
 from evle.run.weights import ModelConfig, build_model, starting_config
-from evle.tasks.vqa import VQAConfig, VQATask
+from evle.tasks.vqa import VQAConfig, VQATask, _tables
 from evle.transforms.text import train_tokenizer
 from micro import MICRO, Damaged, micro_run, plain_image, vqa_samples
 
@@ -93,6 +93,12 @@ def test_ones_own_annotators_may_write_capitals(key, official, expected):
     task = VQATask(VQAConfig(official=official), None)
     asked = VQASample(key, "a.jpg", "is it red?", ("Yes",) * 10)
     assert task._accuracy([asked], ["yes"])["accuracy"] == expected
+
+
+def test_the_table_of_answers_compares_them_as_the_score_does():
+    asked = [VQASample(f"q{n}", "a.jpg", "where?", ("at the top",)) for n in range(3)]
+    (table,) = _tables(asked, {"q0": "at the top", "q1": "at the top", "q2": "in the centre"})
+    assert table.rows == [["at top", 3, pytest.approx(200 / 3), "in centre 1"]]
 
 
 def answered(key, *answers):

@@ -14,6 +14,7 @@ from torch import Tensor
 SPIKE_WINDOW = 50
 SPIKE_SPREADS = 8.0
 SPIKE_RATIO = 1.5
+MOST_EXPONENT = 700  # math.exp raises beyond
 
 
 class Readings:
@@ -51,7 +52,9 @@ def not_finite(losses: Mapping[str, float], grad_norm: float | None) -> dict[str
 def spike_above(recent: list[float], loss: float) -> float | None:
     """The usual loss (the median of the `recent` ones) where `loss` is far above it, else None.
 
-    Far is 1.5 times the median and 8 robust standard deviations above it, for at least 20 recent losses.
+    Far is 1.5 times the median and 8 robust standard deviations above it, for at least 20 recent losses. Positive
+    losses are compared by their logarithms: near 0, where a model has learned its task, one hard sample makes a loss a
+    hundred times as high, and the losses before it differ by as much.
 
     >>> spike_above([1.0, 1.1] * 10, 1.2), spike_above([1.0, 1.1] * 10, 5.0)
     (None, 1.05)
@@ -59,5 +62,15 @@ def spike_above(recent: list[float], loss: float) -> float | None:
     if len(recent) < 20:
         return None
     usual = statistics.median(recent)
-    spread = 1.4826 * statistics.median(abs(value - usual) for value in recent)
-    return usual if loss > usual + max(SPIKE_SPREADS * spread, (SPIKE_RATIO - 1) * abs(usual)) else None
+    if min(recent) > 0:
+        ratio = math.exp(min(SPIKE_SPREADS * _spread([math.log(value) for value in recent]), MOST_EXPONENT))
+        far = usual * max(ratio, SPIKE_RATIO)
+    else:
+        far = usual + max(SPIKE_SPREADS * _spread(recent), (SPIKE_RATIO - 1) * abs(usual))
+    return usual if loss > far else None
+
+
+def _spread(values: list[float]) -> float:
+    """The standard deviation of `values` as their median distance from the median tells it."""
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values)

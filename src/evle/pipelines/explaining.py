@@ -108,8 +108,9 @@ class Explanation:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the page (.html) or the sheet (an image) to `path`."""
+        """Write the page (.html) or the sheet (an image) to `path`, whose folder is made where it is missing."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() in (".html", ".htm"):
             write_whole(path, self.to_html())
         else:

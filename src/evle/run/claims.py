@@ -20,7 +20,9 @@ from evle.tasks import TASKS
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t at 97.5 %, for 1 to 15 degrees of freedom; 1.96 is taken beyond 30, 2.131 between."""
+"""Student's t at 97.5 %, for 1 to 15 degrees of freedom."""
+NORMAL_QUANTILE = 1.959964
+"""What Student's t at 97.5 % comes to with many degrees of freedom."""
 METRICS = {**{name: task.metric for name, task in TASKS.items()}, "vcr": "q2ar"}
 """The metric of each task, and of VCR's two halves together."""
 LOSS = "loss"
@@ -119,14 +121,16 @@ class Judged:
 
 
 def t_quantile(freedom: int) -> float:
-    """Student's t at 97.5 % for `freedom` degrees of freedom, rounded up where the table has none.
+    """Student's t at 97.5 % for `freedom` degrees of freedom, to three decimals: the table, and beyond it the
+    expansion of Abramowitz and Stegun (26.7.5).
 
-    >>> t_quantile(2), t_quantile(100)
-    (4.303, 1.96)
+    >>> t_quantile(2), round(t_quantile(100), 3)
+    (4.303, 1.984)
     """
-    if freedom > 30:
-        return 1.96
-    return T_QUANTILES[min(freedom, len(T_QUANTILES)) - 1]
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    z = NORMAL_QUANTILE
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def read_claim(tree: Any, where: str, tasks: Mapping[str, str] | None = None) -> Claim:

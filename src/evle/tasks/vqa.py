@@ -322,10 +322,14 @@ def has_slot(config: PreTrainedConfig) -> bool:
 
 
 def _tables(samples: list[VQASample], given: dict[str, str]) -> list[Table]:
-    """How well the most frequent answers are recognised; the true answer is the one of most annotators."""
+    """How well the most frequent answers are recognised; the true answer is the one of most annotators.
+
+    Both are normalised: an answer of the model is written as training wrote it, with its articles.
+    """
     known = {sample.key: soft_scores(sample.answers) for sample in samples}
     truths = {key: max(scores, key=scores.__getitem__) for key, scores in known.items() if scores}
-    table = class_table("Answers, by the true one", list(truths.values()), [given[key] for key in truths])
+    predicted = [normalize_answer(given[key]) for key in truths]
+    table = class_table("Answers, by the true one", list(truths.values()), predicted)
     return [table] if truths else []
 
 
