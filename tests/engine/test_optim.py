@@ -102,6 +102,22 @@ def test_warmup_is_a_share_below_one_and_a_number_of_steps_from_one():
     assert num_warmup_steps(OptimConfig(warmup=500), num_steps=200) == 200
 
 
+def test_the_rate_follows_the_time_where_that_is_ahead_of_the_steps():
+    """In the 45 steps that the time holds, of 100,000 that bound them, the rate rises and falls."""
+    config = OptimConfig(schedule="cosine", warmup=0.1)
+    shares = [lr_share(step, config, num_steps=100_000, pace=step / 45) for step in range(46)]
+    assert max(shares) > 0.99
+    assert shares[2] < 0.5
+    assert shares[5:] == sorted(shares[5:], reverse=True)
+    assert shares[-1] == 0
+    assert all(0 <= share <= 1 for share in shares)
+    in_steps = OptimConfig(schedule="linear", warmup=10)
+    shares = [lr_share(step, in_steps, num_steps=100_000, pace=step / 45) for step in range(45)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])  # the steps that were asked for
+    behind = [lr_share(step, config, num_steps=50, pace=step / 60) for step in range(50)]
+    assert behind == [lr_share(step, config, num_steps=50) for step in range(50)]  # a bound in time that is not reached
+
+
 def test_impossible_settings_are_refused_together():
     with pytest.raises(ConfigError) as caught:
         OptimConfig.build({"lr": -1, "wamup": 0.1, "schedule": "sine"}, "recipe.yaml")

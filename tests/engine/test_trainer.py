@@ -221,6 +221,15 @@ def test_a_budget_of_minutes_ends_training_with_a_validation_and_a_whole_run(tmp
     assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
 
 
+def test_the_learning_rate_has_come_down_when_the_minutes_are_over(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: 10.0 * next(clock))
+    train(make_model(), tmp_path / "run", steps=100_000, minutes=3.5, log_every=1)
+    rates = [event["lr"] for event in read_events(tmp_path / "run") if event["event"] == "train"]
+    assert len(rates) > 10
+    assert rates[-1] < 0.2 * max(rates)
+
+
 def test_a_finished_run_resumed_does_nothing_more(tmp_path):
     first, again = make_model(), make_model(seed=1)
     train(first, tmp_path / "run", steps=3)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 import torch
@@ -159,24 +159,35 @@ def skip_update_unless_finite(optimizer: Optimizer, numbers: Tensor) -> None:
         adamw.found_inf = (~torch.isfinite(numbers).all()).float()
 
 
-def build_schedule(optimizer: Optimizer, config: OptimConfig, num_steps: int) -> LambdaLR:
-    """The schedule of `num_steps` optimizer steps: call `.step()` after each of them, not after each micro-batch."""
-    return LambdaLR(optimizer, lambda step: lr_share(step, config, num_steps))
+def build_schedule(
+    optimizer: Optimizer, config: OptimConfig, num_steps: int, pace: Callable[[], float] = float
+) -> LambdaLR:
+    """The schedule of `num_steps` optimizer steps: call `.step()` after each of them, not after each micro-batch.
+
+    `pace()` is the share of the time that is over, of a training that has one to keep; by default 0.
+    """
+    return LambdaLR(optimizer, lambda step: lr_share(step, config, num_steps, pace()))
 
 
-def lr_share(step: int, config: OptimConfig, num_steps: int) -> float:
+def lr_share(step: int, config: OptimConfig, num_steps: int, pace: float = 0.0) -> float:
     """The share of the peak learning rate that optimizer step `step` (from 0 to num_steps - 1) uses.
 
-    Warm-up rises from 1/w in the first step to 1 in step w - 1, so that no step is wasted on a rate of 0.
+    Warm-up rises from 1/w in the first step to 1 in step w - 1, so that no step is wasted on a rate of 0. Where the
+    time will end before the steps do, `pace`, the share of it that is over, is ahead of the share of the steps, and
+    the rate follows it; a warm-up of a number of steps takes these steps all the same.
 
     >>> config = OptimConfig(schedule="linear", warmup=2)
     >>> [lr_share(step, config, num_steps=6) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> [lr_share(step, config, num_steps=6, pace=step / 4) for step in range(4)]
+    [0.5, 1.0, 0.75, 0.375]
     """
     warmup = num_warmup_steps(config, num_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    left = max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+    position = max(step, pace * num_steps)
+    warmed = position if config.warmup < 1 else step
+    if warmed < warmup:
+        return min(1.0, (warmed + 1) / warmup)
+    left = min(1.0, max(0.0, (num_steps - position) / max(1, num_steps - warmup)))
     if config.schedule == "constant":
         return 1.0
     share = left**config.power if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))

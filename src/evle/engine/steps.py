@@ -112,7 +112,8 @@ class Training:
         if self.experts is not None:
             self.experts.agree()
         # The bare optimizer: accelerate's own schedule wrapper would step once for each process.
-        self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps)
+        self.pace = 0.0
+        self.schedule = build_schedule(self.optimizer.optimizer, optim, self.num_steps, lambda: self.pace)
         self.average = Average(self.bare, train.ema) if train.ema else None
         self.memory = ContrastMemory(self.bare, train.contrast_memory) if train.contrast_memory else None
         if folder:
@@ -150,8 +151,15 @@ class Training:
             self.accelerator.scaler.load_state_dict(self.at.scaler)
 
     def agree(self, group: list[Batch], stop: bool, late: bool) -> tuple[int, bool, bool]:
-        """The samples of this step over all processes, whether any process was asked to stop, or has no time left."""
-        num_samples, stops, lates = host_sum([sum(map(_num_rows, group)), int(stop), int(late)])
+        """The samples of this step over all processes, whether any process was asked to stop, or has no time left.
+
+        The learning rate follows the time of `train.minutes`, of which all processes have the same mean.
+        """
+        milliseconds = round(1000 * self.at.seconds)
+        numbers = host_sum([sum(map(_num_rows, group)), int(stop), int(late), milliseconds])
+        num_samples, stops, lates, milliseconds = numbers
+        if self.train.minutes is not None:
+            self.pace = milliseconds / (world_size() * 60_000 * self.train.minutes)
         return num_samples, bool(stops), bool(lates)
 
     def step(self, group: list[Batch], num_samples: int) -> None:

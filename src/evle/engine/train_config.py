@@ -24,7 +24,8 @@ class TrainConfig(Config):
     follows from the operations of the first batches, forward and backward."""
     minutes: float | None = Field(None, gt=0)
     """Stop after this many minutes of training, evaluations not counted, if steps or epochs take longer. The learning
-    rate follows steps or epochs: for comparisons at equal time, use optim.schedule=constant."""
+    rate then follows the time, so that it has come down when the time is over; such a run cannot be repeated bit for
+    bit."""
     batch_size: int = Field(32, ge=1)
     """Samples per optimizer step, over all processes and micro-batches."""
     accumulation: int = Field(1, ge=1)
