@@ -18,7 +18,7 @@ from evle.terminal import one_line
 Kind = Annotated[
     str | None,
     typer.Option(
-        help="What to read: captions, vqa, nlvr2 or vcr. By default what the source holds; captions before questions.",
+        help="What to read: captions, vqa, nlvr2 or vcr. By default what a folder's table holds, else captions, or what the source has.",
         show_default=False,
     ),
 ]
@@ -164,7 +164,8 @@ def shards(
         done = pack(samples, output, per_shard=per_shard, num_threads=num_threads, progress=progress)
     left_out = list(getattr(samples, "skipped", ()))
     print("\n".join(map(one_line, [*done.lines(), *(f"left out by the source: {line}" for line in left_out[:20])])))
-    print_next("evle", "data", "stats", "shards", f"path={output}")
+    of_kind = ["--kind", kind] if kind else []
+    print_next("evle", "data", "stats", "shards", f"path={output}", *of_kind)
 
 
 def _samples(source: str, options: list[str] | None, kind: str | None, split: str | None) -> Any:

@@ -177,7 +177,7 @@ def search(
     """Find images by words or by another image.
 
     \b
-      evle search photos.index "a dog on a beach" --rerank 50 --html found.html
+      evle search photos.index "a dog on a beach" --html found.html
       evle search photos.index --image dog.jpg -k 20
       evle search photos.index "a dog" --folder 2019 --where "author=Ann" --json
       cat queries.txt | evle search photos.index - --json

@@ -71,7 +71,7 @@ class TrainConfig(Config):
     """Several processes: look in each step for parameters without a gradient. False saves that search and a
     synchronisation where every parameter takes part in every step; elsewhere the run stops with an error."""
     trackers: tuple[str, ...] = ()
-    """Also log to these trackers of accelerate: tensorboard, trackio, wandb, ..."""
+    """Also log to these trackers of accelerate, such as tensorboard, trackio or wandb."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
