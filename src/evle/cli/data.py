@@ -18,7 +18,8 @@ from evle.terminal import one_line
 Kind = Annotated[
     str | None,
     typer.Option(
-        help="What to read: captions, vqa, nlvr2 or vcr. By default what a folder's table holds, else captions, or what the source has.",
+        help="What to read: captions, vqa, nlvr2 or vcr. By default what a folder's table holds, else captions or what "
+        "the source has.",
         show_default=False,
     ),
 ]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from evle.data.samples import CaptionSample, NLVR2Sample, Sample, Tagged, VCRSample, VQASample
+from evle.data.synthetic.text_alone import Pair, accuracy
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Blindness:
 class _Riddle:
     """A question without its image.
 
-    `cues` are texts from the most to the least specific, `choices` the texts to choose from (None: all answers seen).
+    `cues` are texts from the most to the least specific, `choices` the texts to choose from (None: all answers seen),
+    `pair` a true caption and its swapped form.
     """
 
     type: str
     cues: tuple[str, ...]
     answer: str
     choices: tuple[str, ...] | None = None
+    pair: Pair | None = None
 
 
 def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness:
@@ -42,11 +45,14 @@ def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness
 
     A question gets the most frequent answer to the same question, to the same question type and first words, or to the
     type: the most specific of these that training has seen at least five times. Choices are guessed by how often their
-    words were right.
+    words were right, a caption and its swapped form by their n-grams (see `evle.data.synthetic.text_alone`).
     """
+    swaps: dict[str, tuple[list[Pair], list[Pair]]] = defaultdict(lambda: ([], []))
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     offers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for riddle in _riddles(train):
+        if riddle.pair is not None:
+            swaps[riddle.type][0].append(riddle.pair)
         for cue in riddle.cues:
             counts[riddle.type, cue][riddle.answer] += 1
             offers[riddle.type, cue].update(riddle.choices or ())
@@ -55,6 +61,9 @@ def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness
     total: Counter[str] = Counter()
     for riddle in _riddles(test):
         total[riddle.type] += 1
+        if riddle.pair is not None:
+            swaps[riddle.type][1].append(riddle.pair)
+            continue
         special = next((cue for cue in riddle.cues if counts[riddle.type, cue].total() >= 5), None)
         if riddle.choices is not None:
             chance[riddle.type] += 1 / len(riddle.choices)
@@ -74,9 +83,10 @@ def blind_accuracy(train: Iterable[Sample], test: Iterable[Sample]) -> Blindness
             if special is not None:
                 right[riddle.type] += counts[riddle.type, special].most_common(1)[0][0] == riddle.answer
     types = sorted(total)
+    told = {type_: accuracy(*pairs) for type_, pairs in swaps.items()}
     return Blindness(
-        {each: 100 * right[each] / total[each] for each in types},
-        {each: 100 * chance[each] / total[each] for each in types},
+        {each: told[each] if each in told else 100 * right[each] / total[each] for each in types},
+        {each: 50.0 if each in told else 100 * chance[each] / total[each] for each in types},
         {each: total[each] for each in types},
     )
 
@@ -91,8 +101,8 @@ def _riddles(samples: Iterable[Sample]) -> Iterator[_Riddle]:
         elif isinstance(sample, NLVR2Sample) and sample.label is not None:
             yield _Riddle("nlvr2", (sample.sentence, " ".join(sample.sentence.split()[:4]), ""), str(sample.label))
         elif isinstance(sample, CaptionSample) and sample.swap is not None:
-            choices = tuple(sorted((sample.captions[0], sample.swap.caption)))
-            yield _Riddle(f"swap of {sample.swap.type}", ("",), sample.captions[0], choices)
+            pair = (sample.captions[0], sample.swap.caption)
+            yield _Riddle(f"swap of {sample.swap.type}", (), pair[0], pair=pair)
         elif isinstance(sample, VCRSample):
             yield from _choices(sample)
 

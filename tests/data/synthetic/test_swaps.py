@@ -4,11 +4,13 @@ import itertools
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 
 import micro
-from evle.data.samples import CaptionSample
-from evle.data.synthetic.swaps import CaptionSwaps, swapped_caption, swaps
+from evle.data.samples import CaptionSample, Swap
+from evle.data.synthetic.caption_swaps import CaptionSwaps, swapped_caption
+from evle.data.synthetic.swaps import swaps
 from evle.errors import ConfigError, DataError
 from evle.inspection.blindness import blind_accuracy
 from scene_truth import Judge
@@ -100,15 +102,28 @@ SWAPPED = [
     ("count", "two dogs and three cats", "three dogs and two cats", ("two", "three")),
     ("relation", "a cup to the left of a plate", "a cup to the right of a plate", ("left", "right")),
     ("relation", "a man left of a sign above a door", None, None),
-    ("order", "A cat is above the table.", "The table is above a cat.", ("cat", "table")),
+    ("order", "A cat is above the table.", "A table is above the cat.", ("cat", "table")),
     ("order", "a cup to the left of a plate", "a plate to the left of a cup", ("cup", "plate")),
     ("order", "nothing to swap", None, None),
+    ("attribute", "an orange car and a blue bus", "a blue car and an orange bus", ("orange", "blue")),
+    ("attribute", "An open book on a wooden table", "A wooden book on an open table", ("open", "wooden")),
+    ("count", "Two dogs and three cats", "Three dogs and two cats", ("two", "three")),
+    ("count", "2 dogs and 3 cats", "3 dogs and 2 cats", ("2", "3")),
+    ("count", "from 2 to 3, or at 5", None, None),
+    ("order", "the dogs are above the car", None, None),
+    ("order", "An owl above the tree", "A tree above the owl", ("owl", "tree")),
+    ("order", "the table is below a cat", "the cat is below a table", ("cat", "table")),
+    ("relation", "the man left the house", None, None),
+    ("relation", "A dog in front of a car", "A dog behind a car", ("in front of", "behind")),
+    ("relation", "Behind a car", "In front of a car", ("behind", "in front of")),
+    ("order", "a dog in front of the car", "a car in front of the dog", ("dog", "car")),
 ]
 
 
 @pytest.mark.parametrize(("type_", "caption", "expected", "words"), SWAPPED)
 def test_captions_that_people_wrote_are_swapped(type_, caption, expected, words):
-    assert swapped_caption(caption, type_) == (None if expected is None else (expected, words))
+    swapped = swapped_caption(caption, type_)
+    assert (swapped and swapped[:2]) == (None if expected is None else (expected, words))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +147,53 @@ def test_swaps_of_captions_are_balanced_by_their_words():
     assert samples[1].swap.caption == "a red cat and a blue dog"
     with pytest.raises(DataError, match="no two captions have swaps that balance each other"):
         CaptionSwaps([CaptionSample("1", b"", (texts[0],))], "train", 10, ("attribute",))
+
+
+def captions(*texts):
+    return [CaptionSample(f"{number}", b"", (text,)) for number, text in enumerate(texts)]
+
+
+def test_both_directions_of_a_relation_balance_an_order():
+    """That the cat is above is what both captions of the first pair say; the third says the opposite."""
+    same = captions("a cat above the table", "a table below the cat")
+    with pytest.raises(DataError, match="balance each other"):
+        CaptionSwaps(same, "train", 10, ("order",))
+    samples = CaptionSwaps([*same, *captions("a cat under the table")], "train", 10, ("order",))
+    assert [sample.captions[0] for sample in samples] == ["a cat above the table", "a cat under the table"]
+
+
+FRUIT = {"apple": "red", "cherry": "red", "sky": "blue", "sea": "blue", "tree": "green", "frog": "green"}
+
+
+def usual_and_unusual(seed, unusual):
+    """Captions of things in their usual colours, and a share of them in each other's."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for _ in range(600):
+        one, other = rng.choice(sorted(FRUIT), 2, replace=False)
+        mine, its = (FRUIT[each] for each in (one, other))
+        if rng.random() < unusual:
+            mine, its = its, mine
+        texts.append(f"a {mine} {one} and a {its} {other}")
+    return captions(*texts)
+
+
+def test_captions_whose_true_form_the_words_tell_are_left_out():
+    whole = [
+        CaptionSample(each.key, b"", each.captions, swap=Swap(swap.caption, "attribute"))
+        for each in usual_and_unusual(0, 0.2)
+        if (swap := swapped_caption(each.captions[0], "attribute"))
+    ]
+    assert text_alone(whole, whole[::2]) > 75
+    assert blind_accuracy(whole[::2], whole[1::2]).blind["swap of attribute"] > 75
+    train, test = (CaptionSwaps(usual_and_unusual(seed, 0.2), "train", 400, ("attribute",)) for seed in (0, 1))
+    assert 60 < len(train) < 400
+    assert text_alone(train, test) < 60
+    assert blind_accuracy(train, test).blind["swap of attribute"] < 60
+    assert train.describe()["right by words alone (%)"] < 60
+    assert train.left_out > 100
+    with pytest.raises(DataError, match="or words alone tell the true ones"):  # nobody shows a blue apple
+        CaptionSwaps(usual_and_unusual(0, 0), "train", 400, ("attribute",))
 
 
 @pytest.mark.parametrize(

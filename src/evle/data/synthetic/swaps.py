@@ -6,19 +6,17 @@ caption is right as often as it is wrong, and words alone give nothing away.
 """
 
 import hashlib
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evle.data.corpora.captions import coco_captions, karpathy
 from evle.data.custom.folder import folder
-from evle.data.samples import CaptionSample, MadeSamples, Swap, readable
+from evle.data.samples import CaptionSample, MadeSamples, Swap
+from evle.data.synthetic.caption_swaps import CaptionSwaps
 from evle.data.synthetic.composing import Composer
 from evle.data.synthetic.cutouts import cutouts
-from evle.data.synthetic.drawing import COLOURS
 from evle.data.synthetic.language import (
     NUMBERS,
     RELATIONS,
@@ -189,8 +187,8 @@ def swaps(
     `world` is the source with its options; None means {"source": "scenes"}. From "scenes" and "cutouts", `count`
     samples are composed; two consecutive ones form a set, in which the swapped caption of one is true for the image of
     the other. From sources of captions ("folder", "karpathy", "coco-captions"), up to `count` captions are used in
-    which an attribute, relation or count can be swapped. They are balanced, so that neither order of two words is right
-    more often than the other, and have no second image. `path` is the path of the world, if it needs one.
+    which an attribute, relation or count can be swapped. They are chosen so that words alone do not tell the true one
+    (see `CaptionSwaps`), and have no second image. `path` is the path of the world, if it needs one.
 
     Raises ConfigError for impossible options, and DataError for a world without enough to swap.
     """
@@ -217,123 +215,3 @@ def swaps(
     if "count" in chosen and samples.composer.max_things < FEWEST_THINGS:
         raise ConfigError(f"world.max_things must be at least {FEWEST_THINGS} for swaps of counts")
     return SwapSamples(samples, split, count, seed, chosen)
-
-
-# --- captions written by people
-
-_ATTRIBUTES = {
-    *COLOURS,
-    "white",
-    "grey",
-    "gray",
-    "silver",
-    "golden",
-    "big",
-    "small",
-    "large",
-    "little",
-    "tall",
-    "short",
-}
-_ATTRIBUTES |= {"old", "young", "wooden", "plastic", "metal", "empty", "full", "open", "closed", "wet", "dry"}
-_OPPOSITES = {"left": "right", "above": "below", "over": "under", "inside": "outside", "behind": "before"}
-_OPPOSITES |= {other: one for one, other in _OPPOSITES.items()}
-_COUNTS = {*NUMBERS[2:], "ten"}
-_JOINING = {"and", "or", "to", "by", "with"}
-"""Words between two attributes, or two numbers, of the same thing."""
-_NOUN = r"((?:an?|the) [\w' -]+?)"
-_AROUND = re.compile(rf"{_NOUN}( (?:is |are )?(?:to the )?)(\w+)( of)? {_NOUN}(\.?)", re.IGNORECASE)
-
-
-def swapped_caption(caption: str, type_: str) -> tuple[str, tuple[str, str]] | None:
-    """The caption with one swap of a type, and the two words that were exchanged, or None if nothing can be swapped.
-
-    Two different attributes or numbers of two things are exchanged; a relation becomes its opposite. "order" exchanges
-    the two sides of a relation.
-
-    >>> swapped_caption("A red car behind a blue bus.", "attribute")
-    ('A blue car behind a red bus.', ('red', 'blue'))
-    >>> swapped_caption("a cat above the table", "order")
-    ('the table above a cat', ('cat', 'table'))
-    """
-    words = re.findall(r"[\w'-]+|[^\w\s]+|\s+", caption)
-    lower = [word.lower() for word in words]
-    if type_ in ("attribute", "count"):
-        known = _ATTRIBUTES if type_ == "attribute" else _COUNTS
-        at = [index for index, word in enumerate(lower) if word in known]
-        if len(at) != 2 or lower[at[0]] == lower[at[1]]:
-            return None
-        if not [word for word in lower[at[0] + 1 : at[1]] if word.isalpha() and word not in _JOINING]:
-            return None  # of one thing: a white and black cat is a black and white cat
-        words[at[0]], words[at[1]] = words[at[1]], words[at[0]]
-        return "".join(words), (lower[at[0]], lower[at[1]])
-    at = [index for index, word in enumerate(lower) if word in _OPPOSITES]
-    if len(at) != 1:
-        return None
-    word = lower[at[0]]
-    if type_ == "relation":
-        words[at[0]] = _OPPOSITES[word]
-        return "".join(words), (word, _OPPOSITES[word])
-    match = _AROUND.fullmatch(caption)
-    if match is None or match[3].lower() != word:
-        return None
-    first, second = match[5][:1].upper() + match[5][1:] if caption[:1].isupper() else match[5], match[1]
-    second = second[:1].lower() + second[1:]
-    swapped = f"{first}{match[2]}{match[3]}{match[4] or ''} {second}{match[6]}"
-    return swapped, (match[1].split()[-1].lower(), match[5].split()[-1].lower())
-
-
-class CaptionSwaps(MadeSamples):
-    """Captions of a source with a swapped form, balanced by the words that change. Created by `swaps`."""
-
-    def __init__(self, source: Sequence[CaptionSample], split: str, count: int, types: tuple[str, ...]):
-        self.source, self.split, self.types = source, split, types
-        chosen: list[tuple[int, int, str]] = []
-        waiting: dict[tuple[str, str, str], list[tuple[int, int, str]]] = defaultdict(list)
-        for index, number, type_, words in self._candidates():
-            opposite = waiting[type_, words[1], words[0]]
-            if opposite:  # a caption with the same two words in the other order: both are used
-                chosen += [opposite.pop(0), (index, number, type_)]
-            else:
-                waiting[type_, *words].append((index, number, type_))
-            if len(chosen) >= count:
-                break
-        if not chosen:
-            raise DataError(
-                "no two captions have swaps that balance each other (such as 'a red car and a blue bus' and 'a blue cup"
-                f" and a red plate') in split {split!r}; give more captions, or other types than {', '.join(types)}"
-            )
-        self._chosen = sorted(chosen[: count - count % 2])
-        facts = repr((getattr(source, "fingerprint", ""), count, types))
-        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-
-    def _candidates(self) -> Iterable[tuple[int, int, str, tuple[str, str]]]:
-        for index in range(len(self.source)):
-            for sample in readable(self.source, [index]):
-                for number, caption in enumerate(sample.captions):
-                    found = ((type_, swapped_caption(caption, type_)) for type_ in self.types)
-                    usable = next(((type_, swap) for type_, swap in found if swap is not None), None)
-                    if usable is not None:
-                        yield index, number, usable[0], usable[1][1]
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def at(self, index: int) -> Any:
-        row, number, type_ = self._chosen[index]
-        sample = self.source[row]
-        swap = swapped_caption(sample.captions[number], type_)
-        assert swap is not None, "chosen captions have a swap"
-        key = f"{sample.key}#{number}"
-        return CaptionSample(
-            key, sample.image, (sample.captions[number],), swap=Swap(swap[0], type_, None, key), match_id=sample.key
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Plain facts for a report."""
-        return {
-            "source": "swaps of captions",
-            "split": self.split,
-            "samples": len(self),
-            "types": ", ".join(self.types),
-        }
