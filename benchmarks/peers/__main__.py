@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.claims import with_sections
 from benchmarks.peers import questions, retrieval
 from benchmarks.peers.contest import Contest
-from benchmarks.peers.page import Results, page
+from benchmarks.peers.page import Results, added, page
 from evle.files import write_whole
 
 CONTENDERS = (*retrieval.ABOUT, *questions.ABOUT)
@@ -108,8 +110,12 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", default=["test_style", "val"], help="splits to test on")
     parser.add_argument("--gallery", type=int, default=300, help="images of each test (default: 300)")
     parser.add_argument("--report", type=Path, help="also write the report to this file")
+    parser.add_argument("--add", metavar="TITLE", help="add the report to that file as a section of this title")
+    parser.add_argument("--note", default="", help="a paragraph below that title")
     options = parser.parse_args(given)
     options.rates = dict(options.rates)
+    if (options.add or options.note) and not (options.add and options.report):
+        parser.error("--add TITLE needs --report FILE, and --note needs both")
     if options.peers is None:
         has_open_clip = importlib.util.find_spec("open_clip_train") is not None
         missing = {*(() if has_open_clip else ("open-clip",)), *(() if options.towers else retrieval.TOWERS)}
@@ -132,9 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if names:
             made = contest()
             found.append((made, *compare(made, names, options)))
-    command = " ".join(["python -m benchmarks.peers", *(_shown(each, options.folder) for each in given)])
+    shown = [_shown(each, options.folder) for each in given if each not in ("--note", options.note)]
+    command = f"python -m benchmarks.peers {shlex.join(shown)}"
     text = page(found, options.minutes, command)
     (options.output / "report.md").write_text(text, encoding="utf-8")
+    if options.add and options.report.is_file():
+        whole = options.report.read_text(encoding="utf-8")
+        text = with_sections(whole, [added(options.add, options.note, found, command)])
     if options.report is not None:
         options.report.write_text(text, encoding="utf-8")
     print(text)

@@ -48,6 +48,14 @@ def page(found: Sequence[tuple[Contest, Results, Results]], minutes: float, comm
     return "\n\n".join([*blocks, "Made by", f"```shell\n{command}\n```"]) + "\n"
 
 
+def added(title: str, note: str, found: Sequence[tuple[Contest, Results, Results]], command: str) -> str:
+    """The contests as one section below `title`, to be added to a page."""
+    blocks = [block for each in found for block in section(*each)]
+    lowered = [f"#{block}" if block.startswith("##") else block for block in blocks]
+    shown = [f"## {title}", *([note] if note else []), *lowered, "Made by", f"```shell\n{command}\n```"]
+    return "\n\n".join(shown)
+
+
 def section(contest: Contest, trials: Results, results: Results) -> list[str]:
     """One contest: its notes, a table for each test split, and the settings of all contenders."""
     names = dict.fromkeys(each["peer"] for each in results)
@@ -61,7 +69,7 @@ def section(contest: Contest, trials: Results, results: Results) -> list[str]:
         )
     if given := [name for name in names if name not in {each["peer"] for each in trials}]:
         blocks.append(f"The learning rate of {', '.join(given)} was given, not chosen by trials.")
-    if at_end := [name for name in names if name not in untuned and _is_at_end(name, by_peer[name], trials)]:
+    if at_end := [name for name in names if _is_at_end(name, by_peer[name], trials)]:
         blocks.append(f"The best rate of {', '.join(at_end)} is at the end of those tried; one beyond may be better.")
     if len({each["minutes"] for each in trials}) > 1:
         blocks.append("Contenders with longer trials (see the settings) had them from an earlier command.")

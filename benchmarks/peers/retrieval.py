@@ -339,6 +339,7 @@ def contest(options: argparse.Namespace) -> Contest:
             f"Augmentation: `{json.dumps(IMAGE)}`; open_clip has its own.",
             "The losses are each library's: in CLIP's and SigLIP's, images of one caption in a batch are negatives of "
             "each other, which evle's contrast takes for the same thing. eve-tiny was designed for runs of minutes on "
-            "such images (it has a stem of convolutions); the sizes of the other models are small published ones.",
+            "such images (it has a stem of convolutions). The other models are published ones with fewer layers: "
+            "ViT-Tiny's width with a third of its layers, ViLT and open_clip's of the same kind; BERT-Tiny is whole.",
         ),
     )

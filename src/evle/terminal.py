@@ -88,8 +88,9 @@ def log_to_terminal() -> None:
 class ProgressLine:
     """Progress of one long job: a bar on a terminal or in a notebook, elsewhere a log line every 30 seconds.
 
-    Use it as a context manager. `total` counts the job's `unit`s, of which `done` are behind it when it starts;
-    nothing is shown where `visible` is false (all processes but the main one).
+    Use it as a context manager. `total` counts the job's `unit`s, of which `done` are behind it when it starts; it may
+    be set again where it is only known in the course of the job. Nothing is shown where `visible` is false (all
+    processes but the main one).
 
     >>> with ProgressLine(2, "images") as progress:
     ...     progress.advance()
@@ -132,7 +133,7 @@ class ProgressLine:
         if not self.visible:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=escape(printable(text)))
+            self._bar.update(self._task, completed=done, total=self.total, description=escape(printable(text)))
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             left = ""

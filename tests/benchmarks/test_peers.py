@@ -58,6 +58,12 @@ def test_every_run_is_kept_and_a_repeated_command_only_reports(module, images, t
     assert all(f"| {name} |" in text for name in ("clip", "siglip", "vilt", "eve", "chance"))
     assert "benchmarks.peers FOLDER" in text
     assert str(images) not in text
+    again = [*given, "--report", str(tmp_path / "peers.md"), "--add", "On another machine", "--note", "Beside tests."]
+    command.main(again)
+    command.main(again)
+    page = (tmp_path / "peers.md").read_text()
+    assert page.startswith(text.rstrip())
+    assert page.count("## On another machine\n\nBeside tests.\n\n### Retrieval") == 1
     monkeypatch.setattr(module("contest").Contest, "run", None)
     command.main(given)
     capsys.readouterr()

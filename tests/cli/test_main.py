@@ -229,6 +229,17 @@ def test_a_signal_to_end_says_what_is_kept(monkeypatch, tmp_path, number, code, 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_data_workers_that_end_with_their_process_are_no_error(monkeypatch):
+    def fail():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    monkeypatch.setattr("evle.recipes.recipes", fail)
+    assert call("recipes", code=143) == "evle: terminated; repeat the command\n"
+
+
 def test_a_tokenizer_is_not_trained_for_a_place_that_holds_a_file(tmp_path):
     (tmp_path / "books.txt").write_text("a red ball\n")
     (tmp_path / "out").write_text("mine")

@@ -89,8 +89,7 @@ class Verbs(TyperGroup):
                 raise
             raise _end(str(error), error.exit_code) from None
         except KeyboardInterrupt as error:
-            word, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-            raise _end(f"{word}; {AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'repeat the command')}", code) from None
+            raise _interrupted(error, ctx) from None
         except ModuleNotFoundError as error:
             if os.environ.get(DEBUG) or (error.name or "evle").startswith("evle"):
                 raise
@@ -100,6 +99,8 @@ class Verbs(TyperGroup):
                 2,
             ) from None
         except (MemoryError, RuntimeError) as error:
+            if (stopped := _interrupt_before(error)) is not None:
+                raise _interrupted(stopped, ctx) from None
             if os.environ.get(DEBUG) or not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
                 raise
             raise _end("out of memory: take a smaller model, smaller images or a smaller batch", 2) from None
@@ -112,6 +113,20 @@ class Verbs(TyperGroup):
                     f"the disk is full{where}: make room and repeat the command, which resumes a run", 2
                 ) from None
             raise _end(_in_words(error), 2) from None
+
+
+def _interrupted(error: KeyboardInterrupt, ctx: Any) -> typer.Exit:
+    word, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    return _end(f"{word}; {AFTER_INTERRUPT.get(ctx.invoked_subcommand, 'repeat the command')}", code)
+
+
+def _interrupt_before(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt during which `error` came, if there was one: a scheduler stops data workers together with their
+    process, and torch then reports that they died."""
+    before = error.__context__
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__context__
+    return before
 
 
 def _in_words(error: OSError) -> str:

@@ -10,6 +10,7 @@ matching, whose hard negatives are drawn from the rows of one micro-batch (over 
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 
@@ -89,6 +90,7 @@ def fit(
                 at.epoch, at.batch = after
                 at.samples += num_samples
                 at.seconds += time.perf_counter() - started
+                progress.total = steps_in_time(train.minutes, at.step, at.seconds, num_steps)
                 progress.update(at.step, _in_words(at.losses, at.samples / at.seconds))
                 if at.step % log_every == 0 or at.step == num_steps:
                     training.log()
@@ -106,6 +108,17 @@ def fit(
 
     run.set_status("finished", at.step)
     return training.result()
+
+
+def steps_in_time(minutes: float | None, done: int, seconds: float, num_steps: int) -> int:
+    """The steps that a training of at most `minutes` takes, as far as the `done` steps so far show.
+
+    >>> steps_in_time(4.0, 10, 60.0, 100_000), steps_in_time(None, 10, 60.0, 100)
+    (40, 100)
+    """
+    if minutes is None or seconds <= 0:
+        return num_steps
+    return min(num_steps, max(done, math.ceil(done * 60 * minutes / seconds)))
 
 
 def _groups(
