@@ -30,9 +30,10 @@ INTRODUCTION = """# Claims, tested in miniature
 What the papers and releases of EVE and VLE claim, tested on drawn scenes by recipes that anyone can repeat:
 
 ```shell
-evle train claims-eve --jobs 2     # about three hours of two cores (five core-hours were measured), \
+evle train claims-eve --jobs 2     # about three hours of two cores (five core-hours of training were measured), \
 with --quick 20 minutes (calculated)
-evle train claims-vle --jobs 2
+evle train claims-vle --jobs 2     # two to three hours of two cores, with --quick 20 to 30 minutes (both calculated \
+from parts of it)
 python -m benchmarks.claims runs/claims-eve runs/claims-vle -o docs/claims.md
 ```
 
