@@ -115,6 +115,12 @@ def test_a_sample_without_sense_is_named(tmp_path, text, about, words):
             shards(path)[0]
 
 
+def test_a_caption_in_utf_16_is_named(tmp_path):
+    write_tar(tmp_path / "0.tar", [("0.jpg", encoded(0)), ("0.txt", "a dog".encode("utf-16-le"))])
+    with pytest.raises(SampleError, match=r"0/0: its caption holds zero bytes, as UTF-16 text does; write the shard"):
+        shards(tmp_path)[0]
+
+
 def test_a_damaged_shard_costs_its_own_rest_and_nothing_else(three):
     content = (three / "00001.tar").read_bytes()
     size = content.index(encoded(5)) + 100
@@ -190,6 +196,36 @@ def test_shards_are_named_by_folder_file_pattern_or_list(three):
     (three / "a.tar.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"must be an uncompressed .tar; unpack .gz"):
         find_shards([str(three / "a.tar.gz")])
+
+
+@pytest.mark.parametrize("target", ["a", "."])
+@pytest.mark.parametrize("form", ["folder", "pattern"])
+def test_shards_behind_links_are_read_once(tmp_path, target, form):
+    """A link to a folder of shards doubled them, and one to its own folder gave them forty times."""
+    write_tar(tmp_path / "a" / "0.tar", caption_members(1))
+    (tmp_path / "latest").symlink_to(target)
+    samples = shards(tmp_path if form == "folder" else str(tmp_path / "**" / "*.tar"))
+    assert [sample.key for sample in samples] == ["0/000000001"]
+    same = f"latest/{'a/' * (target == '.')}0.tar: is the same file as {tmp_path}/a/0.tar, which is read already"
+    assert (f"{tmp_path}/{same}; name it once" in samples.skipped) == (form == "pattern")
+    note = f"{tmp_path}/latest: a link to a folder, which is not followed; name that folder itself"
+    assert (note in samples.skipped) == (form == "folder")
+    assert samples.num_skipped == samples.describe()["files and links not read"] == len(samples.skipped)
+
+
+def test_compressed_shards_beside_others_are_named(tmp_path):
+    names = ["00001.tar.gz", "00002.tgz", "00003.TAR", "00004.zip", "00005.tar.ZST", ".00006.tar", "00007.txt"]
+    for name in ["00000.tar", "00003.tar", *names]:
+        write_tar(tmp_path / name, caption_members(1))
+    samples = shards(tmp_path)
+    assert [sample.key for sample in samples] == [f"0000{name}/000000001" for name in ("0.tar", "3.TAR", "3.tar")]
+    assert samples.skipped == [
+        f"{tmp_path}/{name}: compressed, and not read; unpack it" for name in sorted(names[:2] + names[3:5])
+    ]
+    for name in ("00000.tar", "00003.tar", "00003.TAR"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"no \.tar files there; .*00001\.tar\.gz: compressed, and not read; unpack it"):
+        shards(tmp_path)
 
 
 def test_a_name_with_signs_of_a_pattern_is_a_name(tmp_path):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from evle.data.formats import tars
 from evle.data.formats.listing import IMAGE_SUFFIXES
-from evle.data.formats.tars import _File, index_of, tar_members
+from evle.data.formats.tar_headers import TarDamage, tar_members
+from evle.data.formats.tars import _File, index_of
 from evle.errors import DataError, SampleError
 from tars import caption_members, encoded, write_tar
 
@@ -150,7 +151,8 @@ def test_what_cannot_be_a_sample_is_counted_and_named(tmp_path, monkeypatch):
     assert keys(index) == ["4"]
     assert index.member(index[0].image).read() == encoded(4)
     assert index.left_out == {
-        "no image": 3,
+        "no image": 2,
+        "no image but a .npy, which is not read": 1,
         "no caption": 1,
         "over 0 MB": 1,
         "a second image in the same sample": 1,
@@ -161,6 +163,49 @@ def test_what_cannot_be_a_sample_is_counted_and_named(tmp_path, monkeypatch):
 def test_a_key_that_comes_again_gets_a_name_of_its_own(tmp_path):
     index = index_of(str(write_tar(tmp_path / "0.tar", caption_members(1, 2, 1))))
     assert keys(index) == ["000000001", "000000002", "000000001~2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "left_out"),
+    [
+        ("1.jpg 2.jpg 1.jpg 2.jpg 1.txt 2.txt 1.txt 2.txt", "", 4),  # two sets, sorted by their endings together
+        ("1.txt 2.txt 1.txt 2.txt 1.jpg 2.jpg 1.jpg 2.jpg", "", 4),
+        ("1.jpg 2.jpg 1.jpg 1.txt 2.txt 1.txt", "2", 2),  # the first 1.txt comes after the second 1.jpg by chance
+        ("1.txt 2.txt 1.jpg 1.txt 2.jpg 2.txt", "", 2),  # texts without images, then images with texts
+        ("1.jpg 2.jpg 1.txt 2.txt 1.jpg 2.jpg 1.txt 2.txt", "1 2 1~2 2~2", 0),  # two sets, one after the other
+        ("1.jpg 1.txt 2.jpg 2.txt 1.jpg 1.txt 2.jpg 2.txt 1.jpg 1.txt", "1 2 1~2 2~2 1~3", 0),
+        ("1.jpg 1.txt 2.jpg 2.txt 1.jpg 2.jpg 1.txt 2.txt", "1 2 1~2 2~2", 0),
+    ],
+    ids=["images-texts", "texts-images", "by-chance", "texts-alone", "one-after-another", "three-sets", "two-orders"],
+)
+def test_samples_of_one_name_that_are_mixed_are_left_out(tmp_path, names, read, left_out):
+    """An image got the caption of another image of its name."""
+    index = index_of(str(write_tar(tmp_path / "0.tar", [(name, name) for name in names.split()])))
+    assert keys(index) == read.split()
+    reason = "ambiguous, as several samples of this name are mixed in the tar"
+    assert index.left_out == ({reason: left_out} if left_out else {})
+    assert not left_out or index.named[0] == f"1: {reason}; pack them into tars of their own"
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path):
+    members = [("1.heic", b"x"), ("1.txt", "one"), ("2.SVG", b"x"), ("2.txt", "two")]
+    assert index_of(str(write_tar(tmp_path / "0.tar", members))).named == (
+        "1: no image but a .heic, which is not read; convert it to JPEG or PNG",
+        "2: no image but a .svg, which is not read; convert it to JPEG or PNG",
+    )
+
+
+@pytest.mark.parametrize("field", ["size", "length"])
+def test_a_number_of_thousands_of_digits_is_damage_of_the_tar(tmp_path, field):
+    record = b"6010 size=" + b"1" * 5999 + b"\n" if field == "size" else b"1" * 5000 + b" path=a\n"
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    path = write_tar(tmp_path / "0.tar", caption_members(1))
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole + bytes(-len(whole) % 512) + info.tobuf() + record + bytes(-len(record) % 512 + 1024))
+    index = index_of(str(path))
+    assert keys(index) == ["000000001"]
+    assert index.damage.startswith("an extended header of impossible size at byte ")
 
 
 def test_a_tar_cut_short_gives_what_lies_before(tmp_path):
@@ -202,7 +247,7 @@ def test_no_damage_raises_anything_but_its_name(data):
     content = bytearray(stream.getvalue()[:6000])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
         content[place] = data.draw(st.integers(0, 255))
-    with suppress(tars.TarDamage):  # any other error fails the test
+    with suppress(TarDamage):  # any other error fails the test
         found = list(tar_members(io.BytesIO(content), len(content)))
         assert all(offset + size <= len(content) for _, (offset, size) in found)
 

@@ -11,15 +11,27 @@ import fsspec
 from evle.data.formats.tars import is_remote
 from evle.errors import DataError
 
+_COMPRESSED = (
+    *(f".tar.{ending}" for ending in ("gz", "bz2", "xz", "zst", "lz4", "lzma", "z", "br")),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tlz", ".tzst", ".zip", ".7z", ".rar"),
+)
 
-def find_shards(paths: Sequence[str]) -> list[str]:
-    """The tars that folders, files, patterns and URLs name, each once. Raises DataError where one is missing."""
-    found: dict[str, None] = {}
+
+def find_shards(paths: Sequence[str], unread: list[str] | None = None) -> list[str]:
+    """The tars that folders, files, patterns and URLs name, each once. Raises DataError where one is missing.
+
+    `unread` takes in a line for each compressed tar or archive in a folder, for each linked folder there, which is not
+    followed, and for each link to a tar that is read already.
+    """
+    found: dict[str, str] = {}  # each tar by its path without links
+    unread = [] if unread is None else unread
     for path in paths:
         if is_folder(path):
-            files = _below(path)
+            files, lines = _below(path)
+            unread += lines
             if not files:
-                raise DataError(f"{path}: no .tar files there; is it the folder that img2dataset wrote?")
+                note = lines[0] if lines else "is it the folder that img2dataset wrote?"
+                raise DataError(f"{path}: no .tar files there; {note}")
         elif not is_remote(path) and os.path.isfile(path):
             files = [path]  # whatever signs its name holds
         else:
@@ -37,10 +49,12 @@ def find_shards(paths: Sequence[str]) -> list[str]:
                     "those that are there with a pattern such as FOLDER/*.tar"
                 )
         for file in files:
-            if not file.endswith(".tar"):
+            if not file.lower().endswith(".tar"):
                 raise DataError(f"{file}: a shard must be an uncompressed .tar; unpack .gz, .bz2 or .zst first")
-        found |= dict.fromkeys(files)
-    return list(found)
+            same = found.setdefault(file if is_remote(file) else os.path.realpath(file), file)
+            if same != file:
+                unread.append(f"{file}: is the same file as {same}, which is read already; name it once")
+    return list(found.values())
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -73,11 +87,24 @@ def is_folder(path: str) -> bool:
         raise DataError(f"{path}: {error}") from None
 
 
-def _below(folder: str) -> list[str]:
-    if not is_remote(folder):
-        return sorted(os.path.join(folder, each) for each in glob("**/*.tar", root_dir=folder, recursive=True))
-    files, inside = fsspec.url_to_fs(folder)
-    return sorted(files.unstrip_protocol(each) for each in files.find(inside) if each.endswith(".tar"))
+def _below(folder: str) -> tuple[list[str], list[str]]:
+    """The tars below a folder, in order, and a line for each thing there that is not read."""
+    lines: list[str] = []
+    unopened: list[OSError] = []
+    if is_remote(folder):
+        files, inside = fsspec.url_to_fs(folder)
+        there = list(map(files.unstrip_protocol, files.find(inside)))
+    else:
+        there = []
+        for here, folders, names in os.walk(folder, onerror=unopened.append):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            there += [os.path.join(here, name) for name in names if not name.startswith(".")]
+            links = filter(os.path.islink, (os.path.join(here, name) for name in folders))
+            lines += [f"{link}: a link to a folder, which is not followed; name that folder itself" for link in links]
+    lines += [f"{each.filename}: cannot be opened ({each.strerror}); change its permissions" for each in unopened]
+    packed = [file for file in there if file.lower().endswith(_COMPRESSED)]
+    lines += [f"{file}: compressed, and not read; unpack it" for file in packed]
+    return sorted(file for file in there if file.lower().endswith(".tar")), sorted(lines)
 
 
 def _all_of(pattern: str) -> list[str]:
@@ -88,7 +115,9 @@ def _all_of(pattern: str) -> list[str]:
 
 
 def short_names(files: list[str]) -> list[str]:
-    """What tells the tars apart: their paths below the folder they share, without .tar."""
+    """What tells the tars apart: their paths below the folder they share, without .tar unless only its case differs."""
     paths = [f"/{file}" if is_remote(file) else os.path.abspath(file) for file in files]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [str(PurePosixPath(os.path.relpath(path, folder)).with_suffix("")) for path in paths]
+    whole = [PurePosixPath(os.path.relpath(path, folder)) for path in paths]
+    names = [str(path.with_suffix("")) for path in whole]
+    return names if len(set(names)) == len(names) else list(map(str, whole))

@@ -82,8 +82,9 @@ class Shards(MadeSamples):
         form: "CaptionForm",
         fingerprint: str,
         facts: dict[str, Any],
+        unread: Sequence[str] = (),
     ):
-        self.fingerprint, self._facts = fingerprint, facts
+        self.fingerprint, self._facts, self._unread = fingerprint, facts, list(unread)
         self._task, self._tars, self._names, self._rows, self._form = task, tars, names, rows, form
         self._ends = list(accumulate(map(len, tars)))
 
@@ -99,13 +100,13 @@ class Shards(MadeSamples):
 
     @property
     def skipped(self) -> list[str]:
-        """One line for each sample that the tars hold and cannot be used, and for each damaged tar."""
-        return list(_lines_about(self._tars))
+        """One line for each file that is not read, each damaged tar, and each sample in a tar that cannot be used."""
+        return [*self._unread[:NAMED], *_more(len(self._unread) - NAMED), *_lines_about(self._tars)]
 
     @property
     def num_skipped(self) -> int:
         """How many these are, named or not."""
-        return sum(sum(tar.left_out.values()) + bool(tar.damage) for tar in self._tars)
+        return len(self._unread) + sum(sum(tar.left_out.values()) + bool(tar.damage) for tar in self._tars)
 
     @property
     def damaged(self) -> list[str]:
@@ -122,6 +123,8 @@ class Shards(MadeSamples):
             facts["left out"] = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.most_common())
         if self.damaged:
             facts["damaged shards"] = len(self.damaged)
+        if self._unread:
+            facts["files and links not read"] = len(self._unread)
         return facts | self._facts
 
 
@@ -172,7 +175,8 @@ def shards(
     for name in wanted:
         if name not in SPLITS:
             raise DataError(f"{paths[0]}: no split {name!r}; {nearest(name, SPLITS)}")
-    files = find_shards(paths)
+    unread: list[str] = []
+    files = find_shards(paths, unread)
     tars = []
     with ProgressLine(len(files), "shards", visible=len(files) > 1) as progress:
         for file in files:
@@ -192,8 +196,7 @@ def shards(
         keys = (f"{name}/{key}" for name, tar in zip(names, tars) for key in tar.all_keys())
         rows = np.flatnonzero(np.fromiter((hashed_split(key, shares) in wanted for key in keys), bool))
     identity: tuple[Any, ...] = ([tar.digest for tar in tars], names, task, fields, wanted)
-    identity += (tuple(shares) if wanted else (),)
-    identity += () if caption_separator is None else (caption_separator,)
+    identity += (tuple(shares) if wanted else (), *([] if caption_separator is None else [caption_separator]))
     facts: dict[str, Any] = {}
     if excluded := read_exclusion(exclude):
         out = _excluded_rows(tars, excluded)
@@ -204,7 +207,7 @@ def shards(
         if not len(rows):
             raise DataError(f"{paths[0]}: no sample is left; all {facts[LEFT_OUT]:,} were excluded")
     fingerprint = hashlib.blake2b(repr(identity).encode(), digest_size=8).hexdigest()
-    return Shards(task, tars, names, rows, form, fingerprint, facts)
+    return Shards(task, tars, names, rows, form, fingerprint, facts, unread)
 
 
 def _refuse_split_names(path: str, names: list[str]) -> None:
@@ -249,8 +252,11 @@ def _lines_about(tars: list[TarIndex]) -> Iterator[str]:
         yield from lines[: NAMED - given]
         unnamed += max(0, given + len(lines) - NAMED) + sum(tar.left_out.values()) - len(tar.named)
         given = min(NAMED, given + len(lines))
-    if unnamed:
-        yield f"... and {unnamed:,} more"
+    yield from _more(unnamed)
+
+
+def _more(count: int) -> list[str]:
+    return [f"... and {count:,} more"] if count > 0 else []
 
 
 # --- reading
@@ -373,7 +379,10 @@ def _captions(fields: Fields, names: tuple[str, ...]) -> tuple[str, ...]:
 def _texts_in(member: Member, key: str) -> tuple[str, ...]:
     """The caption in a .txt, or several that are written as a list."""
     try:
-        return tuple(dict.fromkeys(texts_of(member.read().decode("utf-8-sig"))))
+        text = member.read().decode("utf-8-sig")
+        if "\0" in text:
+            raise SampleError(f"{key}: its caption holds zero bytes, as UTF-16 text does; write the shard again")
+        return tuple(dict.fromkeys(texts_of(text)))
     except UnicodeDecodeError:
         raise SampleError(f"{key}: its caption is not UTF-8 text; write the shard again") from None
     except TypeError as error:

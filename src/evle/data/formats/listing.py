@@ -14,12 +14,14 @@ IMAGE_SUFFIXES = (
     ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """The image files that are read, in folders and in shards."""
+UNREAD_IMAGES = (
+    ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".ico", ".xcf", ".ai", ".dng",
+    ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef", ".raw", ".srw",
+    ".3fr", ".iiq", ".x3f", ".dcm", ".fits", ".djvu", ".npy", ".mp4", ".mov",
+)  # fmt: skip
+"""Files of images that are not read."""
 UNREAD_SUFFIXES = {
-    "images of a kind that is not read; convert them to JPEG or PNG": (
-        ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".ico", ".xcf", ".ai",
-        ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf", ".rw2", ".pef", ".raw",
-        ".srw", ".3fr", ".iiq", ".x3f", ".dcm", ".fits", ".djvu", ".npy", ".mp4", ".mov",
-    ),
+    "images of a kind that is not read; convert them to JPEG or PNG": UNREAD_IMAGES,
     "archives, which are not opened; unpack them": (
         ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".tbz2", ".txz",
     ),

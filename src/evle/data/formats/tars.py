@@ -24,12 +24,13 @@ from typing import IO, Any, NamedTuple
 import fsspec
 import numpy as np
 
-from evle.data.formats.listing import IMAGE_SUFFIXES
+from evle.data.formats.listing import IMAGE_SUFFIXES, UNREAD_IMAGES
+from evle.data.formats.tar_headers import Span, TarDamage, tar_members
 from evle.data.formats.text_files import compression_of
 from evle.errors import DataError, SampleError
 
 INDEX_SUFFIX = ".index"
-VERSION = 2
+VERSION = 3
 MAX_MEMBER_BYTES = 256 << 20
 """A larger image or text is left out: no data set of images has one, and a damaged size could fill the memory."""
 
@@ -44,20 +45,11 @@ OPEN_FILES = 128
 NAMED = 50
 """Left-out samples of one tar that its index names; the others are counted."""
 
-_BLOCK = 512
-_PAX_SIZE = re.compile(rb"\d+ ")
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")
 _RECORD = np.dtype(
     [("offset", "<i8", len(SLOTS)), ("size", "<u4", len(SLOTS)), ("key_offset", "<u4"), ("key_size", "<u2")]
 )
 _COLUMNS = 2 * len(SLOTS) + 2
-
-
-class Span(NamedTuple):
-    """Bytes of a file; of size 0 where a sample has no such member."""
-
-    offset: int
-    size: int
 
 
 class Entry(NamedTuple):
@@ -252,7 +244,8 @@ class _Collected:
     """What a walk through a tar collects; becomes the bytes of its index.
 
     The members of a sample may be anywhere in the tar. A member that its sample has already begins another sample of
-    the same name, as in tars that were put together.
+    the same name, as in tars that were put together. Where a member could belong to several samples of its name, all
+    of them are left out.
     """
 
     def __init__(self) -> None:
@@ -263,7 +256,11 @@ class _Collected:
         self._rows: dict[str, int] = {}  # the last sample of each key
         self._keys: list[str] = []
         self._members: list[list[tuple[int, int] | None]] = []
+        self._repeated: dict[str, list[int]] = {}  # of each key with several samples, how many of them lack each slot
+        self._joined: set[int] = set()  # samples whose members are not side by side
+        self._ambiguous: set[str] = set()
         self._dotted: dict[int, list[str]] = {}
+        self._unread: dict[int, str] = {}
 
     def leave_out(self, key: str, reason: str, cure: str = "") -> None:
         self.left_out[reason] += 1
@@ -274,18 +271,39 @@ class _Collected:
         """One member of the sample `key`; `follows` the one before in the tar, if that was of the same sample."""
         row = self._rows.get(key)
         index = SLOTS.index(slot) if slot is not None else None
+        if row is not None and index is not None and self._is_ambiguous(key, row, index, follows):
+            self._ambiguous.add(key)
+        if key in self._ambiguous:
+            return None
         if row is not None and index is not None and self._members[row][index] is not None:
             if follows:
                 return self.leave_out(name, f"a second {slot} in the same sample")
             row = None
         if row is None:
+            if key in self._rows:
+                lacking = self._repeated.setdefault(key, [int(each is None) for each in self._members[self._rows[key]]])
+                self._repeated[key] = [count + 1 for count in lacking]
             row = self._rows[key] = len(self._keys)
             self._keys.append(key)
             self._members.append([None] * len(SLOTS))
+        elif not follows:
+            self._joined.add(row)
+        ending = "." + name.rpartition(".")[2].lower()
         if index is not None:
             self._members[row][index] = (span.offset, span.size)
+            if key in self._repeated:
+                self._repeated[key][index] -= 1
+        elif ending in UNREAD_IMAGES:
+            self._unread.setdefault(row, ending)
         elif "." in name.rpartition("/")[2].removeprefix(key.rpartition("/")[2] + "."):
             self._dotted.setdefault(row, []).append(name)
+
+    def _is_ambiguous(self, key: str, row: int, index: int, follows: bool) -> bool:
+        """Whether a member could be of another sample than the last of its key, the `row`."""
+        is_open = self._members[row][index] is None
+        if follows:
+            return row in self._joined and not is_open
+        return key in self._repeated and self._repeated[key][index] > is_open
 
     def content(self, stamp: str, damage: str, last_is_cut: bool) -> bytes:
         """The index; of a damaged tar the last sample is left out without a word if it has one member."""
@@ -295,7 +313,10 @@ class _Collected:
             if last_is_cut and row == len(self._keys) - 1 and len(has) <= 1:
                 continue
             reason = "no image" if "image" not in has else "" if has & {"text", "json"} else "no caption"
-            if reason and row in self._dotted:
+            if key in self._ambiguous:
+                reason = "ambiguous, as several samples of this name are mixed in the tar"
+                self.leave_out(key, reason, "; pack them into tars of their own")
+            elif reason and row in self._dotted:
                 example = self._dotted[row][0].rpartition("/")[2]
                 count = len(self._dotted[row])
                 self.leave_out(
@@ -303,6 +324,9 @@ class _Collected:
                     f"{reason}, as names are cut at the first dot",
                     f": {count} members, such as {example}; rename them",
                 )
+            elif reason == "no image" and row in self._unread:
+                ending = self._unread[row]
+                self.leave_out(key, f"no image but a {ending}, which is not read", "; convert it to JPEG or PNG")
             elif reason:
                 self.leave_out(key, reason)
             else:
@@ -397,98 +421,3 @@ def _slot(extension: str) -> str | None:
     if last in IMAGE_EXTENSIONS:
         return {"": "image", "left": "image", "right": "second image"}.get(kind)
     return None
-
-
-class TarDamage(ValueError):
-    """A tar ends, or stops making sense, at `offset`."""
-
-    def __init__(self, reason: str, offset: int):
-        super().__init__(reason)
-        self.offset = offset
-
-
-def tar_members(file: IO[bytes], size: int, links: dict[str, str] | None = None) -> Iterator[tuple[str, Span]]:
-    """(name, span) of each plain file in an open tar of `size` bytes, by its headers alone.
-
-    `links` takes in the target, as a name in the tar, of each hard and symbolic link.
-
-    Raises TarDamage where a header is broken, a member is cut short, or the closing zero blocks are missing.
-    """
-    at, ended = 0, False
-    name: str | None = None
-    link: str | None = None
-    length: int | None = None
-    while at < size:
-        file.seek(at)
-        block = file.read(_BLOCK)
-        if len(block) < _BLOCK:
-            raise TarDamage("cut short inside a header", at)
-        if not block.strip(b"\0"):
-            at, ended = at + _BLOCK, True
-            continue
-        ended = False
-        kind, own_name, own_size = _read_header(block, at)
-        body = at + _BLOCK
-        if kind in b"xgLK":  # what these hold describes the next member
-            if own_size > 1 << 20:
-                raise TarDamage("an extended header of impossible size", at)
-            data = file.read(own_size)
-            if len(data) < own_size:
-                raise TarDamage("cut short inside an extended header", at)
-            if kind == b"K":
-                link = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif kind == b"L":
-                name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif kind == b"x":
-                fields = _pax_fields(data)
-                name = fields[b"path"].decode("utf-8", "surrogateescape") if b"path" in fields else name
-                link = fields[b"linkpath"].decode("utf-8", "surrogateescape") if b"linkpath" in fields else link
-                length = int(fields[b"size"]) if fields.get(b"size", b"").isdigit() else length
-        else:
-            span = Span(body, own_size if length is None else length)
-            own_size = span.size
-            if body + span.size > size:
-                raise TarDamage(f"cut short inside {name or own_name}", at)
-            if kind in b"07\0" and not (name or own_name).endswith("/"):
-                yield name or own_name, span
-            elif kind in b"12" and links is not None:
-                target = link or block[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-                folder = posixpath.dirname(name or own_name) if kind == b"2" else ""
-                links[name or own_name] = posixpath.join(folder, target)
-            if kind in b"12":
-                own_size = 0
-            name = length = link = None
-        at = body + -(-own_size // _BLOCK) * _BLOCK
-    if not ended:
-        raise TarDamage("no end mark" if size else "an empty file", min(at, size))
-
-
-def _read_header(block: bytes, at: int) -> tuple[bytes, str, int]:
-    """(type, name, size) of a header block, its check sum verified."""
-    try:
-        data = int(block[148:156].strip(b" \0"), 8)
-        if data != sum(block) - sum(block[148:156]) + 8 * 32:
-            raise TarDamage("a broken header", at)
-        if block[124] & 0x80:  # GNU's binary form, for eight gigabytes and more
-            size = int.from_bytes(block[125:136], "big")
-        else:
-            size = int(block[124:136].strip(b" \0") or b"0", 8)
-    except ValueError as error:
-        raise error if isinstance(error, TarDamage) else TarDamage("a broken header", at) from None
-    if size < 0:
-        raise TarDamage("a broken header", at)
-    name = block[:100].partition(b"\0")[0]
-    if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
-        name = prefix + b"/" + name
-    return block[156:157], name.decode("utf-8", "surrogateescape"), size
-
-
-def _pax_fields(data: bytes) -> dict[bytes, bytes]:
-    """The `path` and `size` of a pax header: lines of "LENGTH KEY=VALUE"."""
-    fields, at = dict[bytes, bytes](), 0
-    while (found := _PAX_SIZE.match(data, at)) is not None:
-        length = int(found[0])
-        key, _, value = data[found.end() : at + length].rstrip(b"\n").partition(b"=")
-        fields[key] = value
-        at += max(length, len(found[0]))
-    return fields
