@@ -198,7 +198,7 @@ def test_a_million_rows_take_a_small_part_of_their_file_in_memory(tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web_captions, "images_below", lambda root: names)
+        patch.setattr(web_captions, "images_below", lambda root: (names, []))
         samples = conceptual_captions(tmp_path)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     assert len(samples) == count
@@ -286,3 +286,58 @@ def test_captions_of_sbu_that_are_no_texts_are_refused(tmp_path, caption):
     corpora.write_json(tmp_path / "sbu-captions-all.json", tree)
     with pytest.raises(DataError, match=r"captions 0: .* is not a text"):
         sbu(tmp_path)
+
+
+TABLES = {
+    "header-url-status-caption": ("url\tstatus\tcaption\n{0}\tsuccess\ta dog\n{1}\tsuccess\ta cat\n", None, ""),
+    "header-caption-score-url": ("caption\tscore\turl\na dog\t1\t{0}\na cat\t2\t{1}\n", None, ""),
+    "header-id-caption-url": ("ID\t\"Caption\"\tURL\n7\ta dog\t{0}\n8\ta cat\t{1}\n", None, ""),
+    "header-title": ("url\ttitle\n{0}\ta dog\n{1}\ta cat\n", None, ""),
+    "more-after-the-link": ("a dog\t{0}\t0.9\na cat\t{1}\t0.8\n", None, ""),
+    "empty-cells": ("{0}\ta dog\t\n{1}\ta cat\t \n", None, ""),
+    "header-without-caption": ("url\tid\twords\n{0}\t1\ta dog\n{1}\t1\ta cat\n", None, "none of them is a caption"),
+    "url-id-caption": ("{0}\t17\ta dog\n{1}\t18\ta cat\n", None, r"t\.tsv:1: 3 columns instead of 2"),
+    "index-of-pandas": ("\tcaption\turl\n0\ta dog\t{0}\n1\ta cat\t{1}\n", None, ""),
+    "more-than-the-header": ("url\tcaption\n{0}\ta dog\t3\n{1}\ta cat\t4\n", None, r"t\.tsv:2: 3 columns instead"),
+    "columns-and-a-wider-header": (
+        "id\tcaption\turl\n7\ta dog\t{0}\n8\ta cat\t{1}\n", ["caption", "url"], "names id, caption, url; remove",
+    ),
+    "columns-and-three": ("7\ta dog\t{0}\n8\ta cat\t{1}\n", ["caption", "url"], "in column 3, not 2; add"),
+    "columns-turned": ("{0}\ta dog\n{1}\ta cat\n", ["caption", "url"], "in column 1, not 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_the_caption_is_read_from_its_own_column_or_refused(case, tmp_path):
+    text, columns, message = TABLES[case]
+    for number in range(2):
+        corpora.save(tmp_path / "images" / f"{number}.jpg", "red")
+    (tmp_path / "t.tsv").write_text(text.format("http://x.org/0.jpg", "http://x.org/1.jpg"))
+    if message:
+        with pytest.raises((ConfigError, DataError), match=message):
+            conceptual_captions(tmp_path, images=tmp_path / "images", columns=columns)
+    else:
+        samples = conceptual_captions(tmp_path, images=tmp_path / "images", columns=columns)
+        assert [sample.captions for sample in samples] == [("a dog",), ("a cat",)]
+
+
+def test_a_row_with_more_columns_than_the_others_is_left_out(tmp_path):
+    corpora.save(tmp_path / "0.jpg", "red")
+    (tmp_path / "t.tsv").write_text("http://x.org/0.jpg\ta dog\nhttp://x.org/1.jpg\ta\tcat\n")
+    samples = conceptual_captions(tmp_path)
+    assert [sample.captions for sample in samples] == [("a dog",)]
+    reason = "no caption, no link, or not UTF-8 text"
+    assert samples.skipped == [f"{tmp_path}/t.tsv: row 1: {reason}"]
+
+
+@pytest.mark.parametrize("target", [".", "a", "latest"])
+def test_links_to_folders_are_not_followed(target, tmp_path):
+    """A link to its own folder was followed until the system refused it."""
+    for number in range(2):
+        corpora.save(tmp_path / "a" / f"{number}.jpg", "red")
+    (tmp_path / "latest").symlink_to(target)
+    (tmp_path / "t.tsv").write_text("a dog\thttp://x.org/0.jpg\na cat\thttp://x.org/1.jpg\n")
+    samples = conceptual_captions(tmp_path)
+    assert [sample.captions for sample in samples] == [("a dog",), ("a cat",)]
+    note = f"{tmp_path}/latest: a link to a folder, which is not followed; move its images here"
+    assert samples.skipped == ([] if target == "latest" else [note])

@@ -89,16 +89,27 @@ def hash_of_caption(caption: str) -> int:
     return hash(" ".join(caption.split()))
 
 
-def images_below(root: Path) -> pa.Array:
-    """Paths of the images anywhere below `root`, relative to it and in order. Raises DataError where there are none."""
+def images_below(root: Path) -> tuple[pa.Array, list[str]]:
+    """Paths of the images anywhere below `root`, relative to it and in order, and a line for each linked folder there,
+    which is not followed. Raises DataError where there are no images, or a folder cannot be opened."""
+    unfollowed: list[str] = []
 
     def walk(folder: str) -> Iterator[str]:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            inside = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-        for name, is_folder in inside:
+        here = os.path.join(root, folder)
+        try:
+            with os.scandir(here) as entries:
+                shown = (entry for entry in entries if not entry.name.startswith("."))
+                inside = sorted(
+                    (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in shown
+                )
+        except OSError as error:
+            raise DataError(f"{here}: cannot be opened ({error.strerror}); change its permissions") from None
+        for name, is_folder, is_link in inside:
             path = f"{folder}/{name}" if folder else name
             if is_folder:
                 yield from walk(path)
+            elif is_link and os.path.isdir(os.path.join(root, path)):
+                unfollowed.append(f"{root / path}: a link to a folder, which is not followed; move its images here")
             elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield path
 
@@ -108,8 +119,8 @@ def images_below(root: Path) -> pa.Array:
     if not chunks:
         shard = next(root.rglob("*.tar"), None)
         cure = f"{shard.name} is a shard: read it with the source 'shards'" if shard else "set images=FOLDER"
-        raise DataError(f"{root}: no images there; {cure}")
-    return pa.concat_arrays(chunks)
+        raise DataError(f"{root}: no images there; {unfollowed[0] if unfollowed else cure}")
+    return pa.concat_arrays(chunks), unfollowed
 
 
 def find_layout(root: Path, images: pa.Array, links: Links, names: str | None, table: Path) -> Layout:

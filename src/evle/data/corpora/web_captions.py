@@ -39,6 +39,7 @@ from evle.data.corpora.official import (
     require_task,
     words_of,
 )
+from evle.data.custom.columns import CAPTION_COLUMNS
 from evle.data.exclusion import Exclusion, read_exclusion
 from evle.data.formats.cells import is_null, says_something, unescaped
 from evle.data.formats.json_arrays import JsonArrays, read_element
@@ -118,8 +119,9 @@ def conceptual_captions(
 ) -> Rows:
     """CC3M or CC12M: a TSV of captions and links (at `path`, or alone in that folder) and the downloaded images.
 
-    The column of links is recognised from the first rows, or given by `columns`, such as [caption, url]. A header is
-    skipped and not counted as a row. CC3M's own validation data is another TSV. All else is as for `sbu`.
+    The column of links is recognised from the first rows, or given by `columns`, such as [caption, url]. A header may
+    name more columns, one of them `caption`; it is not counted as a row. Without one, rows with more than a link and a
+    caption are refused. CC3M's own validation data is another TSV. All else is as for `sbu`.
     """
     require_task("cc", task)
     split = held_out_split("cc", split, val_share)
@@ -164,29 +166,77 @@ class _SbuFile:
 
 
 class _TsvFile:
-    """Links and captions of a TSV without quotes, with its columns in either order."""
+    """Links and captions of a TSV without quotes: a caption and a link in either order, or the columns that its header
+    names."""
 
     def __init__(self, path: Path, columns: Sequence[str] | None):
         self.path, self.fingerprint = path, ""
         with open(path, "rb") as file:
             refuse_other_encoding(path, file.read(64))
             file.seek(0)
-            head = [file.readline().removeprefix(BOM_UTF8).rstrip(b"\r\n").split(b"\t") for _ in range(_VOTES)]
+            lines = [file.readline().removeprefix(BOM_UTF8).rstrip(b"\r\n") for _ in range(_VOTES)]
+        head = [line.split(b"\t") for line in lines]
         linked = [[cell.startswith(_LINKS) for cell in cells] for cells in head]
+        self.has_header = not any(linked[0]) and any(any(row) for row in linked)
+        names = [_plain(cell) for cell in _filled(head[0])] if self.has_header else []
+        self.width = max(2, len(names))
         if columns is None:
-            votes = np.array([[*row, False, False][:2] for row in linked]).sum(0)
+            votes = np.array([(row + [False] * self.width)[: self.width] for row in linked]).sum(0)
             if not votes.any():
-                first = b"\t".join(head[0])[:60]
                 raise DataError(
-                    f"{path}: no link in its first rows ({first!r}); is it the right file? A row is a caption and a "
-                    "link http://... or https://..., with a tab between them and without quotes"
+                    f"{path}: no link in its first rows ({lines[0][:60]!r}); is it the right file? A row is a caption "
+                    "and a link http://... or https://..., with a tab between them and without quotes"
                 )
             self.url_column = int(votes.argmax())
-        elif sorted(columns) == ["caption", "url"]:
-            self.url_column = list(columns).index("url")
-        else:
+        elif sorted(columns) != ["caption", "url"]:
             raise ConfigError(f"columns={list(columns)} must be [caption, url] or [url, caption]")
-        self.has_header = not any(linked[0]) and any(any(row) for row in linked)
+        elif self.width > 2:
+            raise ConfigError(
+                f"columns={list(columns)} are two, but the header of {path} names {', '.join(names)}; remove the "
+                "option columns, so that the header counts"
+            )
+        else:
+            self.url_column = list(columns).index("url")
+        self.caption_column = self._caption_column(names)
+        self._refuse_other_columns(head, linked)
+
+    def _caption_column(self, names: Sequence[str]) -> int:
+        """The column of captions: the one that the header names so, or of two columns the other one."""
+        known = [names.index(name) for name in CAPTION_COLUMNS if name in names]
+        if self.width == 2:
+            if known and self.url_column == known[0]:
+                raise DataError(
+                    f"{self.path}: its links are in the column {names[known[0]]!r}; correct the header or columns"
+                )
+            return 1 - self.url_column
+        if not known or self.url_column == known[0]:
+            raise DataError(
+                f"{self.path}: its header names {', '.join(names)}, and none of them is a caption; name its column "
+                "caption"
+            )
+        return known[0]
+
+    def _refuse_other_columns(self, head: Sequence[Sequence[bytes]], linked: Sequence[Sequence[bool]]) -> None:
+        """Raise DataError where the first rows have their links in another column, or more columns than are known."""
+        firsts = [row.index(True) for row in linked if any(row)]
+        there = sum(first == self.url_column for first in firsts)
+        if 2 * there < len(firsts):
+            other = max(firsts, key=firsts.count)
+            raise DataError(
+                f"{self.path}: the links of its first rows are in column {other + 1}, not {self.url_column + 1}; "
+                "add a header line that names each column, such as id<TAB>caption<TAB>url, or correct columns"
+            )
+        wide = [] if self._may_hold_tabs else [n for n, cells in enumerate(head) if len(_filled(cells)) > self.width]
+        if 2 * len(wide) > len(firsts):  # a single one is left out, and counted
+            raise DataError(
+                f"{self.path}:{wide[0] + 1}: {len(_filled(head[wide[0]]))} columns instead of {self.width}, so that "
+                "the caption is not known; add a header line that names each column, such as url<TAB>status<TAB>caption"
+            )
+
+    @property
+    def _may_hold_tabs(self) -> bool:
+        """Whether captions may hold tabs: all before the link is the caption."""
+        return self.width == 2 and self.url_column == 1
 
     def links(self) -> Iterator[Link]:
         digest = hashlib.blake2b(digest_size=8)
@@ -218,17 +268,29 @@ class _TsvFile:
             return self._cells(file.read(length))[0]
 
     def _cells(self, line: bytes) -> tuple[str, str]:
-        """(caption, link), both empty for a line that is broken. Captions before their link may hold tabs."""
-        cells = line.removeprefix(BOM_UTF8).split(b"\t")
-        if self.url_column == 1:
+        """(caption, link), both empty for a line that is broken or has more columns than the others."""
+        cells = line.removeprefix(BOM_UTF8).rstrip(b"\r\n").split(b"\t")
+        if not self._may_hold_tabs and len(_filled(cells)) > self.width:
+            return "", ""
+        if self._may_hold_tabs:
             at = next((index for index, cell in enumerate(cells) if index and cell.startswith(_LINKS)), 1)
             cells[:at] = [b" ".join(cells[:at])]
         try:
-            caption, url = cells[1 - self.url_column].decode().strip(), cells[self.url_column].decode().strip()
+            caption, url = cells[self.caption_column].decode().strip(), cells[self.url_column].decode().strip()
         except (IndexError, UnicodeDecodeError):
             return "", ""
         caption = unescaped(_unquoted(caption))
         return ("" if is_null(caption) or not says_something(caption) else caption), url
+
+
+def _filled(cells: Sequence[bytes]) -> Sequence[bytes]:
+    """The cells up to the last one that is not empty."""
+    last = max((number for number, cell in enumerate(cells, 1) if cell.strip()), default=0)
+    return cells[:last]
+
+
+def _plain(cell: bytes) -> str:
+    return cell.decode("utf-8", "replace").strip().strip('"').casefold()
 
 
 def _unquoted(caption: str) -> str:
@@ -282,7 +344,7 @@ def _downloaded(
     """The samples of the rows whose images exist."""
     root = Path(images) if images is not None else file.path.parent
     require_folder(root, f"the images that {file.path.name} links to")
-    files = images_below(root)
+    files, unfollowed = images_below(root)
     left_out = _LeftOut(file.path)
     links = _read_links(file, excluded, left_out)
     layout = find_layout(root, files, links, names, file.path)
@@ -321,8 +383,8 @@ def _downloaded(
         _Reader(file, str(root)),
         fingerprint=identity,
         facts=facts,
-        skipped=left_out.lines,
-        num_skipped=sum(left_out.counts.values()),
+        skipped=[*unfollowed, *left_out.lines],
+        num_skipped=len(unfollowed) + sum(left_out.counts.values()),
     )
     return samples
 
