@@ -256,7 +256,8 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
     change(lists, lambda tree: [tree[0].update(caption=None), tree[1].update(caption=[None, " a dog"])])
     samples = xvlm(lists, images=tmp_path / "x")
     assert samples[0].captions == ("a dog",)
-    assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
+    silent, other = (each["image"] for each in json.loads(lists.read_text())[:2])
+    assert samples.skipped == [f"{lists}: {other}: no words in caption 1", f"{lists}: no caption for {silent}"]
     for edit, message in (
         (lambda tree: tree["annotations"][3].pop("id"), r"val2014.json: annotations \d+: no field 'id'"),
         (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a whole number, not 'x'"),
@@ -276,7 +277,8 @@ def test_words_that_programs_write_for_nothing_are_no_captions(word, coco, tmp_p
     change(lists, lambda tree: [tree[0].update(caption=word), tree[1].update(caption=[word, "None of them"])])
     samples = xvlm(lists, images=tmp_path / "x")
     assert samples[0].captions == ("None of them",)
-    assert samples.skipped == [f"{lists}: no caption for {json.loads(lists.read_text())[0]['image']}"]
+    silent, other = (each["image"] for each in json.loads(lists.read_text())[:2])
+    assert samples.skipped == [f"{lists}: {other}: no words in caption 1", f"{lists}: no caption for {silent}"]
     change(
         coco / "annotations/captions_val2014.json",
         lambda tree: [each.update(caption=word) for each in tree["annotations"][:5]],
@@ -284,6 +286,24 @@ def test_words_that_programs_write_for_nothing_are_no_captions(word, coco, tmp_p
     assert len(coco_captions(coco, split="val").skipped) == 1
     change(coco / "dataset_coco.json", lambda tree: tree["images"][2]["sentences"][0].update(raw=word))
     assert word.strip() not in {text for sample in karpathy(coco) for text in sample.captions}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("source", [karpathy, coco_captions, xvlm])
+def test_captions_without_words_beside_others_are_counted(source, pairs, tmp_path):
+    corpora.save(tmp_path / "val2014" / "a.jpg", "red")
+    captions = ["a dog", None, "nan"]
+    sentences = [{"raw": each} for each in captions]
+    image = {"filename": "a.jpg", "filepath": "val2014", "split": "val", "sentences": sentences}
+    notes = [{"image_id": 1, "id": n, "caption": each} for n, each in enumerate(captions)]
+    tree = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": notes}
+    corpora.write_json(tmp_path / "dataset_coco.json", {"images": [image]})
+    corpora.write_json(tmp_path / "captions_val2014.json", tree)
+    corpora.write_json(tmp_path / "lists_val.json", [{"image": "val2014/a.jpg", "caption": captions}])
+    samples = source(tmp_path, split="val", pairs=pairs)
+    assert [sample.captions for sample in samples] == [("a dog",)]
+    assert [line.rpartition(": ")[2] for line in samples.skipped] == [f"no words in caption {n}" for n in (2, 3)]
+    assert samples.describe()["rows left out"] == 2
 
 
 @pytest.mark.parametrize("folder", ["annotations", ""])

@@ -108,6 +108,16 @@ def test_questions_without_an_annotation_are_left_out_and_named(coco):
     assert samples.describe()["rows left out"] == 1
 
 
+def test_annotations_without_a_question_are_left_out_and_named(coco):
+    change(coco / QUESTIONS.format("val2014"), lambda tree: tree["questions"].pop())
+    samples = vqav2(coco, split="val")
+    assert len(samples) == 17
+    file = ANNOTATIONS.format("val2014")
+    assert samples.skipped[0].startswith(f"{coco / file}: question ")
+    assert samples.skipped[0].endswith(f" is not in {QUESTIONS.format('val2014')}")
+    assert samples.describe()["rows left out"] == 1
+
+
 def test_of_many_rows_left_out_the_first_are_named_and_all_are_counted(coco, scenes, monkeypatch):
     monkeypatch.setattr("evle.data.corpora.official.NAMED", 1)
     change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"].__delitem__(slice(3)))

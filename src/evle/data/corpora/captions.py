@@ -82,7 +82,8 @@ def karpathy(
     arrays = JsonArrays(file, ["images"])
     seen: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    table = table_of(_karpathy_rows(arrays, file, wanted, excluded, seen, left_out), _SCHEMA)
+    skipped = LeftOut()
+    table = table_of(_karpathy_rows(arrays, file, wanted, excluded, seen, left_out, skipped), _SCHEMA)
     root = Path(images) if images is not None else file.parent
     known = next((name for name, usual in KARPATHY_FILES.items() if usual == file.name), "")
     published = KARPATHY_COUNTS.get(known, {})
@@ -94,7 +95,7 @@ def karpathy(
     facts = {"source": "karpathy", "file": str(file), "split": ", ".join(wanted)}
     facts |= excluded.facts(left_out["excluded"]) | ({"note": "; ".join(notes)} if notes else {})
     print_ = combined(arrays.fingerprint, excluded.fingerprint, wanted, pairs)
-    return _captions(table, root, file, facts, print_, pairs, left_out, allow_outside)
+    return _captions(table, root, file, facts, print_, pairs, left_out, allow_outside, skipped)
 
 
 def _karpathy_rows(
@@ -104,6 +105,7 @@ def _karpathy_rows(
     excluded: Exclusion,
     seen: Counter[str],
     left_out: Counter[str],
+    skipped: LeftOut,
 ) -> Iterator[Row]:
     """Rows of the wanted splits. Counts the images of each split in `seen`, and those left out in `left_out`."""
     split_of: dict[int, str] = {}
@@ -126,8 +128,8 @@ def _karpathy_rows(
         if excluded and excluded.holds(name, coco_id=coco_id):
             left_out["excluded"] += 1
             continue
-        captions = _texts((field(each, "raw", where) for each in listed(record, "sentences", where)), where)
-        yield {"image": image, "captions": captions, "number": -1}
+        given = (field(each, "raw", where) for each in listed(record, "sentences", where))
+        yield {"image": image, "captions": _texts(given, where, file, skipped), "number": -1}
 
 
 def coco_captions(
@@ -219,7 +221,7 @@ def _coco_table(
     texts = grouped.column("caption_list").take(indices)
     left_out["excluded"] += len(out)
     rows = (
-        {"image": name, "captions": _texts(each.as_py() or [], name), "number": -1}
+        {"image": name, "captions": _texts(each.as_py() or [], f"{file}: {name}", file, skipped), "number": -1}
         for image_id, name, each in zip(images["id"], images["image"], texts)
         if image_id not in out
     )
@@ -255,14 +257,16 @@ def xvlm(
     schema = pa.schema([(name, pa.large_string()) for name in ("file", "image", "caption")])
     entries = table_of(_xvlm_rows(found, excluded, left_out, prints), schema)
     grouped = entries.group_by("file", use_threads=False).aggregate([("image", "first"), ("caption", "list")])
+    skipped = LeftOut()
     rows = (
-        {"image": image.as_py(), "captions": _texts(captions.as_py(), image.as_py()), "number": -1}
-        for image, captions in zip(grouped.column("image_first"), grouped.column("caption_list"))
+        {"image": image, "captions": _texts(captions.as_py(), f"{found[0]}: {image}", found[0], skipped), "number": -1}
+        for image, captions in zip(grouped.column("image_first").to_pylist(), grouped.column("caption_list"))
     )
     root = Path(images) if images is not None else found[0].parent
     facts = {"source": "xvlm", "file": ", ".join(map(str, found)), **excluded.facts(left_out["excluded"])}
     print_ = combined(prints, excluded.fingerprint, pairs)
-    return _captions(table_of(rows, _SCHEMA), root, found[0], facts, print_, pairs, left_out, allow_outside)
+    table = table_of(rows, _SCHEMA)
+    return _captions(table, root, found[0], facts, print_, pairs, left_out, allow_outside, skipped)
 
 
 def xvlm_files(path: Path, split: str | None, files: Sequence[str] | None) -> list[Path]:
@@ -294,7 +298,10 @@ def _xvlm_rows(files: Sequence[Path], excluded: Exclusion, left_out: Counter[str
                 out.add(image)
                 continue
             try:
-                captions = texts_of(field(element.value, "caption", where))
+                given = field(element.value, "caption", where)
+                captions = texts_of(given)
+                if isinstance(given, list):  # what says nothing is counted with its image
+                    captions = [text for each in given for text in texts_of([each]) or [""]]
             except TypeError as error:
                 raise DataError(f"{where}: caption: {error}; write a text or a list of texts") from None
             for caption in captions or [""]:
@@ -312,10 +319,9 @@ def _captions(
     pairs: bool,
     left_out: Counter[str],
     allow_outside: bool,
-    skipped: LeftOut | None = None,
+    skipped: LeftOut,
 ) -> Rows:
     """The samples of a table of images with captions. Raises DataError where the images are not there."""
-    skipped = skipped or LeftOut()
     lengths = pc.list_value_length(table.column("captions"))
     silent = table.filter(pc.equal(lengths, 0)).column("image").to_pylist()
     skipped.add(file, "images without a caption", (f"{file}: no caption for {name}" for name in silent), len(silent))
@@ -377,8 +383,13 @@ def _in_folder(folder: str, name: str) -> str:
     return image if not folder or image.startswith(f"{same_file(folder)}/") else same_file(f"{folder}/{image}")
 
 
-def _texts(captions: Iterable[Any], where: str) -> list[str]:
-    return [text for text in (words_of(each, where) for each in captions) if text]
+def _texts(captions: Iterable[Any], where: str, file: Path, skipped: LeftOut) -> list[str]:
+    """An image's captions. Those without words go to `skipped`, unless no other is left, as then the image does."""
+    given = [words_of(each, where) for each in captions]
+    if any(given):
+        lines = [f"{where}: no words in caption {number}" for number, text in enumerate(given, 1) if not text]
+        skipped.add(file, "captions without words", lines, len(lines))
+    return [text for text in given if text]
 
 
 def _sample(row: Row, root: dict[str, str]) -> CaptionSample:

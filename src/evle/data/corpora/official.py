@@ -37,6 +37,8 @@ class LeftOut:
 
     def add(self, file: Path, what: str, lines: Iterable[str], count: int = 1) -> None:
         """Leave out `count` rows of a file: `lines` describes each of them, and `what` all rows of this kind."""
+        if not count:
+            return
         named, so_far = self._kinds.get((file, what), ([], 0))
         named += islice(lines, NAMED - len(named))
         self._kinds[file, what] = (named, so_far + count)

@@ -75,7 +75,8 @@ def vqav2(
     `held_out` images of val. No source states which images are the last; here they are those with the highest numbers.
 
     A sample's key is its question_id. Its answers begin with those that equal the official multiple_choice_answer.
-    Questions without a text, an annotation or an answer are left out and named in `.skipped`. Raises ConfigError for
+    Questions without a text, an annotation or an answer are left out and named in `.skipped`, as are annotations
+    without a question. Raises ConfigError for
     options that cannot work, DataError for files that are missing or of another form, and for duplicate ids.
     """
     require_task("vqav2", task, "vqa")
@@ -118,12 +119,18 @@ def vqav2(
 
 
 class _LeftOut(LeftOut):
-    """Questions that are left out."""
+    """Questions and annotations that are left out."""
 
     def questions(self, file: Path, why: str, ids: pa.ChunkedArray) -> None:
         """Leave out the questions of these ids."""
         lines = (f"{file}: question {number.as_py()} {why}" for number in ids)
         self.add(file, f"questions of which each {why}", lines, len(ids))
+
+    def annotations(self, file: Path, questions: Path, ids: pa.ChunkedArray, contained: pa.Array) -> None:
+        """Leave out the annotations of these ids whose questions are not `contained` in the file of questions."""
+        without = ids.filter(pc.invert(pc.is_in(ids, value_set=contained)))
+        lines = (f"{file}: question {number.as_py()} is not in {questions.name}" for number in without)
+        self.add(file, "annotations without a question", lines, len(without))
 
 
 def main_answer_first(answers: list[str], main: str) -> list[str]:
@@ -153,6 +160,7 @@ def _part(base: Path, file: Path, part: str, prints: list[str], left_out: "_Left
     questions = table_of(_questions(arrays, file), _QUESTIONS)
     prints.append(arrays.fingerprint)
     refuse_duplicates(questions.column("question_id").to_numpy(), file, "question_id")
+    contained = questions.column("question_id").combine_chunks()
     asked = pc.not_equal(questions.column("question"), "")
     left_out.questions(file, "has no text", questions.filter(pc.invert(asked)).column("question_id"))
     questions = questions.filter(asked)
@@ -166,6 +174,7 @@ def _part(base: Path, file: Path, part: str, prints: list[str], left_out: "_Left
     answers = table_of(_answers(arrays, answers_file), _ANSWERS)
     prints.append(arrays.fingerprint)
     refuse_duplicates(answers.column("question_id").to_numpy(), answers_file, "question_id")
+    left_out.annotations(answers_file, file, answers.column("question_id"), contained)
     indices = pc.index_in(questions.column("question_id"), value_set=answers.column("question_id").combine_chunks())
     left_out.questions(answers_file, "has no annotation", questions.filter(pc.is_null(indices)).column("question_id"))
     questions = questions.filter(pc.is_valid(indices))
