@@ -156,6 +156,31 @@ def test_a_parquet_table_may_hold_its_images(tmp_path, name, kind, row_group_siz
     assert samples[0].key == ("x#0" if kind is IMAGE else "#0")
 
 
+@pytest.mark.parametrize(
+    ("damaged", "reader"),
+    [("caption", "folder"), ("caption", "saved-dataset"), ("image.path", "folder"), ("image.bytes", "digests")],
+)
+def test_a_damaged_page_of_a_parquet_file_is_named_by_file_and_row(tmp_path, damaged, reader):
+    held = [{"bytes": encoded(n), "path": "x.jpg"} for n in range(9)]
+    file = tmp_path / ("captions.parquet" if reader != "saved-dataset" else "data/train-00000-of-00001.parquet")
+    file.parent.mkdir(exist_ok=True)
+    columns = {"image": pa.array(held, IMAGE), "caption": [f"image {n}" for n in range(9)]}
+    pq.write_table(pa.table(columns), file, row_group_size=3, use_dictionary=False)
+    group = pq.read_metadata(file).row_group(1)
+    chunks = (group.column(index) for index in range(group.num_columns))
+    place = next(chunk.data_page_offset for chunk in chunks if chunk.path_in_schema == damaged)
+    content = bytearray(file.read_bytes())
+    content[place : place + 60] = b"\xff" * 60
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file.name}: cannot be read after row 3 \(.*\); write or fetch it again"):
+        if reader == "digests":
+            embedded.EmbeddedImages([file], "image").digests()
+        elif reader == "folder":
+            folder(tmp_path)
+        else:
+            saved_dataset(tmp_path)
+
+
 def test_a_parquet_table_of_paths_is_still_one_of_paths(tmp_path):
     pq.write_table(pa.table({"image": ["1.jpg"], "caption": ["a dog"]}), tmp_path / "captions.parquet")
     assert folder(tmp_path)[0].image == str(tmp_path / "1.jpg")

@@ -88,10 +88,14 @@ class EmbeddedImages(Sequence[Any]):
         """A hash of each image's bytes, "" where there are none. All images are read."""
         found = []
         for file in self.files:
-            for batch in _batches(file, self.column):
-                for value in batch.to_pylist():
-                    content = value.get("bytes") if isinstance(value, dict) else value
-                    found.append(hashlib.blake2b(content, digest_size=12).hexdigest() if content else "")
+            first = len(found)
+            try:
+                for batch in _batches(file, self.column):
+                    for value in batch.to_pylist():
+                        content = value.get("bytes") if isinstance(value, dict) else value
+                        found.append(hashlib.blake2b(content, digest_size=12).hexdigest() if content else "")
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(file, len(found) - first, error) from None
         return found
 
     def rows(
@@ -101,22 +105,38 @@ class EmbeddedImages(Sequence[Any]):
 
         No image is read; other columns of bytes are left out, and those that are not `wanted` are None.
         """
-        number = 0
-        for file in self.files:
+        before = 0
+        for file, end in zip(self.files, self._ends):
             schema = _schema(file)
             blank: dict[str, Any] = dict.fromkeys(each.name for each in schema if not _holds_bytes(each.type))
             classes = class_names(schema)
-            first = number
-            for batch in _light_batches(file, self.column, wanted):
-                for row in bounded_rows(batch, file, number - first):
-                    number += 1
-                    if isinstance(row, DataError):
-                        yield number, row
-                        continue
-                    held = row.get(self.column)
-                    path = (held.get("path") if isinstance(held, dict) else None) or ""
-                    named = named_classes(row, classes)
-                    yield number, {**blank, **named, self.column: f"{path}#{number - 1}"}
+            number = 0
+            for row in _read_rows(file, self.column, wanted):
+                number += 1
+                if isinstance(row, DataError):
+                    yield before + number, row
+                    continue
+                held = row.get(self.column)
+                path = (held.get("path") if isinstance(held, dict) else None) or ""
+                named = named_classes(row, classes)
+                yield before + number, {**blank, **named, self.column: f"{path}#{before + number - 1}"}
+            before = end
+
+
+def _read_rows(file: str, column: str, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any] | DataError]:
+    """The rows of a file without its images. Raises DataError where the file is damaged."""
+    number = 0
+    try:
+        for batch in _light_batches(file, column, wanted):
+            for row in bounded_rows(batch, file, number):
+                number += 1
+                yield row
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, number, error) from None
+
+
+def _damaged(file: str, number: int, error: Exception) -> DataError:
+    return DataError(f"{file}: cannot be read after row {number:,} ({in_one_line(error)}); write or fetch it again")
 
 
 def embedded_column(file: str | os.PathLike[str], named: str | None, usual: Sequence[str]) -> str | None:
@@ -203,8 +223,9 @@ def _batches(file: str, column: str) -> Iterator[pa.Array]:
     """A column in parts of a few rows."""
     if _is_parquet(file):
         with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_IMAGES, columns=[column]):
-                yield batch.column(0)
+            for group in range(parquet.num_row_groups):  # of a damaged group, the groups before it are read
+                for batch in parquet.iter_batches(_IMAGES, row_groups=[group], columns=[column]):
+                    yield batch.column(0)
         return
     for batch in _arrow_table(file, _stamp(file)).select([column]).to_batches(max_chunksize=_IMAGES):
         yield batch.column(0)
