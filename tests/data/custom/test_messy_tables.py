@@ -413,6 +413,39 @@ def test_what_a_folder_holds_and_nobody_reads_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("captions.ndjson", b"{}", "a table of another ending; rename it to captions.jsonl"),
+        ("captions.pq", b"PAR1", "a table of another ending; rename it to captions.parquet"),
+        ("captions.avro", b"Obj", "of no kind that is read; save it as CSV or JSON lines"),
+        ("captions.txt", b"a dog\ta.jpg\na cat\tb.jpg\n", "looks like a table; rename it to captions.tsv"),
+        ("captions.txt", b"a.jpg a dog\nb.jpg a cat\n", "looks like a table; save it as captions.tsv, with tabs"),
+        ("captions.txt", "a.jpg\ta dog\n".encode("utf-16"), "looks like a table; rename it to captions.tsv"),
+        ("captions.txt", "a.jpg,a dog\n".encode("utf-16-le"), "looks like a table; rename it to captions.csv"),
+    ],
+    ids=["ndjson", "pq", "avro", "caption-first", "blanks", "utf-16", "utf-16-without-a-mark"],
+)
+def test_a_table_of_another_form_is_named_and_no_run_of_its_folder_is_promised(tmp_path, name, content, words):
+    (draw(tmp_path, "a.jpg") / name).write_bytes(content)
+    checked = check_folder(tmp_path)
+    assert checked.other_tables.lines == [f"{name}: {words}"]
+    assert not checked.ok
+
+
+def test_files_that_may_hold_rows_are_named_and_texts_are_no_tables(tmp_path):
+    draw(tmp_path, "a.jpg")
+    for name in ("captions.xml", "captions.db", "captions.yaml", "captions.pkl"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "README.txt").write_text("These images are mine.\nThe best one is a.jpg\n")
+    (tmp_path / "train.txt").write_text("a.jpg\nb.jpg\n")
+    assert list_folder(tmp_path).unread == [
+        "4 files that may hold rows, which are not read; save their rows as CSV or JSON lines: captions.db, "
+        "captions.pkl, captions.xml, captions.yaml"
+    ]
+    assert check_folder(tmp_path).ok
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [(b"\x1f\x8b" + b"x" * 99, r"is compressed \(gzip\)"), ("el niño\n".encode("cp1252"), r"x\.txt:1: not UTF-8 text")],
 )
@@ -551,6 +584,10 @@ def test_a_compressed_table_is_named_by_the_check_and_by_a_run(name, tmp_path):
         ("a.txt", '["a dog", "a cat"]\n', "holds JSON"),
         ("a.json", '[\n"a dog",\n"a cat"]\n', "holds JSON"),
         ("a.txt", "\n<!DOCTYPE html>\n<p>a dog</p>\n", "is the code of a web page"),
+        ("a.xml", '<mediawiki xmlns="http://x">\n<page></page>\n', r"is markup \('<mediawiki"),
+        ("wiki_00", '<doc id="12" title="A">\nA\n</doc>\n', r"is markup \('<doc id="),
+        ("a.txt", '<div class="x">\n<p>a</p>\n', "is markup"),
+        ("a.txt", r"{\rtf1\ansi a dog}", "is markup"),
     ],
 )
 def test_a_corpus_of_code_is_refused(name, text, words, tmp_path):
@@ -573,8 +610,9 @@ def test_a_corpus_may_be_a_table_of_texts_without_images(tmp_path):
     (tmp_path / "b.csv").write_text("question,answer\nwhat is it?,a dog\n")
     pq.write_table(pa.table({"content": ["a page"], "tags": ["x"]}), tmp_path / "c.parquet")
     (tmp_path / "d.txt").write_text("[a plain line]\n{another}\n")
-    files = [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet", "d.txt")]
-    expected = ["a dog", "one", "two", "what is it?", "a page", "[a plain line]", "{another}"]
+    (tmp_path / "e.txt").write_text("<unk> said <b>\n")
+    files = [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet", "d.txt", "e.txt")]
+    expected = ["a dog", "one", "two", "what is it?", "a page", "[a plain line]", "{another}", "<unk> said <b>"]
     assert list(read_texts(files)) == expected
     (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": \n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: not usable JSON"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,13 +26,20 @@ TEXT_COLUMNS = ("text", *CAPTION_COLUMNS, "content", "question", "sentence")
 MAX_CHARACTERS = 1 << 20
 """A longer line is handed out in pieces."""
 
+_MARKUP = re.compile(
+    r"<(?:!doctype|!--|(?:mediawiki|page|doc|docs|tei|rss|feed|svg|body|head|div|p|table|text|corpus)\b[^<>]*>"
+    r"|[a-z][\w:.-]*\s+[\w:.-]+\s*=\s*[\"'])",
+    re.IGNORECASE,
+)
+"""The first line of HTML, of a dump of MediaWiki, of WikiExtractor and of other XML; words such as <unk> are text."""
+
 
 def read_texts(sources: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
     """Every text of the sources, one after another: lines of a text file, captions and tags, questions or sentences of
     a table or a folder with one. A table without images holds its texts in the first of `TEXT_COLUMNS`.
 
     Raises DataError, at once, for a source that is missing, compressed, not UTF-8 (or UTF-16) text, or neither, and for
-    text that is the code of JSON or of a web page.
+    text that is the code of JSON, of a web page or of other markup (dumps of MediaWiki, WikiExtractor's, RTF).
     """
     encodings: dict[Path, str] = {}
     for path in map(Path, sources):
@@ -81,10 +89,12 @@ def _texts_of_table(table: Path) -> Iterator[str]:
 
 
 def _refuse_code(path: Path, encoding: str) -> None:
-    """Raise DataError for a file of JSON or of a web page, whose marks would become tokens."""
+    """Raise DataError for a file of JSON, of a web page or of other markup, whose marks would become tokens."""
     line = next(filter(None, _lines(path, encoding)), "")
     if line[:20].casefold().startswith(("<!doctype html", "<html", "<?xml")):
         raise DataError(f"{path}: is the code of a web page; save its text alone")
+    if line.startswith("{\\rtf") or _MARKUP.match(line):
+        raise DataError(f"{path}: is markup ({line[:30]!r}), whose signs would become tokens; save its text alone")
     is_json = path.suffix.lower() == ".json" and line.startswith(("[", "{"))
     if not is_json and line.startswith(("{", "[")):
         try:

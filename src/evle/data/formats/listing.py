@@ -1,5 +1,6 @@
 """The files of a user's folder: the images that are read, and, by name, what looks like data and is not read."""
 
+import codecs
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -25,9 +26,15 @@ UNREAD_SUFFIXES = {
     "archives, which are not opened; unpack them": (
         ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".tbz2", ".txz",
     ),
+    "files that may hold rows, which are not read; save their rows as CSV or JSON lines": (
+        ".xml", ".yaml", ".yml", ".db", ".sqlite", ".sqlite3", ".mdb", ".pkl", ".pickle", ".h5", ".hdf5", ".mat",
+        ".npz", ".msgpack", ".rds", ".sav", ".dta", ".html", ".htm", ".docx", ".rtf",
+    ),
 }  # fmt: skip
-OTHER_TABLES = (".json", ".xlsx", ".xls", ".ods", ".arrow", ".feather")
+OTHER_TABLES = (".json", ".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".arrow", ".feather", ".orc", ".avro")
 """Tables of kinds that are not read; they are named where no table is found."""
+RENAMED = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".pq": ".parquet", ".parq": ".parquet"}
+"""Other endings of tables that are read."""
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 _PACKED = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # tables that people compress
@@ -98,11 +105,14 @@ def other_tables(path: Path) -> list[str]:
         suffix = file.suffix.lower()
         if suffix in OTHER_TABLES and not file.name.startswith("."):
             lines.append(f"{file.name}: of no kind that is read; save it as CSV or JSON lines")
+        elif suffix in RENAMED and not file.name.startswith("."):
+            lines.append(f"{file.name}: a table of another ending; rename it to {file.stem}{RENAMED[suffix]}")
         elif suffix in _COMPRESSED and Path(file.stem).suffix.lower() in _PACKED and not file.name.startswith("."):
             lines.append(f"{file.name}: a compressed table; unpack it")
         elif suffix in _TEXT_TABLES and file.is_file() and (sign := _sign_of_table(file)):
-            ending = ".tsv" if sign == "\t" else ".csv"
-            lines.append(f"{file.name}: looks like a table; rename it to {file.stem}{ending}")
+            ending = ".csv" if sign in ",;|" else ".tsv"
+            cure = f"rename it to {file.stem}{ending}" if sign != " " else f"save it as {file.stem}.tsv, with tabs"
+            lines.append(f"{file.name}: looks like a table; {cure}")
     return lines
 
 
@@ -110,6 +120,7 @@ def _noun(kind: str, count: int) -> str:
     if count > 1:
         return kind
     for plural, singular in (
+        ("files that may hold rows, which are", "file that may hold rows, which is"),
         ("texts beside their images, which are", "text beside its image, which is"),
         ("images", "image"),
         ("archives", "archive"),
@@ -137,12 +148,33 @@ def _sign_of_table(file: Path) -> str:
     """The sign between the columns where a text file names an image and says something of it; "" for another text."""
     try:
         with open_plain_file(file) as opened:
-            lines = opened.read(4096).decode("utf-8", "replace").splitlines()[:3]
+            start = opened.read(4096)
     except DataError:
         return ""
+    lines = list(filter(str.strip, _decoded(start).splitlines()))[:3]
     for line in lines:
         for sign in "\t,;|":
-            first = line.split(sign)[0].split("#")[0].strip().strip('"')
-            if sign in line and os.path.splitext(first)[1].lower() in IMAGE_SUFFIXES:
+            first, *others = line.split(sign)
+            if others and (_is_image_name(first) or any(map(_is_image_name, filter(_is_word, others)))):
                 return sign
+    ends = [(words[0], words[-1]) for words in map(str.split, lines) if len(words) > 1]
+    if len(ends) == len(lines) > 1 and any(all(map(_is_image_name, column)) for column in zip(*ends)):
+        return " "
     return ""
+
+
+def _decoded(start: bytes) -> str:
+    """The beginning of a text file, in UTF-8 or UTF-16."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return start.decode("utf-16", "replace")
+    odd, even = start[1::2].count(0), start[::2].count(0)
+    encoding = "utf-8" if max(odd, even) < len(start) // 4 + 1 else "utf-16-le" if odd > even else "utf-16-be"
+    return start.decode(encoding, "replace")
+
+
+def _is_image_name(cell: str) -> bool:
+    return os.path.splitext(cell.split("#")[0].strip().strip('"'))[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_word(cell: str) -> bool:
+    return len(cell.split()) == 1
