@@ -31,6 +31,7 @@ from evle.search import (
     write_contact_sheet,
 )
 from evle.search import index as indexing
+from evle.search.listing import list_entries
 from processes import start_code
 from retrieval_models import save_retrieval_model
 
@@ -861,6 +862,17 @@ def test_the_table_in_a_folder_gives_its_columns_to_the_images(photos, embed, tm
     (photos / "captions.jsonl").unlink()
     assert index.add(photos, progress=False).num_reused == 1
     assert index.columns() == []
+
+
+@pytest.mark.parametrize("given", ["folder", "table"])
+def test_several_rows_about_one_image_keep_all_their_values(photos, given):
+    """Only the first row counted, and an image was left out of a search for what another row says."""
+    table = photos / "captions.csv"
+    table.write_text("image,caption,year\n0.png,a cat,2018\n2.png,a cow,2019\n0.png,a dog,2020\n")
+    entries, _ = list_entries(table if given == "table" else photos, photos)
+    for where, found in (("caption~dog", ["0.png"]), ("year>=2019", ["0.png", "2.png"]), ("caption~cat", ["0.png"])):
+        mask = Filter(where=(where,)).mask(pa.table({"fields": [entry.fields for entry in entries.values()]}))
+        assert [name for name, shown in zip(entries, mask) if shown] == found
 
 
 def test_columns_stay_only_where_a_table_that_was_not_read_has_them(photos, embed, tmp_path):

@@ -40,7 +40,8 @@ class Filter:
     apply to the time at which a file was last changed. `where` is one condition, or many, on columns of the table that
     the index was built from, such as "year>=2019", "author=Ann" or "caption~dog" (contains). Values that are numbers on
     both sides are compared as numbers, others as text; a text such as "n/a" is neither more nor less than a number. A
-    row without the column fails its condition.
+    row without the column fails its condition. Of a list, and of an image that several rows name, one value that fits
+    is enough.
 
     >>> Filter(where=("year>=2019",)).mask(pa.table({"fields": ['{"year": 2020}', '{"year": 3}', ""]})).tolist()
     [True, False, False]

@@ -72,7 +72,7 @@ def _columns_in(folder: Path, present: set[str]) -> dict[str, str]:
             if isinstance(fields, DataError):
                 broken.append(fields)
             elif name in present and fields != NO_FIELDS:
-                columns.setdefault(name, fields)
+                columns[name] = _merged(columns.get(name, fields), fields)
     except DataError as error:
         logger.warning("no columns are read: %s", error)
         return {}
@@ -156,7 +156,7 @@ def _named(table: Path) -> dict[str, str]:
     for name, fields in _rows_of(table):
         if isinstance(fields, DataError):
             raise fields
-        names.setdefault(name, fields)
+        names[name] = _merged(names.get(name, fields), fields)
     return names
 
 
@@ -194,6 +194,23 @@ def _fields(row: dict[str, Any]) -> str:
         elif isinstance(value, bool | int | float):
             kept[name] = value  # type: ignore[assignment]
     return json.dumps(kept, sort_keys=True) if kept else NO_FIELDS
+
+
+def _merged(known: str, fields: str) -> str:
+    """The columns of several rows about one image as JSON: a column with different values becomes their list.
+
+    >>> _merged('{"caption": "a cat", "year": 2018}', '{"caption": "a dog", "year": 2018}')
+    '{"caption": ["a cat", "a dog"], "year": 2018}'
+    """
+    if known == fields:
+        return known
+    merged: dict[str, Any] = json.loads(known)
+    for name, value in json.loads(fields).items():
+        values = merged[name] if isinstance(merged.get(name), list) else [merged[name]] if name in merged else []
+        more = [part for part in (value if isinstance(value, list) else [value]) if part not in values]
+        if more:
+            merged[name] = [*values, *more] if values or isinstance(value, list) else value
+    return json.dumps(merged, sort_keys=True)
 
 
 def cure_of_moving(images: Path, root: Path) -> str:

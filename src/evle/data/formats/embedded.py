@@ -86,7 +86,7 @@ class EmbeddedImages(Sequence[Any]):
 
     def digests(self) -> list[str]:
         """A hash of each image's bytes, "" where there are none. All images are read."""
-        found = []
+        found: list[str] = []
         for file in self.files:
             first = len(found)
             try:
