@@ -162,3 +162,38 @@ def test_a_name_with_dots_leaves_out_its_own_image_alone(tmp_path):
     assert excluded.holds("frame.0001.png")
     assert excluded.holds("clip.jpg")
     assert not excluded.holds("frame.0002.jpg")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("1007129816.jpg#0", "flickr30k-images/1007129816.jpg"),
+        ("1007129816", "flickr30k-images/1007129816.jpg"),
+        ("36979\n1007129816", "36979.jpg"),  # a photo of Flickr30K with a small number
+        ("coco_val2014_000000391895.jpg", "val2014/COCO_val2014_000000391895.jpg"),
+        ("391895", "coco_val2014_000000391895.jpg"),
+        ("# my list\nimage_id\n391895", "COCO_val2014_000000391895.jpg"),
+        ("my images/COCO_val2014_000000391895.jpg", "000000391895.jpg"),
+    ],
+    ids=["token", "flickr-number", "small-flickr-number", "lower-case", "lower-case-image", "comment", "folder"],
+)
+def test_a_list_excludes_its_images_in_every_form(tmp_path, line, name):
+    (tmp_path / "out.txt").write_text(line + "\n")
+    excluded = read_exclusion(tmp_path / "out.txt")
+    assert excluded.holds(name)
+    assert not excluded.holds("391896.jpg")
+    assert not any("#" in each for each in excluded.names)
+
+
+@pytest.mark.parametrize("line", ["391895 # a dog", "a.jpg b.jpg", "a.jpg c/b.jpg", "391895 a/b.jpg", "a dog.jpg"])
+def test_a_line_with_more_than_one_name_is_refused(tmp_path, line):
+    """It was the name of an image, so that none was left out."""
+    (tmp_path / "out.txt").write_text(f"17\n{line}\n")
+    with pytest.raises(DataError, match=r"out\.txt:2: '.*' is not one COCO number or file name; write one per line"):
+        read_exclusion(tmp_path / "out.txt")
+
+
+def test_numbers_of_coco_alone_are_no_names_of_files(tmp_path):
+    """Visual Genome has an image 391895.jpg too."""
+    (tmp_path / "out.txt").write_text("391895\n")
+    assert not read_exclusion(tmp_path / "out.txt").names

@@ -23,15 +23,19 @@ TRAINED_ON = ("train", "restval")
 HELD_OUT = ("val", "test")
 """Splits of a Karpathy file whose images are left out; restval is training data."""
 
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", re.IGNORECASE)
+_MAX_COCO = 999_999
+"""COCO's numbers end below 600,000; those of photos on Flickr are larger, but for a few."""
 _FLICKR_URL = re.compile(r"(\d+)_[0-9a-f]+")
 _GENOME_NAME = re.compile(r"(?:^|.*/)(?:vg|vg_100k|vg_100k_2|visual[-_]?genome)/(?:.*/)?(\d+)(?:\.\w+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{1,18})(?:\.0)?")
 _SHORTENED = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 """A number that is no COCO number; a spreadsheet writes a large one as 3.92E+05."""
 _SUFFIXES = re.compile(r"(?:\.(?:jpe?g|png|webp|gif|bmp|tiff?))+$", re.IGNORECASE)
-_SEVERAL = re.compile(r"[\[\]{}<>\t,;|]|^[\d\s]+$")
-"""What no name of an image in these corpora has."""
+_TOKEN = re.compile(r"#\d+$")
+"""The number of a caption behind the name of its image, as in Flickr's token files."""
+_SEVERAL = re.compile(r"[\[\]{}<>\t,;|#]|^\d+(?:\s|$)|\s[^/]*$|\.(?:jpe?g|png|webp|gif|bmp|tiff?)\s", re.IGNORECASE)
+"""What no name of an image in these corpora has; its folders may have blanks."""
 _HEADERS = ("id", "image_id", "cocoid", "coco_id", "image", "images", "filename", "file_name", "name")
 GENOME_FILE = "image_data.json"
 LEFT_OUT = "left out as images of downstream tasks"
@@ -144,12 +148,12 @@ def excluded_genome_ids(path: str | os.PathLike[str], excluded: Exclusion) -> "t
 
 
 def _stem(name: str) -> str:
-    """A file's name without its folders and the endings of images.
+    """A file's name without its folders, the endings of images, and the number of a caption.
 
-    >>> _stem("train/a.jpg"), _stem("a.jpg.webp"), _stem("frame.0001.PNG")
-    ('a', 'a', 'frame.0001')
+    >>> _stem("train/a.jpg"), _stem("a.jpg.webp"), _stem("frame.0001.PNG"), _stem("1007129816.jpg#0")
+    ('a', 'a', 'frame.0001', '1007129816')
     """
-    return _SUFFIXES.sub("", name.rpartition("/")[2].partition("?")[0])
+    return _SUFFIXES.sub("", _TOKEN.sub("", name.rpartition("/")[2].partition("?")[0]))
 
 
 def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
@@ -170,18 +174,25 @@ def _read_karpathy(path: Path, coco_ids: set[int], names: set[str]) -> str:
 
 
 def _read_list(path: Path, coco_ids: set[int], names: set[str]) -> str:
+    """Add the images of a list. One number that is too large for COCO shows that the numbers may be Flickr's."""
     data = path.read_bytes()
+    numbers: set[int] = set()
     for number, line in enumerate(data.decode(encoding_of(path, western=True)).splitlines(), start=1):
         text = line.strip().rstrip(",;").strip().strip("\"'").strip()
-        text = text.replace("\\", "/")
+        text = _TOKEN.sub("", text.replace("\\", "/"))
         if count := _NUMBER.fullmatch(text):
-            coco_ids.add(int(count[1]))
+            numbers.add(int(count[1]))
         elif _SHORTENED.fullmatch(text):
             raise DataError(f"{path}:{number}: {text[:40]!r} is no COCO number; write all digits of the whole number")
+        elif not text or text.startswith("#") or text.casefold() in _HEADERS:
+            continue
         elif _SEVERAL.search(text):
             raise DataError(f"{path}:{number}: {text[:40]!r} is not one COCO number or file name; write one per line")
-        elif text and not (number == 1 and text.casefold() in _HEADERS):
+        else:
             names.add(_stem(text))
             if coco := _COCO_NAME.fullmatch(_stem(text)):
                 coco_ids.add(int(coco[1]))
+    coco_ids |= numbers
+    if max(numbers, default=0) > _MAX_COCO:
+        names |= set(map(str, numbers))
     return hashlib.blake2b(data, digest_size=8).hexdigest()
