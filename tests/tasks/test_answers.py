@@ -70,8 +70,13 @@ def test_a_list_keeps_its_places_whatever_it_holds(answer_file):
 
 def test_what_is_wrong_with_a_list_is_said_in_one_line(answer_file, tmp_path):
     for content, message in (
-        ({"a": 1}, "must be a list of answers, not a dict"),
+        ({"a": 1}, "holds .* where a list is needed"),
         ([], "has no answer"),
+        (["a", None], "answer 1 is null; write each answer as a text"),
+        ([True], "answer 0 is true"),
+        ([2.5], "answer 0 is 2.5"),
+        ([["yes", 100]], r"answer 0 is \[\"yes\", 100\]"),
+        ([{"answer": "yes"}], "answer 0 is .*answer"),
         (["a", " "], "answer 1 is empty"),
         (["a", "b", "a"], "the answer 'a' is duplicated"),
     ):
@@ -80,7 +85,7 @@ def test_what_is_wrong_with_a_list_is_said_in_one_line(answer_file, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.json: cannot be read as a list of answers"):
         read_answers(tmp_path / "nowhere.json")
     (tmp_path / "cut.json").write_text('["a", ')
-    with pytest.raises(ConfigError, match=r"cut.json: cannot be read as a list of answers"):
+    with pytest.raises(ConfigError, match=r"cut.json: not usable JSON"):
         read_answers(tmp_path / "cut.json")
 
 
@@ -151,3 +156,27 @@ def test_a_model_without_answers_takes_them_from_a_list_of_its_length(answer_fil
         evaluate(short, samples=vqa_samples())
     full = micro_run(run, "vqa", {"task": {"answers": answer_file(COLOURS)}})
     assert "accuracy" in evaluate(full, samples=vqa_samples()).scores["val"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.jsonl", '"yes"\n"no"\n', "a.jsonl:1: '\"yes\"' is no plain answer; name a JSON list .json"),
+        ("a.txt", '[\n"yes"\n]\n', "a.txt:1: '\\[' is no plain answer"),
+        ("a.txt", "yes\t100\nno\t5\n", "a.txt:1: .* holds a tab"),
+        ("a.txt", "answer,count\nyes,100\nno,5\n", "a.txt: 2 of 3 lines end in a number, such as 'yes,100'"),
+        ("a.json", "[" * 100_000, "a.json: not usable JSON \\(nested too deeply\\)"),
+    ],
+    ids=["jsonl", "json-in-txt", "tabs", "counts", "deep"],
+)
+def test_a_list_of_another_form_is_refused(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_answers(tmp_path / name)
+
+
+def test_a_json_list_may_have_a_name_in_capitals_and_answers_may_be_numbers(tmp_path):
+    (tmp_path / "A.JSON").write_text('[\n"yes",\n2\n]\n')
+    assert read_answers(tmp_path / "A.JSON") == ["yes", "2"]
+    (tmp_path / "a.txt").write_text("1,000\ngate 3\nroute, 66\nno\n'tis\n")
+    assert read_answers(tmp_path / "a.txt") == ["1,000", "gate 3", "route, 66", "no", "'tis"]

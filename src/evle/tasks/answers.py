@@ -1,6 +1,8 @@
 """The answers that a VQA model chooses from: counted in the training questions, or read from a file."""
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +10,11 @@ from typing import cast
 
 from evle.data.samples import Sample, VQASample
 from evle.errors import ConfigError
+from evle.files import parse_json
 from evle.metrics import normalize_answer
+
+_COUNTED = re.compile(r".*[^\d\s]\s*[,;:|]\s*\d+(?:\.\d+)?")
+"""An answer with a number behind it, as of a count; "1,000" is one answer."""
 
 
 def main_answer(answers: Iterable[str]) -> str:
@@ -58,7 +64,7 @@ def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -
         raise ConfigError(
             f"no answer is the main one of {min_count} of {counts.total():,} questions; lower --min-count"
         )
-    text = json.dumps(answers, ensure_ascii=False, indent=0) if Path(path).suffix == ".json" else "\n".join(answers)
+    text = json.dumps(answers, ensure_ascii=False, indent=0) if _is_json(path) else "\n".join(answers)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text + "\n", encoding="utf-8")
     share = 100 * sum(counts[answer] for answer in answers) / counts.total()
@@ -71,16 +77,23 @@ def write_answers(samples: Sequence[Sample], path: str | Path, min_count: int) -
 def read_answers(path: str | Path) -> list[str]:
     """The answers in a file, a JSON list or one per line, unchanged: each answer's index is that of the head's output.
 
-    Raises ConfigError for a file that cannot be read, has no answer, an empty answer, or a duplicate.
+    Raises ConfigError for a file that cannot be read or is of another form, that has no answer, an empty answer, or a
+    duplicate.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        answers = json.loads(text) if Path(path).suffix == ".json" else text.splitlines()
+        data = Path(path).read_bytes()
+        lines = [] if _is_json(path) else data.decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a list of answers ({error})") from None
-    if not isinstance(answers, list):
-        raise ConfigError(f"{path}: must be a list of answers, not a {type(answers).__name__}")
-    answers = [str(answer).strip() for answer in answers]
+    if _is_json(path):
+        listed = parse_json(data, os.fspath(path), kind=list, error=ConfigError)
+        for number, answer in enumerate(listed):
+            if isinstance(answer, bool) or not isinstance(answer, str | int):
+                raise ConfigError(f"{path}: answer {number} is {json.dumps(answer)[:40]}; write each answer as a text")
+        answers = [str(answer).strip() for answer in listed]
+    else:
+        _refuse_other_form(path, lines)
+        answers = list(map(str.strip, lines))
     if not answers:
         raise ConfigError(f"{path}: has no answer; write one per line")
     if "" in answers:
@@ -88,6 +101,25 @@ def read_answers(path: str | Path) -> list[str]:
     if duplicate := next((answer for answer, times in Counter(answers).items() if times > 1), None):
         raise ConfigError(f"{path}: the answer {duplicate!r} is duplicated; remove one")
     return answers
+
+
+def _is_json(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ".json"
+
+
+def _refuse_other_form(path: str | Path, lines: Sequence[str]) -> None:
+    """Raise ConfigError for lines of JSON or of a table. Some answers may end in a number, but not half of them."""
+    for number, line in enumerate(lines, start=1):
+        if line.lstrip().startswith(("[", "{", '"')):
+            raise ConfigError(f"{path}:{number}: {line.strip()[:40]!r} is no plain answer; name a JSON list .json")
+        if "\t" in line.strip():
+            raise ConfigError(f"{path}:{number}: {line[:40]!r} holds a tab; write the answers alone, one per line")
+    counted = [line for line in lines if _COUNTED.fullmatch(line.strip())]
+    if counted and 2 * len(counted) >= len(lines):
+        raise ConfigError(
+            f"{path}: {len(counted):,} of {len(lines):,} lines end in a number, such as {counted[0][:40]!r}; write the "
+            "answers alone, one per line"
+        )
 
 
 def written(forms: Counter[str]) -> str:

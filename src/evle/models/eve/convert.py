@@ -120,7 +120,7 @@ def _processor(tokenizer: str | Path, config: EVEConfig) -> EVEProcessor:
 def _read_answers(path: Path) -> list[str]:
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no answer list that can be read ({error})") from None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise ConfigError(f"{path}: must hold a JSON list of strings, one answer per output")
