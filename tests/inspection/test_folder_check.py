@@ -142,3 +142,9 @@ def test_repeated_rows_ids_and_missing_answers_are_named(tmp_path):
     assert "questions.jsonl:2: duplicate id '1', already used in line 1" in check.broken_rows.lines[0]
     (tmp_path / "questions.jsonl").write_text("")
     assert check_folder(tmp_path, "vqa").lines()[-1] == "the table holds no row"
+
+
+def test_the_words_of_a_table_that_is_read_as_windows_1252_are_shown(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.png,un café noir\n".encode("cp1252"))
+    assert check_folder(tmp_path).read_as == "Windows-1252, such as 'un café noir'"

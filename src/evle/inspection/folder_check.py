@@ -180,7 +180,8 @@ def check_folder(
     else:
         check = FolderCheck(str(base), str(table), task)
         if table.suffix.lower() in (".csv", ".tsv"):
-            check.read_as = delimited_form(table).description
+            form = delimited_form(table)
+            check.read_as = form.description + (f", such as {form.example!r}" if form.example else "")
         columns = Columns(
             image=image_column,
             caption=caption_column,

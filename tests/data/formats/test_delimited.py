@@ -57,6 +57,45 @@ def test_an_encoding_that_cannot_be_known_is_refused_by_line(tmp_path, encoding)
         read(tmp_path, f"image,caption\na.jpg,{words[encoding]}\n".encode(encoding))
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1250", "egy nő kerékpáron ül, őszi erdő"),
+        ("cp1250", "o fată"),
+        ("cp1250", "Un bărbat merge, două fete stau pe o bancă lângă lac în pădure"),
+        ("cp1257", "šuo bėga per žolę"),
+        ("cp1254", "ağaç"),
+        ("cp1254", "kış"),
+        ("cp1254", "KIRMIZI elbiseli kadın ağacın altında"),
+    ],
+    ids=["hungarian", "romanian-word", "romanian", "lithuanian", "turkish-tree", "turkish-winter", "turkish"],
+)
+def test_another_latin_encoding_is_not_read_as_windows_1252(tmp_path, encoding, text):
+    with pytest.raises(DataError, match=r"captions\.csv:2: not UTF-8 text; save the file as UTF-8"):
+        read(tmp_path, f'image,caption\na.jpg,"{text}"\n'.encode(encoding))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "João põe o chapéu na mãe e nas irmãs de manhã; maçãs, um fã, não",
+        "Où est l'hôtel ? Août, goût sûr, bûche, dû, Noël, un garçon mange",
+        "¿Qué es? El niño está en la montaña con su pingüino",
+        "Ein Mädchen läuft über die Straße, größer",
+        "Það er maður við húsið, ský yfir garðinum, þrír menn, dýr, íþróttir",
+        "Kaks koera jooksevad põllul, poiss sõidab, õun, võtab",
+        "Një grua është ulur në bankë, çanta, një fëmijë",
+        "GARÇON, MANHÃ, LIMÕES, ÞÚ, AÐ",
+    ],
+    ids=["portuguese", "french", "spanish", "german", "icelandic", "estonian", "albanian", "capitals"],
+)
+def test_languages_of_windows_1252_are_read_and_an_example_is_shown(tmp_path, text):
+    assert rows(tmp_path, f'image,caption\na.jpg,"{text}"\n'.encode("cp1252"))[0]["caption"] == text
+    example = delimited_form(tmp_path / "captions.csv").example
+    assert example in text
+    assert not example.isascii()
+
+
 def test_utf_8_with_one_damaged_letter_is_not_read_as_another_encoding(tmp_path):
     with pytest.raises(DataError, match=r"captions\.csv:3: not UTF-8"):
         read(tmp_path, "image,caption\na.jpg,café\nb.jpg,crème brûlée\n".encode().replace(b"\xc3\xa8", b"\xc3"))

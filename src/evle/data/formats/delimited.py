@@ -20,6 +20,7 @@ NAMES = {",": "commas", ";": "semicolons", TAB: "tabs", "|": "bars"}
 
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?\s*$')  # the first line that Excel writes and obeys
 _WHOLE_FLOAT = re.compile(r"^-?\d{1,18}\.0$")
+_WITH_LETTER = re.compile(r"""[^,;|"\t\r\n]{0,20}(?![\x00-\x7f])\w[^,;|"\t\r\n]{0,20}""")
 FILE_ENDING = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 
 
@@ -30,6 +31,8 @@ class DelimitedForm:
     encoding: str
     delimiter: str
     skipped_lines: int = 0
+    example: str = ""
+    """Words with a letter beyond ASCII, where the encoding is a guess."""
 
     @property
     def description(self) -> str:
@@ -41,18 +44,34 @@ class DelimitedForm:
         )
 
 
+class ShortRow(dict[str, Any]):
+    """A row with fewer fields than the header, as a spreadsheet writes one whose last cells are empty."""
+
+    note = ""
+    """What is wrong with the row where it lacks a field that is needed."""
+
+
 def delimited_form(file: Path) -> DelimitedForm:
     """How the table in `file` is written. Raises DataError where its encoding cannot be known."""
     encoding = encoding_of(file, western=True)
+    example = _example(file, encoding) if encoding == "cp1252" else ""
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
     with open(file, encoding=encoding, newline="") as lines:
         first = lines.readline(MAX_LINE)
         if (named := _SEPARATOR_LINE.match(first)) is not None and named[1] in DELIMITERS:
-            return DelimitedForm(encoding, named[1], 1)
+            return DelimitedForm(encoding, named[1], 1, example)
     widths = {sign: _width(first, sign) for sign in DELIMITERS}
     if widths[usual] > 1 or max(widths.values()) == 1:
-        return DelimitedForm(encoding, usual)
-    return DelimitedForm(encoding, max(DELIMITERS, key=widths.__getitem__))
+        return DelimitedForm(encoding, usual, example=example)
+    return DelimitedForm(encoding, max(DELIMITERS, key=widths.__getitem__), example=example)
+
+
+def _example(file: Path, encoding: str) -> str:
+    with open(file, encoding=encoding, newline="") as lines:
+        while line := lines.readline(MAX_LINE):
+            if not line.isascii() and (found := _WITH_LETTER.search(line)):
+                return found[0].strip()
+    return ""
 
 
 def _width(line: str, delimiter: str) -> int:
@@ -112,8 +131,21 @@ def read_delimited(file: Path) -> Iterator[tuple[int, dict[str, Any] | DataError
                         "close the quote or double it"
                     ),
                 )
+            elif len(cells) < len(header):
+                yield line, _short_row(where, cells, header, form.delimiter)
             else:
                 yield line, {name: _value(cell) for name, cell in zip(header, cells) if name}
+
+
+def _short_row(where: str, cells: list[str], header: list[str], delimiter: str) -> ShortRow | DataError:
+    """A row with fewer fields than the header; a DataError where another sign stands between its missing ones."""
+    row = ShortRow((name, _value(cell)) for name, cell in zip(header, cells) if name)
+    row.note = f"{len(cells)} fields where the header has {len(header)}; add the missing ones, or correct what is "
+    row.note += "between them"
+    for sign in DELIMITERS[1:]:
+        if sign != delimiter and sum(cell.count(sign) for cell in cells) == len(header) - len(cells):
+            return DataError(f"{where}: {row.note} (it has {NAMES[sign]} too)")
+    return row
 
 
 def _lines(text: Any, file: Path) -> Iterator[str]:

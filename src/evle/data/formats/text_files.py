@@ -43,6 +43,30 @@ _SIGN_IN_WORD = re.compile(
     rb"(?<=[a-z])[\x83\x86-\x8c\x8e\x98\x9f]|[\xa2-\xaa\xac\xae-\xb3\xb6\xb8-\xba\xbc-\xbe](?=[a-z\xdf-\xff])"
     rb"|(?<=[a-z])[\x80-\x91\x93-\x95\x99\x9b\xa1\xab\xb5\xbf](?=[a-z])"
 )
+_LOWER = bytes.maketrans(
+    bytes([*range(0x41, 0x5B), 0x8A, 0x8C, 0x8E, 0x9F, *range(0xC0, 0xD7), *range(0xD8, 0xDF)]),
+    bytes([*range(0x61, 0x7B), 0x9A, 0x9C, 0x9E, 0xFF, *range(0xE0, 0xF7), *range(0xF8, 0xFF)]),
+)
+_LETTER = rb"[a-z\x9a\x9c\x9e\xdf-\xf6\xf8-\xff]"
+
+
+def _pattern(*parts: bytes) -> re.Pattern[bytes]:
+    """Any of several patterns, in which L is a letter in lower case."""
+    return re.compile(b"|".join(parts).replace(b"L", _LETTER))
+
+
+# Other encodings of the Latin alphabet: no language of Windows-1252 writes the first, and few write the second.
+_FOREIGN = _pattern(
+    rb"(?<=L)\xf5(?!L)|(?<=[hjkyz])\xfb",  # Hungarian "nő", "gyűrű"; Portuguese has õe, Estonian õu, French dû
+    rb"\xe3(?=[a-df-hj-np-rt-y\xdf-\xff]|sL)",  # Romanian "pădure"; Portuguese has ão, ãe, ãs
+    rb"(?<!L)\xf0(?=L)",  # Lithuanian "šuo"; Icelandic begins no word with ð
+    rb"(?<=L)\xfe(?!L)|\xfd[a-z]{1,3}\xfd",  # Turkish "kış", "kırmızı"
+    rb"[\xf0\xfd\xfe]L{0,12}\xe7|\xe7L{0,12}[\xf0\xfd\xfe]",  # Turkish "ağaç"; Icelandic has no ç
+)
+_UNLIKELY = _pattern(
+    rb"(?<!sk)\xfd(?![nrt])|(?<=L)(?<!\xed)\xfe",  # Turkish ı and ş; Icelandic has ský, dýr and íþrótt
+    rb"(?<=[a-egi-kn-qs-z])\xe3(?!L)",  # Romanian "fată"; Portuguese has manhã, lã, fã, irmã, maçã
+)
 
 
 def open_plain_file(path: str | os.PathLike[str]) -> BufferedReader:
@@ -111,7 +135,7 @@ def encoding_of(path: str | os.PathLike[str], *, western: bool = False) -> str:
                 if 2 * zeros.count(0) > len(zeros) and len(zeros) > 1:
                     return encoding
         file.seek(0)
-        line, bad_line, western_text = 1, 0, _Western()
+        line, bad_line = 1, 0
         decoder = codecs.getincrementaldecoder("utf-8")()
         while block := file.read(_BLOCK):
             if b"\0" in block:
@@ -121,7 +145,6 @@ def encoding_of(path: str | os.PathLike[str], *, western: bool = False) -> str:
                     decoder.decode(block)
                 except UnicodeDecodeError as error:
                     bad_line = line + error.object[: error.start].count(b"\n")
-            western_text.look_at(block)
             line += block.count(b"\n")
         try:
             decoder.decode(b"", final=True)
@@ -129,16 +152,24 @@ def encoding_of(path: str | os.PathLike[str], *, western: bool = False) -> str:
             bad_line = bad_line or line
     if not bad_line:
         return "utf-8"
-    if western and western_text.is_likely:
+    if western and _is_western(name):
         return "cp1252"
     raise DataError(f"{name}:{bad_line}: not UTF-8 text; save the file as UTF-8")
+
+
+def _is_western(path: str) -> bool:
+    text = _Western()
+    with open_plain_file(path) as file:
+        while block := file.read(_BLOCK):
+            text.look_at(block)
+    return text.is_likely
 
 
 class _Western:
     """Collects evidence on whether text that is not UTF-8 is Windows-1252."""
 
     def __init__(self) -> None:
-        self.high = self.odd = 0
+        self.high = self.odd = self.foreign = 0
         self.undefined = False
 
     def look_at(self, block: bytes) -> None:
@@ -146,9 +177,11 @@ class _Western:
             return
         self.high += len(_HIGH.findall(block))
         self.odd += sum(map(len, (*_RUNS.findall(block), *_UTF8_PAIRS.findall(block), *_KANA.findall(block))))
-        self.odd += len(_SIGN_IN_WORD.findall(block))
+        lower = block.translate(_LOWER)
+        self.odd += len(_SIGN_IN_WORD.findall(block)) + len(_UNLIKELY.findall(lower))
+        self.foreign += len(_FOREIGN.findall(lower))
         self.undefined = self.undefined or _UNDEFINED.search(block) is not None
 
     @property
     def is_likely(self) -> bool:
-        return not self.undefined and 5 * self.odd <= self.high
+        return not self.undefined and 5 * (self.odd + 10 * self.foreign) <= self.high
