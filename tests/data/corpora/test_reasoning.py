@@ -465,6 +465,16 @@ def test_null_questions_and_answers_of_vqav2_are_left_out_and_named(coco):
     assert "None" not in {word for sample in samples for word in (sample.question, *sample.answers)}
 
 
+def test_true_and_false_are_yes_and_no_to_vqav2(coco):
+    def edit(tree):
+        tree["annotations"][0].update(multiple_choice_answer=True)
+        tree["annotations"][0]["answers"][3].update(answer=True)
+
+    change(coco / ANNOTATIONS.format("val2014"), edit)
+    assert "yes" in {sample.answers[0] for sample in vqav2(coco, split="val")}
+    assert "True" not in {answer for sample in vqav2(coco, split="val") for answer in sample.answers}
+
+
 def test_a_null_among_the_answers_of_vqav2_is_no_answer(coco):
     change(coco / ANNOTATIONS.format("val2014"), lambda tree: tree["annotations"][0]["answers"][3].update(answer=None))
     assert sorted(len(sample.answers) for sample in vqav2(coco, split="val"))[:2] == [9, 10]
@@ -507,6 +517,26 @@ def test_vcr_refuses_boxes_in_shares_of_the_image(tmp_path):
     metadata.write_text(json.dumps(whole | {"boxes": shares}))
     with pytest.raises(SampleError, match=r"the box \[0.1, 0.2, 0.5, 1.0\] is in shares of the image, not in pixels"):
         vcr_sample(record, root / "vcr1images")
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "words"),
+    [
+        ({"names": ["dog", "person", "person"]}, {}, "its names .* are not the record's objects"),
+        ({"boxes": [[0.1, 0.2, 1.2, 1.0, 0.9]] * 3}, {}, "is in shares of the image, not in pixels"),
+        ({"boxes": [[100, 200, 900, 1000, 0.9]] * 3}, {}, "leaves the image of 20 x 20 pixels"),
+        ({}, {"question": ["Why", "is", 0, "here"]}, "a text holds 0, a bare number"),
+        ({}, {"question": ["Why", "is", "[0]", "here"]}, r"a text holds '\[0\]', a bare number or a reference"),
+    ],
+    ids=["names", "shares", "thousandths", "bare", "text"],
+)
+def test_vcr_refuses_metadata_and_references_of_another_form(tmp_path, fields, changes, words):
+    root = write_vcr(tmp_path)
+    record = json.loads((root / "train.jsonl").read_text().splitlines()[0])
+    metadata = root / "vcr1images" / record["metadata_fn"]
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | fields))
+    with pytest.raises(SampleError, match=words):
+        vcr_sample(record | changes, root / "vcr1images")
 
 
 def test_vcr_refuses_images_in_another_size_boxes_without_corners_and_odd_labels(tmp_path):

@@ -119,7 +119,7 @@ def sentence_of(identifier: str) -> str:
 def label_of(record: dict[str, Any], where: str) -> bool | None:
     """True or false (also 1 or 0), or None where the label is not public. Raises DataError for any other word."""
     given = optional(record, "label", where)
-    label = text_of(given, where).lower()
+    label = (str(given) if isinstance(given, bool) else text_of(given, where)).lower()
     if label not in LABELS:
         raise DataError(f"{where}: label {given!r} is neither True nor False; download the file again")
     return LABELS[label]

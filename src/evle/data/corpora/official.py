@@ -255,14 +255,20 @@ def whole_number(record: Any, name: str, where: str) -> int:
 
 
 def text_of(value: Any, where: str) -> str:
-    """A text without blanks around it: "" for null and NaN, "2" for 2.0. Raises DataError for a list or an object."""
-    if isinstance(value, list | dict):
+    """A text without blanks around it: "" for null and NaN, "2" for 2.0. Raises DataError for a list, an object, true
+    and false."""
+    if isinstance(value, list | dict | bool):
         raise DataError(f"{where}: {str(value)[:40]!r} is not a text; is it the right file?")
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def answer_of(value: Any, where: str) -> str:
+    """`text_of` an answer, with "yes" for true and "no" for false."""
+    return ("yes" if value else "no") if isinstance(value, bool) else text_of(value, where)
 
 
 def words_of(value: Any, where: str) -> str:

@@ -31,6 +31,7 @@ from evle.data.corpora.official import (
     require_task,
     required_text,
 )
+from evle.data.custom.choices import SHARES, is_bare_reference
 from evle.data.formats.json_arrays import read_element
 from evle.data.formats.json_lines import JsonLines
 from evle.data.formats.rows import Row, Rows, table_of
@@ -45,6 +46,8 @@ FIELDS = ("annot_id", "img_fn", "metadata_fn", "objects", "question", "answer_ch
 LABELS = ("answer_label", "rationale_label")
 ENOUGH = 40
 """Labels of which one in four is 0: among so many, all are from 1 on in one file of 100,000."""
+BEYOND = 1.1
+"""A box that ends this far beyond the image, in shares of its side, is not in its pixels."""
 _CHOSEN = ("answer_choices", "rationale_choices")
 
 _SCHEMA = pa.schema([("annot_id", pa.large_string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -187,7 +190,8 @@ def vcr_sample(record: Mapping[str, Any], root: str | os.PathLike[str]) -> VCRSa
 
 def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
     try:
-        boxes = json.loads(Path(metadata).read_bytes())["boxes"]
+        fields = json.loads(Path(metadata).read_bytes())
+        boxes = fields["boxes"]
         corners = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2, *_ in boxes]
     except FileNotFoundError:
         raise SampleError(
@@ -209,10 +213,22 @@ def _objects(record: Mapping[str, Any], metadata: str) -> tuple[Box, ...]:
             f"{record['annot_id']}: {metadata}: the box {list(wrong[0])} has no corners x1 <= x2, y1 <= y2; unpack "
             "VCR's images again"
         )
-    if corners and 0 < max(map(max, corners)) <= 1:
+    if corners and 0 < max(map(max, corners)) <= SHARES:
         raise SampleError(
             f"{record['annot_id']}: {metadata}: the box {list(corners[0])} is in shares of the image, not in pixels; "
             "unpack VCR's images again"
+        )
+    names, width, height = (fields.get(name) for name in ("names", "width", "height"))
+    if isinstance(names, list) and names != record["objects"]:
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: its names {str(names)[:60]} are not the record's objects "
+            f"{str(record['objects'])[:60]}, so that labels and boxes do not fit; use the official files"
+        )
+    sides = (width, height) if isinstance(width, int | float) and isinstance(height, int | float) else ()
+    if sides and (far := [box for box in corners if box[2] > BEYOND * sides[0] or box[3] > BEYOND * sides[1]]):
+        raise SampleError(
+            f"{record['annot_id']}: {metadata}: the box {list(far[0])} leaves the image of {width} x {height} pixels; "
+            "write boxes in pixels, or unpack VCR's images again"
         )
     return tuple(
         Box(x1, y1, x2 - x1, y2 - y1, label=str(label))
@@ -231,6 +247,11 @@ def _tagged(parts: Any, record: Mapping[str, Any], num_objects: int) -> Tagged:
                         f"{record['annot_id']}: a text names object {number} of {num_objects}; use the official file"
                     )
             found.append(tuple(part))
+        elif is_bare_reference(part, num_objects):
+            raise SampleError(
+                f"{record['annot_id']}: a text holds {part!r}, a bare number or a reference as a text; write [0] for "
+                "the object 0, or use the official file"
+            )
         else:
             found.append(str(part))
     return tuple(found)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from evle.data.corpora.official import (
     LeftOut,
+    answer_of,
     combined,
     field,
     find_file,
@@ -208,9 +209,9 @@ def _questions(arrays: JsonArrays, file: Path) -> Iterator[Row]:
 def _answers(arrays: JsonArrays, file: Path) -> Iterator[Row]:
     for number, element in enumerate(arrays):
         where, record = f"{file}: annotation {number}", element.value
-        texts = [text_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
+        texts = [answer_of(field(each, "answer", where), where) for each in listed(record, "answers", where)]
         answers = [text for text in texts if text]  # an answer of null is none
-        main = text_of(record.get("multiple_choice_answer"), where)
+        main = answer_of(record.get("multiple_choice_answer"), where)
         yield {
             "question_id": whole_number(record, "question_id", where),
             "image_id": whole_number(record, "image_id", where),

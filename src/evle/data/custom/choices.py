@@ -22,6 +22,7 @@ MAX_OBJECTS = 1000
 SHARES = 1.5
 """Boxes that all end within so many pixels are no boxes in pixels."""
 
+_AS_LIST = '[0] for the object 0, and "0" for the word'
 _TAGS = re.compile(r"\[\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*\]")
 
 
@@ -125,6 +126,8 @@ def _tagged(value: Any, num_objects: int, where: str, name: str) -> list[str | l
             if numbers:
                 parts.append([int(number) for number in numbers.split(",")])
     elif isinstance(value, list | tuple):
+        if (bare := next((part for part in value if is_bare_reference(part, num_objects)), None)) is not None:
+            raise DataError(f"{where}: {name} holds {bare!r}, a bare number or a reference as a text; write {_AS_LIST}")
         parts = [list(part) if isinstance(part, list | tuple) else number_text(part) for part in value]
     else:
         raise DataError(
@@ -137,6 +140,17 @@ def _tagged(value: Any, num_objects: int, where: str, name: str) -> list[str | l
     if not any(part if isinstance(part, list) else part.strip() for part in parts):
         raise DataError(f"{where}: {name}: an empty text; write what it says")
     return parts
+
+
+def is_bare_reference(part: Any, num_objects: int) -> bool:
+    """Whether a part of a list of words is the index of an object that lost its brackets, or has them as a text.
+
+    >>> is_bare_reference(0, 2), is_bare_reference("[0]", 2), is_bare_reference(7, 2), is_bare_reference("0", 2)
+    (True, True, False, False)
+    """
+    if isinstance(part, str):
+        return _TAGS.search(part) is not None
+    return isinstance(part, int | float) and part in range(num_objects)
 
 
 def _label(value: Any, where: str, name: str) -> int | None:
