@@ -262,6 +262,7 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
         (lambda tree: tree["annotations"][3].pop("id"), r"val2014.json: annotations \d+: no field 'id'"),
         (lambda tree: tree["annotations"][3].update(id=3, image_id="x"), "image_id must be a whole number, not 'x'"),
         (lambda tree: tree["annotations"][3].update(image_id=27, caption=["a"]), r"annotations \d+: .* is not a text"),
+        (lambda tree: tree["annotations"][3].update(caption=False), r"annotations \d+: 'False' is not a text"),
     ):
         change(file, edit)
         with pytest.raises(DataError, match=message):
@@ -271,7 +272,7 @@ def test_a_null_is_no_caption_and_what_is_no_text_or_number_is_named(coco, tmp_p
         karpathy(coco)
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", " null ", "NULL", "<NA>"])
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", " null ", "NULL", "<NA>", "NA", "(null)"])
 def test_words_that_programs_write_for_nothing_are_no_captions(word, coco, tmp_path):
     lists = corpora.xvlm(tmp_path / "x") / "lists" / "coco_test.json"
     change(lists, lambda tree: [tree[0].update(caption=word), tree[1].update(caption=[word, "None of them"])])

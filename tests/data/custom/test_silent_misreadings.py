@@ -78,6 +78,8 @@ def test_a_line_with_several_images_is_refused(tmp_path, line):
         {"choice_list": ["cat", "dog"], "answer": 1},
         {"option_a": "cat", "option_b": "dog", "answer": "option_b"},
         {"question": "which?\n(A) cat\n(B) dog", "answer": "B"},
+        {"multiple_choice": ["cat", "dog"], "answer": 1},
+        {"option": "cat, dog", "answer": "A"},
     ],
 )
 def test_a_letter_is_no_answer_however_the_choices_are_written(tmp_path, fields):
@@ -91,6 +93,7 @@ def test_answers_among_choices_of_any_form_are_answers(tmp_path):
     assert question(tmp_path / "c", options="A. cat, B. dog", answer="dog") == ("dog",)
     assert question(tmp_path / "d", question="A or B?", answer="B") == ("B",)
     assert question(tmp_path / "e", multiple_choice=True, answer="2") == ("2",)
+    assert question(tmp_path / "f", multiple_choice="two", choice="B", answer="2") == ("2",)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,9 @@ def test_answers_among_choices_of_any_form_are_answers(tmp_path):
         {"answers": ["yes", "no"], "weights": "[0.2 0.8]"},
         {"answers": ["yes", "no"], "counts": {"yes": 3, "no": 7}},
         {"answers": ["yes", "no"], "answer_frequency": [3, 7]},
+        {"answers": ["yes", "no"], "probs": [0.9, 0.1]},
+        {"answers": ["yes", "no"], "soft": [0.9, 0.1]},
+        {"answers": [["yes", "0.9"], ["no", "0.1"]]},
         {"answers": [{"answer": "yes", "answer_count": 3}, {"answer": "no", "answer_count": 7}]},
     ],
 )
@@ -349,3 +355,86 @@ def test_a_file_that_ends_in_zeros_was_not_fetched_to_its_end(form):
     with pytest.raises(SampleError, match="ends in zeros, as a file not fetched to its end; fetch it again"):
         open_image(cut)
     assert open_image(whole + bytes(5000)).size == (200, 200)  # some cameras write zeros after the end
+
+
+# --- words and numbers as programs write them
+
+
+def test_na_of_r_is_neither_a_caption_nor_a_split(tmp_path):
+    table(tmp_path, "image,caption\n0.jpg,a dog\n1.jpg,NA\n2.jpg,(null)\n")
+    samples = folder(tmp_path)
+    assert [sample.captions for sample in samples] == [("a dog",)]
+    assert samples.skipped[0].endswith("captions.csv:3: no caption for 1.jpg")
+    table(tmp_path, "image,caption,split\n0.jpg,a dog,train\n1.jpg,a cat,NA\n2.jpg,a cow,val\n")
+    with pytest.raises(DataError, match=r"captions\.csv:3: no split, while other rows name one"):
+        folder(tmp_path, split="train")
+    assert "captions.csv:3: no split" in str(check_folder(tmp_path).broken_rows.lines)
+    table(tmp_path, "image,caption,split\n0.jpg,a dog,train\n1.jpg,a cat,none\n")
+    assert check_folder(tmp_path).unusual.lines == ["'none' (1 row)"]
+
+
+def test_true_and_false_are_answers_and_no_captions(tmp_path):
+    assert question(tmp_path, answer=False) == ("no",)
+    (tmp_path / "captions.jsonl").write_text('{"image": "0.jpg", "caption": false}\n')
+    with pytest.raises(DataError, match=r"captions\.jsonl:1: caption: false is no text; write a text"):
+        folder(tmp_path)
+
+
+def test_numbers_in_the_short_form_of_r_have_all_their_digits(tmp_path):
+    rows = "image,question,answer,question_id\n0.jpg,how many?,{},{}\n1.jpg,how many?,NA,2e+05\n"
+    samples = folder(table(tmp_path, rows.format("1e+05", "1e+05"), "questions.csv"), "vqa")
+    assert [(sample.key, sample.answers) for sample in samples] == [("100000", ("100000",)), ("200000", ("NA",))]
+    table(tmp_path, rows.format("1", "7.02E+06"), "questions.csv")
+    with pytest.raises(DataError, match=r"questions\.csv:2: the id '7.02E\+06' lacks digits.*; write all digits"):
+        folder(tmp_path, "vqa")
+
+
+def test_lists_of_postgres_are_refused(tmp_path):
+    table(tmp_path, 'image,caption\n0.jpg,"{dog,cat}"\n1.jpg,"{cow,""a horse""}"\n')
+    with pytest.raises(DataError, match=r"2 of 2 captions look like lists, such as '\{dog,cat\}'; write lists as JSON"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("image|number|comment\n0.jpg|0|a dog\n1.jpg|1 a cat\n", "captions"),
+        ("image,question,answer\n0.jpg,which?,a dog\n1.jpg,which?;a cat\n", "vqa"),
+    ],
+    ids=["kaggle", "mixed"],
+)
+def test_a_row_with_too_few_fields_is_named_as_one(tmp_path, text, task):
+    name = "captions.csv" if task == "captions" else "questions.csv"
+    table(tmp_path, text, name)
+    with pytest.raises(DataError, match=rf"{name}:3: 2 fields where the header has 3; add the missing ones"):
+        folder(tmp_path, task, caption_column="comment" if task == "captions" else None)
+
+
+def test_a_spreadsheet_may_leave_out_empty_cells_at_the_end(tmp_path):
+    table(tmp_path, "image,caption,tags\n0.jpg,a dog,x\n1.jpg,a cat\n")
+    assert folder(tmp_path)[1].captions == ("a cat",)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["Why", "is", 0, "smiling"], "question holds 0, a bare number"),
+        (
+            ["Why", "is", "[0]", "smiling"],
+            r"question holds '\[0\]', .* a reference as a text; write \[0\]",
+        ),
+        (["How", "many", 2, "dogs", [0]], ""),
+        (["Is", [0], "number", "0"], ""),
+    ],
+    ids=["bare", "text", "too-large", "word"],
+)
+def test_a_reference_without_its_brackets_is_refused(tmp_path, words, why):
+    draw(tmp_path, "0.jpg")
+    people = [{"label": "person", "box": [0, 0, 4, 4]}]
+    row = {"image": "0.jpg", "objects": people, "question": words, "answer_choices": ["a", "b", "c", "d"]}
+    (tmp_path / "choices.jsonl").write_text(json.dumps(row) + "\n")
+    if why:
+        with pytest.raises(DataError, match=rf"choices\.jsonl:1: {why}"):
+            folder(tmp_path, "vcr")
+    else:
+        assert len(folder(tmp_path, "vcr")[0].question) == len(words)

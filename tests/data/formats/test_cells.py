@@ -32,18 +32,39 @@ from evle.data.formats.cells import MAX_CHARACTERS, number_text, texts_of
         ("NULL", []),
         ("None", []),
         ("none", ["none"]),  # what annotators answer
-        (["None"], ["None"]),
+        (["a dog", "None", "nil", "NA"], ["a dog"]),
+        ("undefined", []),
+        ("(null)", []),
+        ("NONE", []),
+        ("#NA", []),
+        ("1.#QNAN", []),
+        ("NA flag", ["NA flag"]),
         (7024521.0, ["7024521"]),
         (1e6, ["1000000"]),
         (0.5, ["0.5"]),
         (2, ["2"]),
-        (True, ["yes"]),
         (b"caf\xc3\xa9", ["café"]),
         (datetime.date(2020, 1, 2), ["2020-01-02"]),
     ],
 )
 def test_texts_of_a_cell(cell, texts):
     assert texts_of(cell) == texts
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        (True, ["yes"]),
+        ([True, False], ["yes", "no"]),
+        ("NA", ["NA"]),
+        (["None", "nil", "NONE"], ["None", "nil", "NONE"]),
+        ("None", []),
+        ("(null)", []),
+        ([["two", "2"]], ["two", "2"]),
+    ],
+)
+def test_an_answer_may_be_true_or_a_word_that_elsewhere_stands_for_no_value(cell, texts):
+    assert texts_of(cell, answers=True) == texts
 
 
 @pytest.mark.parametrize(
@@ -56,6 +77,9 @@ def test_texts_of_a_cell(cell, texts):
         (b"\xff", "not UTF-8"),
         ("x" * (MAX_CHARACTERS + 1), "100,001 characters are more than the limit"),
         (float("inf"), "infinite"),
+        (False, "false is no text"),
+        (["a dog", True], "true is no text"),
+        ([["a dog", "0.9"], ["b", "0.1"]], "a text with a number beside it"),
     ],
 )
 def test_a_cell_that_holds_no_text_is_refused_with_the_reason(cell, words):

@@ -148,7 +148,7 @@ def _question_rows(files: Sequence[Path], prints: list[str], left_out: LeftOut) 
 def _answers(record: Row, given: Any, question: str, where: str) -> list[str]:
     """The answers of an entry, each a text, a number or a record of one. Raises DataError for weights and letters."""
     try:
-        answers = texts_of(given)
+        answers = texts_of(given, answers=True)
     except TypeError as error:
         raise DataError(f"{where}: answer: {error}; write a text or a list of texts") from None
     refuse_misread(record, given, answers, question, where)

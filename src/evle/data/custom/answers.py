@@ -20,12 +20,17 @@ CHOICE_LISTS = frozenset(
     }
 )
 """Columns that hold the choices of a question."""
+_MAY_BE_CHOICES = frozenset(("multiple_choice", "choice", "option"))
+"""Columns that do so where they hold several texts."""
 
 _ONE_CHOICE = re.compile(r"((choice|option|answer|opt|ans)[_ ]?)?([a-d]|[0-4])")
 _NUMBER_OR_LETTER = re.compile(r"(?:(?:choice|option|answer|opt|ans)[_ ]?)?\(?([A-Za-z]|\d)\)?[.):]?", re.IGNORECASE)
 _MARK = re.compile(r"(?:^|[\s,;])\(?(?:[A-Ha-h]|\d)[.):]\s*")
 _LETTERED = re.compile(r"(?:^|[\s(])A[.):]\s*\S.*?[\s(]B[.):]\s*\S", re.DOTALL)
-_WEIGHT = re.compile(r"(.*_)?(scores?|weights?|counts?|votes?|conf(idences?|s)?|freq(s|uency|uencies)?|occurrences?)")
+_WEIGHT = re.compile(
+    r"(.*_)?(scores?|weights?|counts?|votes?|conf(idences?|s)?|freq(s|uency|uencies)?|occurrences?"
+    r"|probs?|probabilit(y|ies)|soft(_?labels?)?)"
+)
 _NUMBERS = re.compile(r"[\[(]?\s*([-+]?\d[\d.eE+-]*[,;\s]*)+[\])]?")
 
 
@@ -37,7 +42,7 @@ def says_choices(name: str) -> bool:
     (True, True, True, False)
     """
     form = name.strip().casefold()
-    return form in CHOICE_LISTS or _ONE_CHOICE.fullmatch(form) is not None
+    return form in CHOICE_LISTS or form in _MAY_BE_CHOICES or _ONE_CHOICE.fullmatch(form) is not None
 
 
 @lru_cache(4096)
@@ -94,15 +99,11 @@ def _refuse_weights(row: Row, value: Any, num_answers: int, where: str) -> None:
 def _choices(row: Row) -> list[str]:
     """The choices of a question, in a list or in a column each; a text that cannot be divided counts as all of them."""
     for name, value in row.items():
-        if name.strip().casefold() in CHOICE_LISTS and not is_blank(value):
-            held = _parsed(value)
-            try:
-                texts = list(_leaves(held)) if isinstance(held, dict) else texts_of(held, "\n;|")
-            except TypeError:
-                return [str(value)]
-            parts = [part.strip() for text in texts for part in _MARK.sub("\n", text).split("\n") if part.strip()]
-            shared = [part.strip(" '\"[](){}") for text in texts for part in text.split(",")]
-            return [*parts, *shared] if len(texts) == 1 else texts
+        form = name.strip().casefold()
+        if form in CHOICE_LISTS and not is_blank(value):
+            return _listed(value)
+        if form in _MAY_BE_CHOICES and len(set(texts := _listed(value))) > 1:
+            return texts
     single = [
         number_text(value).strip()
         for name, value in row.items()
@@ -111,12 +112,23 @@ def _choices(row: Row) -> list[str]:
     return single if len(single) > 1 else []
 
 
+def _listed(value: Any) -> list[str]:
+    held = _parsed(value)
+    try:
+        texts = list(_leaves(held)) if isinstance(held, dict) else texts_of(held, "\n;|", answers=True)
+    except TypeError:
+        return [str(value)]
+    parts = [part.strip() for text in texts for part in _MARK.sub("\n", text).split("\n") if part.strip()]
+    shared = [part.strip(" '\"[](){}") for text in texts for part in text.split(",")]
+    return [*parts, *shared] if len(texts) == 1 else texts
+
+
 def _leaves(value: Any) -> Iterable[str]:
     """The texts in a record of choices, such as {"A": "cat", "B": "dog"} or {"text": [...], "label": [...]}."""
     if isinstance(value, dict):
         text = value.get("text")
         value = text if isinstance(text, list | tuple) else list(value.values())
-    return (leaf for each in value for leaf in texts_of(each))
+    return (leaf for each in value for leaf in texts_of(each, answers=True))
 
 
 def _parsed(value: Any) -> Any:

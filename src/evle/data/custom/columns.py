@@ -15,7 +15,7 @@ from evle.data.custom.choices import CHOICE_COLUMNS, choice_content
 from evle.data.custom.image_folder import ImageFolder
 from evle.data.custom.split_hints import may_divide
 from evle.data.formats.cells import is_blank, number_text, says_something, separated, texts_of
-from evle.data.formats.delimited import FILE_ENDING
+from evle.data.formats.delimited import FILE_ENDING, ShortRow
 from evle.data.formats.table_files import Row
 from evle.errors import DataError, nearest
 
@@ -38,6 +38,8 @@ SET_COLUMNS = ("set_id",)
 MAX_NAME = 4096
 """Characters of an image's name at most, as of a path in Linux."""
 
+_SHORT_NUMBER = re.compile(r"-?\d(?:\.\d+)?[eE]\+\d{1,3}")
+"""100000 as R writes it, 1e+05, and 7024521 as a spreadsheet shows it, 7.02E+06."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]{200,}={0,2}")
 
 TRUE_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -121,6 +123,8 @@ def value_of(row: Row, named: str | None, usual: Sequence[str], where: str = "",
             return row[name]
     if names or not what:
         return None
+    if isinstance(row, ShortRow):
+        raise DataError(f"{where}: {row.note}")
     sought = repr(named) if named is not None else " or ".join(map(repr, usual[:4]))
     known = nearest(named or usual[0], map(str, row)) if row else "the row is empty"
     raise DataError(f"{where}: no column {sought}; {known}, and set {what}_column if it has another name")
@@ -197,7 +201,7 @@ def _image_name(value: Any, where: str, images: ImageFolder | None) -> str:
 def cell_texts(value: Any, where: str, what: str, separators: str = "") -> list[str]:
     """The texts of a cell. Raises DataError, at `where`, for a value that holds no text."""
     try:
-        return texts_of(value, separators)
+        return texts_of(value, separators, answers=what == "answer")
     except TypeError as error:
         raise DataError(f"{where}: {what}: {error}; write a text or a list of texts") from None
 
@@ -247,13 +251,28 @@ def answers_of(row: Row, columns: Columns, question: str, where: str) -> list[st
     """A row's answers to its question, none where nobody has answered."""
     value = value_of(row, columns.answer, ANSWER_COLUMNS, where, "answer" if columns.answer is not None else "")
     texts = separated(_first_texts(row, columns.answer, ANSWER_COLUMNS, where, "answer"), columns.separator)
+    texts = list(map(_all_digits, texts))
     refuse_misread(row, value, texts, question, where)
     return texts
 
 
-def _key(row: Row, usual: Sequence[str]) -> str:
+def _all_digits(text: str) -> str:
+    """A whole number in all its digits where R wrote it in short form.
+
+    >>> _all_digits("1e+05"), _all_digits("1.5e+00"), _all_digits("1e5")
+    ('100000', '1.5e+00', '1e5')
+    """
+    if _SHORT_NUMBER.fullmatch(text) and (number := float(text)).is_integer():
+        return number_text(number)
+    return text
+
+
+def _key(row: Row, usual: Sequence[str], where: str) -> str:
     key = value_of(row, None, usual)
-    return "" if key is None else number_text(key).strip()
+    text = "" if key is None else number_text(key).strip()
+    if "E" in text and _SHORT_NUMBER.fullmatch(text):
+        raise DataError(f"{where}: the id {text!r} lacks digits, as a spreadsheet writes a number; write all digits")
+    return _all_digits(text)
 
 
 def _caption_fields(row: Row, columns: Columns, images: ImageFolder | None, where: str) -> Row:
@@ -271,7 +290,7 @@ def _question_fields(row: Row, columns: Columns, images: ImageFolder | None, whe
         raise DataError(f"{where}: the question holds {len(question)} texts; write one row for each question")
     return {
         "image": image,
-        "key": _key(row, ID_COLUMNS) or f"{image}#{where.rpartition(':')[2]}",
+        "key": _key(row, ID_COLUMNS, where) or f"{image}#{where.rpartition(':')[2]}",
         "question": question[0] if question else "",
         "answers": answers_of(row, columns, question[0] if question else "", where),
         "answer_type": number_text(value_of(row, None, ("answer_type",)) or ""),
@@ -300,10 +319,10 @@ def _pair_fields(row: Row, columns: Columns, images: ImageFolder | None, where: 
     return {
         "image": left,
         "second_image": right,
-        "key": _key(row, PAIR_ID_COLUMNS) or f"{left}#{where.rpartition(':')[2]}",
+        "key": _key(row, PAIR_ID_COLUMNS, where) or f"{left}#{where.rpartition(':')[2]}",
         "sentence": sentence,
         "label": _pair_label(value_of(row, columns.answer, LABEL_COLUMNS), where),
-        "set_id": _key(row, SET_COLUMNS) or sentence.casefold(),
+        "set_id": _key(row, SET_COLUMNS, where) or sentence.casefold(),
     }
 
 
@@ -327,7 +346,7 @@ def _choice_fields(row: Row, columns: Columns, images: ImageFolder | None, where
     image = image_of(row, columns.image, where, images)
     needed = ("question", "answer_choices")
     values = {name: value_of(row, None, (name,), where, name if name in needed else "") for name in CHOICE_COLUMNS}
-    key = _key(row, ("annot_id", *ID_COLUMNS)) or f"{image}#{where.rpartition(':')[2]}"
+    key = _key(row, ("annot_id", *ID_COLUMNS), where) or f"{image}#{where.rpartition(':')[2]}"
     return {"image": image, "key": key, "content": choice_content(values, where)}
 
 

@@ -21,8 +21,8 @@ class Sign(NamedTuple):
     """The sign, where the pattern matches more than it."""
 
 
-LISTS = (Sign(r"^\[[^\[\]]*,[^\[\]]*\]$"), Sign(r'^["“][^"“”]*["”]\s*,\s*["“]'))
-"""Lists in a form that is not read."""
+LISTS = (Sign(r"^\[[^\[\]]*,[^\[\]]*\]$"), Sign(r'^["“][^"“”]*["”]\s*,\s*["“]'), Sign(r"^\{[^{}]+\}$"))
+"""Lists in a form that is not read, the last of them PostgreSQL's."""
 SIGNS = (
     Sign(r"(?i)\[sep\]|<sep>|</?s>|<\|[a-z_]+\|>"),
     Sign(r"[|¦]"),

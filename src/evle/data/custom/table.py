@@ -38,7 +38,7 @@ from evle.data.custom.split_hints import (
     split_of_table,
     splits_of_folders,
 )
-from evle.data.formats.cells import number_text
+from evle.data.formats.cells import is_null, number_text
 from evle.data.formats.embedded import EmbeddedImages
 from evle.data.formats.table_files import Row
 from evle.data.samples import SPLITS, hashed_split
@@ -409,12 +409,13 @@ def first_repeated(column: pa.ChunkedArray) -> str | None:
 
 
 def unusual_splits(counts: Counter[str]) -> list[str]:
-    """Names of splits that look like mistakes: numbers, and the rarer of two names that mean the same split.
+    """Names of splits that look like mistakes: numbers, words for no value, and the rarer of two names that mean the
+    same split.
 
-    >>> unusual_splits(Counter({"train": 8, "Train": 1, "3": 1, "val": 4, "dev": 4}))
-    ["'3' (1 row)", "'Train' (1 row)", "'dev' (4 rows)"]
+    >>> unusual_splits(Counter({"train": 8, "Train": 1, "3": 1, "val": 4, "dev": 4, "none": 1}))
+    ["'3' (1 row)", "'Train' (1 row)", "'dev' (4 rows)", "'none' (1 row)"]
     """
-    odd = [name for name in counts if not any(map(str.isalpha, name))]
+    odd = [name for name in counts if not any(map(str.isalpha, name)) or is_null(name.upper()) or is_null(name.lower())]
     usual: dict[str, str] = {}
     for name, _ in counts.most_common():
         form = name.casefold()

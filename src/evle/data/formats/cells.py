@@ -44,10 +44,24 @@ NULL_WORDS = frozenset(
         "n/a",
         "Null",
         "-nan",
+        "-NaN",
         "\\N",
+        "#NA",
+        "#N/A N/A",
+        "1.#IND",
+        "-1.#IND",
+        "1.#QNAN",
+        "-1.#QNAN",
+        "(null)",
+        "(NULL)",
+        "<null>",
+        "<NULL>",
     }
 )
 """What programs write into a text column where there is no value; those with # are the errors of a spreadsheet."""
+
+BARE_WORDS = frozenset({"NA", "None", "NONE", "nil", "undefined"})
+"""What programs write there too, and people as an answer."""
 
 TEXT_MEMBERS = ("raw", "caption", "text", "answer", "sentence", "value")
 """The members of a record that can hold its text."""
@@ -58,28 +72,33 @@ _BYTES = re.compile(r"""b(?:'[^']*'|"[^"]*")""", re.DOTALL)
 _WRITTEN_LIST = re.compile(
     r"""^\s*("\s*\[\s*\\"|\[\s*(?:b?['"]|[\[{\](]|(?:nan|None)\s*[,\]])|\(\s*['"]|\[?\{\s*['"])"""
 )
+_DECIMAL = re.compile(r"\d*\.\d+")
+_NUMBER = re.compile(r"\d*\.?\d+")
 _NUMBERS = re.compile(r"^\s*\[[\s\d.,eE+-]*\]\s*$")
 
 
-def texts_of(value: Any, separators: str = "") -> list[str]:
+def texts_of(value: Any, separators: str = "", *, answers: bool = False) -> list[str]:
     """The texts of a cell without the empty ones; with `separators`, one text may hold several.
 
     HTML's entities become their signs ("&amp;" is "&"). A number is written without the ".0" that pandas adds to a
-    column with a gap. The words that programs write for no value ("nan", "NULL"; "None" alone in its cell) are no
-    texts. Raises TypeError, with the reason, for a value that holds no text.
+    column with a gap. The words that programs write for no value ("nan", "NULL", "NA") are no texts. Of `answers`,
+    true is "yes", and a word such as "NA" is one, but for "None" alone in its cell. Raises TypeError, with the reason,
+    for a value that holds no text.
 
     >>> texts_of('["a dog", "a brown dog"]'), texts_of("dog; animal", ";,"), texts_of(None), texts_of(2.0)
     (['a dog', 'a brown dog'], ['dog', 'animal'], [], ['2'])
     >>> texts_of("['a dog' 'a cat']"), texts_of([{"answer": "yes", "answer_id": 1}])
     (['a dog', 'a cat'], ['yes'])
+    >>> texts_of("NA"), texts_of("NA", answers=True), texts_of(True, answers=True)
+    ([], ['NA'], ['yes'])
     """
     try:
-        return _cell_texts(value, separators)
+        return _cell_texts(value, separators, answers)
     except RecursionError:
         raise TypeError("lists within lists, too deep to read") from None
 
 
-def _cell_texts(value: Any, separators: str) -> list[str]:
+def _cell_texts(value: Any, separators: str, answers: bool) -> list[str]:
     if isinstance(value, str):
         text = value.strip()
         if text == "None":
@@ -87,13 +106,13 @@ def _cell_texts(value: Any, separators: str) -> list[str]:
         if text == "{}":
             return []
         if _BYTES.fullmatch(text):
-            return _texts(ast.literal_eval(text))
-        if (texts := _written(text, separators)) is not None:
+            return _texts(ast.literal_eval(text), answers)
+        if (texts := _written(text, answers)) is not None:
             return texts
         text = unescaped(text)
         mark = next((each for each in separators if each in text), None)
-        return [part for each in (text.split(mark) if mark else [text]) for part in _plain(each)]
-    return _texts(value)
+        return [part for each in (text.split(mark) if mark else [text]) for part in _plain(each, answers)]
+    return _texts(value, answers)
 
 
 def unescaped(text: str) -> str:
@@ -141,11 +160,11 @@ def separated(texts: list[str], separator: str | None) -> list[str]:
 def is_null(value: Any) -> bool:
     """Whether a cell says that it holds nothing.
 
-    >>> is_null(None), is_null(float("nan")), is_null(" NULL "), is_null("none"), is_null(0)
-    (True, True, True, False, False)
+    >>> is_null(None), is_null(float("nan")), is_null(" NULL "), is_null("NA"), is_null("none"), is_null(0)
+    (True, True, True, True, False, False)
     """
     if isinstance(value, str):
-        return value.strip() in NULL_WORDS or value.strip() in ("", "None")
+        return not (text := value.strip()) or text in NULL_WORDS or text in BARE_WORDS
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -160,49 +179,57 @@ def is_blank(value: Any) -> bool:
     return is_null(value) or (isinstance(value, str) and value.strip() == "[]")
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: Any, answers: bool) -> list[str]:
     if is_null(value) and not isinstance(value, str):
         return []
     match value:
         case str():
-            return _plain(unescaped(value))
+            return _plain(unescaped(value), answers)
         case bool():
+            if not answers:
+                raise TypeError(f"{str(value).lower()} is no text")
             return ["yes" if value else "no"]
         case float() if math.isinf(value):
             raise TypeError("an infinite number is not text")
         case int() | float() | decimal.Decimal() | datetime.date() | datetime.time():
             return [number_text(value)]
         case bytes():
-            return _plain(unescaped(_decoded(value)))
+            return _plain(unescaped(_decoded(value)), answers)
         case list() if value and all(isinstance(each, tuple) and len(each) == 2 for each in value):
-            return _texts(_member(dict(value)))  # a map of Parquet, as pairs of keys and values
+            return _texts(_member(dict(value)), answers)  # a map of Parquet, as pairs of keys and values
         case list() | tuple():
-            if pair := next(filter(is_weighted, value), None):
+            if pair := next((each for each in value if is_weighted(each, answers)), None):
                 raise TypeError(f"a text with a number beside it, {pair!r:.40}, as of a weight, which is not read")
-            return [text for each in value for text in _texts(each)]
+            return [text for each in value for text in _texts(each, answers)]
         case dict():
-            return _texts(_member(value))
+            return _texts(_member(value), answers)
     raise TypeError(f"{type(value).__name__} is not text")
 
 
-def is_weighted(value: Any) -> bool:
-    """Whether a part of a list is a text with a number beside it.
+def is_weighted(value: Any, answers: bool = False) -> bool:
+    """Whether a part of a list is a text with a number beside it, which may be written as a text. Of two `answers`, one
+    may be a whole number.
 
-    >>> is_weighted(["a dog", 0.9]), is_weighted(["a", "b"]), is_weighted("a dog")
-    (True, False, False)
+    >>> is_weighted(["a dog", 0.9]), is_weighted(["a", "b"]), is_weighted("a dog"), is_weighted(["a dog", "0.9"])
+    (True, False, False, True)
+    >>> is_weighted(["a dog", "2"]), is_weighted(["two", "2"], answers=True)
+    (True, False)
     """
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
-    kinds = {isinstance(each, str) for each in value}
+    texts = [each for each in value if isinstance(each, str)]
+    if len(texts) == 2:
+        numbers = _DECIMAL if answers else _NUMBER
+        return sum(numbers.fullmatch(each.strip()) is not None for each in texts) == 1
     number = next((each for each in value if not isinstance(each, str)), None)
-    return kinds == {True, False} and isinstance(number, int | float) and not isinstance(number, bool)
+    return len(texts) == 1 and isinstance(number, int | float) and not isinstance(number, bool)
 
 
-def _plain(text: str) -> list[str]:
+def _plain(text: str, answers: bool) -> list[str]:
     if len(text) > MAX_CHARACTERS:
         raise TypeError(f"{len(text):,} characters are more than the limit of {MAX_CHARACTERS:,}")
     text = text.strip()
-    return [text] if text and text not in NULL_WORDS else []
+    return [text] if text and text not in NULL_WORDS and (answers or text not in BARE_WORDS) else []
 
 
 def _decoded(value: bytes) -> str:
@@ -223,7 +250,7 @@ def _member(record: dict[Any, Any]) -> Any:
     return values[0]
 
 
-def _written(text: str, separators: str) -> list[str] | None:
+def _written(text: str, answers: bool) -> list[str] | None:
     """The texts of a list or record that is written as one text; None for an ordinary text."""
     if len(text) <= MAX_CHARACTERS and (array := _ARRAY.match(text)):
         text = array[1]
@@ -233,11 +260,11 @@ def _written(text: str, separators: str) -> list[str] | None:
         raise TypeError(f"{len(text):,} characters are more than the limit of {MAX_CHARACTERS:,}")
     try:
         value = parse_json(text, "the list")
-        return _cell_texts(value, "") if isinstance(value, str) else _texts(value)
+        return _cell_texts(value, "", answers) if isinstance(value, str) else _texts(value, answers)
     except DataError as error:
         reason = str(error)
     if (value := python_value(text)) is not None:
-        return _texts(value)
+        return _texts(value, answers)
     closed = {"[": "]", "(": ")", "{": "}"}.get(text[0], "")
     if not text.endswith(closed) and text[0] != "[":  # ("quoted" words) at the beginning of a sentence
         return None
