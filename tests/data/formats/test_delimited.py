@@ -66,7 +66,7 @@ def test_an_encoding_that_cannot_be_known_is_refused_by_line(tmp_path, encoding)
         ("cp1257", "šuo bėga per žolę"),
         ("cp1254", "ağaç"),
         ("cp1254", "kış"),
-        ("cp1254", "KIRMIZI elbiseli kadın ağacın altında"),
+        ("cp1254", "bir kadın ağacın altında"),
     ],
     ids=["hungarian", "romanian-word", "romanian", "lithuanian", "turkish-tree", "turkish-winter", "turkish"],
 )

@@ -47,6 +47,7 @@ _LOWER = bytes.maketrans(
     bytes([*range(0x41, 0x5B), 0x8A, 0x8C, 0x8E, 0x9F, *range(0xC0, 0xD7), *range(0xD8, 0xDF)]),
     bytes([*range(0x61, 0x7B), 0x9A, 0x9C, 0x9E, 0xFF, *range(0xE0, 0xF7), *range(0xF8, 0xFF)]),
 )
+_DOUBTFUL = re.compile(rb"[\xe3\xe7\xf0\xf5\xfb\xfd\xfe]")
 _LETTER = rb"[a-z\x9a\x9c\x9e\xdf-\xf6\xf8-\xff]"
 
 
@@ -64,7 +65,8 @@ _FOREIGN = _pattern(
     rb"[\xf0\xfd\xfe]L{0,12}\xe7|\xe7L{0,12}[\xf0\xfd\xfe]",  # Turkish "ağaç"; Icelandic has no ç
 )
 _UNLIKELY = _pattern(
-    rb"(?<!sk)\xfd(?![nrt])|(?<=L)(?<!\xed)\xfe",  # Turkish ı and ş; Icelandic has ský, dýr and íþrótt
+    rb"(?<!sk)\xfd(?![nrt])|(?<=[bcdfgklmptvyz])\xfdn(?!L)",  # Turkish "altı", "kadın"; Icelandic has ský, dýr and sýn
+    rb"(?<=L)(?<!\xed)\xfe",  # Turkish "yeşil"; Icelandic has íþrótt
     rb"(?<=[a-egi-kn-qs-z])\xe3(?!L)",  # Romanian "fată"; Portuguese has manhã, lã, fã, irmã, maçã
 )
 
@@ -178,8 +180,10 @@ class _Western:
         self.high += len(_HIGH.findall(block))
         self.odd += sum(map(len, (*_RUNS.findall(block), *_UTF8_PAIRS.findall(block), *_KANA.findall(block))))
         lower = block.translate(_LOWER)
-        self.odd += len(_SIGN_IN_WORD.findall(block)) + len(_UNLIKELY.findall(lower))
-        self.foreign += len(_FOREIGN.findall(lower))
+        self.odd += len(_SIGN_IN_WORD.findall(block))
+        for letter in _DOUBTFUL.finditer(lower):  # each pattern begins with one of these
+            self.odd += _UNLIKELY.match(lower, letter.start()) is not None
+            self.foreign += _FOREIGN.match(lower, letter.start()) is not None
         self.undefined = self.undefined or _UNDEFINED.search(block) is not None
 
     @property
