@@ -12,6 +12,7 @@ from safetensors.torch import save, save_file
 from eve_models import batch, build, tiny
 from evle.errors import CheckpointError, ConfigError
 from evle.models.eve import EVEForNLVR2, EVEForRetrieval, EVEForVQA, EVEModel
+from evle.models.eve.convert import released_model
 from evle.models.eve.released import to_ours, to_released
 
 HEADS = {
@@ -200,3 +201,25 @@ def test_the_released_capacity_rule_is_a_field_away():
     assert tiny(capacity_factor=1.0).pads_are_routed
     assert not tiny().pads_are_routed
     assert not tiny(capacity_factor=1.0, route_padding=False).pads_are_routed
+
+
+@pytest.mark.parametrize(
+    ("key", "odd", "words"),
+    [
+        ("experts.experts.1.fc1.weight", torch.zeros(3, 24), r"is \(3, 24\) of float32, and .*\.0\.fc1\.weight is"),
+        ("experts.experts.1.fc1.bias", torch.zeros(40, dtype=torch.int8), r"of int8, and .* is \(\d+,\) of float32"),
+        ("backbone.word_embedding.weight", torch.tensor(1.0), "is a single number"),
+        ("backbone.class_embedding_vision", torch.tensor(1.0), "is a single number"),
+        ("output.3.weight", torch.tensor(1.0), "is a single number"),
+        ("output.0.weight", torch.zeros(24), "misshapen"),
+    ],
+    ids=["expert-shape", "expert-int8", "words", "cls", "answers", "one-dimension"],
+)
+def test_tensors_of_odd_shapes_are_named(key, odd, words, vqa_file):
+    state = torch.load(vqa_file)["model"]
+    name = next(each for each in state if each.endswith(key))
+    torch.save({**state, name: odd}, vqa_file)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        released_model(vqa_file).from_released(vqa_file, num_attention_heads=2)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(vqa_file))

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModel
 
 from evle.errors import CheckpointError, ConfigError, DataError
 from evle.models.vle import (
@@ -19,6 +21,7 @@ from evle.models.vle import (
     VLEForVQA,
     VLEModel,
 )
+from evle.models.vle.tower_weights import read_tower
 from evle.models.vle.towers import vision_shape
 from evle.models.vle.vision import fit_table
 from tower_models import TEXT, VISION, tower_config
@@ -243,6 +246,29 @@ def test_what_is_no_tower_is_refused_by_name(tmp_path):
     VLEModel(tower_config("clip", "bert")).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is a whole VLE"):
         VLEModel.from_vision_text_pretrained(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["NaN", "int8", "all-int8", "float8_e4m3fn", "all-int64"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tower_whose_weights_are_quantised_or_not_finite_is_refused(change, suffix, tmp_path):
+    torch.manual_seed(0)
+    AutoModel.from_config(tower_config("vit", "bert").vision_config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    first = next(name for name, tensor in state.items() if tensor.dim() == 2)
+    kind = change.removeprefix("all-")
+    for name in state if change.startswith("all-") else [first]:
+        tensor = state[name] * 100
+        state[name] = torch.full_like(tensor, float("nan")) if kind == "NaN" else tensor.to(getattr(torch, kind))
+    state["vit.embeddings.position_ids"] = torch.arange(3)  # a buffer that counts is no weight
+    file.unlink()
+    if suffix == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(state, file, metadata={"format": "pt"})
+    stored = {"int8": "(I8|int8)", "int64": "(I64|int64)", "float8_e4m3fn": "(F8_E4M3|float8_e4m3fn)"}.get(kind)
+    with pytest.raises(CheckpointError, match=f"stored as {stored}" if stored else "not finite"):
+        read_tower(tmp_path, "vision_config")
 
 
 def test_a_convolutional_tower_reads_images_in_any_memory_layout():

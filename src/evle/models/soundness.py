@@ -4,7 +4,7 @@ processor that does not prepare the images that the model was trained on. All of
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """The number formats of safetensors that weights may have. Others are of quantised weights, with scales elsewhere."""
+COUNTING = ("I64", "I32", "BOOL", "int64", "int32", "bool")
+"""The number formats of safetensors and torch of buffers that hold no weights, such as position_ids."""
 TORCH_FLOATING = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FRAMINGS = ("whole", "pad", "centre")
 """The parts of an image that a model sees, as training writes them into the file of the image processor."""
@@ -43,14 +45,28 @@ def refuse_odd_format(folder: Path, model: PreTrainedModel) -> None:
         files = [folder / FOLDER / WEIGHTS]
     else:
         files = weights_in(folder) or torch_weights_in(folder)
+    for file, name, kind in _stored(files):
+        if kind not in FLOATING and (_plain(name) in wanted or name.endswith(FACTORS)):
+            raise _odd_format(file, name, kind)
+
+
+def refuse_odd_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Raise CheckpointError where `model`, which transformers has read from a folder, perhaps under other names, has
+    weights that were stored in whole numbers or eight bits, or that are not finite."""
+    for file, name, kind in _stored(weights_in(folder) or torch_weights_in(folder)):
+        if kind not in FLOATING and (kind not in COUNTING or name.endswith((".weight", ".bias"))):
+            raise _odd_format(file, name, kind)
+    refuse_not_finite(model.state_dict().items(), folder)
+
+
+def _stored(files: Iterable[Path]) -> Iterator[tuple[Path, str, str]]:
+    """Each tensor of files: the file, its name and its number format."""
     for file in files:
         try:
             formats = _formats(file)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{file}: cannot be read ({in_one_line(error)}); download it again") from None
-        for name, kind in formats.items():
-            if kind not in FLOATING and (_plain(name) in wanted or name.endswith(FACTORS)):
-                raise _odd_format(file, name, kind)
+        yield from ((file, name, kind) for name, kind in formats.items())
 
 
 def _plain(name: str) -> str:

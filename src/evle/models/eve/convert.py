@@ -75,7 +75,7 @@ def released_model(source: str | Path) -> type[EVEPreTrainedModel]:
         if key in state:
             # The plain NLVR2 head has the keys of VQA's, but reads two [CLS] states side by side.
             width = len(state["backbone.class_embedding_vision"])
-            if model is EVEForVQA and state["output.0.weight"].shape[1] == 2 * width:
+            if model is EVEForVQA and state["output.0.weight"].shape[-1] == 2 * width:
                 return EVEForNLVR2
             return model
     return EVEModel
@@ -110,6 +110,8 @@ def _to_directory(
 def _processor(tokenizer: str | Path, config: EVEConfig) -> EVEProcessor:
     try:
         read = from_folder(AutoTokenizer, tokenizer)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{tokenizer}: no tokenizer that can be read ({in_one_line(error)})") from None
     if len(read) > config.vocab_size:

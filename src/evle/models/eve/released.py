@@ -90,7 +90,7 @@ def to_ours(state: Mapping[str, Tensor], classifier: str | None) -> dict[str, Te
                 renamed[f"head.attn{found[1]}.{projection}.{found[2]}"] = part.clone()
         elif key == "backbone.patch_embed.weight" and tensor.dim() == 4:
             renamed[rename(key)] = tensor.flatten(1)  # (D, C, p, p) -> (D, C p p)
-        elif key == "itc_temp":
+        elif key == "itc_temp" and tensor.numel() == 1:
             renamed[rename(key)] = tensor.reshape(())
         else:
             renamed[rename(key)] = tensor
@@ -131,6 +131,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: not a released EVE checkpoint; it has no backbone.patch_embed.weight, but {first_keys(state)}"
         )
+    _refuse_odd_shapes(state, path)
     return state
 
 
@@ -206,6 +207,27 @@ def refuse_mismatch(path: str | Path, missing: list[str], unexpected: list[str],
     parts = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]
     if parts:
         raise CheckpointError(f"{path}: does not fit the model; " + "; ".join(parts))
+
+
+def _refuse_odd_shapes(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError for a weight that is a single number, and for experts of a layer that differ in shape or
+    number format, which `to_ours` could not stack."""
+    first: dict[tuple[str, str], str] = {}
+    for key, tensor in state.items():
+        if not tensor.dim() and key.startswith(("backbone.", "output.", "itc_vision", "itc_text", "attn1.", "attn2.")):
+            raise CheckpointError(f"{path}: {key} is a single number, where a table is needed; copy the file again")
+        if found := RELEASED_EXPERT.fullmatch(key):
+            other = first.setdefault((found[1], found[3]), key)
+            if _form(tensor) != _form(state[other]):
+                raise CheckpointError(
+                    f"{path}: {key} is {_form(tensor)}, and {other} is {_form(state[other])}; the experts of a layer "
+                    "must have one shape and number format: copy the file again"
+                )
+
+
+def _form(tensor: Tensor) -> str:
+    """The shape and number format of a tensor, such as (64, 24) of float32."""
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _listed(keys: list[str], limit: int = 6) -> str:

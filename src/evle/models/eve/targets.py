@@ -31,6 +31,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from evle.errors import CheckpointError, in_one_line
 from evle.files import read_json
 from evle.models.folders import from_folder, model_folder
+from evle.models.soundness import refuse_odd_weights
 
 TOKENIZER_SIDE = 64
 """Side in pixels of the test image that shows how many pixels one code of a tokenizer describes."""
@@ -172,6 +173,7 @@ def _load(folder: Path) -> PreTrainedModel:
             f"{folder}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; give a folder "
             "with all of its weights"
         )
+    refuse_odd_weights(folder, model)
     is_vle = config.model_type == "vle"
     teacher: PreTrainedModel = model.vision_model.vision_model if is_vle else model
     return teacher

@@ -9,6 +9,7 @@ the key bias, which cancels in the softmax.
 D width, C channels, p patch size.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from evle.models.eve.modeling import EVELayer, EVEModel, EVEPreTrainedModel
 from evle.models.eve.routing import FeedForward, HardRouter, SharedFeedForward, SoftRouter
 from evle.models.folders import load_tensors, local_folder, read_tensors
 from evle.models.positions import resize_positions
+from evle.models.soundness import refuse_odd_tensors
 
 # transformers' names (of version 4 and on disk, and of version 5) -> the original ones of timm and BEiT, used here.
 RENAMES = (
@@ -29,6 +31,8 @@ RENAMES = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.cls_token", "cls_token"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
+    (r"^embeddings\.distillation_token", "dist_token"),
+    (r"^(embeddings\.)?register_tokens", "reg_token"),
     (r"^(encoder\.)?layers?\.(\d+)\.", r"blocks.\2."),
     (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
     (r"\.attention\.q_proj\.", ".attn.query."),
@@ -77,17 +81,18 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
         text_feed_forward: start the text feed-forwards of hard-routed blocks from the image ones as well.
 
     Raises:
-        CheckpointError: not a vision Transformer, or one of another width or feed-forward size. A patch projection of
-            another patch size, and feed-forwards of another kind, start at random instead.
+        CheckpointError: not a vision Transformer, one of another width or feed-forward size, or weights that are
+            missing, quantised or not finite. A patch projection of another patch size, feed-forwards of another kind,
+            and the [CLS] of a checkpoint without one start at random instead; biases that it has nowhere are 0.
     """
     eve: EVEModel = model if isinstance(model, EVEModel) else model.get_submodule("eve")  # type: ignore[assignment]
     state = {_original_name(key): tensor for key, tensor in _read(Path(path)).items()}
-    _fuse_attention(state)
+    _fuse_attention(state, path)
     used: set[str] = set()
     filled: set[int] = set()  # storages; all experts share one
 
     def put(parameter: Tensor, key: str, value: Tensor | None = None) -> None:
-        tensor = state[key] if value is None else value
+        tensor = _sound(state, key, path, parameter) if value is None else value
         if parameter.shape != tensor.shape:
             raise CheckpointError(
                 f"{path}: {key} is {tuple(tensor.shape)}, this model needs {tuple(parameter.shape)}; "
@@ -100,14 +105,15 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
     image = eve.image_embedding
     if "patch_embed.proj.weight" not in state or "blocks.0.norm1.weight" not in state:
         raise CheckpointError(f"{path}: not a vision Transformer, it lacks patch_embed.proj or blocks.0")
-    projection = state["patch_embed.proj.weight"].flatten(1)
+    projection = _sound(state, "patch_embed.proj.weight", path)
+    projection = projection.flatten(1) if projection.dim() > 1 else projection.reshape(1, -1)
     if projection.shape[1] == image.patch.weight.shape[1]:
         put(image.patch.weight, "patch_embed.proj.weight", projection)
         put(image.patch.bias, "patch_embed.proj.bias")
-    put(image.cls_token, "cls_token", state["cls_token"].flatten())
+    if "cls_token" in state:
+        put(image.cls_token, "cls_token", _sound(state, "cls_token", path).flatten())
     if "pos_embed" in state:
-        side = eve.config.patches_per_side
-        put(image.position, "pos_embed", resize_positions(state["pos_embed"].squeeze(0), side, side))
+        put(image.position, "pos_embed", _positions(state, image.position, eve.config.patches_per_side, path))
     if "norm.weight" in state:
         put(eve.norm.weight, "norm.weight")
         put(eve.norm.bias, "norm.bias")
@@ -137,6 +143,48 @@ def init_from_vision(model: EVEPreTrainedModel, path: str | Path, text_feed_forw
                 put(parameter, f"{prefix}mlp.{name}")
     new = [name for name, each in eve.named_parameters() if each.untyped_storage().data_ptr() not in filled]
     return VisionReport(num_blocks, tuple(sorted(state.keys() - used)), tuple(new))
+
+
+def _positions(state: Mapping[str, Tensor], own: Tensor, side: int, path: str | Path) -> Tensor:
+    """The position table of a checkpoint with one row for [CLS], for `side` x `side` patches.
+
+    Rows of a distillation token and of registers, which EVE does not have, are left out. A table without a row for
+    [CLS] adds nothing to it; without any [CLS], its row is that of EVE's `own` table.
+    """
+    table = _sound(state, "pos_embed", path)
+    rows = table.squeeze(0)
+    extra = sum(
+        state[name].shape[-2] for name in ("dist_token", "reg_token") if name in state and state[name].dim() > 1
+    )
+    has_cls = "cls_token" in state
+    is_table = rows.dim() == 2 and rows.shape[1] == own.shape[1]
+    for before in (1, 0, 1 + extra) if has_cls else (0, extra):
+        if is_table and len(rows) > before and math.isqrt(len(rows) - before) ** 2 == len(rows) - before:
+            first = (rows[:1] if before else torch.zeros_like(rows[:1])) if has_cls else own[:1]
+            return resize_positions(torch.cat([first.to(rows.dtype), rows[before:]]), side, side)
+    raise CheckpointError(
+        f"{path}: pos_embed is {tuple(table.shape)}, no table of a square of patches of width {own.shape[1]}, with or "
+        "without a row for [CLS]; choose a vision Transformer of square images and of the model's width"
+    )
+
+
+def _sound(state: Mapping[str, Tensor], key: str, path: str | Path, like: Tensor | None = None) -> Tensor:
+    """The weight of that name. Raises CheckpointError where it is missing, quantised or not finite.
+
+    A bias that no block has is 0, in the shape of the parameter `like`. A norm without one is no LayerNorm.
+    """
+    if key not in state:
+        has_none = key.endswith("bias") and _kind(key) not in map(_kind, state)
+        if like is not None and has_none and "norm" not in key:
+            return torch.zeros_like(like)
+        raise CheckpointError(f"{path}: {key} is missing; choose a vision Transformer with all of its weights")
+    refuse_odd_tensors({key: state[key]}, {key: torch.empty(0)}, path)
+    return state[key]
+
+
+def _kind(key: str) -> str:
+    """The name of a tensor without the number of its block."""
+    return re.sub(r"\d+", "*", key, count=1)
 
 
 def _feed_forwards(layer: EVELayer, text_too: bool) -> tuple[list[torch.nn.LayerNorm], list[dict[str, Tensor]]]:
@@ -173,14 +221,23 @@ def _original_name(key: str) -> str:
     return key
 
 
-def _fuse_attention(state: dict[str, Tensor]) -> None:
+def _fuse_attention(state: dict[str, Tensor], path: str | Path) -> None:
     """Bring every block's attention to `qkv.weight`, `q_bias`, `v_bias`."""
     for prefix in {key.split("attn.")[0] + "attn." for key in state if ".attn." in key}:
         if f"{prefix}query.weight" in state:
-            parts = [state.pop(f"{prefix}{name}.weight") for name in ("query", "key", "value")]
+            parts = [_sound(state, f"{prefix}{name}.weight", path) for name in ("query", "key", "value")]
+            if any(part.dim() != 2 or part.shape != parts[0].shape for part in parts):
+                raise CheckpointError(
+                    f"{path}: {prefix}query, key and value have weights of {[tuple(part.shape) for part in parts]}; "
+                    "choose a vision Transformer with a query, key and value of the model's width"
+                )
             state[f"{prefix}qkv.weight"] = torch.cat(parts)
-            state[f"{prefix}q_bias"] = state.pop(f"{prefix}query.bias")
-            state[f"{prefix}v_bias"] = state.pop(f"{prefix}value.bias")
-            state.pop(f"{prefix}key.bias", None)
+            for name in ("query", "key", "value"):
+                del state[f"{prefix}{name}.weight"]
+                bias = state.pop(f"{prefix}{name}.bias", None)
+                if bias is not None and name != "key":
+                    state[f"{prefix}{name[0]}_bias"] = bias
         elif f"{prefix}qkv.bias" in state:
-            state[f"{prefix}q_bias"], _, state[f"{prefix}v_bias"] = state.pop(f"{prefix}qkv.bias").chunk(3)
+            bias = state.pop(f"{prefix}qkv.bias").flatten()
+            third = len(bias) // 3
+            state[f"{prefix}q_bias"], state[f"{prefix}v_bias"] = bias[:third], bias[2 * third :]

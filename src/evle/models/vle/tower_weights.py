@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from evle.errors import CheckpointError, ConfigError, in_one_line
 from evle.models.adapters import refuse_peft_adapter
 from evle.models.folders import from_folder, local_folder, refuse_file
+from evle.models.soundness import refuse_odd_weights
 from evle.models.vle.towers import refuse_no_encoder
 from evle.models.vle.vision import POOLERS
 
@@ -46,7 +47,7 @@ def read_tower_config(path: str | Path, kind: Kind) -> PreTrainedConfig:
         raise
     except ConfigError as error:
         raise CheckpointError(f"{path}: {str(error).removeprefix(f'{kind} ')}") from None
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except Exception as error:  # a config.json may hold anything, and transformers raises what that leads to
         raise CheckpointError(f"{path}: holds no model ({in_one_line(error)}); give {WANTED[kind]}") from None
     return config
 
@@ -55,7 +56,8 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
     """The encoder in a folder or hub repository, in float32, with its first `num_layers` layers, all by default.
 
     Raises:
-        CheckpointError: there is no such model, some of its weights are missing, or an adapter is beside them.
+        CheckpointError: there is no such model, some of its weights are missing, quantised or not finite, or an adapter
+            is beside them.
         ConfigError: the model has fewer layers.
     """
     config = read_tower_config(path, kind)
@@ -74,6 +76,7 @@ def read_tower(path: str | Path, kind: Kind, num_layers: int | None = None) -> P
             f"{path}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; give "
             f"{WANTED[kind]} with all of its weights"
         )
+    refuse_odd_weights(local_folder(path), model)
     return model if num_layers is None else _first_layers(model, num_layers, path)
 
 
