@@ -246,19 +246,27 @@ def from_folder(loader: Any, folder: str | Path, **options: Any) -> Any:
 
     Code that a file names (`auto_map`) is reported in the log and ignored; where transformers cannot do without it, it
     raises its own error, and it never asks at the terminal. Raises CheckpointError for a model whose config.json names
-    a kernel to download, for an adapter of peft where peft is not installed, and for a tokenizer.json on which the
-    tokenizers library panics; its panics are no `Exception`.
+    a kernel to download, for an adapter of peft where peft is not installed, for a tokenizer.json on which the
+    tokenizers library panics (its panics are no `Exception`), and for files of anything but a model on which
+    transformers fails with more than an OSError or a ValueError.
     """
     report_code(Path(folder))
-    if isinstance(loader, type) and issubclass(loader, PreTrainedModel | _BaseAutoModelClass):
+    is_model = isinstance(loader, type) and issubclass(loader, PreTrainedModel | _BaseAutoModelClass)
+    if is_model:
         _refuse_what_a_model_would_run(Path(folder))
     options = {"local_files_only": True, "trust_remote_code": False, **options}
     try:
         return loader.from_pretrained(folder, **options)
     except BaseException as error:
-        if not is_panic(error):
+        if is_panic(error):
+            raise CheckpointError(f"{folder}: the tokenizer is damaged ({in_one_line(error)}); copy it again") from None
+        if is_model or isinstance(error, OSError | ValueError | ImportError) or not isinstance(error, Exception):
             raise
-        raise CheckpointError(f"{folder}: the tokenizer is damaged ({in_one_line(error)}); copy it again") from None
+        what = getattr(loader, "__name__", str(loader)).removeprefix("Auto")
+        raise CheckpointError(
+            f"{folder}: the files of its {what} are damaged ({type(error).__name__}: {in_one_line(error)}); copy them "
+            "again"
+        ) from error
 
 
 def _refuse_what_a_model_would_run(folder: Path) -> None:

@@ -101,7 +101,7 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a hub name: a SentencePiece model as DeBERTa's release has it, or any that
     AutoTokenizer reads.
 
-    Raises ConfigError for a folder without one, CheckpointError for a hub name that cannot be read.
+    Raises ConfigError for a folder without one, CheckpointError for damaged files and a hub name that cannot be read.
     """
     folder = hub_folder(str(path), weights=False) if is_hub_name(path) else Path(path)
     if (folder / "spm.model").is_file():
@@ -113,6 +113,8 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         return cast(PreTrainedTokenizerBase, from_folder(AutoTokenizer, folder))
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no tokenizer ({in_one_line(error)})") from None
 

@@ -186,6 +186,8 @@ def read_processor(path: str | Path, family: str) -> ProcessorMixin:
     folder = model_folder(path)
     try:
         processor: Any = from_folder(PROCESSORS[family], folder)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: holds no processor that can be read ({in_one_line(error)}); name a tokenizer with "

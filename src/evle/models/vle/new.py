@@ -83,7 +83,9 @@ def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         if not any(map(find, TOKENIZER_FILES)):  # transformers would create one without words
             raise CheckpointError(f"{path}: holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); put it there")
         tokenizer: PreTrainedTokenizerBase = from_folder(AutoTokenizer, folder)
-    except (OSError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no tokenizer ({in_one_line(error)}); put its files there") from None
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no pad or mask token; give that of the text encoder")

@@ -11,6 +11,7 @@ across another one, and a mark that composes with the last letter of a ligature.
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evle.errors import CheckpointError
+from evle.errors import CheckpointError, in_one_line
+from evle.models.folders import is_panic
 
 SPECIAL_TOKENS = {
     "bos_token": "[CLS]",
@@ -72,6 +74,8 @@ class SentencePieceModel:
             raise CheckpointError(f"{path}: not a SentencePiece model (it has no unknown piece)")
         if (kind := trainer.get(3, UNIGRAM)) != UNIGRAM:
             raise CheckpointError(f"{path}: a SentencePiece model of type {kind}; DeBERTa's are unigram models (1)")
+        if odd := next((piece for piece in pieces if not math.isfinite(piece.score)), None):
+            raise CheckpointError(f"{path}: damaged (the piece {odd.text!r} has the score {odd.score}); copy it again")
         return cls(
             pieces=[(piece.text, piece.score) for piece in pieces],
             unknown=unknown[0],
@@ -125,16 +129,38 @@ def read_sentencepiece(
     an `added_tokens.json` with their ids.
 
     Raises:
-        CheckpointError: no unigram model, a setting that is not supported, or added tokens whose ids do not fit.
+        CheckpointError: no unigram model, a damaged one, a setting that is not supported, or added tokens whose ids do
+            not fit.
     """
-    settings = settings or {}
+    try:
+        return _build(Path(path), settings or {}, added or {})
+    except CheckpointError:
+        raise
+    except BaseException as error:  # the tokenizers library raises bare exceptions, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise CheckpointError(
+            f"{path}: no tokenizer can be built of it and the files beside it ({type(error).__name__}: "
+            f"{in_one_line(error)}); copy them again"
+        ) from None
+
+
+def _build(path: Path, settings: dict[str, Any], added: dict[str, Any]) -> SentencePieceTokenizer:
     if settings.get("split_by_punct"):
         raise CheckpointError(f"{path}: tokenizer_config.json asks for split_by_punct, which is not supported")
-    tokens: dict[str, Any] = {name: _text(settings.get(name) or default) for name, default in SPECIAL_TOKENS.items()}
+    tokens: dict[str, Any] = {
+        name: _text(settings.get(name) or default, path, name) for name, default in SPECIAL_TOKENS.items()
+    }
     lower_case = bool(settings.get("do_lower_case"))
     fast = SentencePieceTokenizer(tokenizer_object=SentencePieceModel.read(path).tokenizer(lower_case))
-    fast.pieces, fast.lower_case = Path(path).read_bytes(), lower_case
-    for token, number in sorted((added or {}).items(), key=lambda item: item[1]):
+    fast.pieces, fast.lower_case = path.read_bytes(), lower_case
+    for token, number in added.items():
+        if not isinstance(number, int):
+            raise CheckpointError(
+                f"{path}: added_tokens.json gives {token!r} the id {json.dumps(number)[:40]}, where a whole number is "
+                "needed; copy it again"
+            )
+    for token, number in sorted(added.items(), key=lambda item: item[1]):
         fast.add_tokens(token, special_tokens=token in tokens.values())
         if (found := fast.convert_tokens_to_ids(token)) != number:
             raise CheckpointError(f"{path}: added_tokens.json gives {token!r} the id {number}, the model {found}")
@@ -163,7 +189,7 @@ def read_json(path: str | Path | None) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
@@ -179,12 +205,20 @@ class _Piece:
     @classmethod
     def read(cls, data: bytes) -> "_Piece":
         fields = dict(_fields(data))
+        if not isinstance(fields.get(1), bytes):
+            raise ValueError("it has a piece without text")
         return cls(fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, 1))
 
 
-def _text(token: Any) -> str:
-    """The text of a special token, which a configuration may give as an object."""
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+def _text(token: Any, path: Path, name: str) -> str:
+    """The text of a special token, which a configuration may give as an object. Raises CheckpointError."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"{path}: tokenizer_config.json beside it has the {name} {json.dumps(token)[:40]}, which is no text; "
+            "write the token in quotes, or copy the file again"
+        )
+    return text
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
