@@ -25,6 +25,7 @@ FLOORS = {
         "report",
         "distributed",
         "proportions",
+        "pixels",
         "precision",
         "machine",
         "storage",

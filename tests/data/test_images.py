@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evle.data.formats.image_files import gap_of_zeros
 from evle.data.images import MAX_PIXELS, odd_values, open_image
 from evle.errors import SampleError
-from evle.models.processing import upright_rgb
+from evle.pixels import plain
 
 
 def saved(path, image, **options):
@@ -219,6 +220,76 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
         open_image(saved(tmp_path / "a.png", Image.new("L", (100, 100))))
 
 
+def jpeg(size=256, **options):
+    """A JPEG without plain areas."""
+    content = io.BytesIO()
+    noise(size).save(content, "JPEG", **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("zeros", [16, 3000, 4000, 5000])
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}], ids=str)
+def test_a_jpeg_that_ends_in_zeros_is_refused(zeros, options):
+    with pytest.raises(SampleError, match="ends in zeros, as a file not fetched to its end; fetch it again"):
+        open_image(jpeg(**options)[:-zeros] + bytes(zeros))
+
+
+@pytest.mark.parametrize("zeros", [1024, 16384])
+@pytest.mark.parametrize("options", [{}, {"optimize": True}], ids=str)
+def test_a_jpeg_with_a_gap_of_zeros_is_refused(zeros, options):
+    encoded = jpeg(512, **options)
+    start = len(encoded) // 3
+    with pytest.raises(SampleError, match="has a gap of zeros, as a file of which a part was not fetched; fetch it"):
+        open_image(encoded[:start] + bytes(zeros) + encoded[start + zeros :])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}], ids=str)
+def test_a_whole_jpeg_may_hold_zeros(mode, options):
+    """In plain areas, whose codes may be zeros; in a thumbnail or its room; and after its end."""
+    content = io.BytesIO()
+    image = Image.new(mode, (3000, 1000), "white")
+    image.paste("grey", (0, 0, 8, 1000))
+    image.save(content, "JPEG", **options)
+    plain_area = content.getvalue()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 6002 + 100) + jpeg(16)[:100] + bytes(6000)
+    for encoded in (plain_area, plain_area[:2] + thumbnail + plain_area[2:], plain_area + bytes(5000)):
+        assert gap_of_zeros(encoded) == ""
+    assert gap_of_zeros(jpeg(**options) + bytes(5000) + plain_area) == ""
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+LONG = zlib.compress(b"x" * (3 << 20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(b"zTXt", b"workflow\0\0" + LONG), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG), (b"iCCP", b"a\0\0" + LONG),
+     (b"tEXt", b"prompt\0" + b"x" * (65 << 20))],
+    ids=["zTXt", "iTXt", "iCCP", "tEXt"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_last", [False, True], ids=["before", "after"])
+def test_a_png_with_a_long_text_is_read(kind, content, is_last, tmp_path):
+    path = saved(tmp_path / "a.png", Image.new("RGB", (4, 4), "red"))
+    encoded = path.read_bytes()
+    position = encoded.index(b"IEND") - 4 if is_last else 33  # 33 bytes to the end of the header
+    image = open_image(encoded[:position] + chunk(kind, content) + encoded[position:])
+    assert image.getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_a_short_text_of_a_png_is_kept():
+    content = io.BytesIO()
+    image = Image.new("RGB", (4, 2))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    image.save(content, "PNG")
+    encoded = content.getvalue()
+    text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp + b" " * 5000))
+    assert open_image(encoded[:33] + text + encoded[33:]).size == (2, 4)
+
+
 def test_a_transparent_grey_of_16_bits_is_laid_on_white(tmp_path):
     values = np.array([[1000, 60000]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
@@ -227,10 +298,6 @@ def test_a_transparent_grey_of_16_bits_is_laid_on_white(tmp_path):
 
 def colours_of_16_bits(*values, transparent=None):
     """A PNG of one row of pixels with 16 bits per channel."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     pixels = b"\0" + struct.pack(f">{len(values)}H", *values)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", len(values) // 3, 1, 16, 2, 0, 0, 0))
     png += chunk(b"tRNS", struct.pack(">3H", *transparent)) if transparent else b""
@@ -255,7 +322,7 @@ def test_a_file_that_says_to_have_12_bits_is_scaled_from_them(tmp_path):
     assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 1]
     assert odd_values(tiff_of_12_bits(0, 100), open_image(tiff_of_12_bits(0, 100))) == ""
     (tmp_path / "a.tif").write_bytes(tiff_of_12_bits(0, 2048, 4095, 16))
-    assert upright_rgb(Image.open(tmp_path / "a.tif")).tobytes() == image.tobytes()
+    assert plain(Image.open(tmp_path / "a.tif")).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize(("most", "words"), [(4095, "12-bit"), (1023, "10-bit"), (255, "8-bit"), (4096, ""), (0, "")])

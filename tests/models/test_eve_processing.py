@@ -1,13 +1,19 @@
 """The processor: any image and any text to the model's tensors."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from eve_models import build
+from evle.data.images import open_image
+from evle.errors import SampleError
 from evle.models.eve import EVEForVQA, EVEProcessor
 
 WORDS = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "a": 4, "red": 5, "ball": 6}
@@ -39,6 +45,50 @@ def test_values_are_scaled_to_minus_one_to_one(processor):
     assert processor(images=half, return_tensors="pt").pixel_values.abs().max() < 0.01
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert torch.allclose(processor(images=clear, return_tensors="pt").pixel_values, torch.ones(1))
+
+
+def white_is_zero(values):
+    """A TIFF of one row of 16 bits, in which 0 is white."""
+    content = io.BytesIO()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[262] = 0
+    Image.fromarray(values).save(content, "TIFF", tiffinfo=tags)
+    return content.getvalue()
+
+
+def png(values, transparent, colours=False):
+    """A PNG of one row of 16 bits per channel, with a transparent grey or colour."""
+    count = len(values) // 3 if colours else len(values)
+    header = struct.pack(">IIBBBBB", count, 1, 16, 2 if colours else 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values))
+    parts = ((b"IHDR", header), (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)), (b"IDAT", pixels))
+    chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in (*parts, (b"IEND", b"")))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "colour"),
+    [
+        (png([1000, 1000], [1000]), 255),
+        (png([1000, 2000, 3000] * 2, [1000, 2000, 3000], colours=True), 255),
+        (white_is_zero(np.zeros((1, 2), np.uint16)), 255),
+    ],
+    ids=["grey-16", "colours-16", "white-is-zero"],
+)
+def test_an_image_is_read_as_training_reads_it(encoded, colour, processor):
+    assert open_image(encoded).getpixel((0, 0)) == (colour,) * 3
+    opened = Image.open(io.BytesIO(encoded))
+    found, expected = (
+        processor(images=image, return_tensors="pt").pixel_values for image in (opened, open_image(encoded))
+    )
+    assert torch.equal(found, expected)
+
+
+def test_an_image_without_any_number_is_refused(processor):
+    nothing = Image.fromarray(np.full((2, 2), np.nan, np.float32))
+    with pytest.raises(SampleError, match=r"image in memory \(F, 2 x 2\): damaged image \(no pixel is a number"):
+        processor(images=[nothing], return_tensors="pt")
 
 
 def test_options_reach_whom_they_belong_to(processor):

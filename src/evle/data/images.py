@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from evle.data.custom.image_folder import file_like
+from evle.data.formats.image_files import gap_of_zeros, without_long_texts
 from evle.data.formats.text_files import compression_of, open_plain_file
 from evle.data.samples import Drawing, ImageSource, Stored
 from evle.errors import DataError, SampleError
+from evle.pixels import is_of_12_bits, plain
 
 MAX_PIXELS = 120_000_000
 """The largest image decoded by default. Decoding needs at most 14 bytes per pixel, 1.7 GB for such an image."""
@@ -27,12 +29,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Damaged EXIF and odd palettes say nothing about the pixels. Pillow would print a warning in each process.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_BITS = 258  # TIFF's tag of the bits of a value
-_PHOTOMETRIC = 262  # TIFF's tag; 0 is white at 0
-_TAIL = 4096  # zeros at the end of a file that was not fetched to its end
 _DARK = 16  # of 255: the largest that 12-bit values become when they are read as 16 bits
-_STRIP = 1 << 22  # pixels that are converted from 16 or 32 bits at once
 _opening = threading.Lock()
 
 
@@ -66,7 +63,7 @@ def open_image(
                 f"{name}: {width} x {height} pixels are more than the limit of {max_pixels:,}; make the image "
                 "smaller or raise max_pixels"
             )
-        return _uniform(opened, keep_alpha)
+        return plain(opened, keep_alpha)
     except SampleError:
         raise
     except DataError as error:  # a pipe, a device, or what cannot be opened
@@ -111,21 +108,15 @@ def _open(source: ImageSource, max_pixels: int) -> Image.Image:
     if isinstance(source, Drawing):
         return source.draw()
     encoded = _content(source)
-    if encoded.endswith(bytes(_TAIL)) and not _ends_before_zeros(encoded):
-        raise SampleError(f"{describe_source(source)}: ends in zeros, as a file not fetched to its end; fetch it again")
-    content = io.BytesIO(encoded)
+    if gap := gap_of_zeros(encoded):
+        raise SampleError(f"{describe_source(source)}: {gap}; fetch it again")
+    content = io.BytesIO(without_long_texts(encoded))
     try:
         return Image.open(content)
     except Image.DecompressionBombError:  # above Pillow's own limit, and perhaps below ours
         content.seek(0)
         with _without_pillows_limit():
             return Image.open(content)
-
-
-def _ends_before_zeros(encoded: bytes) -> bool:
-    """Whether a JPEG or PNG has its end before the zeros that follow; other formats may end in zeros."""
-    end = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}.get(encoded[:3])
-    return end is None or end in encoded[len(encoded.rstrip(b"\0")) // 2 :]  # the first half may hold a thumbnail
 
 
 @contextmanager
@@ -161,73 +152,6 @@ def _content(source: Any) -> bytes:
         return file.read()
 
 
-def _uniform(image: Image.Image, keep_alpha: bool) -> Image.Image:
-    """RGB, or RGBA where transparency is there and kept."""
-    tags = getattr(image, "tag_v2", {})
-    is_12_bits = tags.get(_BITS) == (12,)  # a TIFF's, which Pillow does not scale to 16
-    is_inverted = tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I;16")  # of 8 bits Pillow inverts itself
-    image = _with_scaled_transparency(image)
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image, 4095.0 if is_12_bits else 65535.0)
-        image = ImageOps.invert(image) if is_inverted and image.mode == "L" else image
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            if keep_alpha:
-                return image
-            white = Image.new("RGB", image.size, (255, 255, 255))
-            white.paste(image, mask=alpha)
-            return white
-    return image.convert("RGB")
-
-
-def _with_scaled_transparency(image: Image.Image) -> Image.Image:
-    """Of a colour PNG of 16 bits per channel Pillow keeps the upper 8, but leaves the transparent colour as it is."""
-    colour = image.info.get("transparency")
-    tile = getattr(image, "tile", None)  # gone once the image is loaded
-    if image.mode == "RGB" and isinstance(colour, tuple) and (max(colour) > 255 or (tile and ";16" in str(tile[0][3]))):
-        image = image.copy()
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block says nothing about the rotation; the pixels are still good
-        return 1
-
-
-def _eight_bits(image: Image.Image, white: float) -> Image.Image:
-    """A 16-bit, 32-bit or float greyscale image as mode L (LA with a transparent value), scaled and not clipped.
-
-    Unsigned 16 bits end at `white`. Other integers count as 8 bits when none is above 255, as 16 bits up to 65535;
-    floats as shares when none is above 1. Beyond these the largest value is white. NaN and infinities become black; an
-    image of nothing else raises ValueError. A few million pixels are converted at once, to spare memory.
-    """
-    values = np.asarray(image)
-    rows = max(1, _STRIP // max(1, image.width))
-    strips = [slice(first, first + rows) for first in range(0, image.height, rows)]
-    if image.mode == "F" and not any(np.isfinite(values[strip]).any() for strip in strips):
-        raise ValueError("no pixel is a number: all are NaN or infinite")
-    top = max((float(_finite(values[strip]).max(initial=0.0)) for strip in strips), default=0.0)
-    if not image.mode.startswith("I;16"):
-        steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((step for step in steps if top <= step), top)
-    grey = np.empty(values.shape, np.uint8)
-    for strip in strips:
-        grey[strip] = _finite(values[strip]).clip(0, white) * (255.0 / white) + 0.5
-    transparent = image.info.get("transparency")
-    if not isinstance(transparent, int):
-        return Image.fromarray(grey)
-    result = Image.fromarray(grey)
-    result.putalpha(Image.fromarray((values != transparent) * np.uint8(255)))
-    return result
-
-
 def odd_values(source: ImageSource, image: Image.Image) -> str:
     """Why `image`, as `open_image` read it from `source`, may not look as it is meant to; empty for most images.
 
@@ -247,7 +171,7 @@ def odd_values(source: ImageSource, image: Image.Image) -> str:
         low, most = float(values.min(initial=0.0)), float(values.max(initial=0.0))
         if low < 0:
             return f"holds values below 0, down to {low:g}, which become black; move them up, or save it with 8 bits"
-        if (opened.mode == "I" and most <= 255) or getattr(opened, "tag_v2", {}).get(_BITS) == (12,):
+        if (opened.mode == "I" and most <= 255) or is_of_12_bits(opened):
             most = 0.0  # read as these bits, and black indeed
     elif tile and ";16" in str(tile[0][3]):  # colours, of which Pillow keeps the upper 8 bits
         most = 256.0 * max(high for _, high in extrema)
@@ -262,10 +186,6 @@ def odd_values(source: ImageSource, image: Image.Image) -> str:
         f"all values are below {2**bits}: it looks like {bits}-bit data in a 16-bit file, and is nearly black; "
         f"multiply its values by {2 ** (16 - bits)}, or save it with 8 bits"
     )
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
 
 
 def _what_instead(source: ImageSource) -> str:

@@ -5,13 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import ImageInput
 
+from evle.errors import SampleError
 from evle.models.folders import local_folder
+from evle.pixels import plain
 from evle.proportions import small_enough_to_pad, without_far_ends
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ class PairProcessor(ProcessorMixin):
 
     def _framed(self, image: Image.Image) -> Image.Image:
         """An image as RGB, on a white square if the model was trained with `image.framing=pad`."""
-        image = upright_rgb(image)
+        try:
+            image = plain(image)
+        except ValueError as error:
+            name = getattr(image, "filename", "") or f"image in memory ({image.mode}, {image.width} x {image.height})"
+            raise SampleError(f"{name}: damaged image ({error}); replace it or leave it out") from None
         if getattr(self.image_processor, "do_center_crop", False):
             return without_far_ends(image)
         if getattr(self.image_processor, "framing", None) != "pad":
@@ -81,22 +86,3 @@ class PairProcessor(ProcessorMixin):
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
         return super().save_pretrained(save_directory, push_to_hub, **options)
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB: EXIF rotation is applied, transparency is composed on white, and 16 bits, 32 bits
-    and floats are scaled to 8 bits."""
-    white_of_16_bits = 4095.0 if getattr(image, "tag_v2", {}).get(258) == (12,) else 65535.0  # a TIFF's bits of a value
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        # As in `evle.data.images.open_image`, which models may not import: floats up to 1 are fractions; beyond 16
-        # bits, the largest value is white.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
-        top = float(values.max(initial=0))
-        steps = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (white_of_16_bits,))
-        white = next((step for step in steps if top <= step), top)
-        image = Image.fromarray((values.clip(0, white) * (255.0 / white) + 0.5).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
