@@ -91,7 +91,8 @@ def without_long_texts(encoded: bytes) -> bytes:
     they are not unpacked any further. Any other file as it is."""
     if not encoded.startswith(b"\x89PNG\r\n\x1a\n"):
         return encoded
-    kept, start, position = [], 0, 8
+    kept: list[bytes] = []
+    start, position = 0, 8
     while position + 12 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, position)
         end = position + 12 + length
