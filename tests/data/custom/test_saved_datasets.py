@@ -172,13 +172,13 @@ def test_a_damaged_page_of_a_parquet_file_is_named_by_file_and_row(tmp_path, dam
     content = bytearray(file.read_bytes())
     content[place : place + 60] = b"\xff" * 60
     file.write_bytes(content)
+    readers = {
+        "digests": lambda: embedded.EmbeddedImages([file], "image").digests(),
+        "folder": lambda: folder(tmp_path),
+        "saved-dataset": lambda: saved_dataset(tmp_path),
+    }
     with pytest.raises(DataError, match=rf"{file.name}: cannot be read after row 3 \(.*\); write or fetch it again"):
-        if reader == "digests":
-            embedded.EmbeddedImages([file], "image").digests()
-        elif reader == "folder":
-            folder(tmp_path)
-        else:
-            saved_dataset(tmp_path)
+        readers[reader]()
 
 
 def test_a_parquet_table_of_paths_is_still_one_of_paths(tmp_path):
