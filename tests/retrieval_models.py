@@ -28,21 +28,21 @@ def processor() -> EVEProcessor:
     return EVEProcessor.for_size(SIZES["image_size"], tokenizer)
 
 
-def save_retrieval_model(folder: Path, seed: int = 0) -> Path:
+def save_retrieval_model(folder: Path, seed: int = 0, **fields: Any) -> Path:
     torch.manual_seed(seed)
     reader = processor()
-    model = EVEForRetrieval(EVEConfig(**SIZES, vocab_size=len(reader.tokenizer)))
+    model = EVEForRetrieval(EVEConfig(**{**SIZES, **fields}, vocab_size=len(reader.tokenizer)))
     _spread(model)
     model.save_pretrained(folder)
     reader.save_pretrained(folder)
     return folder
 
 
-def save_vqa_model(folder: Path) -> Path:
+def save_vqa_model(folder: Path, **fields: Any) -> Path:
     torch.manual_seed(0)
     reader = processor()
     answers = {0: "red", 1: "blue", 2: "two"}
-    model = EVEForVQA(EVEConfig(**SIZES, vocab_size=len(reader.tokenizer), id2label=answers))
+    model = EVEForVQA(EVEConfig(**SIZES, **fields, vocab_size=len(reader.tokenizer), id2label=answers))
     model.save_pretrained(folder)
     reader.save_pretrained(folder)
     return folder

@@ -13,10 +13,11 @@ from evle.errors import CheckpointError, ConfigError, EvleError
 from evle.run import training
 from evle.run.config import RunConfig
 from evle.run.dry_run import rehearse
-from evle.run.interpolating import blended, interpolate
+from evle.run.interpolating import before_training, blended, interpolate
+from evle.run.prepare import prepare
 from evle.run.weights import ModelConfig
 from micro import SAMPLES, micro_run
-from retrieval_models import save_retrieval_model
+from retrieval_models import save_retrieval_model, save_vqa_model
 
 VQA = {"train": {"steps": 3}}
 SCENES = {"source": "scenes", "size": 24, "count": 8}
@@ -91,6 +92,11 @@ def test_the_key_keeps_the_model_between_and_reports_the_curve(runs, tmp_path):
     assert next(iter(report.scores.values()))["accuracy"] == pytest.approx(measured)
     again = evaluate(kept, output=tmp_path / "again").scores
     assert next(iter(again.values()))["accuracy"] == pytest.approx(measured)
+    assert not any(line.startswith("no curve") for line in report.summary)
+    (old / "config.yaml").unlink()  # a model without a run
+    (old / "model" / "run.json").unlink(missing_ok=True)
+    without = train(kept.model_copy(update={"output": str(tmp_path / "without")}))
+    assert f"no curve: model.init={old} is not the model of a run" in without.summary
 
 
 def test_what_cannot_be_interpolated_is_refused(runs, tmp_path):
@@ -116,6 +122,9 @@ def test_what_the_key_cannot_do_is_refused_before_training(runs, tmp_path, monke
                 run(RunConfig.build(merge(kept, changes), "test"))
 
     refused("the model to train has hidden_act relu and .* has gelu", model={"overrides": {"hidden_act": "relu"}})
+    part = "text_config." if config.model.overrides.get("text_config") else ""
+    layers = {"text_config": {"num_hidden_layers": 3}} if part else {"num_hidden_layers": 3}
+    refused(f"the model to train has {part}num_hidden_layers 3 and .* has [12],", model={"overrides": layers})
     stored, gone = old / "config.yaml", {"source": "folder", "path": str(tmp_path / "gone"), "split": "test"}
     tree = load_yaml(stored)
     stored.write_text(dump_yaml({**tree, "data": {**tree["data"], "test": gone}}))
@@ -161,6 +170,68 @@ def test_models_that_compute_or_read_images_differently_are_not_blended(pair, tm
     change(after / "processor_config.json", framing="pad")  # as fine-tuning may
     change(after / "config.json", drop_path_rate=0.3)
     interpolate(before, after, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("save", "fields", "words"),
+    [
+        (save_retrieval_model, {"num_hidden_layers": 3}, "has num_hidden_layers 3 and .* has 2, so that their weights"),
+        (save_retrieval_model, {"hidden_size": 64}, "has hidden_size 64 and .* has 32, so that their weights"),
+        (save_retrieval_model, {"max_position_embeddings": 32}, "has max_position_embeddings 32 and .* has 24, so"),
+        (save_retrieval_model, {"capacity_factor": 1.0}, "has capacity_factor 1.0 and .* has None, so"),
+        (save_retrieval_model, {"pooling": "mean"}, "has pooling mean and .* has cls, so"),
+        (save_vqa_model, {"vqa_slot": True}, "has vqa_slot True and .* has False, so"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_models_of_other_layers_or_with_heads_of_another_kind_are_not_blended(tmp_path, save, fields, words):
+    before, after = save(tmp_path / "before"), save(tmp_path / "after", **fields)
+    for pair in ((before, after), (after, before)):
+        with pytest.raises(ConfigError, match="so that their weights cannot be interpolated; give the model that fine"):
+            interpolate(*pair, tmp_path / "out")
+    with pytest.raises(ConfigError, match=words):
+        interpolate(before, after, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "fields"),
+    [
+        ("eve", "vqa", {"vqa_slot": True}),
+        ("eve", "nlvr2", {"nlvr2_head": "plain"}),
+        ("eve", "retrieval", {"pooling": "mean"}),
+        ("vle", "vqa", {}),
+        ("vle", "retrieval", {"pooling": "mean"}),
+        ("vle", "vcr-q2a", {"vcr_token_types": False, "vcr_box_tokens": False}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_head_that_only_fine_tuning_has_may_be_of_any_kind(tmp_path, family, name, fields):
+    masked = {"model": {"overrides": {"mim_form": "encoder"}}} if family == "eve" else {}
+    pretrained = micro_run(tmp_path / "old", "pretraining", merge({"train": {"steps": 1}}, masked), family)
+    train(pretrained, samples={"train": SAMPLES["pretraining"]()})
+    model = {"init": pretrained.output, "preset": None, "interpolate": 0.5, "overrides": fields}
+    config = micro_run(tmp_path / "new", name, {"train": {"steps": 1}}, family)
+    config = RunConfig.build({**config.plain(), "model": model}, "test")
+    ready = prepare(config, samples={"train": SAMPLES[name]()})
+    reason = before_training(config, ready.loaded, ready.task.processor)
+    assert str(reason).startswith("no curve: ")
+
+
+@pytest.mark.parametrize("runs", ["eve"], indirect=True)
+def test_other_answers_have_no_curve_and_the_report_says_why(runs, tmp_path):
+    old, new, config = runs
+    counting = {**SCENES, "kinds": ["count"]}
+    data = {"train": {**counting, "split": "train"}, "test": {**counting, "split": "test"}}
+    changes = {"data": data, "model": {"interpolate": 0.5}}
+    report = train(RunConfig.build(merge(config.plain(), changes), "test"))
+    first, last = (len(json.loads((run / "model" / "config.json").read_text())["id2label"]) for run in (old, new))
+    reason = f"no curve: the answers of the model before fine-tuning ({first}) are not those after it ({last})"
+    assert any(line.startswith(reason) for line in report.summary)
+    assert not any("Retention" in each.title for each in (*report.tables, *report.curves))
+    text = call("interpolate", old, new, "-o", tmp_path / "mid", "--curve")
+    assert "no curve: the answers of the model before" in text
+    assert json.loads((tmp_path / "mid" / "report.json").read_text())["tables"] == []
 
 
 def test_weights_that_are_not_finite_are_not_blended(pair, tmp_path):

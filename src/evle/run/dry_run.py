@@ -138,7 +138,7 @@ def rehearse(config: RunConfig, keep: Path | None = None) -> Rehearsal:
     with nullcontext() if fits else torch.device("meta"):
         ready = prepare(config, samples=samples)
     if config.model.interpolate < 1:
-        before_training(config, ready.loaded.model, ready.task.processor)
+        before_training(config, ready.loaded, ready.task.processor)
     model = ready.loaded.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if keep is not None and fits:

@@ -1,14 +1,16 @@
 """Weights between those before and after fine-tuning (WiSE-FT, Wortsman et al. 2022): a model that learns the new data
 and forgets less of the old."""
 
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from evle.data.samples import Samples, Split
 from evle.engine.checkpoint import load_model_state, model_state
@@ -27,20 +29,31 @@ from evle.run.config import RunConfig, task_class
 from evle.run.evaluation import load_trained
 from evle.run.scoring import read_run
 from evle.run.splits import read_split
-from evle.run.weights import ModelConfig, build_model, read_config, read_processor
+from evle.run.weights import COUNTING, Loaded, ModelConfig, build_model, read_config, read_processor
 from evle.tasks.task import EvaluationSettings, Task
 from evle.tasks.trained import run_settings
 
 State = Mapping[str, Tensor]
-COMPUTED_BY = (
-    *("model_type", "patch_size", "num_channels", "num_attention_heads", "hidden_act", "layer_norm_eps"),
-    *("stem_channels", "stem_blocks", "soft_layers", "deep_feed_forward"),
-    *("num_experts", "num_experts_per_tok", "modality_routing"),
-    *("relative_attention", "max_relative_positions", "position_buckets", "pos_att_type", "share_att_key"),
-    *("norm_rel_ebd", "position_biased_input"),
+MAY_DIFFER = re.compile(
+    "^_|drop|init|image_size|num_patches|pretrained_cfg|vocab_size|_token_id|num_token_types|object_classes"
+    "|answer_tokens|num_classes|label_names|use_cache|output_|objective|joint_masking|mim_|router_aux_loss_coef"
+    "|second_choice|vqa_balance_loss|vcr_shares_image|projection_dim|decoder_hidden_size"
 )
-"""Fields of a configuration or a tower that decide what its weights compute. Image sizes, dropout and heads may differ:
-fine-tuning changes them."""
+"""In names of fields of a configuration or a tower: what decides only how a model is trained or begins, which heads it
+has and of what size, or what another check covers. All other fields decide what the same weights compute."""
+
+OF_HEADS = {
+    "contrast.": ("pooling", "released_eval_features"),
+    "classifier.": ("vqa_slot",),
+    "head.": ("nlvr2_head",),
+    "decoder.": ("decoder_num_layers", "decoder_num_heads", "mim_target", "norm_pixel_target"),
+    "mim_head.": ("mim_target",),
+    "mlm_": ("tie_word_embeddings",),
+    "mpc_": ("mpc_readout",),
+    "vcr_": ("vcr_token_types", "vcr_box_tokens"),
+}
+"""Fields that decide what a head computes, by the beginning of its tensors' names: they may differ where only one of
+both models has that head."""
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Weights of the fine-tuned model at which a curve is measured; the asked one is added."""
@@ -49,23 +62,25 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Between:
     """The models between the one in the folder `before` and a fine-tuned `model`, whose weights are `after`.
 
-    Heads and other tensors that `before` does not hold stay as in `after`. Raises CheckpointError for a `before` that
-    shares no backbone with the model, ConfigError for one with another vocabulary.
+    Heads and other tensors that `before` does not hold stay as in `after`, and with `new_heads` all heads. Raises
+    CheckpointError for a `before` that shares no backbone with the model, ConfigError for one with other layers or with
+    heads of another kind.
     """
 
     def __init__(
-        self,
-        before: str | Path,
-        model: PreTrainedModel,
-        after: Mapping[str, Tensor],
-        tokenizer: PreTrainedTokenizerBase,
+        self, before: str | Path, model: PreTrainedModel, after: Mapping[str, Tensor], *, new_heads: bool = False
     ):
         config: Any = model.config
-        _refuse_other_vocabulary(before, read_processor(before, config.model_type), tokenizer)
         answers = {"id2label": config.id2label, "label2id": config.label2id}
-        start = build_model(type(model), ModelConfig(init=str(before)), config, answers)
+        options = ModelConfig(init=str(before), new_heads=new_heads)
+        start = build_model(type(model), options, config, answers)
+        own = read_config(before)
+        names = (before, getattr(model, "name_or_path", "") or "the model after fine-tuning")
+        _refuse_other_layers(names, (own, config), start, new_heads=new_heads)
         self.model, self.after, self.new = model, dict(after), start.new
         self.before = start.model.state_dict()
+        self.no_curve = _no_curve(own, start)
+        """Why weight 0 is not the model before, so that no curve is drawn; "" where it is."""
 
     @property
     def shared(self) -> list[str]:
@@ -109,8 +124,9 @@ def interpolate(
 
     `output` becomes a folder of the same kind as `after`, with its processor and, of a run, its config.yaml. With
     `curve`, both folders are runs of one task, and the report has the scores of several weights on the test data of
-    both. Raises ConfigError and CheckpointError, before anything is written, for folders that do not fit each other or
-    hold weights that are not finite, and for an output in one of them.
+    both, or the reason why there are none: other answers, or another head. Raises ConfigError and CheckpointError,
+    before anything is written, for folders that do not fit each other or hold weights that are not finite, and for an
+    output in one of them.
     """
     folder, output = model_folder(after), Path(output)
     is_run = _is_run(folder)
@@ -129,14 +145,14 @@ def interpolate(
         raise ConfigError(f"{before} and {after} are of different tasks ({tasks}): one model cannot be scored on both")
     refuse_peft_adapter(folder)
     with without_bars():
-        fields = read_fields(folder, ("eve", "vle"))
-        family: Any = {"eve": eve, "vle": vle}[fields["model_type"]]
-        model: PreTrainedModel = from_folder(getattr(family, fields["architectures"][0]), folder)
+        held = read_fields(folder, ("eve", "vle"))
+        family: Any = {"eve": eve, "vle": vle}[held["model_type"]]
+        model: PreTrainedModel = from_folder(getattr(family, held["architectures"][0]), folder)
         tensors = read_tensors(folder)
         refuse_odd_tensors(tensors, model.state_dict(), folder)
         refuse_unlike(before, after)
-        tokenizer = read_processor(folder, fields["model_type"]).tokenizer
-        between = Between(before, model, tensors, tokenizer)
+        tokenizer = read_processor(folder, held["model_type"]).tokenizer
+        between = Between(before, model, tensors, new_heads=_has_new_heads(folder))
         make_output(target)
         shutil.copytree(folder, target, dirs_exist_ok=True)
         with tokens_noted(model, tokenizer):
@@ -148,7 +164,9 @@ def interpolate(
         summary=[f"{len(between.shared)} tensors at weight {weight:g} of {after}, {len(between.new)} are its own"],
         provenance={"before": str(before), "after": str(after), "weight": weight},
     )
-    if configs:
+    if configs and between.no_curve:
+        report.summary.append(between.no_curve)
+    elif configs:
         between.model, task = load_trained(configs[1], folder, task_class(configs[1]))
         old, new = (_test_samples(config) for config in configs)
         table, drawn = retention(between, task, old, new, configs[1].evaluate.settings(quick=True), weight)
@@ -164,25 +182,23 @@ def refuse_unlike(before: str | Path, after: str | Path) -> None:
     processors: list[Any] = [read_processor(path, config.model_type) for path, config in zip((before, after), configs)]
     for path, processor, config in zip((before, after), processors, configs, strict=True):
         refuse_odd_images(processor, config.image_size, model_folder(path))
-    _refuse_other_computing((before, after), configs)
-    _refuse_other_colours((before, after), processors)
+    _refuse_unlike((before, after), configs, processors)
 
 
-def before_training(config: RunConfig, model: PreTrainedModel, processor: ProcessorMixin) -> Samples | None:
+def before_training(config: RunConfig, loaded: Loaded, processor: ProcessorMixin) -> Samples | str:
     """What a run with `model.interpolate` needs at its end, looked at before its hours: the test data of the run that
-    it starts from (see `old_samples`).
+    it starts from (see `old_samples`), or why its report will have no curve.
 
     Raises ConfigError where `model.init` and the model to train have no weights between them, and EvleError where that
     test data cannot be read.
     """
     start = config.model.init
     assert start is not None
-    own, trained = read_config(start), "the model to train"
-    earlier: Any = read_processor(start, own.model_type)
-    current: Any = processor
-    _refuse_other_computing((start, trained), (own, model.config))
-    _refuse_other_vocabulary(start, earlier, current.tokenizer)
-    _refuse_other_colours((start, trained), (earlier, current))
+    own, names, changed = read_config(start), (start, "the model to train"), loaded.model.config
+    _refuse_unlike(names, (own, changed), (read_processor(start, own.model_type), processor))
+    _refuse_other_layers(names, (own, changed), loaded, new_heads=config.model.new_heads)
+    if reason := _no_curve(own, loaded):
+        return reason
     try:
         return old_samples(config)
     except EvleError as error:
@@ -191,26 +207,77 @@ def before_training(config: RunConfig, model: PreTrainedModel, processor: Proces
         ) from None
 
 
-def _refuse_other_computing(names: Sequence[str | Path], configs: Sequence[Any]) -> None:
-    before, after = names
-    for part in ("", "text_config", "vision_config"):
-        one, other = (getattr(config, part, None) if part else config for config in configs)
-        for name in COMPUTED_BY:
-            values = [_comparable(getattr(each, name, None)) for each in (one, other)]
-            if values[0] != values[1]:
-                field = f"{part}.{name}" if part else name
-                raise ConfigError(
-                    f"{after} has {field} {values[1]} and {before} has {values[0]}, so that their weights cannot be "
-                    "interpolated; give the model that fine-tuning started from"
-                )
-
-
-def _refuse_other_vocabulary(before: str | Path, processor: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    if processor.tokenizer.get_vocab() != tokenizer.get_vocab():
+def _refuse_unlike(names: Sequence[str | Path], configs: Sequence[Any], processors: Sequence[Any]) -> None:
+    """Raise ConfigError for two models (before, after) of different families, vocabularies, ways to compute with the
+    weights that both have, or colours."""
+    _refuse_other(names, "model_type", [config.model_type for config in configs])
+    if processors[0].tokenizer.get_vocab() != processors[1].tokenizer.get_vocab():
         raise ConfigError(
-            f"{before} has another vocabulary, so that word embeddings cannot be interpolated; give the model that "
+            f"{names[0]} has another vocabulary, so that word embeddings cannot be interpolated; give the model that "
             "fine-tuning started from"
         )
+    for part in ("", "text_config", "vision_config"):
+        parts = [getattr(config, part, None) if part else config for config in configs]
+        of_parts: list[dict[str, Any]] = [{} if each is None else _computing(each) for each in parts]
+        for name in dict.fromkeys([*of_parts[0], *of_parts[1]]):
+            _refuse_other(names, f"{part}.{name}" if part else name, [each.get(name) for each in of_parts])
+    _refuse_other_colours(names, processors)
+
+
+def _computing(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration that decide what its backbone's weights compute."""
+    apart = {"text_config", "vision_config", *(field.name for field in fields(PreTrainedConfig))}
+    apart |= {name for names in OF_HEADS.values() for name in names}
+    own = config.to_dict()
+    if isinstance(own.get("model_args"), dict):  # of a tower of timm
+        own["model_args"] = {name: value for name, value in own["model_args"].items() if name != "img_size"}
+    kept = {name: value for name, value in own.items() if name not in apart and not MAY_DIFFER.search(name)}
+    return {"model_type": config.model_type, **kept}
+
+
+def _refuse_other(names: Sequence[str | Path], field: str, values: Sequence[Any]) -> None:
+    one, other = (list(value) if isinstance(value, tuple) else value for value in values)
+    if one != other:
+        raise ConfigError(
+            f"{names[1]} has {field} {other} and {names[0]} has {one}, so that their weights cannot be interpolated; "
+            "give the model that fine-tuning started from"
+        )
+
+
+def _refuse_other_layers(
+    names: Sequence[str | Path], configs: Sequence[Any], loaded: Loaded, *, new_heads: bool
+) -> None:
+    """Raise ConfigError where the model `loaded` from another one lacks tensors of its backbone or has others, and
+    where both have a head, unless it starts again, that computes in different ways."""
+    backbone = loaded.model.base_model_prefix + "."
+    if odd := [name for name in _weights([*loaded.new, *loaded.unused]) if name.startswith(backbone)]:
+        raise ConfigError(
+            f"{names[1]} and {names[0]} do not both have {odd[0]}{f' and {len(odd) - 1} more' if odd[1:] else ''}, so "
+            "that their weights cannot be interpolated; give the model that fine-tuning started from"
+        )
+    own = loaded.model.state_dict()
+    for start, of_head in OF_HEADS.items():
+        if not new_heads and all(any(name.startswith(start) for name in each) for each in (own, loaded.held)):
+            for field in of_head:
+                _refuse_other(names, field, [getattr(config, field, None) for config in configs])
+
+
+def _no_curve(before: PreTrainedConfig, loaded: Loaded) -> str:
+    """Why a model `loaded` from one with the configuration `before` is not that model; "" where it is."""
+    new, config = _weights(loaded.new), loaded.model.config
+    if not new:
+        return ""
+    heads = {name.split(".")[0] for name in new}
+    why = f"the model before fine-tuning has no {', '.join(sorted(heads))}, or another one"
+    if before.id2label != config.id2label and heads & {name.split(".")[0] for name in loaded.held}:
+        answers = [len(each.id2label or {}) for each in (before, config)]
+        why = f"the answers of the model before fine-tuning ({answers[0]}) are not those after it ({answers[1]})"
+    return f"no curve: {why}, so that weight 0 is not the model before fine-tuning"
+
+
+def _weights(names: Collection[str]) -> list[str]:
+    """Tensors without those that count positions, and without the token that only masked pre-training has."""
+    return sorted(name for name in names if not name.endswith((*COUNTING, ".mask_token")))
 
 
 def _refuse_other_colours(names: Sequence[str | Path], processors: Sequence[Any]) -> None:
@@ -224,8 +291,10 @@ def _refuse_other_colours(names: Sequence[str | Path], processors: Sequence[Any]
             )
 
 
-def _comparable(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _has_new_heads(folder: Path) -> bool:
+    """Whether the run that trained the model in a folder started all heads at random."""
+    options = run_settings(folder).get("model")
+    return isinstance(options, dict) and bool(options.get("new_heads"))
 
 
 def _is_run(folder: Path) -> bool:
@@ -260,14 +329,23 @@ def retention(
     return table, Curve(f"Retention: {task.metric}", "weight of the fine-tuned model", task.metric, points)
 
 
-def old_samples(config: RunConfig) -> Samples | None:
-    """The test data of the run that a run starts from, where that run has the same task; None for other models."""
-    assert config.model.init is not None
-    settings = run_settings(config.model.init)
-    if not settings or settings["task"]["name"] != config.task["name"]:
-        return None
-    before = RunConfig.build({**settings, "output": config.model.init}, config.model.init)
-    return None if before.data.test is None else read_split(before.data, "test", task_class(before).reads)
+def old_samples(config: RunConfig) -> Samples | str:
+    """The test data of the run that a run starts from, or why there is none: for a model without a run, and a run of
+    another task or without test data."""
+    start = config.model.init
+    assert start is not None
+    settings = run_settings(start)
+    why = ""
+    if not settings:
+        why = "is not the model of a run"
+    elif settings["task"]["name"] != config.task["name"]:
+        why = f"is of another task ({settings['task']['name']})"
+    else:
+        before = RunConfig.build({**settings, "output": start}, start)
+        if (samples := read_split(before.data, "test", task_class(before).reads)) is not None:
+            return samples
+        why = "has no test data"
+    return f"no curve: model.init={start} {why}"
 
 
 def _test_samples(config: RunConfig) -> Samples:

@@ -74,7 +74,7 @@ def train_run(
         Run(folder).check(asked, overwrite=overwrite, complete=complete)  # before anything takes time
         ready = prepare(config, task, samples)
         blends = config.model.interpolate < 1
-        old = before_training(config, ready.loaded.model, ready.task.processor) if blends else None
+        old = before_training(config, ready.loaded, ready.task.processor) if blends else None
         run = Run.start(
             folder,
             asked,
@@ -125,8 +125,8 @@ def _cached(config: RunConfig, ready: Prepared) -> Loader:
 
 def _keep_between(config: RunConfig, ready: Prepared, folder: Path) -> Between:
     """Put the weights that `model.interpolate` asks for into the trained model and its folder."""
-    model, tokenizer = ready.loaded.model, ready.task.processor.tokenizer
-    between = Between(str(config.model.init), model, read_tensors(folder), tokenizer)
+    model = ready.loaded.model
+    between = Between(str(config.model.init), model, read_tensors(folder), new_heads=config.model.new_heads)
     between.go_to(config.model.interpolate)
     if is_main():
         ready.loaded.write(model, between.at(config.model.interpolate), folder)
@@ -145,10 +145,10 @@ def _report_run(
     run: Run,
     result: FitResult,
     between: Between | None = None,
-    old: Samples | None = None,
+    old: Samples | str | None = None,
 ) -> Report:
     """Score the finished model on test (on val where there is none) and write the run's report, with the curve of
-    `between` where it can be scored on the `old` data."""
+    `between` where it can be scored on the `old` data; a string in their place is the reason why it cannot."""
     task, model = ready.task, ready.loaded.model
     split: Split = "test" if "test" in ready.samples else "val"
     measured = ready.samples.get(split)
@@ -157,7 +157,10 @@ def _report_run(
     if measured is not None:
         found = score(task, model, measured, config.evaluate.settings(quick=False))
     tables, drawn = [], curves(run, task)
-    if between is not None and measured is not None and old is not None:
+    without = old if isinstance(old, str) else ""
+    if between is not None and measured is None:
+        without = "no curve: this run has no data to score on"
+    if between is not None and measured is not None and old is not None and not isinstance(old, str):
         settings = config.evaluate.settings(quick=True)
         table, curve = retention(between, task, old, measured, settings, config.model.interpolate)
         tables, drawn = [table], [*drawn, curve]
@@ -166,7 +169,7 @@ def _report_run(
     weights = weights_scored(config.train.keep, result, task)
     summary = [
         *score_lines(task, found, where, data),
-        *filter(None, (task.ranking(), weights)),
+        *filter(None, (task.ranking(), weights, without)),
         *file_lines(found),
         f"{result.steps} steps of {ready.train.batch_size} samples in {result.seconds:.0f} s "
         f"({result.samples_per_second:.0f} samples/s), {parameters / 1e6:.1f} M parameters",

@@ -102,12 +102,13 @@ def config_fields(family: type[EncoderConfig]) -> list[str]:
 class Loaded:
     """A model to train, and where its weights come from.
 
-    `new` are the parameters that the checkpoint did not hold, `unused` the checkpoint's tensors that this model has
-    no use for, `resized` what was interpolated or extended. Without a checkpoint or towers all three are empty.
-    `frozen` are the parameters that are not trained.
+    `held` are the names in the checkpoint, `new` the parameters that it did not hold, `unused` the checkpoint's tensors
+    that this model has no use for, `resized` what was interpolated or extended. Without a checkpoint or towers all four
+    are empty. `frozen` are the parameters that are not trained.
     """
 
     model: PreTrainedModel
+    held: frozenset[str] = frozenset()
     new: frozenset[str] = frozenset()
     unused: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
@@ -243,7 +244,7 @@ def build_model(
         return loaded
     folder = model_folder(options.init)
     tensors = read_tensors(folder)
-    loaded = Loaded(model, origin=str(options.init))
+    loaded = Loaded(model, frozenset(tensors), origin=str(options.init))
     _fit_tensors(loaded, tensors, read_config(options.init), folder, new_heads=options.new_heads)
     return loaded
 
