@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_is_found_one_step_late_and_never_saved(tmp_pa
     model = make_model()
     with pytest.raises(Diverged, match=r"step 6: square is nan, absolute is nan; .*the weights of step 3 are in "):
         train(model, tmp_path / "run", steps=100, save_every=3, loader=loader)
-    assert Run(tmp_path / "run").status()["state"] == "failed"
+    assert Run(tmp_path / "run").status()["state"] == "diverged"
     assert all(torch.isfinite(value).all() for value in weights(model).values())  # the update was skipped
 
 

@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     ):
         train(model, tmp_path / "run", steps=8, save_every=2, loader=loader)
     assert all(torch.isfinite(value).all() for value in weights(model).values())
-    assert Run(tmp_path / "run").status()["state"] == "failed"
+    assert Run(tmp_path / "run").status()["state"] == "diverged"
 
 
 def test_the_weights_that_are_kept_are_those_that_are_named_after_an_interruption(tmp_path, caplog):

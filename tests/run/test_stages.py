@@ -7,12 +7,13 @@ import pytest
 
 import evle
 from evle.config import load_yaml, merge
+from evle.engine.failures import Diverged
 from evle.engine.lock import locked
 from evle.errors import ConfigError, EvleError
 from evle.run.config import read_recipe, read_stages
 from evle.run.dry_run import rehearse_stages
 from evle.run.splits import DataConfig, require_paths
-from evle.run.stages import train
+from evle.run.stages import _is_finished, _to_run, train
 from micro import SAMPLES, micro_run
 from staged import DEFAULTS, TWO, VQA, write
 
@@ -114,6 +115,51 @@ def test_a_replacement_that_stops_halfway_leaves_no_old_run_that_passes_for_a_ne
     assert lines == ["[1/2] pretrain: finished before, kept", f"[2/2] vqa: {tmp_path}/out/vqa"]
     environment = json.loads((tmp_path / "out" / "vqa" / "environment.json").read_text())
     assert "resumed" not in environment  # started again, not resumed at its end
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_diverges_ends_neither_the_others_nor_their_report(tmp_path, jobs):
+    wild = {**VQA, "optim": {"lr": 1e38, "warmup": 0, "schedule": "constant"}, "train": {"steps": 4}}
+    stages = {"wild": wild, "after": {**VQA, "model": {"init": "stage:wild"}}, "calm": VQA}
+    claims = {"one": {"text": "Wild is better", "of": "after", "than": "calm"}}
+    path, out = write(tmp_path, {"defaults": DEFAULTS, "stages": stages, "claims": claims}), tmp_path / "out"
+    named = r"diverged: wild; skipped, because they start from these: after"
+    lines: list[str] = []
+    with pytest.raises(Diverged, match=rf"{named}; the report has .*; lower optim\.lr"):
+        train(path, [f"output={out}"], jobs=jobs, on_stage=lines.append)
+    assert any(line.startswith("[1/3] wild: diverged") for line in lines)
+    assert json.loads((out / "wild" / "status.json").read_text())["state"] == "diverged"
+    assert ((out / "calm" / "report.html").is_file(), (out / "after").exists()) == (True, False)
+    page = (out / "report.md").read_text()
+    assert all(words in page for words in ("1 of 3 runs are finished", named, "not finite in 1 of 1"))
+    lines.clear()
+    with pytest.raises(Diverged, match=named):
+        train(path, [f"output={out}"], jobs=jobs, on_stage=lines.append)
+    assert lines == [
+        "[1/3] wild: diverged before, kept",
+        "[3/3] calm: finished before, kept",
+        "[2/3] after: skipped, because a run that it reads diverged",
+    ]
+    if jobs == 1:  # changed settings start it again
+        train(path, [f"output={out}", "stages.wild.optim.lr=1e-4"])
+        assert (out / "after" / "report.html").is_file()
+
+
+def test_a_pair_of_stages_is_scored_again_where_the_recipe_names_another_one(tmp_path):
+    q2a, qa2r = {"task": {"name": "vcr-q2a"}}, {"task": {"name": "vcr-qa2r"}}
+    stages = {"q2a": q2a, "other-q2a": q2a, "qa2r": qa2r}
+
+    def with_pair(first):
+        tree = {"defaults": DEFAULTS, "stages": stages, "vcr": {"both": [first, "qa2r"]}}
+        return read_stages(write(tmp_path, tree), [f"output={tmp_path / 'out'}"])
+
+    (scored,) = with_pair("q2a").joint
+    scored.output.mkdir(parents=True)
+    models = {"q2a": str(scored.q2a.output), "qa2r": str(scored.qa2r.output)}
+    (scored.output / "report.json").write_text(json.dumps({"provenance": {"models": models}}))
+    (other,) = with_pair("other-q2a").joint
+    assert (_is_finished(scored), _is_finished(other)) == (True, False)
+    assert _to_run(with_pair("other-q2a"), overwrite=False)["both"] is True  # its report counts no longer
 
 
 def test_samples_stand_in_for_those_of_one_stage_only(tmp_path):

@@ -1,7 +1,7 @@
 """The command line, assembled: each verb parses, calls one function, and prints its report.
 
 Nothing heavy is imported before a verb needs it, so that `evle --help` answers at once. What a user can cause is one
-line on stderr and exit code 2; an interrupted run ends with 130.
+line on stderr and exit code 2; a run that diverges ends with 3, an interrupted one with 130.
 """
 
 import io

@@ -8,7 +8,7 @@ import torch
 
 from evle.data.loader import worker_death
 from evle.engine.checkpoint import Position
-from evle.engine.run_folder import Run
+from evle.engine.run_folder import DIVERGED, Run
 from evle.errors import ConfigError, EvleError
 
 
@@ -21,6 +21,8 @@ class Interrupted(EvleError):
 class Diverged(EvleError):
     """A loss or a gradient is not finite; the weights were not updated with it."""
 
+    exit_code = 3  # by which a recipe tells it from errors that would stop its other runs, too
+
 
 @contextlib.contextmanager
 def report_failures(run: Run) -> Iterator[SimpleNamespace]:
@@ -30,6 +32,9 @@ def report_failures(run: Run) -> Iterator[SimpleNamespace]:
         yield reported
     except (Interrupted, KeyboardInterrupt) as error:
         run.set_status("interrupted", reported.at.step, str(error) or "stopped at once")
+        raise
+    except Diverged as error:
+        run.set_status(DIVERGED, reported.at.step, str(error))
         raise
     except BaseException as error:
         problem = _in_our_words(error)

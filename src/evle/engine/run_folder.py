@@ -2,7 +2,7 @@
 
 config.yaml        the resolved configuration
 environment.json   versions, command line, seed, hash of the data, device, threads; one entry more for each resume
-status.json        running, finished, failed or interrupted; the step; one sentence
+status.json        running, finished, failed, diverged or interrupted; the step; one sentence
 log.jsonl          one object a line: {"event": "train", ...} and {"event": "eval", ...}
 checkpoints/       last (to resume from) and best (on validation)
 model/             what `from_pretrained` reads
@@ -55,6 +55,9 @@ MAY_CHANGE = frozenset(
 
 REPLACED = "replaced"
 """The state of a run that is to be made again: what its folder holds is no longer a result."""
+
+DIVERGED = "diverged"
+"""The state of a run that stopped at a loss or gradient that is not finite, as it would again."""
 
 
 class Run:
@@ -152,8 +155,13 @@ class Run:
         """Whether `replace` was called and no other run has started since."""
         return self.status().get("state") == REPLACED
 
+    def has_diverged(self) -> bool:
+        """Whether the run stopped at a number that is not finite."""
+        return self.status().get("state") == DIVERGED
+
     def status(self) -> dict[str, Any]:
-        """`state` (running, finished, failed, interrupted, replaced), `step`, `message`, `time`; empty without a run.
+        """`state` (running, finished, failed, diverged, interrupted, replaced), `step`, `message`, `time`; empty
+        without a run.
 
         Where status.json is lost or damaged, the run counts as interrupted at the step of its last checkpoint.
         """

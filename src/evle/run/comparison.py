@@ -1,7 +1,7 @@
 """One report of several runs: it compares the stages of a recipe and the seeds of a stage."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ def compare(recipe: Stages) -> Report:
     tasks: dict[str, list[Result]] = {}
     for result in results:
         tasks.setdefault(result.task, []).append(result)
-    judged = judge(recipe.claims, *_by_stage_and_seed(recipe, reports))
+    diverged = diverged_runs(recipe)
+    seeds = {group: [stage.seed for stage in stages] for group, stages in _groups(recipe.every).items()}
+    judged = judge(recipe.claims, *_by_stage_and_seed(recipe, reports, diverged), seeds)
     scores: dict[str, Any] = {}
     for task, own in tasks.items():
         if chance := _chance(own):
@@ -68,7 +70,7 @@ def compare(recipe: Stages) -> Report:
         title=recipe.title,
         summary=[
             *([recipe.about] if recipe.about else []),
-            *_unfinished(len(finished), len(recipe.every)),
+            *_unfinished(len(finished), len(recipe.every), diverged),
             *(_in_words(task, own) for task, own in tasks.items()),
         ],
         links=[(stage.name, f"{stage.output.relative_to(recipe.output).as_posix()}/report.html") for stage in finished],
@@ -100,8 +102,27 @@ def has_report(stage: Stage | JointStage) -> bool:
     return (stage.output / "report.json").is_file() and not replaced
 
 
-def _unfinished(finished: int, number: int) -> list[str]:
-    return [] if finished == number else [f"{finished} of {number} runs are finished"]
+def diverged_runs(recipe: Stages) -> dict[str, str]:
+    """The runs that diverged, and those that read one of these, each with the name of the one that diverged."""
+    found: dict[str, str] = {}
+    for stage in recipe.every:
+        if isinstance(stage, Stage) and Run(stage.output).has_diverged():
+            found[stage.name] = stage.name
+        elif not has_report(stage) and (read := stage.reads & found.keys()):
+            found[stage.name] = found[min(read)]
+    return found
+
+
+def in_words(diverged: Mapping[str, str]) -> str:
+    """Which of the runs that `diverged_runs` found diverged, and which were skipped for it."""
+    skipped = [name for name, origin in diverged.items() if name != origin]
+    named = ", ".join(dict.fromkeys(diverged.values()))
+    return f"diverged: {named}" + (f"; skipped, because they start from these: {', '.join(skipped)}" if skipped else "")
+
+
+def _unfinished(finished: int, number: int, diverged: Mapping[str, str]) -> list[str]:
+    lines = [] if finished == number else [f"{finished} of {number} runs are finished"]
+    return [*lines, in_words(diverged)] if diverged else lines
 
 
 def _groups(stages: Sequence[Stage | JointStage]) -> dict[str, list[Stage | JointStage]]:
@@ -112,12 +133,15 @@ def _groups(stages: Sequence[Stage | JointStage]) -> dict[str, list[Stage | Join
 
 
 def _by_stage_and_seed(
-    recipe: Stages, reports: Mapping[str, dict[str, Any]]
-) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, str]]:
-    """Scores by stage, seed and name, with the speed of training among them, and the metric of each stage's task."""
-    scores: dict[str, dict[int, dict[str, float]]] = {}
+    recipe: Stages, reports: Mapping[str, dict[str, Any]], diverged: Collection[str]
+) -> tuple[dict[str, dict[int, dict[str, float] | None]], dict[str, str]]:
+    """Scores by stage, seed and name (None for a run that diverged, or started from one), with the speed of training
+    among them, and the metric of each stage's task."""
+    scores: dict[str, dict[int, dict[str, float] | None]] = {}
     for stage in recipe.every:
-        if stage.name in reports:
+        if stage.name in diverged:
+            scores.setdefault(stage.group, {})[stage.seed] = None
+        elif stage.name in reports:
             report = reports[stage.name]
             speed = report["provenance"].get("training", {})
             scores.setdefault(stage.group, {})[stage.seed] = {**speed, **_measured(report)}

@@ -186,6 +186,11 @@ class Stage:
         return self.config.seed
 
     @property
+    def reads(self) -> set[str]:
+        """The names of the stages whose models it reads."""
+        return {self.after, self.teacher} - {""}
+
+    @property
     def start(self) -> str:
         """The origin of its weights, without a seed; "" for random weights."""
         return self.after.split("/")[0] or self.config.model.init or ""
@@ -208,6 +213,11 @@ class JointStage:
     @property
     def seed(self) -> int:
         return self.q2a.seed
+
+    @property
+    def reads(self) -> set[str]:
+        """The names of the stages whose models it reads."""
+        return {self.q2a.name, self.qa2r.name}
 
     @property
     def start(self) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from evle.engine.failures import Interrupted
+from evle.engine.failures import Diverged, Interrupted
 from evle.engine.stop import StopSignal
 from evle.errors import EvleError
 from evle.machine import settle
@@ -36,6 +36,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 TAIL = 4096
 """Bytes at the end of a run's output in which its step, or its error, is looked for."""
 OUTPUT = ".output.txt"
+SKIPPED = "skipped, because a run that it reads diverged"
 SHOWN_CHARACTERS = 60
 """Of what is running, beside the progress."""
 _STEP = re.compile(r"([\d,]+/[\d,]+) steps")
@@ -83,35 +84,44 @@ def train_at_once(
     jobs: int,
     *,
     replaced: Collection[str],
+    lost: Collection[str],
     alone: Collection[str],
-    on_start: Callable[[Stage], None],
-) -> None:
+    say: Callable[..., None],
+) -> set[str]:
     """Train runs of a recipe, at most `jobs` at a time; one whose model or teacher comes from another waits for it.
 
     What a run prints is in a file beside its folder, of the same name with `.output.txt`. The first run that fails, and
-    a request to stop, ends the others, which save their state.
+    a request to stop, ends the others, which save their state. One that diverges does not, but those that read it are
+    left out.
 
     Args:
         stages: the runs, each after those that it reads; runs that they read and that are not among them are finished.
         jobs: how many at a time.
         replaced: names of runs whose folder is emptied first.
+        lost: names of earlier runs that diverged.
         alone: names of runs during which no other one trains.
-        on_start: called with each run before it starts.
+        say: called with each run before it starts, and with one that diverges or is left out and a word for it.
+
+    Returns the names of the runs that diverged or were left out.
 
     Raises:
         EvleError: a run failed; the message is its own.
         Interrupted: SIGINT or SIGTERM came.
     """
-    waiting, finished = list(stages), set[str]()
+    waiting, finished, without = list(stages), set[str](), set(lost)
     running: dict[int, _Job] = {}  # by slot; where there are several GPUs, each slot has one
     names = {stage.name for stage in stages}
     slots = range(min(jobs, len(stages)))
     with StopSignal() as stop, _ended(running), ProgressLine(len(stages), "runs") as progress:
         while waiting or running:
-            ready = [stage for stage in waiting if not {stage.after, stage.teacher} & names - finished]
+            for stage in [stage for stage in waiting if stage.reads & without]:
+                waiting.remove(stage)
+                without.add(stage.name)
+                say(stage, SKIPPED)
+            ready = [stage for stage in waiting if not stage.reads & names - finished]
             free = [slot for slot in slots if slot not in running]
             for slot, stage in zip(free, _startable(ready, running, alone), strict=False):
-                on_start(stage)
+                say(stage)
                 environment = _environment(slot, 1 if stage.name in alone else len(slots))
                 running[slot] = _start(stage, environment, overwrite=stage.name in replaced)
                 waiting.remove(stage)
@@ -125,10 +135,15 @@ def train_at_once(
                 if job.process.poll() is not None:
                     del running[slot]
                     job.ask_to_stop()  # it has ended: this closes its stdin
-                    if job.process.returncode:
+                    if job.process.returncode == Diverged.exit_code:
+                        without.add(job.stage.name)
+                        say(job.stage, f"diverged (all that it printed: {job.output})")
+                    elif job.process.returncode:
                         raise EvleError(job.error())
-                    finished.add(job.stage.name)
+                    else:
+                        finished.add(job.stage.name)
             progress.update(len(finished), _short(", ".join(job.now() for job in running.values())))
+    return without
 
 
 def _startable(ready: Sequence[Stage], running: Mapping[int, _Job], alone: Collection[str]) -> Sequence[Stage]:

@@ -5,17 +5,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from evle.data.samples import Samples, Split
 from evle.distributed import barrier, is_main, world_size
 from evle.engine.devices import join_processes
+from evle.engine.failures import Diverged
 from evle.engine.run_folder import Run, changed_settings, in_short
 from evle.errors import ConfigError
+from evle.files import read_json
 from evle.report import Report
 from evle.run.claims import SPEED
-from evle.run.comparison import compare, has_report
+from evle.run.comparison import compare, diverged_runs, has_report, in_words
 from evle.run.config import JointStage, RunConfig, Stage, Stages, read_stages
-from evle.run.jobs import train_at_once
+from evle.run.jobs import SKIPPED, train_at_once
 from evle.run.splits import require_paths
 from evle.run.training import in_full, train_run
 from evle.run.vcr import judge_vcr
@@ -37,7 +40,8 @@ def train(
 
     Finished stages of the same configuration are kept, an unfinished one is resumed, the rest run. A stage whose
     weights come from a stage that ran now runs again. A recipe of one run that is finished is refused, and so is a run
-    of another configuration.
+    of another configuration. A run of several that diverges does not end the others; it is neither resumed nor
+    replaced before its configuration changes, and the stages that start from it are skipped.
 
     Args:
         recipe: a recipe's name or file, a configuration, or what `read_stages` returned.
@@ -50,6 +54,7 @@ def train(
         on_stage: called with one line about each stage before it runs.
 
     Raises:
+        Diverged: at the end, with the report written, where runs of several diverged.
         EvleError: whatever a user can cause; the message says what to do.
     """
     if isinstance(recipe, Stages):
@@ -116,8 +121,13 @@ def _train_stages(
     try:
         _run_stages(recipe, task, samples, overwrite, jobs, on_stage)
     finally:  # what is finished is reported, also where a stage was interrupted or failed
-        if is_main() and any(map(has_report, recipe.every)):
+        if is_main() and (any(map(has_report, recipe.every)) or diverged_runs(recipe)):
             compare(recipe).write(recipe.folder)
+    if diverged := diverged_runs(recipe):
+        raise Diverged(
+            f"{recipe.folder}: {in_words(diverged)}; the report has what the other runs reached; lower optim.lr or "
+            "lengthen optim.warmup of these stages, or delete a run's folder to train it again as it is"
+        )
     return compare(recipe)
 
 
@@ -139,8 +149,12 @@ def _run_stages(
         if is_main():
             on_stage(f"[{numbers[stage.name]}/{len(numbers)}] {stage.name}: {state or shown(stage.output)}")
 
+    kept = [stage for stage in recipe.every if stage.name not in replaced]
+    lost = {stage.name for stage in kept if isinstance(stage, Stage) and Run(stage.output).has_diverged()}
     for stage in recipe.every:
-        if stage.name not in replaced:
+        if stage.name in lost:
+            say(stage, "diverged before, kept")
+        elif stage.name not in replaced:
             say(stage, "finished before, kept")
         elif replaced[stage.name]:  # marked now: were this stopped halfway, an old run would pass for a new one
             _mark_replaced(stage)
@@ -148,15 +162,23 @@ def _run_stages(
     if jobs > 1:
         at_once = [stage for stage in waiting if isinstance(stage, Stage)]
         again = [stage.name for stage in at_once if replaced[stage.name]]
-        train_at_once(at_once, jobs, replaced=again, alone=_timed(recipe), on_start=say)
+        lost |= train_at_once(at_once, jobs, replaced=again, lost=lost, alone=_timed(recipe), say=say)
         waiting = [stage for stage in waiting if isinstance(stage, JointStage)]
     for stage in waiting:
+        if stage.reads & lost:
+            lost.add(stage.name)
+            say(stage, SKIPPED)
+            continue
         say(stage)
-        if isinstance(stage, Stage):
-            train_run(stage.config, task=task, samples=samples, overwrite=replaced[stage.name])
-        else:
-            judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
-        barrier()  # the main process writes the report that all processes read
+        try:
+            if isinstance(stage, Stage):
+                train_run(stage.config, task=task, samples=samples, overwrite=replaced[stage.name])
+            else:
+                judge_vcr(stage.q2a.output, stage.qa2r.output, output=stage.output, title=stage.name)
+        except Diverged as error:
+            lost.add(stage.name)
+            say(stage, f"diverged: {error}")
+        barrier()  # the main process writes the report, or the status, that all processes read
 
 
 def _mark_replaced(stage: Stage | JointStage) -> None:
@@ -173,31 +195,46 @@ def _timed(recipe: Stages) -> set[str]:
 
 
 def _to_run(recipe: Stages, overwrite: bool) -> dict[str, bool]:
-    """The stages that are not finished, or read one that is not, and whether an earlier run of each is replaced."""
+    """The stages that are not finished, or read one that is not, and whether an earlier run of each is replaced. One
+    that diverged is not among them, unless its configuration changed."""
     found: dict[str, bool] = {}
     for stage in recipe.every:
-        again = overwrite or bool(found.keys() & _needed(stage))
-        if again or not _is_finished(stage):
-            found[stage.name] = again
+        again = overwrite or bool(found.keys() & stage.reads)
+        if isinstance(stage, Stage) and not again and Run(stage.output).has_diverged():
+            if _changed(stage):
+                found[stage.name] = True
+        elif again or not _is_finished(stage):
+            found[stage.name] = again or isinstance(stage, JointStage)
     return found
-
-
-def _needed(stage: Stage | JointStage) -> set[str]:
-    """The stages whose models this one reads."""
-    return {stage.after, stage.teacher} if isinstance(stage, Stage) else {stage.q2a.name, stage.qa2r.name}
 
 
 def _is_finished(stage: Stage | JointStage) -> bool:
     """Whether a stage is finished with this configuration. Raises ConfigError if it finished with another."""
     if isinstance(stage, JointStage):
-        return (stage.output / "report.json").is_file()
-    run = Run(stage.output)
-    if not run.is_finished():
+        return _is_judged(stage)
+    if not Run(stage.output).is_finished():
         return False
-    changed = changed_settings(in_full(run.folder, run.config()), stage.config.plain())
-    if changed := {key: values for key, values in changed.items() if not key.startswith("evaluate.")}:
+    if changed := _changed(stage):
         raise ConfigError(
-            f"{run.folder} holds a finished run of another configuration ({in_short(changed)}); choose another output "
-            "with -o, set it back, or replace all stages with --overwrite"
+            f"{stage.output} holds a finished run of another configuration ({in_short(changed)}); choose another "
+            "output with -o, set it back, or replace all stages with --overwrite"
         )
     return True
+
+
+def _is_judged(stage: JointStage) -> bool:
+    """Whether the report of a pair of stages is there, and of this pair: a recipe may name another one by now."""
+    file = stage.output / "report.json"
+    provenance = read_json(file, kind=dict).get("provenance") if file.is_file() else None
+    models = provenance.get("models") if isinstance(provenance, dict) else None
+    if not isinstance(models, dict):
+        return False
+    names = {"q2a": stage.q2a.name, "qa2r": stage.qa2r.name}  # the recipe's folder may have moved
+    return all(f"/{models.get(key)}".endswith(f"/{name}") for key, name in names.items())
+
+
+def _changed(stage: Stage) -> dict[str, tuple[Any, Any]]:
+    """The settings that move the weights of a stage and were others when the run in its folder began."""
+    run = Run(stage.output)
+    changed = changed_settings(in_full(run.folder, run.config()), stage.config.plain())
+    return {key: values for key, values in changed.items() if not key.startswith("evaluate.")}
