@@ -105,55 +105,122 @@ def test_a_package_that_is_missing_is_named_with_the_cure(build, tmp_path):
         build.read_emoji(tmp_path, [])
 
 
-CAR, MOTOR, VEHICLE, CABLE, ROOT = 100, 200, 300, 400, 500
-NOUNS = [  # offset, words, hypernym, definition
-    (ROOT, ["entity"], None, "that which exists"),
-    (600, ["thing"], ROOT, "a separate thing"),
-    (700, ["object"], 600, "a tangible thing"),
-    (800, ["whole"], 700, "an assemblage"),
-    (900, ["artifact"], 800, "a man-made object"),
-    (1000, ["means"], 900, "an artifact that does something"),
-    (VEHICLE, ["conveyance", "transport", "carrier"], 1000, "something that carries people"),
-    (MOTOR, ["motor_vehicle", "Fordson"], VEHICLE, "a self-propelled vehicle"),
-    (CAR, ["car", "auto", "automobile"], MOTOR, "a vehicle with four wheels that people drive on roads"),
-    (CABLE, ["car", "cable_car"], VEHICLE, "a cabin hung from a cable on a mountain"),
+CAR, MOTOR, VEHICLE, CABLE, ROOT, ANIMAL, FOOD, CAT = 100, 200, 300, 400, 500, 610, 620, 630
+NOUNS = [  # offset, file, words, hypernym, uses of the first word, definition
+    (ROOT, "03", ["entity"], None, 9, "that which exists"),
+    (600, "06", ["artifact"], ROOT, 9, "a man-made object"),
+    (VEHICLE, "06", ["conveyance", "transport", "carrier"], 600, 3, "something that carries people"),
+    (MOTOR, "06", ["motor_vehicle", "Fordson"], VEHICLE, 0, "a self-propelled vehicle"),
+    (CAR, "06", ["car", "auto", "automobile"], MOTOR, 7, "a vehicle with four wheels that people drive on roads"),
+    (CABLE, "06", ["car", "cable_car"], VEHICLE, 0, "a cabin hung from a cable on a mountain"),
+    (ANIMAL, "05", ["animal", "beast"], ROOT, 9, "it moves"),
+    (615, "05", ["mammal", "placental"], ANIMAL, 3, "it gives milk"),
+    (FOOD, "13", ["food"], ROOT, 9, "one eats it"),
+    (625, "13", ["edible_fruit"], FOOD, 0, "sweet"),
+    (CAT, "05", ["cat"], 615, 9, "it purrs"),
+    (640, "05", ["fisher", "black_cat"], 615, 0, "a large marten"),
+    (650, "05", ["dog", "Canis_familiaris"], 615, 42, "it barks"),
+    (660, "18", ["frump", "dog"], ROOT, 0, "a dull unattractive unpleasant girl or woman"),
+    (670, "05", ["horse"], 615, 99, "a fast animal"),
+    (680, "06", ["knight", "horse"], 600, 0, "a chessman that a man rides"),
+    (690, "18", ["man"], ROOT, 99, "a male"),
+    (700, "04", ["tally", "run"], ROOT, 4, "a score"),
+    (710, "18", ["Crane", "Stephen_Crane"], "@i", 0, "a writer"),
+    (720, "06", ["crane"], 600, 0, "it lifts objects"),
+    (730, "05", ["crane"], ANIMAL, 0, "a bird"),
+    (740, "05", ["mouse"], 615, 9, "a rodent"),
+    (750, "13", ["cherry"], 625, 0, "red"),
+    (760, "07", ["black"], ROOT, 4, "a colour"),
+    (770, "06", ["knife"], 600, 5, "it cuts"),
+    (780, "06", ["knife"], 600, 5, "a weapon"),
+    (790, "17", ["beach"], ROOT, 9, "sand"),
+    (800, "15", ["outside"], ROOT, 2, "not within"),
+    (810, "18", ["child"], ROOT, 9, "young"),
+    (820, "26", ["sleeping"], ROOT, 9, "rest"),
 ]
+OTHERS = ["run%2:38 99", "ride%2:38 9", "walk%2:38 9", "park%2:38 9", "sleep%2:29 9", "black%3:00 50"]
 
 
 @pytest.fixture
 def words(tmp_path):
-    """The script of words, and a WordNet of ten meanings in the layout of its database."""
-    lines = ["  1 This software and database is being provided to you  "]
+    """The script of words, and a WordNet of some meanings in the layout of its database."""
+    licence = "  1 This software and database is being provided to you  "
+    lines, tagged = [licence], [f"{key}:00:: 00000001 1 {uses}" for key, uses in map(str.split, OTHERS)]
     senses: dict[str, list[int]] = {}
-    for offset, names, above, gloss in NOUNS:
-        for name in names:
+    for offset, file, names, above, uses, gloss in NOUNS:
+        for number, name in enumerate(names):
             senses.setdefault(name.lower(), []).append(offset)
+            tagged.append(f"{name.lower()}%1:{file}:00:: {offset:08d} 1 {0 if number else uses}")
         spelled = " ".join(f"{name} 0" for name in names)
-        pointers = "000" if above is None else f"002 @ {above:08d} n 0000 ~ 00000001 n 0000"
-        lines.append(f"{offset:08d} 06 n {len(names):02x} {spelled} {pointers} | {gloss}  ")
+        symbol, to = ("@i", ROOT) if above == "@i" else ("@", above)
+        pointers = "000" if above is None else f"002 {symbol} {to:08d} n 0000 ~ 00000001 n 0000"
+        lines.append(f"{offset:08d} {file} n {len(names):02x} {spelled} {pointers} | {gloss}  ")
     index = [
         f"{name} n {len(at)} 2 @ ~ {len(at)} 1 {' '.join(f'{each:08d}' for each in at)}  "
         for name, at in senses.items()
     ]
     (tmp_path / "data.noun").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (tmp_path / "index.noun").write_text("\n".join([lines[0], *sorted(index)]) + "\n", encoding="utf-8")
+    (tmp_path / "index.noun").write_text("\n".join([licence, *sorted(index)]) + "\n", encoding="utf-8")
+    (tmp_path / "index.sense").write_text("\n".join(sorted(tagged)) + "\n", encoding="utf-8")
     script = load(EXAMPLES / "emoji/words.py")
+    vars(script).update(COMMON=0, KNOWN=0)
     return script, script.WordNet(tmp_path)
 
 
 def test_words_of_a_name_are_those_of_its_noun_without_abstract_ones(words):
-    _, wordnet = words
+    script, wordnet = words
     synonyms, hypernyms = wordnet.relations("oncoming automobile with lights")
     assert synonyms == ["car", "auto"]
     assert hypernyms == ["motor vehicle", "conveyance", "transport"]  # no artifact, no name of a make, two words each
     assert wordnet.relations("Cars")[0] == ["auto", "automobile"]
     assert wordnet.relations("smirking") == ([], [])
+    script.COMMON = 1
+    assert wordnet.relations("car")[1] == []  # no definition has these words
+
+
+@pytest.mark.parametrize(
+    ("caption", "nouns", "hypernyms"),
+    [
+        ("a man riding a horse", ["man", "horse"], ["mammal", "animal", "beast"]),
+        ("a man walking their dog", ["man", "dog"], ["mammal", "animal", "beast"]),
+        ("a dog runs on the beach", ["dog", "beach"], ["mammal", "animal", "beast"]),
+        ("two dogs run on the beach", ["dogs", "beach"], ["mammal", "animal", "beast"]),
+        ("A car is parked outside", ["car"], ["motor vehicle", "conveyance", "transport"]),
+        ("a car parked outside", ["car"], ["motor vehicle", "conveyance", "transport"]),
+        ("a brown dog is sleeping", ["dog"], ["mammal", "animal", "beast"]),
+        ("a black and white cat", ["cat"], ["mammal", "animal", "beast"]),
+        ("black cat", ["cat"], ["mammal", "animal", "beast"]),
+        ("cats and dogs", ["cats", "dogs"], ["mammal", "animal", "beast"]),
+        ("a photo of a group of mice", ["mice"], ["mammal", "animal", "beast"]),
+        ("a beach without cars", ["beach"], []),
+        ("crane", ["crane"], []),  # a machine or a bird
+        ("children", ["children"], []),
+        ("cherries", ["cherries"], ["edible fruit", "food"]),
+        ("the man’s knives", ["knives"], []),
+    ],
+)
+def test_the_nouns_of_a_caption_are_read_in_their_usual_meaning(words, caption, nouns, hypernyms):
+    _, wordnet = words
+    assert wordnet.nouns_in(caption) == nouns
+    assert wordnet.relations(caption)[1] == hypernyms
 
 
 def test_the_keywords_decide_between_the_meanings_of_a_noun(words):
     _, wordnet = words
-    assert wordnet.relations("car", ["mountain"])[0] == ["cable car"]
+    assert wordnet.meanings("car", ["mountain", "cabin"]) == [CABLE]
+    assert wordnet.relations("car", ["mountain", "cabin"]) == ([], ["conveyance", "transport"])  # repeats: cable car
     assert wordnet.relations("car", ["roads"])[0] == ["auto", "automobile"]
+    assert wordnet.relations("crane", ["bird"])[1] == ["animal", "beast"]
+    assert wordnet.relations("horse", ["rides"])[1] == ["mammal", "animal", "beast"]  # one word is no clear sign
+
+
+def test_irregular_plurals_are_those_of_the_folder_too(words):
+    _, wordnet = words
+    assert wordnet.forms("cattus") == []
+    (wordnet.folder / "noun.exc").write_text("cattus cat\n", encoding="utf-8")
+    del wordnet.irregular
+    assert wordnet.forms("cattus") == ["cat"]
+    assert [wordnet.forms(noun) for noun in ("mice", "knives", "cherries")] == [["mouse"], ["knife"], ["cherry"]]
 
 
 def test_a_search_for_car_is_trained_with_the_synonyms_of_automobile(words, tmp_path, monkeypatch, capsys):
@@ -163,7 +230,7 @@ def test_a_search_for_car_is_trained_with_the_synonyms_of_automobile(words, tmp_
     (tmp_path / "captions.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path), "--dict", str(wordnet.folder)])
     script.main()
-    assert "in 1 of 1 rows" in capsys.readouterr().out
+    assert "1 rows, with synonyms 1, with hypernyms 1" in capsys.readouterr().out
     columns = {"caption_column": ["captions", "synonyms"], "tags_column": ["keywords", "hypernyms"]}
     (sample,) = folder(tmp_path, "captions", "train", **columns)
     assert sample.captions == ("automobile", "car", "auto")
@@ -176,17 +243,61 @@ def test_a_search_for_car_is_trained_with_the_synonyms_of_automobile(words, tmp_
     assert (plain.captions, plain.tags) == (("automobile",), ("roads",))
 
 
-def test_words_are_those_of_the_caption_in_any_column_that_evle_reads(words, tmp_path, monkeypatch):
+def test_words_are_those_of_all_captions_in_any_column_that_evle_reads(words):
     script, wordnet = words
     expected = {"synonyms": ["car", "auto"], "hypernyms": ["motor vehicle", "conveyance", "transport"]}
     for row in (
         {"captions": "automobile", "keywords": "roads"},  # a text, not a list of letters
         {"captions": None, "caption": "an automobile", "tags": ["roads"]},
+        {"Captions": ["smirking", {"raw": "an automobile"}]},
     ):
         assert script.with_words(row, wordnet) == {**row, **expected}
+    both = script.with_words({"captions": ["an automobile", "a dog"]}, wordnet)
+    assert both["hypernyms"] == [*expected["hypernyms"], "mammal", "animal", "beast"]
     assert script.with_words({"image": "a.png"}, wordnet) == {"image": "a.png", "synonyms": [], "hypernyms": []}
-    monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path / "nowhere"), "--dict", str(wordnet.folder)])
-    with pytest.raises(SystemExit, match=r"captions\.jsonl: no such file"):
+
+
+def test_a_table_is_replaced_whole_or_not_at_all(words, tmp_path, monkeypatch):
+    script, wordnet = words
+    table = tmp_path / "captions.jsonl"
+    table.write_text('{"image": "a.png", "caption": "car", "mine": [1]}\n\n', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path), "--dict", str(wordnet.folder)])
+    script.main()
+    row = json.loads(table.read_text())
+    assert (row["mine"], row["synonyms"]) == ([1], ["auto", "automobile"])
+    with pytest.raises(SystemExit, match="line 1: has the column synonyms already; add --replace"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--replace"])
+    script.main()
+    assert json.loads(table.read_text()) == row
+    before = sorted(tmp_path.iterdir())
+
+    def fails(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no space left"):
+        script.main()
+    assert sorted(tmp_path.iterdir()) == before
+    assert json.loads(table.read_text()) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("captions.csv", "image,caption", r"captions\.csv: not read here; write this table as captions\.jsonl"),
+        ("captions.jsonl", "{}\n{", r"captions\.jsonl, line 2: no JSON .* correct the line"),
+        ("captions.jsonl", "[1]", r"captions\.jsonl, line 1: no JSON object; write one object per line"),
+        ("other.txt", "", r"captions\.jsonl: no such file; give a folder with a captions\.jsonl"),
+    ],
+    ids=["csv", "broken", "list", "none"],
+)
+def test_a_table_that_cannot_be_read_is_named_with_the_cure(words, tmp_path, monkeypatch, name, text, message):
+    script, wordnet = words
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["words.py", str(tmp_path / "data"), "--dict", str(wordnet.folder)])
+    with pytest.raises(SystemExit, match=message):
         script.main()
 
 
