@@ -61,15 +61,37 @@ def test_variants_of_a_person_are_one_concept(build):
     assert concepts == {"tipping hand"}
 
 
+def write_cldr(modules: Path, locale: str, entries: dict[str, dict[str, list[str]]], derived: bool = False) -> None:
+    kind, package = ("annotationsDerived", "-derived") if derived else ("annotations", "")
+    folder = modules / f"cldr-annotations{package}-full" / kind / locale
+    folder.mkdir(parents=True)
+    (folder / "annotations.json").write_text(json.dumps({kind: {"annotations": entries}}), encoding="utf-8")
+
+
+def test_a_locale_of_cldr_has_sequences_and_inherits_from_its_language(build, tmp_path):
+    write_cldr(tmp_path, "es", {"❤": {"default": ["amor"], "tts": ["corazón"]}, "🍑": {"tts": ["melocotón"]}})
+    write_cldr(tmp_path, "es", {"👩\u200d❤️\u200d👨": {"tts": ["pareja"]}}, derived=True)
+    write_cldr(tmp_path, "es-419", {"🍑": {"tts": ["durazno"]}})
+    write_cldr(tmp_path, "es-MX", {"❤": {"default": ["rojo"]}})
+    write_cldr(tmp_path, "zh", {"❤": {"tts": ["红心"]}})
+    write_cldr(tmp_path, "zh-Hant", {})
+    names = build.read_locale(tmp_path, "es-mx")
+    assert names["2764"] == {"default": ["rojo"], "tts": ["corazón"]}
+    assert (names["1f351"]["tts"], names["1f469-200d-2764-200d-1f468"]["tts"]) == (["durazno"], ["pareja"])
+    assert build.read_locale(tmp_path, "es")["1f351"]["tts"] == ["melocotón"]
+    assert build.read_locale(tmp_path, "zh_Hant") == {}  # another script
+    with pytest.raises(SystemExit, match=r"--locales es-MY: CLDR has no such locale; the nearest are es-MX"):
+        build.read_locale(tmp_path, "es-MY")
+
+
 def test_emoji_become_rows_from_packages_as_npm_lays_them_out(build, tmp_path):
     data = [
         {"hexcode": "2764-FE0F", "label": "red heart", "tags": ["love"], "group": 0, "subgroup": 0},
         {"hexcode": "1F3FB", "label": "light skin tone", "group": 2},
     ]
-    for locale, label in (("en", "red heart"), ("de", "rotes Herz")):
-        target = tmp_path / "emojibase-data" / locale
-        target.mkdir(parents=True)
-        (target / "data.json").write_text(json.dumps([{**data[0], "label": label}, data[1]]), encoding="utf-8")
+    (tmp_path / "emojibase-data/en").mkdir(parents=True)
+    (tmp_path / "emojibase-data/en/data.json").write_text(json.dumps(data), encoding="utf-8")
+    write_cldr(tmp_path, "de", {"❤": {"default": ["Liebe"], "tts": ["rotes Herz"]}})
     package = tmp_path / "@iconify-json" / "noto"
     package.mkdir(parents=True)
     icons = {"icons": {"heart": {"body": '<path d="M0 0h9v9z"/>'}}, "width": 128, "height": 128}
@@ -94,15 +116,17 @@ def test_emoji_become_rows_from_packages_as_npm_lays_them_out(build, tmp_path):
         "licence": "Apache-2.0",
         "split": build.split_of("red heart", "noto"),
         "captions_de": ["rotes Herz"],
-        "keywords_de": ["love"],
+        "keywords_de": ["Liebe"],
     }
 
 
 def test_a_package_that_is_missing_is_named_with_the_cure(build, tmp_path):
     with pytest.raises(SystemExit, match=r"icons\.json: no such file; run `npm install`"):
         build.read_icons(tmp_path, "noto", [])
-    with pytest.raises(SystemExit, match="choose locales from none: run npm install first"):
+    with pytest.raises(SystemExit, match=r"data\.json: no such file; run `npm install`"):
         build.read_emoji(tmp_path, [])
+    with pytest.raises(SystemExit, match="no annotations; run `npm install`"):
+        build.read_locale(tmp_path, "de")
 
 
 CAR, MOTOR, VEHICLE, CABLE, ROOT, ANIMAL, FOOD, CAT = 100, 200, 300, 400, 500, 610, 620, 630

@@ -10,6 +10,7 @@ image. README.md beside this file documents its columns, its splits and the lice
 """
 
 import argparse
+import difflib
 import hashlib
 import io
 import json
@@ -87,27 +88,60 @@ def split_of(concept: str, style: str) -> str:
     return "val" if share < VAL_SHARE else "test_concept"
 
 
+def read_locale(modules: Path, locale: str) -> dict[str, dict[str, list[str]]]:
+    """CLDR's names ("tts") and keywords ("default") of a locale by plain code, with those that it inherits.
+
+    es-MX inherits from es-419 and es, but a language in another script, such as zh-Hant, inherits nothing.
+    """
+    packages = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
+    folders = [modules / package / kind for package, kind in packages.items()]
+    known = {path.parent.name.lower(): path.parent.name for path in folders[0].glob("*/annotations.json")}
+    if not known:
+        sys.exit(f"{folders[0]}: no annotations; run `npm install` in the folder of package.json first")
+    wanted = locale.replace("_", "-").lower()
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, cutoff=0.5) or sorted(known)
+        sys.exit(
+            f"--locales {locale}: CLDR has no such locale; the nearest are {', '.join(known[each] for each in near)}"
+        )
+    parts = wanted.split("-")
+    chain = ["-".join(parts[: count + 1]) for count in range(len(parts))]
+    if len(parts) > 1 and len(parts[1]) == 4 and chain[1] != "sr-cyrl":  # a script that is not the language's usual one
+        chain = chain[1:]
+    regional = {"es": "es-419", "en": "en-001"}.get(parts[0])
+    entries: dict[str, dict[str, list[str]]] = {}
+    for name in dict.fromkeys([*chain[:-1], *([regional] if len(parts) > 1 and regional else []), wanted]):
+        for folder in folders:
+            file = folder / known.get(name, name) / "annotations.json"
+            if file.is_file():
+                signs = json.loads(file.read_text(encoding="utf-8"))[folder.name].get("annotations", {})
+                for sign, entry in signs.items():
+                    entries.setdefault(plain_code("-".join(f"{ord(char):x}" for char in sign)), {}).update(entry)
+    return entries
+
+
 def read_emoji(modules: Path, locales: list[str]) -> list[Emoji]:
-    """Every emoji that has a group and a name, in the order of the standard, without variants of skin tone."""
-    by_locale: dict[str, dict[str, dict[str, Any]]] = {}
-    for locale in ["en", *locales]:
-        file = modules / "emojibase-data" / locale / "data.json"
-        if not file.is_file():
-            known = sorted(path.parent.name for path in file.parents[1].glob("*/data.json"))
-            sys.exit(f"{file}: no such file; choose locales from {', '.join(known) or 'none: run npm install first'}")
-        by_locale[locale] = {each["hexcode"]: each for each in json.loads(file.read_text(encoding="utf-8"))}
+    """Every emoji that has a group and a name, in the order of the standard, without variants of skin tone.
+
+    A locale has no name for those that CLDR does not name, such as the keycaps.
+    """
+    file = modules / "emojibase-data/en/data.json"
+    if not file.is_file():
+        sys.exit(f"{file}: no such file; run `npm install` in the folder of package.json first")
+    translated = {locale: read_locale(modules, locale) for locale in locales}
     emoji = []
-    for code, entry in by_locale["en"].items():
+    for entry in json.loads(file.read_text(encoding="utf-8")):
         if entry.get("group", COMPONENTS) == COMPONENTS:
             continue
-        entries = {locale: known[code] for locale, known in by_locale.items() if code in known}
+        code = plain_code(entry["hexcode"])
+        named = {locale: each[code] for locale, each in translated.items() if each.get(code, {}).get("tts")}
         emoji.append(
             Emoji(
-                plain_code(code),
+                code,
                 entry["group"],
                 entry.get("subgroup", -1),
-                {locale: each["label"] for locale, each in entries.items()},
-                {locale: list(each.get("tags", [])) for locale, each in entries.items()},
+                {**{locale: each["tts"][0] for locale, each in named.items()}, "en": entry["label"]},
+                {**{locale: each.get("default", []) for locale, each in named.items()}, "en": entry.get("tags", [])},
             )
         )
     return emoji
@@ -186,11 +220,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("emoji"), help="folder to write (default: emoji)")
     parser.add_argument("--modules", type=Path, default=here / "node_modules", help="where npm installed the packages")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: 128)")
-    parser.add_argument("--locales", nargs="*", default=[], help="more languages for names, such as: de fr ja")
+    parser.add_argument("--locales", nargs="*", default=[], help="more locales of CLDR, such as: de fr ja")
     parser.add_argument("--wordnet", action="store_true", help="add the columns synonyms and hypernyms, see words.py")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: 2)")
     options = parser.parse_args()
     emoji = read_emoji(options.modules, options.locales)
+    for locale in options.locales:
+        print(f"{locale}: CLDR names {sum(locale in each.names for each in emoji)} of {len(emoji)} emoji")
     counts: Counter[str] = Counter()
     table = []
     for style, package in STYLES.items():
