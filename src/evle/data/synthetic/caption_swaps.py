@@ -258,4 +258,5 @@ def _mirrored(pool: list[_Candidate]) -> tuple[list[_Candidate], list[_Candidate
 
 
 def _margins(pool: list[_Candidate]) -> np.ndarray:
-    return text_alone.cross_fitted([(each.caption, each.swap.caption) for each in pool], [index // 2 for index in range(len(pool))])
+    groups = [index // 2 for index in range(len(pool))]
+    return text_alone.cross_fitted([(each.caption, each.swap.caption) for each in pool], groups)
