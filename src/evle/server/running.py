@@ -106,8 +106,8 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     New connections are then refused, requests in work are answered, within the limit of seconds, and the process can
     end with exit code 0. Raises ConfigError for an address that cannot be listened at.
     """
-    log_as_json()
     with contextlib.closing(listen(host, port)) as listening:
+        log_as_json()
         log.info("listening at %s port %s", *listening.getsockname()[:2])
         server_of(app).run(sockets=[listening])
 
