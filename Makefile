@@ -25,16 +25,16 @@ lint: install
 
 # What a contributor runs after each edit: under a minute.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(FAST)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow or not slow'
 
 coverage: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=evle --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov=evle --cov-report=term:skip-covered
 
 # The site, with the API reference from docstrings, into site/. A warning is an error.
 docs: install
