@@ -16,9 +16,8 @@ def plain(image: Image.Image, keep_alpha: bool = False) -> Image.Image:
     The image is not changed. Raises ValueError for a float image without any number.
     """
     is_12_bits = is_of_12_bits(image)
-    is_inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode.startswith(
-        "I;16"
-    )  # of 8 bits Pillow inverts itself
+    has_white_at_0 = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    is_inverted = has_white_at_0 and image.mode.startswith("I;16")  # images of 8 bits are inverted by Pillow
     image = _with_scaled_transparency(image)
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
